@@ -1,0 +1,72 @@
+"""The veRL plugin (entry point `verl.plugins: tpru`): what a veRL process needs to train on TPRU.
+
+veRL loads the entry point on every `import verl`, so in every Ray worker and every vLLM process,
+and it only loads the attribute: nobody calls it. That is why importing this package registers, and
+why nothing here imports torch, transformers or vLLM: mends wait for the module they mend (`hooks`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+logger = logging.getLogger("tpru_verl")
+
+TESTED_VERL = "0.9.1"
+_ANNOUNCED = "TPRU_PLUGIN_ANNOUNCED"
+
+
+def register() -> None:
+    """Register the mends of `patches`, and with VERL_PLATFORM=cpu the CPU platform of `cpu`.
+
+    Never raises: veRL logs a plugin's exception at DEBUG, where nobody sees it, so a part that
+    cannot load says so in a warning and leaves the others alone.
+    """
+    _log_visibly()
+    parts = ["patches"]
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        parts.append("cpu")
+    loaded = [part for part in parts if _load(part)]
+    if loaded and not os.environ.get(_ANNOUNCED):
+        # Children inherit the variable, so a run says this once and not once per worker.
+        os.environ[_ANNOUNCED] = "1"
+        logger.info("tpru plugin %s loaded into veRL: %s", _version(), ", ".join(loaded))
+
+
+def _load(part: str) -> bool:
+    from importlib import import_module
+
+    try:
+        import_module(f"{__name__}.{part}").apply()
+    except Exception as error:
+        logger.warning(
+            "tpru plugin: %s could not be loaded and is off (%s: %s). Tested with verl %s; see `tpru doctor`.",
+            part,
+            type(error).__name__,
+            error,
+            TESTED_VERL,
+        )
+        return False
+    return True
+
+
+def _version() -> str:
+    from tpru_verl import __version__
+
+    return __version__
+
+
+def _log_visibly() -> None:
+    """veRL sets the root logger to WARNING, which would hide the one line that says we are here."""
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+# Tools that import a module of this package without veRL (the repair, the launcher) must not register.
+if "verl.plugin.platform" in sys.modules:
+    register()

@@ -1,0 +1,166 @@
+"""Mends of veRL 0.9.1 that hold on every device. Each says what it mends and is off, aloud, if that is gone.
+
+| veRL 0.9.1 | here |
+| --- | --- |
+| a batch of sequences of one length crashes with 3-D position ids | `equal_length_position_ids` |
+| the trainer looks for finished rollouts every 2.0 s | `prompt_polling` |
+| a dead agent-loop worker leaves the trainer waiting for ever | `notice_dead_actors` |
+| a failed weight update leaves the sender waiting for ever | `notice_failed_weight_update` |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from tpru_verl.plugin.hooks import require, when_imported
+
+if TYPE_CHECKING:
+    import ray
+    import torch
+    from tensordict import TensorDict
+
+POLL_SECONDS = 0.1
+LIVENESS_SECONDS = 5.0
+
+_watched: list[ray.actor.ActorHandle] = []
+
+
+def apply() -> None:
+    """Arm the mends; nothing is imported here."""
+    when_imported("verl.utils.tensordict_utils")(equal_length_position_ids)
+    when_imported("verl.trainer.ppo.v1.replay_buffer")(prompt_polling)
+    when_imported("verl.trainer.ppo.v1.replay_buffer")(notice_dead_actors)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")(notice_failed_weight_update)
+
+
+def equal_length_position_ids(tensordict_utils: ModuleType) -> None:
+    """mRoPE position ids, [batch, 3 or 4, ragged length], lose their ragged dimension when all lengths agree.
+
+    Built from tensors [3, L] of one L, a jagged tensor takes the first dimension that it may for the ragged
+    one: the 3, not L. `maybe_fix_3d_position_ids` then writes index 2 over it without moving the values, and
+    the next `unbind` raises `split_with_sizes expects split_sizes to sum exactly to ...`.
+    """
+    import torch
+
+    require(tensordict_utils, "maybe_fix_3d_position_ids")
+    original = tensordict_utils.maybe_fix_3d_position_ids
+
+    def maybe_fix_3d_position_ids(data: TensorDict) -> None:
+        position_ids = data.get("position_ids", None)
+        if position_ids is None or not position_ids.is_nested or position_ids.dim() != 3:
+            return original(data)
+        values, offsets = position_ids.values(), position_ids.offsets()
+        if values.shape[0] <= 4 and values.shape[-1] == int(offsets[-1]):
+            return original(data)  # [3 or 4, all lengths]: really ragged in length
+        rows = values.split(offsets.diff().tolist(), dim=0)
+        lengths = torch.tensor([0] + [row.shape[-1] for row in rows], device=offsets.device)
+        data["position_ids"] = torch.nested.nested_tensor_from_jagged(
+            torch.cat(rows, dim=-1), offsets=lengths.cumsum(0), jagged_dim=2
+        )
+        return None
+
+    tensordict_utils.maybe_fix_3d_position_ids = maybe_fix_3d_position_ids
+
+
+def prompt_polling(replay_buffer: ModuleType) -> None:
+    """`ReplayBuffer` asks for finished rollouts every 2.0 s, which no key of the config changes: steps of
+    a few seconds come in multiples of two.
+    """
+    require(replay_buffer.ReplayBuffer, "_wait_for_next_poll", "__init__")
+    original = replay_buffer.ReplayBuffer.__init__
+
+    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: ANN001, N807
+        original(self, *args, **{"poll_interval": POLL_SECONDS, **kwargs})
+
+    replay_buffer.ReplayBuffer.__init__ = __init__
+
+
+def watch(actors: list[ray.actor.ActorHandle]) -> None:
+    """Have the trainer's wait for rollouts end with an error when one of `actors` dies."""
+    _watched.extend(actors)
+
+
+def notice_dead_actors(replay_buffer: ModuleType) -> None:
+    """Rollouts are fire-and-forget: when the worker that runs them dies, nobody tells the trainer, which
+    polls for ever. While it waits, ask the workers (`watch`) whether they live.
+    """
+    require(replay_buffer.ReplayBuffer, "_wait_for_next_poll")
+    original = replay_buffer.ReplayBuffer._wait_for_next_poll
+    check = _liveness_check()
+
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:  # noqa: ANN001
+        check()
+        return original(self, partition_id, last_debug_time)
+
+    replay_buffer.ReplayBuffer._wait_for_next_poll = _wait_for_next_poll
+
+
+def _liveness_check() -> Callable[[], None]:
+    answers: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
+    asked_at = 0.0
+
+    def check() -> None:
+        nonlocal asked_at
+        if time.monotonic() - asked_at < LIVENESS_SECONDS:
+            return
+        import ray
+
+        asked_at = time.monotonic()
+        answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=0) if answers else ([], [])
+        for ref in answered:
+            actor = answers.pop(ref)
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                raise RuntimeError(
+                    f"a rollout worker died while the trainer waited for it: {error}"
+                ) from error
+            answers[actor.__ray_ready__.remote()] = actor
+        for actor in _watched:
+            if actor not in answers.values():
+                answers[actor.__ray_ready__.remote()] = actor
+
+    return check
+
+
+def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
+    """The sender of new weights blocks on a socket until vLLM acknowledges; when vLLM's side has raised or
+    died, it blocks for ever. Give the socket a time-out and, each time, look at what became of vLLM's call.
+    """
+    import ray
+    import zmq
+
+    require(vllm_rollout, "BucketedWeightSender", "ServerAdapter")
+    require(vllm_rollout.ServerAdapter, "_execute_method")
+    require(vllm_rollout.BucketedWeightSender, "_init_socket")
+    execute = vllm_rollout.ServerAdapter._execute_method
+    pending: list[ray.ObjectRef] = []
+
+    async def _execute_method(self, method: str, non_block: bool = False, **kwargs: object):  # noqa: ANN001, ANN202
+        result = await execute(self, method, non_block=non_block, **kwargs)
+        pending[:] = [result] if non_block and result is not None else []
+        return result
+
+    class PatientSocket:
+        def __init__(self, socket: zmq.Socket) -> None:
+            self._socket = socket
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._socket, name)
+
+        def recv(self) -> bytes:
+            while not self._socket.poll(int(LIVENESS_SECONDS * 1000)):
+                for ref in ray.wait(pending, timeout=0)[0] if pending else []:
+                    ray.get(ref)  # raises what vLLM raised, or that it died
+            return self._socket.recv()
+
+    class WatchfulSender(vllm_rollout.BucketedWeightSender):
+        def _init_socket(self) -> None:
+            super()._init_socket()
+            self.socket = PatientSocket(self.socket)
+
+    vllm_rollout.ServerAdapter._execute_method = _execute_method
+    vllm_rollout.BucketedWeightSender = WatchfulSender

