@@ -1,0 +1,39 @@
+# make demo, make test: each makes .venv itself when it is missing or when pyproject.toml changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp is written last. An environment without one was interrupted, and is made anew.
+STAMP := $(VENV)/.stamp-$(shell cksum < pyproject.toml | tr ' ' '-')
+ARGS ?=
+
+.PHONY: help demo test lint clean
+help:
+	@echo 'make demo    train the tiny model on a CPU with veRL and show that it got better (outputs/demo)'
+	@echo 'make test    run all tests; quick ones only: make test ARGS="-m '"'not e2e'"'"'
+	@echo 'make lint    ruff and pyright'
+	@echo 'make clean   remove .venv and caches; outputs/ is kept'
+	@echo 'Options go in ARGS, as in: make demo ARGS="--seed 2". Another Python: make PYTHON=python3.12 demo'
+
+demo: $(STAMP)
+	$(BIN)/tpru demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 13) or sys.exit(f"Found Python {v[0]}.{v[1]}, expected 3.10 to 3.12: name one, as in make PYTHON=python3.12 test")'
+	@if ls $(VENV)/.stamp-* >/dev/null 2>&1; \
+	then echo "pyproject.toml changed: updating $(VENV)"; rm -f $(VENV)/.stamp-*; \
+	else echo "Making $(VENV): about 5 GB and a few minutes"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
+	@$(BIN)/python -m pip install --editable '.[cpu,dev]' || { \
+	  echo 'Installation failed. If pip found no torch==2.13.0+cpu: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch, then run make again.'; exit 1; }
+	@$(BIN)/python -m tpru_verl.plugin.torchvision_repair
+	@touch $@
