@@ -4,12 +4,19 @@
 Hydra imports every module in it whenever it starts, so this one imports nothing heavy.
 """
 
+import os
+from pathlib import Path
+
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
+import tpru_verl
 from tpru_verl import recipes
 
-recipes.register_resolvers()
+# tpru_tiny_cpu's default model. An environment variable, because veRL resolves a recipe in a Ray worker,
+# which inherits this but would not know an OmegaConf resolver of ours.
+CHECKPOINT = Path(tpru_verl.__file__).parent / "demo" / "checkpoint"
+os.environ.setdefault("TPRU_DEMO_CHECKPOINT", str(CHECKPOINT))
 
 
 class TPRUSearchPath(SearchPathPlugin):

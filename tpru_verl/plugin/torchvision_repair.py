@@ -54,7 +54,7 @@ def repair() -> list[str]:
         if error := import_error("torchvision"):
             PTH.unlink()
             raise RuntimeError(
-                f"torchvision: {error} even without its operators; reinstall torch and torchvision"
+                f"torchvision, without its operators: {error}; reinstall torch and torchvision"
             )
     for module, error in broken.items():
         pip = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", module]
