@@ -1,0 +1,26 @@
+"""What the tests of all modules share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch and Ray are imported anywhere: tests must be quiet guests on a small machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The project's folder."""
+    return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkpoint(root: Path) -> Path:
+    """The tiny model that ships with the package."""
+    folder = root / "tpru_verl" / "demo" / "checkpoint"
+    if not (folder / "config.json").exists():
+        pytest.fail(f"{folder} holds no checkpoint; make it with python -m tpru_verl.demo.warm_start")
+    return folder

@@ -1,0 +1,229 @@
+"""Every recipe composes and passes veRL's own checks and dataclasses."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from jinja2 import Template
+from omegaconf import DictConfig, OmegaConf
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils import omega_conf_to_dataclass
+from verl.utils.config import validate_config
+from verl.utils.import_utils import load_class_from_fqn, load_extern_object
+from verl.workers.config import FSDPActorConfig, HFModelConfig, RolloutConfig
+
+from tpru_verl import recipes
+
+DATA = ["data.train_files=train.parquet", "data.val_files=test.parquet"]
+BIG = [name for name in recipes.names() if name != "tpru_tiny_cpu"]
+everyone = pytest.mark.parametrize("name", recipes.names())
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    return recipes.compose(name, [*DATA, *overrides])
+
+
+def test_all_promised_recipes_are_there() -> None:
+    assert recipes.names() == ["tpru_32b", "tpru_3b", "tpru_7b", "tpru_qwen3vl_4b", "tpru_tiny_cpu"]
+
+
+@everyone
+@pytest.mark.filterwarnings("ignore:Disabled critic")
+def test_recipe_passes_verls_own_validation(name: str) -> None:
+    config = composed(name)
+    assert not need_critic(config)
+    validate_config(config, need_reference_policy(config), use_critic=False)
+
+
+@everyone
+def test_recipe_fills_verls_dataclasses(name: str, checkpoint: Path) -> None:
+    parts = composed(name, f"actor_rollout_ref.model.path={checkpoint}").actor_rollout_ref
+    for role in ("actor", "ref"):
+        part = omega_conf_to_dataclass(parts[role])
+        assert isinstance(part, FSDPActorConfig)
+        assert part.strategy == part.fsdp_config.strategy == "fsdp2"
+    rollout = omega_conf_to_dataclass(parts.rollout, dataclass_type=RolloutConfig)
+    assert rollout.limit_images == 7
+    model = omega_conf_to_dataclass(parts.model, dataclass_type=HFModelConfig)
+    assert model.processor is not None
+
+
+@everyone
+def test_every_key_of_a_recipe_is_one_that_verl_or_we_read(name: str) -> None:
+    """Hydra lets a recipe add any key; a misspelt one would be ignored in silence."""
+    ours = {"problem_key", "answer_key", "prompt_template", "on_invalid", "min_pixels", "max_pixels"}
+    config = composed(name)
+    stock = OmegaConf.load(verl_defaults())
+    assert isinstance(stock, DictConfig)
+    assert set(config.data) - set(stock.data) == ours
+    for section in ("algorithm", "trainer", "reward", "transfer_queue"):
+        added = keys(config[section]) - keys(stock[section])
+        assert added <= {
+            "custom_reward_function.reward_kwargs",
+            "custom_reward_function.reward_kwargs.preset",
+        }
+    added = keys(config.actor_rollout_ref) - keys(stock.actor_rollout_ref)
+    assert added <= {
+        "model.override_config.attn_implementation",
+        "rollout.agent.agent_loop_manager_class",
+        "rollout.enable_sleep_mode",
+        "rollout.limit_images",
+    }
+
+
+def verl_defaults() -> Path:
+    import verl
+
+    return Path(verl.__file__).parent / "trainer" / "config" / "_generated_ppo_trainer.yaml"
+
+
+def keys(config: DictConfig, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key in config:
+        found.add(f"{prefix}{key}")
+        child = None if OmegaConf.is_missing(config, key) else config._get_node(key)
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():
+            found |= keys(child, f"{prefix}{key}.")
+    return found
+
+
+@everyone
+def test_what_a_recipe_names_can_be_imported(name: str) -> None:
+    config = composed(name)
+    reward = config.reward.custom_reward_function
+    assert callable(load_extern_object(reward.path, reward.name))
+    assert isinstance(load_extern_object(config.data.custom_cls.path, config.data.custom_cls.name), type)
+    assert load_class_from_fqn(config.actor_rollout_ref.rollout.agent.agent_loop_manager_class)
+
+
+@everyone
+def test_prompt_and_response_fit_in_the_engine(name: str) -> None:
+    config = composed(name)
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    rollout = config.actor_rollout_ref.rollout
+    assert rollout.max_model_len >= longest
+    assert rollout.max_num_batched_tokens >= rollout.max_model_len
+    assert rollout.load_format == "auto"
+
+
+@pytest.mark.parametrize("name", BIG)
+def test_published_settings(name: str) -> None:
+    config = composed(name)
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    assert (config.data.max_prompt_length, config.data.max_response_length) == (7000, 1024)
+    assert (config.data.train_batch_size, actor.ppo_mini_batch_size) == (256, 128)
+    assert (rollout.n, rollout.temperature, rollout.top_p) == (5, 1.0, 0.99)
+    assert (rollout.val_kwargs.do_sample, rollout.val_kwargs.temperature) == (True, 0.5)
+    assert (actor.optim.lr, actor.optim.weight_decay, actor.optim.clip_grad) == (1e-6, 1e-2, 1.0)
+    assert (actor.use_kl_loss, actor.kl_loss_type, actor.kl_loss_coef) == (True, "low_var_kl", 0.01)
+    assert not config.algorithm.use_kl_in_reward
+    assert not actor.freeze_vision_tower
+    trainer = config.trainer
+    assert (trainer.total_epochs, trainer.test_freq, trainer.save_freq) == (2, 5, 35)
+    assert trainer.max_actor_ckpt_to_keep == 3
+    assert config.data.train_files != config.data.val_files
+
+
+def test_published_batches_and_pixels_of_7b() -> None:
+    config = composed("tpru_7b")
+    assert (config.data.min_pixels, config.data.max_pixels) == (16384, 36864)
+    assert config.actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu == 4
+    assert config.actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu == 16
+    assert config.actor_rollout_ref.rollout.tensor_model_parallel_size == 2
+
+
+def test_qwen3vl_sees_as_many_tokens_as_qwen25vl() -> None:
+    older, newer = composed("tpru_7b").data, composed("tpru_qwen3vl_4b").data
+    for bound in ("min_pixels", "max_pixels"):
+        assert round(older[bound] / 28**2) == newer[bound] / 32**2
+
+
+@everyone
+def test_paper_overlay_changes_reward_and_prompt_alone(name: str) -> None:
+    ours, paper = composed(name), composed(name, "+tpru=paper")
+    assert paper.data.prompt_template == "paper"
+    assert paper.reward.custom_reward_function.reward_kwargs == {"preset": "paper"}
+    paper.data.prompt_template = ours.data.prompt_template
+    paper.reward.custom_reward_function.reward_kwargs = {"preset": "tpru"}
+    paper.trainer.experiment_name = ours.trainer.experiment_name
+    assert paper == ours
+
+
+def test_verls_own_command_finds_a_recipe_from_any_folder(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        "--config-name",
+        "tpru_tiny_cpu",
+        "--cfg",
+        "job",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert OmegaConf.create(done.stdout).trainer.experiment_name == "tpru_tiny_cpu"
+
+
+def test_verl_is_not_shadowed_inside_the_recipes_folder(root: Path) -> None:
+    command = [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('verl').origin)"]
+    done = subprocess.run(command, cwd=root / "recipes", capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) != root / "recipes" / "verl" / "__init__.py"
+    assert done.stdout.strip().endswith("__init__.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("tpru_8b", DATA, "recipe: found 'tpru_8b', expected one of tpru_32b"),
+        ("tpru_tiny_cpu", [], "no value for data.train_files, data.val_files; add data.train_files="),
+        ("tpru_7b", ["actor_rollout_ref.model.path=null"], "no value for actor_rollout_ref.model.path"),
+        ("tpru_7b", ["data.trainfiles=x"], "Could not override 'data.trainfiles'"),
+        ("tpru_7b", ["+tpru=papre"], "papre"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(name: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("+", r"\+")) as caught:
+        recipes.compose(name, overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_easyr1_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "verl" / "trainer").mkdir(parents=True)
+    for file in ("__init__.py", "trainer/__init__.py", "trainer/main.py"):
+        (tmp_path / "verl" / file).touch()
+    code = "from tpru_verl import recipes; recipes.compose('tpru_7b')"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "expected veRL 0.9: use recipes/easyr1 there" in done.stderr
+
+
+@pytest.mark.parametrize("size", ["3b", "7b"])
+class TestEasyR1:
+    def test_names_files_that_exist(self, size: str, root: Path) -> None:
+        config = OmegaConf.load(recipes.EASYR1 / f"tpru_{size}.yaml")
+        reward, function = config.worker.reward.reward_function.split(":")
+        assert f"def {function}(" in (root / reward).read_text()
+        template = (root / config.data.format_prompt).read_text()
+        prompt = Template(template.strip()).render(content="<image> What is next?")
+        assert prompt.count("<image>") == 1
+        assert "<answer>" in prompt
+
+    def test_trains_as_the_verl_recipe_does(self, size: str) -> None:
+        easy, ours = OmegaConf.load(recipes.EASYR1 / f"tpru_{size}.yaml"), composed(f"tpru_{size}")
+        actor, rollout = ours.actor_rollout_ref.actor, ours.actor_rollout_ref.rollout
+        assert easy.worker.actor.model.model_path == ours.actor_rollout_ref.model.path
+        assert easy.data.rollout_batch_size == ours.data.train_batch_size
+        assert easy.worker.actor.global_batch_size == actor.ppo_mini_batch_size
+        assert easy.worker.actor.clip_ratio_high == actor.clip_ratio_high
+        assert easy.worker.rollout.n == rollout.n
+        assert easy.worker.rollout.limit_images == rollout.limit_images
+        assert easy.algorithm.kl_coef == actor.kl_loss_coef
+        assert easy.trainer.total_epochs == ours.trainer.total_epochs
+
+
+def test_easyr1_recipes_differ_in_the_model_alone() -> None:
+    three, seven = (OmegaConf.load(recipes.EASYR1 / f"tpru_{size}.yaml") for size in ("3b", "7b"))
+    three.worker.actor.model.model_path = seven.worker.actor.model.model_path
+    three.trainer.experiment_name = seven.trainer.experiment_name
+    assert three == seven
