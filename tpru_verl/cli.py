@@ -68,22 +68,22 @@ def train(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Changes, in Hydra's syntax."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only check and print.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after printing the command.")] = False,
 ) -> None:
     """Check a recipe, print the exact command that trains it, and run that: veRL's own main_ppo.
 
     The command can be copied and run by hand. The exit code is veRL's.
     """
     from tpru_verl import recipes
-
-    recipes.compose(recipe, overrides or [])
     from tpru_verl.plugin import launch
 
-    environment = launch.environment(recipe)
+    config = recipes.compose(recipe, overrides or [])
+    environment = launch.environment(config)
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *(overrides or [])]
     variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
     typer.echo(" ".join([*variables, shlex.join(command)]))
     if not dry_run:
+        launch.check(config)
         raise typer.Exit(_run(command, {**os.environ, **environment}))
 
 

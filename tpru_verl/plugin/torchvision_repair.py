@@ -44,9 +44,7 @@ def repair() -> list[str]:
     done: list[str] = []
     if error := broken.pop("torchvision", None):
         if OPERATORS_MISSING not in error:
-            raise RuntimeError(
-                f"torchvision: {error}; expected it to import; reinstall torch and torchvision"
-            )
+            raise RuntimeError(f"torchvision: {error}; reinstall torch and torchvision")
         temporary = PTH.with_suffix(".tmp")
         temporary.write_text(PTH_LINE)
         temporary.replace(PTH)

@@ -1,0 +1,111 @@
+"""The `tpru` command: what it prints, what it starts, and how it fails."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+import tpru_verl
+from tpru_verl import cli
+from tpru_verl.plugin import launch
+
+DATA = ["data.train_files=train.parquet", "data.val_files=test.parquet"]
+
+
+def tpru(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *args: str
+) -> tuple[object, str, str]:
+    """Exit code (or message), standard output and standard error of `tpru ARGS`."""
+    monkeypatch.setattr(sys, "argv", ["tpru", *args])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capfd.readouterr()
+    return caught.value.code, out, err
+
+
+def test_version(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tpru(capfd, monkeypatch, "--version") == (0, f"{tpru_verl.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["demo", "train"])
+def test_help_teaches_by_example(command: str) -> None:
+    help_text = CliRunner().invoke(cli.app, [command, "--help"]).output
+    assert f"tpru {command} " in help_text.split("Example", 1)[1]
+
+
+def test_train_prints_the_command_with_the_cpu_environment(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA, "--dry-run")
+    assert code == 0
+    assert "VERL_PLATFORM=cpu" in out
+    assert out.endswith(
+        f"{sys.executable} -m verl.trainer.main_ppo --config-name tpru_tiny_cpu {' '.join(DATA)}\n"
+    )
+
+
+def test_train_on_a_gpu_leaves_the_platform_to_verl(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = tpru(capfd, monkeypatch, "train", "tpru_7b", "+tpru=paper", "--dry-run")
+    assert code == 0
+    assert "VERL_PLATFORM" not in out
+    assert out.endswith("--config-name tpru_7b +tpru=paper\n")
+
+
+def test_train_hands_over_environment_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], environment: dict[str, str]) -> int:
+        started.append((command, environment))
+        return 7
+
+    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(launch, "check", lambda config: None)
+    result = CliRunner().invoke(cli.app, ["train", "tpru_tiny_cpu", *DATA])
+    assert result.exit_code == 7
+    ((command, environment),) = started
+    assert command[-len(DATA) :] == DATA
+    assert environment["VERL_PLATFORM"] == "cpu"
+    assert "PATH" in environment
+
+
+def test_run_returns_the_exit_code_of_the_process() -> None:
+    assert (
+        cli._run(
+            [sys.executable, "-c", "import os; raise SystemExit(int(os.environ['CODE']))"], {"CODE": "5"}
+        )
+        == 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "tpru_8b"], "tpru: recipe: found 'tpru_8b', expected one of "),
+        (["train", "tpru_tiny_cpu"], "tpru: tpru_tiny_cpu: no value for data.train_files"),
+        (["train", "tpru_7b", "data.trainfiles=x"], "tpru: tpru_7b: Could not override 'data.trainfiles'."),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_bad_exit_code(
+    args: list[str], message: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, out, _ = tpru(capfd, monkeypatch, *args)
+    assert isinstance(code, str)  # Python prints it to standard error and exits with 1
+    assert code.startswith(message)
+    assert "\n" not in code
+    assert out == ""
+
+
+def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: dict[str, object] = {}
+    run = ModuleType("tpru_verl.demo.run")
+    run.__dict__["run"] = lambda **options: handed.update(options)
+    monkeypatch.setitem(sys.modules, "tpru_verl.demo.run", run)
+    result = CliRunner().invoke(
+        cli.app, ["demo", "--out", "x", "--seed", "3", "--steps", "5", "--eval-rows", "30"]
+    )
+    assert result.exit_code == 0
+    assert handed == {"out": Path("x"), "seed": 3, "steps": 5, "eval_rows": 30}
