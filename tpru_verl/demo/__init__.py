@@ -1,0 +1,1 @@
+"""The embedded example: a scene generator, a tiny model and its training, small enough for two CPU cores."""
