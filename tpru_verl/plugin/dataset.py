@@ -1,0 +1,497 @@
+"""`data.custom_cls`: TPRU rows for veRL, in the published form or in veRL's own, checked before the start.
+
+Imported by veRL alone (`data.custom_cls.path=pkg://tpru_verl.plugin.dataset`), because its imports are heavy.
+"""
+
+import base64
+import io
+import logging
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import cast
+
+import datasets
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image
+from qwen_vl_utils.vision_process import smart_resize
+from transformers import PreTrainedTokenizer, ProcessorMixin
+from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer import build_multimodal_processor_inputs
+
+from tpru_verl.prompts import render
+from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
+
+logger = logging.getLogger(__name__)
+
+MAX_IMAGE_PIXELS = 64 * 2**20  # of one file, by its header: a larger one is a decompression bomb or a mistake
+LISTED = 10  # broken rows named in a message; the others are counted
+_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's other readers may start programs or are rare
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_OPTIONAL = ("task", "scene", "source_id", "id", "data_source", "extra_info", "agent_name")
+_ROW = "_tpru_row"  # position in the files as they came, kept through every selection
+
+Row = dict[str, object]
+
+
+class TPRUDataset(RLHFDataset):
+    """Rows of `problem`, `answer`, `images`, or of veRL's `prompt`, `images`, `reward_model`.
+
+    A file is a parquet, json or jsonl file, a folder of them, or a Hub id `org/name`; the latter two take
+    `@split`. Keys under `data`, beside veRL's: `problem_key`, `answer_key`, `image_key`; `prompt_template`
+    (a template's name or path; a prompt in veRL's form is taken as it is); `min_pixels` and `max_pixels` of
+    an image, as Qwen's processor understands them; `on_invalid`: `error` stops at broken rows, `skip` lists
+    and leaves them out.
+
+    Raises FileNotFoundError for a file that is missing and ValueError for one that is unreadable, empty or
+    lacks columns, for broken rows, for bounds that cannot hold, and where nothing is left to train on.
+    """
+
+    dataframe: datasets.Dataset
+
+    def __init__(
+        self,
+        data_files: str | list[str],
+        tokenizer: PreTrainedTokenizer,
+        config: DictConfig,
+        processor: ProcessorMixin | None = None,
+        max_samples: int = -1,
+    ) -> None:
+        if not data_files or (not isinstance(data_files, str) and not all(data_files)):
+            raise ValueError(
+                "data.train_files or data.val_files is not set: name a file, a folder or a Hub id"
+            )
+        if processor is None:
+            raise ValueError(
+                "the model has no image processor, but every TPRU row has images: use a VL model"
+            )
+        self.problem_key = str(config.get("problem_key") or "problem")
+        self.answer_key = str(config.get("answer_key") or "answer")
+        self.prompt_template = str(config.get("prompt_template") or "tpru")
+        self.on_invalid = str(config.get("on_invalid") or "error")
+        if self.on_invalid not in ("error", "skip"):
+            raise ValueError(f"data.on_invalid: found {self.on_invalid!r}, expected error or skip")
+        # The agent loop resizes by the processor's patch, so we have to: data.image_patch_size is 14 unless
+        # set, which is wrong for Qwen3-VL.
+        self.patch_size, self.image_factor = _patch_and_factor(processor)
+        self.pixel_bounds = _pixel_bounds(config, processor)
+        super().__init__(data_files, tokenizer, config, processor, max_samples)
+
+    def _download(self, use_origin_parquet: bool = False) -> None:
+        """Leaves to veRL what lies elsewhere (`hdfs://`); folders and Hub ids are not for it."""
+        self.data_files = list(self.original_data_files if use_origin_parquet else self.data_files)
+        if self.use_shm or any("://" in str(file) for file in self.data_files):
+            super()._download(use_origin_parquet)
+
+    def _read_files_and_tokenize(self) -> None:
+        parts = [part for file in self.data_files for part in _read(str(file))]
+        kept: list[datasets.Dataset] = []
+        for name, _, part in parts:
+            kept.append(self._only_known_columns(name, part))
+        self.part_names = [name for name, _, _ in parts]
+        self.part_folders = [folder for _, folder, _ in parts]
+        self.part_starts = [0, *accumulate(len(part) for part in kept)]
+        try:
+            frame = datasets.concatenate_datasets(kept)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{', '.join(self.part_names)}: columns of different types: {_line(error)}"
+            ) from error
+        total = len(frame)
+        frame = frame.add_column(_ROW, list(range(total)))
+        if 0 < self.max_samples < total:
+            order = np.arange(self.max_samples)
+            if self.shuffle:  # veRL's draw: the same rows for the same seed
+                order = np.random.default_rng(self.seed).choice(total, size=self.max_samples, replace=False)
+            frame = frame.select(order.tolist())
+        self.dataframe = self._without_long_prompts(self._without_broken_rows(frame))
+        logger.info("%d of %d rows from %s", len(self.dataframe), total, ", ".join(self.part_names))
+
+    def _only_known_columns(self, name: str, part: datasets.Dataset) -> datasets.Dataset:
+        found = part.column_names
+        forms = (
+            (self.problem_key, self.answer_key, self.image_key),
+            (self.prompt_key, self.image_key, "reward_model"),
+        )
+        form = next((form for form in forms if set(form) <= set(found)), None)
+        if form is None:
+            raise ValueError(
+                f"{name}: found columns {', '.join(found) or '(none)'}; expected {', '.join(forms[0])}, "
+                f"or veRL's {', '.join(forms[1])}; data.{{problem,answer,image}}_key name others"
+            )
+        if len(part) == 0:
+            raise ValueError(f"{name}: found 0 rows, expected at least 1")
+        part = part.select_columns([*form, *(c for c in _OPTIONAL if c in found and c not in form)])
+        feature = part.features[self.image_key]
+        if isinstance(getattr(feature, "feature", None), datasets.Image):
+            # The encoded bytes are what we pass on; decoding here would be for nothing.
+            part = part.cast_column(self.image_key, type(feature)(datasets.Image(decode=False)))
+        return part
+
+    def _place(self, row: Row) -> tuple[str, Path | None, int]:
+        """File, its folder (None for the Hub) and the row's number in it."""
+        position = cast(int, row[_ROW])
+        part = bisect_right(self.part_starts, position) - 1
+        return self.part_names[part], self.part_folders[part], position - self.part_starts[part]
+
+    def _text_and_answer(self, row: Row) -> tuple[object, object]:
+        """What is asked, with its `<image>` tags, and the answer, in either form."""
+        if row.get(self.problem_key) is not None:
+            return row[self.problem_key], row.get(self.answer_key)
+        reward_model = row.get("reward_model")
+        answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
+        return _messages_text(row.get(self.prompt_key)), answer
+
+    def _without_broken_rows(self, frame: datasets.Dataset) -> datasets.Dataset:
+        """Drops or raises for rows that break a rule; one pass, one row in memory at a time."""
+        broken: dict[int, str] = {}
+        unrecognised = 0
+        for i, row in enumerate(cast("Iterator[Row]", iter(frame))):
+            if problems := self._problems(row):
+                broken[i] = "; ".join(problems)
+            elif _task_of(row, str(self._text_and_answer(row)[0])) is None:
+                unrecognised += 1
+        if unrecognised:
+            logger.warning(
+                "%d of %d rows: the text does not say which of the three tasks they are; they get the "
+                "general prompt and data_source tpru/unrecognised. A column `task` settles it.",
+                unrecognised,
+                len(frame),
+            )
+        return self._drop(frame, broken)
+
+    def _problems(self, row: Row) -> list[str]:
+        text, answer = self._text_and_answer(row)
+        cells = row.get(self.image_key)
+        if not isinstance(cells, list):
+            return [f"{self.image_key}: found {type(cells).__name__}, expected a list of images"]
+        problems = problems_of(text, answer, len(cells))
+        task = _given_task(row)
+        if task and task not in list(Task):
+            problems.append(f"task: found {task!r}, expected one of {', '.join(t.value for t in Task)}")
+        if problems:
+            return problems
+        folder = self._place(row)[1]
+        for i, cell in enumerate(cells):
+            try:
+                self._check_image(_image_bytes(cell, folder))
+            except (ValueError, OSError) as error:
+                return [f"{self.image_key}[{i}]: {_line(error)}"]
+        if row.get(self.problem_key) is not None:
+            render(str(text), _task_of(row, str(text)), self.prompt_template)
+        return []
+
+    def _check_image(self, data: bytes) -> None:
+        """By the header alone; raises ValueError."""
+        try:
+            width, height = Image.open(io.BytesIO(data), formats=_FORMATS).size
+        except Exception as error:  # Pillow's readers raise many kinds
+            raise ValueError(f"found {len(data)} bytes that do not open as {', '.join(_FORMATS)}") from error
+        if width * height > MAX_IMAGE_PIXELS:
+            raise ValueError(f"found {width} x {height} pixels, expected at most {MAX_IMAGE_PIXELS}")
+        # Qwen's own rule: an aspect ratio up to 200, and a side that does not vanish under max_pixels.
+        if min(smart_resize(height, width, self.image_factor, **self.pixel_bounds)) < self.image_factor:
+            raise ValueError(
+                f"found {width} x {height} pixels, too narrow for max_pixels={self.pixel_bounds}"
+            )
+
+    def _drop(self, frame: datasets.Dataset, broken: dict[int, str]) -> datasets.Dataset:
+        if not broken:
+            return frame
+        lines = [f"{len(broken)} of {len(frame)} rows are broken (rows count from 0):"]
+        rows = frame[_ROW]
+        for i, reason in list(broken.items())[:LISTED]:
+            name, _, number = self._place({_ROW: rows[i]})
+            lines.append(f"  {name} row {number}: {reason}")
+        if len(broken) > LISTED:
+            lines.append(f"  and {len(broken) - LISTED} more")
+        if self.on_invalid == "error" or len(broken) == len(frame):
+            raise ValueError("\n".join([*lines, "Mend them, or leave them out with data.on_invalid=skip."]))
+        logger.warning("%s", "\n".join([*lines, "They are left out: data.on_invalid=skip."]))
+        return frame.select([i for i in range(len(frame)) if i not in broken])
+
+    def _without_long_prompts(self, dataframe: datasets.Dataset) -> datasets.Dataset:
+        """Leaves out prompts over `max_prompt_length` tokens, images expanded, as veRL does.
+
+        Other than veRL's, a row that raises is a broken row (veRL drops it as if it were too long), and what
+        is left out is counted and listed.
+        """
+        if not self.filter_overlong_prompts:
+            return dataframe
+        workers = (
+            self.num_workers if self.num_workers and self.num_workers > 1 and len(dataframe) > 256 else None
+        )
+        measured = dataframe.map(
+            self._measure,
+            fn_kwargs={"forked": workers is not None},
+            num_proc=workers,
+            remove_columns=dataframe.column_names,
+            load_from_cache_file=False,  # the measure depends on the processor, which no fingerprint covers
+            keep_in_memory=True,
+            new_fingerprint="tpru-token-counts",
+            desc="Counting the tokens of prompts",
+        )
+        lengths, errors = list(measured["tokens"]), list(measured["error"])
+        dataframe = self._drop(dataframe, {i: error for i, error in enumerate(errors) if error})
+        lengths = [n for n, error in zip(lengths, errors, strict=True) if not error]
+        fits = [i for i, n in enumerate(lengths) if n <= self.max_prompt_length]
+        if not fits:
+            raise ValueError(
+                f"data.max_prompt_length={self.max_prompt_length}: found {min(lengths)} to {max(lengths)} "
+                f"tokens in all {len(lengths)} rows, none fits; raise it or lower data.max_pixels"
+            )
+        if len(fits) < len(lengths):
+            long = sorted(set(range(len(lengths))) - set(fits))
+            rows = dataframe[_ROW]
+            named = [self._place({_ROW: rows[i]}) for i in long[:LISTED]]
+            logger.warning(
+                "%d of %d rows are longer than data.max_prompt_length=%d tokens and left out: %s%s",
+                len(long),
+                len(lengths),
+                self.max_prompt_length,
+                ", ".join(
+                    f"{name} row {number} ({lengths[i]})"
+                    for i, (name, _, number) in zip(long, named, strict=False)
+                ),
+                ", ..." if len(long) > LISTED else "",
+            )
+        return dataframe.select(fits)
+
+    def _measure(self, row: Row, forked: bool) -> dict[str, object]:
+        if forked:  # OpenMP's threads do not survive a fork: a parallel region would wait for them for ever
+            torch.set_num_threads(1)
+        processor = cast(ProcessorMixin, self.processor)
+        chat = dict(self.apply_chat_template_kwargs)
+        if self.tool_schemas is not None:
+            chat["tools"] = self.tool_schemas
+        try:
+            messages = self._messages(row)
+            text = processor.apply_chat_template(
+                cast("list[dict[str, str]]", messages), add_generation_prompt=True, tokenize=False, **chat
+            )
+            images, videos, audios = self._process_multi_modal_info(messages, self.patch_size, self.config)
+            inputs = build_multimodal_processor_inputs(
+                processor,
+                text=[text],
+                images=images,
+                videos=videos,
+                audio=audios,
+                mm_processor_kwargs=self.mm_processor_kwargs,
+            )
+        except Exception as error:
+            return {"tokens": 0, "error": f"{type(error).__name__}: {_line(error)}"}
+        return {"tokens": len(inputs["input_ids"][0]), "error": ""}
+
+    def _messages(self, row: Row) -> list[dict[str, object]]:
+        """Chat messages with images as encoded data URIs.
+
+        They travel through worker processes and Ray to the agent loop: encoded they are a fraction of the
+        decoded picture's size, and any consumer of Qwen's message format reads them.
+        """
+        folder = self._place(row)[1]
+        images = []
+        for cell in cast("list[object]", row[self.image_key]):
+            data = base64.b64encode(_image_bytes(cell, folder)).decode("ascii")
+            images.append({"image": f"data:image;base64,{data}", **self.pixel_bounds})
+        problem = row.get(self.problem_key)
+        if problem is None:
+            prompt = cast("list[dict[str, object]]", row[self.prompt_key])
+            messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
+        else:
+            content = render(str(problem), _task_of(row, str(problem)), self.prompt_template)
+            messages = [{"role": "user", "content": content}]
+        return self._build_messages({"prompt": messages, self.image_key: images}, key="prompt")
+
+    def __getitem__(self, item: int) -> Row:
+        """One row as veRL's trainer and reward loop take it; nothing else of the file goes along."""
+        row = cast(Row, self.dataframe[item])
+        text, answer = self._text_and_answer(row)
+        task = _task_of(row, str(text))
+        name, _, number = self._place(row)
+        given = row.get("extra_info")
+        extra = {k: v for k, v in given.items() if v is not None} if isinstance(given, Mapping) else {}
+        extra_info = {
+            "scene": row.get("scene") or "",
+            "source_id": row.get("source_id") or "",
+            "row_id": row.get("id") or f"{Path(name).name}:{number}",
+            **extra,
+            "task": task.value if task else "",
+            "options": parse_options(str(text)),
+            "index": row[_ROW],
+        }
+        fallback = task.data_source if task else "tpru/unrecognised"
+        result: Row = {
+            "raw_prompt": self._messages(row),
+            "data_source": row.get("data_source") or fallback,
+            "reward_model": {"style": "rule", "ground_truth": str(answer).strip()},
+            "extra_info": extra_info,
+            "index": row[_ROW],
+            "tools_kwargs": extra.get("tools_kwargs", {}),
+            "interaction_kwargs": extra.get("interaction_kwargs", {}),
+            # veRL builds its batches around at least one tensor.
+            "dummy_tensor": torch.tensor([0], dtype=torch.uint8),
+        }
+        if row.get("agent_name"):
+            result["agent_name"] = row["agent_name"]
+        return result
+
+
+def _read(entry: str) -> Iterator[tuple[str, Path | None, datasets.Dataset]]:
+    """Name, folder and rows of each file that `entry` stands for."""
+    path, split = Path(entry).expanduser(), ""
+    if not path.exists() and "@" in entry:
+        head, _, split = entry.rpartition("@")
+        path = Path(head).expanduser()
+    if path.is_file():
+        yield str(path), path.parent, _load(path)
+    elif path.is_dir():
+        for shard in _shards(path, split):
+            yield str(shard), path, _load(shard)
+    elif _HUB_ID.fullmatch(str(path)) and path.suffix not in _KINDS:
+        yield entry, None, load_hub(str(path), split)
+    else:
+        raise FileNotFoundError(f"{entry}: no such file or folder; expected parquet, json, jsonl or a Hub id")
+
+
+def _load(path: Path) -> datasets.Dataset:
+    if path.suffix not in _KINDS:
+        raise ValueError(f"{path}: found {path.suffix or 'no suffix'!r}, expected {', '.join(_KINDS)}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path}: found an empty file, expected rows")
+    try:
+        loaded = datasets.load_dataset(_KINDS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{path}: not readable as {_KINDS[path.suffix]}: {_line(cause)}") from error
+    return cast(datasets.Dataset, loaded)
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    """Data files below `folder`, parquet before json (which beside parquet is metadata), of one split.
+
+    A file's split is what its name, or its folder's name, begins with: `train-00000-of-00002.parquet`.
+    """
+    visible = [
+        p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+    ]
+    files = next((found for suffix in _KINDS if (found := [p for p in visible if p.suffix == suffix])), [])
+    if not files:
+        raise FileNotFoundError(f"{folder}: found no file that ends in {', '.join(_KINDS)}")
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        names = (file.stem, *file.relative_to(folder).parts[:-1])
+        pattern = re.compile(rf"({re.escape(split)})(?![A-Za-z])") if split else _SPLIT
+        match = next((m for name in names if (m := pattern.match(name))), None)
+        by_split.setdefault(match[1] if match else "", []).append(file)
+    if split:
+        if split not in by_split:
+            raise FileNotFoundError(f"{folder}@{split}: found {', '.join(p.name for p in files[:LISTED])}")
+        return by_split[split]
+    if len(by_split) > 1:  # training and test rows must never be read as one
+        splits = ", ".join(f"@{name}" if name else "files that name none" for name in by_split)
+        raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {splits}")
+    return files
+
+
+def load_hub(name: str, split: str = "") -> datasets.Dataset:
+    """A data set of the Hub; `split` may be left out where there is only one. Raises ValueError."""
+    try:
+        splits = [str(s) for s in datasets.get_dataset_split_names(name)]
+    except Exception as error:
+        raise ValueError(
+            f"{name}: no file or folder of this name, and not readable from the Hub: {_line(error)}"
+        ) from error
+    if (split or len(splits) != 1) and split not in splits:
+        found = ", ".join(f"{name}@{s}" for s in splits)
+        raise ValueError(f"{name}{'@' * bool(split)}{split}: expected one of its splits: {found}")
+    try:
+        return cast(datasets.Dataset, datasets.load_dataset(name, split=split or splits[0]))
+    except Exception as error:
+        raise ValueError(f"{name}: not readable from the Hub: {_line(error.__cause__ or error)}") from error
+
+
+def _image_bytes(cell: object, folder: Path | None) -> bytes:
+    """The encoded file of a cell: bytes, {bytes, path}, or a path inside `folder`. Raises ValueError."""
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, bytes):
+        return cell
+    if not isinstance(cell, str):
+        raise ValueError(f"found {type(cell).__name__}, expected bytes, {{bytes, path}} or a path")
+    if folder is None:
+        raise ValueError(f"found the path {cell!r}, expected the image's bytes in rows from the Hub")
+    path = (folder / cell).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise ValueError(f"found {cell!r}, expected a path inside {folder}")
+    if not path.is_file():
+        raise ValueError(f"found {cell!r}, but there is no such file in {folder}")
+    return path.read_bytes()
+
+
+def _given_task(row: Row) -> str:
+    extra = row.get("extra_info")
+    return str(row.get("task") or (extra.get("task") if isinstance(extra, Mapping) else None) or "")
+
+
+def _task_of(row: Row, text: str) -> Task | None:
+    given = _given_task(row)
+    return Task(given) if given else recognise_task(text)
+
+
+def _messages_text(prompt: object) -> str:
+    if not isinstance(prompt, list):
+        return ""
+    return "\n".join(str(m["content"]) for m in prompt if isinstance(m, Mapping) and m.get("content"))
+
+
+def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:
+    """Sides, in pixels, of a patch and of a visual token (merged patches)."""
+    own = getattr(processor, "image_processor", None)
+    patch = int(getattr(own, "patch_size", 14))
+    return patch, patch * int(getattr(own, "merge_size", 2))
+
+
+def _pixel_bounds(config: DictConfig, processor: ProcessorMixin) -> dict[str, int]:
+    """`min_pixels` and `max_pixels` as far as `data` sets them. Raises ValueError for what cannot hold.
+
+    qwen_vl_utils resizes to these; the model's processor then resizes to its own bounds once more, in the
+    trainer and in vLLM, so bounds outside of the processor's would be promised and not kept.
+    """
+    values = {key: config.get(key) for key in ("min_pixels", "max_pixels")}
+    bounds = {key: int(value) for key, value in values.items() if value is not None}
+    token = _patch_and_factor(processor)[1] ** 2
+    for key, value in bounds.items():
+        if value < token:
+            raise ValueError(f"data.{key}: found {value}, expected {token} (one visual token) or more")
+    low, high = bounds.get("min_pixels"), bounds.get("max_pixels")
+    if low is not None and high is not None and low > high:
+        raise ValueError(f"data.min_pixels: found {low}, expected at most data.max_pixels={high}")
+    size = getattr(getattr(processor, "image_processor", None), "size", None)
+    least, most = _edge(size, "shortest_edge"), _edge(size, "longest_edge")
+    if (least and high and high < least) or (most and low and low > most):
+        raise ValueError(
+            f"data.min_pixels, data.max_pixels: found {low} to {high}, expected bounds that meet {least} to "
+            f"{most}, those of the model's own processor, which resizes once more"
+        )
+    if (least and low and low < least) or (most and high and high > most):
+        logger.warning(
+            "data.min_pixels..max_pixels=%s..%s: the processor's own %s..%s hold", low, high, least, most
+        )
+    return bounds
+
+
+def _edge(size: object, key: str) -> int | None:
+    value = size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
+    return int(value) if value else None
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
