@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
+
+from tpru_verl.plugin.hooks import when_imported
 
 logger = logging.getLogger("tpru_verl")
 
@@ -23,6 +24,9 @@ def register() -> None:
     Never raises: veRL logs a plugin's exception at DEBUG, where nobody sees it, so a part that
     cannot load says so in a warning and leaves the others alone.
     """
+    wanted = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
+    if wanted != "auto" and "tpru" not in wanted.split(","):
+        return
     _log_visibly()
     parts = ["patches"]
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
@@ -67,6 +71,5 @@ def _log_visibly() -> None:
         logger.propagate = False
 
 
-# Tools that import a module of this package without veRL (the repair, the launcher) must not register.
-if "verl.plugin.platform" in sys.modules:
-    register()
+# Not only "now": vLLM's processes load our vLLM entry point, and with it this package, before veRL.
+when_imported("verl.plugin.platform")(lambda platform: register())

@@ -189,6 +189,7 @@ def apply() -> None:
         sys.meta_path.append(_VllmCpuAlias())
     when_imported("verl.utils.distributed")(one_gloo_backend)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(fsdp_engine_without_offload)
+    when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")(vision_tower_without_loops)
 
 
 def one_gloo_backend(distributed: ModuleType) -> None:
@@ -223,3 +224,47 @@ def fsdp_engine_without_offload(transformer_impl: ModuleType) -> None:
         return OffloadPolicy()
 
     transformer_impl.CPUOffloadPolicy = no_offload
+
+
+def vision_tower_without_loops(modeling: ModuleType) -> None:
+    """transformers' Qwen2.5-VL vision tower (5.10.4), where it spends a CPU's time on small images.
+
+    Attention walks over the images in Python unless flash-attn is there; images or windows of one size go
+    through in one call. The patch embedding is a convolution whose stride is its kernel: a matrix product.
+    Same mathematics, tests/test_cpu_platform.py compares outputs and gradients.
+    """
+    from torch.nn.functional import linear, scaled_dot_product_attention
+
+    require(modeling, "Qwen2_5_VLVisionAttention", "Qwen2_5_VisionPatchEmbed", "apply_rotary_pos_emb_vision")
+    attention, patch_embed = modeling.Qwen2_5_VLVisionAttention, modeling.Qwen2_5_VisionPatchEmbed
+    looping = attention.forward
+
+    def attend(
+        self,  # noqa: ANN001
+        hidden_states: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        lengths = cu_seqlens.diff()
+        if (
+            position_embeddings is None
+            or self.config._attn_implementation != "sdpa"
+            or bool((lengths != lengths[0]).any())
+        ):
+            return looping(
+                self, hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
+            )
+        tokens, length = hidden_states.shape[0], int(lengths[0])
+        query, key, value = self.qkv(hidden_states).view(tokens, 3, self.num_heads, -1).unbind(1)
+        query, key = modeling.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
+        batched = (part.view(-1, length, *part.shape[1:]).transpose(1, 2) for part in (query, key, value))
+        mixed = scaled_dot_product_attention(*batched, scale=self.scaling)
+        return self.proj(mixed.transpose(1, 2).reshape(tokens, -1))
+
+    def embed(self, hidden_states: torch.Tensor) -> torch.Tensor:  # noqa: ANN001
+        weight = self.proj.weight.flatten(1)
+        return linear(hidden_states.view(-1, weight.shape[1]).to(weight.dtype), weight)
+
+    attention.forward = attend
+    patch_embed.forward = embed

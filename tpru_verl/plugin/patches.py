@@ -5,11 +5,13 @@
 | a batch of sequences of one length crashes with 3-D position ids | `equal_length_position_ids` |
 | the trainer looks for finished rollouts every 2.0 s | `prompt_polling` |
 | a dead agent-loop worker leaves the trainer waiting for ever | `notice_dead_actors` |
+| the n samples of a prompt are n calls that carry its images | `generate_group` |
 | a failed weight update leaves the sender waiting for ever | `notice_failed_weight_update` |
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -34,6 +36,7 @@ def apply() -> None:
     when_imported("verl.trainer.ppo.v1.replay_buffer")(prompt_polling)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(notice_dead_actors)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")(notice_failed_weight_update)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(generate_group)
 
 
 def equal_length_position_ids(tensordict_utils: ModuleType) -> None:
@@ -164,3 +167,33 @@ def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
 
     vllm_rollout.ServerAdapter._execute_method = _execute_method
     vllm_rollout.BucketedWeightSender = WatchfulSender
+
+
+def generate_group(vllm_async_server: ModuleType) -> None:
+    """Give veRL's vLLM server a call for all samples of a prompt: n calls would carry its images n times.
+
+    `final_only` spares the server's event loop a wake-up per token and request. Not for the asynchronous
+    trainers: their pause counts a request as admitted at its first output.
+    """
+    from vllm.sampling_params import RequestOutputKind
+
+    server = vllm_async_server.vLLMHttpServer
+    require(server, "generate")
+
+    async def generate_group(  # noqa: ANN202
+        self,  # noqa: ANN001
+        n: int,
+        *,
+        request_id: str,
+        sampling_params: dict,
+        final_only: bool,
+        **prompt: object,
+    ):
+        params = {"output_kind": RequestOutputKind.FINAL_ONLY} if final_only else {}
+        samples = (
+            self.generate(request_id=f"{request_id}-{i}", sampling_params={**sampling_params, **params}, **prompt)
+            for i in range(n)
+        )
+        return await asyncio.gather(*samples)
+
+    server.generate_group = generate_group

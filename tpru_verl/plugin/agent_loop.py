@@ -1,0 +1,262 @@
+"""veRL's single-turn rollout with one image pass per prompt instead of three per trajectory.
+
+Stock veRL 0.9.1 (`trainer/ppo/v1/agent_loop_tq.py`) treats the n samples of a prompt as n strangers:
+each decodes and resizes the images, runs the processor to build the prompt, runs it again for the reward
+worker and again for the training batch, and sends the images to vLLM in a call of its own. Here the n
+samples of a prompt share one preparation, one call to vLLM, one to the reward worker and one write to
+TransferQueue. The tensors are those of stock veRL (tests/test_agent_loop.py compares them).
+
+Chosen by `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Rows of another agent loop than
+`single_turn_agent` (tools, several turns) and distillation go the stock way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import numpy as np
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.protocol import DataProto
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+from tpru_verl.plugin.patches import watch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from verl.workers.rollout.replica import TokenOutput
+
+logger = logging.getLogger("tpru_verl")
+
+# Ray hides the class behind an actor class that cannot be inherited from.
+_StockWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
+
+
+class TPRUAgentLoopWorker(_StockWorker):
+    """Runs the n samples of a prompt as one group."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._single_turn = SingleTurnAgentLoop(
+            trainer_config=DictConfigWrap(config=self.config),
+            server_manager=self.llm_client,
+            tokenizer=self.tokenizer,
+            processor=self.processor,
+            hf_model_type=self.hf_model_type,
+            dataset_cls=self.dataset_cls,
+            data_config=DictConfigWrap(self.config.data),
+        )
+
+    async def _run_prompt(
+        self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False
+    ) -> None:
+        if prompt.get("agent_name") != "single_turn_agent" or self.distillation_enabled:
+            await super()._run_prompt(prompt, sampling_params, trajectory, trace)
+            return
+        uid, partition_id = prompt["uid"], "val" if trajectory["validate"] else "train"
+        await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": "running"})
+        try:
+            await self._run_group(prompt, sampling_params, trajectory["validate"])
+            status = "finished"
+        except Exception:
+            logger.exception("rollout of prompt %s failed", uid)
+            status = "failure"
+        await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": status})
+
+    async def _run_group(self, prompt: dict, sampling_params: dict, validate: bool) -> None:
+        config = self.rollout_config
+        n = prompt.pop("__rollout_n__", config.val_kwargs.n if validate else config.n)
+        if not validate and not prompt.pop("__do_sample__", True):
+            sampling_params = {**sampling_params, "top_p": 1.0, "top_k": -1, "temperature": 0}
+
+        loop = self._single_turn
+        messages = list(prompt["raw_prompt"])
+        images = (await loop.process_multi_modal_info(messages)).get("images")
+        loop._assert_mm_supported(images is not None)
+        features: dict[str, object] = {}
+        prompt_ids = await loop.ct_build_initial_tokens(messages, images=images, mm_inputs_out=features)
+
+        started = asyncio.get_running_loop().time()
+        samples = await self._generate(n, prompt_ids, sampling_params, images, int(prompt.get("priority", 0)))
+        seconds = asyncio.get_running_loop().time() - started
+        outputs = [await self._output(prompt_ids, sample, seconds) for sample in samples]
+        multi_modal_inputs = _training_features(features)
+        await self._put(prompt, outputs, multi_modal_inputs, validate)
+
+    async def _generate(
+        self,
+        n: int,
+        prompt_ids: list[int],
+        sampling_params: dict,
+        images: list[Image] | None,
+        priority: int,
+    ) -> list[TokenOutput]:
+        """Sample a prompt n times in one call to one server, balanced as veRL balances single requests."""
+        client, loop = self.llm_client, self._single_turn
+        request_id = uuid4().hex
+        server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
+        extra = {"priority": priority} if priority else {}
+        if kwargs := loop._get_mm_processor_kwargs():
+            extra["mm_processor_kwargs"] = kwargs
+        try:
+            samples = await server.generate_group.remote(
+                n,
+                request_id=request_id,
+                prompt_ids=prompt_ids,
+                sampling_params=sampling_params,
+                image_data=images,
+                final_only=self.config.trainer.v1.trainer_mode == "sync",
+                **extra,
+            )
+        finally:
+            client._release_server(server_id, request_id=request_id)
+        for sample in samples:
+            step = sample.extra_fields.get("global_steps")
+            sample.extra_fields.update(min_global_steps=step, max_global_steps=step)
+        return samples
+
+    async def _output(self, prompt_ids: list[int], sample: TokenOutput, seconds: float) -> AgentLoopOutput:
+        merged, mask, log_probs = await self._single_turn.ct_merge_assistant_token(
+            prompt_ids,
+            sample.token_ids,
+            [],
+            [] if sample.log_probs else None,
+            assistant_logprobs=sample.log_probs or None,
+        )
+        split, limit = len(merged.token_ids) - len(mask), self.rollout_config.response_length
+        return AgentLoopOutput(
+            prompt_ids=merged.token_ids[:split],
+            response_ids=merged.token_ids[split:][:limit],
+            response_mask=mask[:limit],
+            response_logprobs=log_probs[:limit] if log_probs else None,
+            num_turns=2,
+            metrics=AgentLoopMetrics(
+                generate_sequences=seconds,
+                num_preempted=-1 if sample.num_preempted is None else sample.num_preempted,
+            ),
+            extra_fields={**sample.extra_fields, "turn_scores": [], "tool_rewards": []},
+        )
+
+    async def _put(
+        self,
+        prompt: dict,
+        outputs: list[AgentLoopOutput],
+        multi_modal_inputs: dict[str, torch.Tensor],
+        validate: bool,
+    ) -> None:
+        """Score the group and write it to TransferQueue: fields, keys and tags as stock veRL writes them."""
+        sequences = [torch.tensor(output.prompt_ids + output.response_ids) for output in outputs]
+        positions = [self._positions(sequence, multi_modal_inputs) for sequence in sequences]
+        multi_modal_inputs.pop("mm_token_type_ids", None)  # of the prompt alone, for positions only
+        await self._score(prompt, outputs)
+
+        batch_keys, fields, tags = [], [], []
+        for session_id, (output, input_ids, position_ids) in enumerate(
+            zip(outputs, sequences, positions, strict=True)
+        ):
+            field = {**output.as_dict(), **prompt, "session_id": session_id}
+            field["loss_mask"] = field["response_mask"]
+            field["input_ids"] = input_ids
+            field["position_ids"] = position_ids
+            field["multi_modal_inputs"] = multi_modal_inputs
+            fields.append(field)
+            batch_keys.append(f"{prompt['uid']}_{session_id}_0")
+            prompt_len, response_len = len(output.prompt_ids), len(output.response_ids)
+            tags.append(
+                {
+                    "status": "success",
+                    "prompt_len": prompt_len,
+                    "response_len": response_len,
+                    "seq_len": prompt_len + response_len,
+                    "global_steps": prompt["global_steps"],
+                    "min_global_steps": output.extra_fields.get("min_global_steps"),
+                    "max_global_steps": output.extra_fields.get("max_global_steps"),
+                }
+            )
+        await tq.async_kv_batch_put(
+            keys=batch_keys,
+            fields=list_of_dict_to_tensordict(fields),
+            tags=tags,
+            partition_id="val" if validate else "train",
+        )
+
+    def _positions(
+        self, input_ids: torch.Tensor, multi_modal_inputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """[4, length] with mRoPE (text, time, height, width), [length] without."""
+        ids = input_ids.unsqueeze(0)
+        # A copy: veRL's method pops what only positions need.
+        return self._compute_position_ids(ids, torch.ones_like(ids), dict(multi_modal_inputs)).squeeze(0)
+
+    async def _score(self, prompt: dict, outputs: list[AgentLoopOutput]) -> None:
+        if self.reward_loop_worker_handles is None:
+            return  # veRL scores the whole batch later
+        lengths = [len(output.response_ids) for output in outputs]
+        responses = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(output.response_ids) for output in outputs], batch_first=True
+        )
+        prompts = torch.tensor([output.prompt_ids for output in outputs])
+        response_mask = (torch.arange(responses.shape[1]) < torch.tensor(lengths).unsqueeze(1)).long()
+        data = DataProto(
+            batch=TensorDict(
+                {
+                    "prompts": prompts,
+                    "responses": responses,
+                    "input_ids": torch.cat([prompts, responses], dim=1),
+                    "attention_mask": torch.cat([torch.ones_like(prompts), response_mask], dim=1),
+                },
+                batch_size=len(outputs),
+            ),
+            non_tensor_batch={
+                **{key: _repeat(value, len(outputs)) for key, value in prompt.items() if key != "raw_prompt"},
+                "__num_turns__": np.array([output.num_turns for output in outputs]),
+                "tool_extra_fields": _objects([output.extra_fields for output in outputs]),
+            },
+        )
+        worker = random.choice(self.reward_loop_worker_handles)
+        for output, result in zip(outputs, await worker.compute_score_batch.remote(data), strict=True):
+            output.reward_score = result["reward_score"]
+            output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
+
+
+def _training_features(features: dict[str, object]) -> dict[str, torch.Tensor]:
+    """What stock veRL keeps of the processor's output for training; nothing for a prompt without images."""
+    kept = {key: torch.as_tensor(value) for key, value in features.items() if key != "attention_mask"}
+    grid = kept.get("image_grid_thw")
+    if grid is None:
+        return {}
+    kept["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
+    return kept
+
+
+def _objects(values: list) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def _repeat(value: object, n: int) -> np.ndarray:
+    return _objects([value] * n)
+
+
+class TPRUAgentLoopManager(AgentLoopManagerTQ):
+    """veRL's manager with our worker; tells the trainer's wait whom to watch."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(TPRUAgentLoopWorker)
+
+    async def _init_agent_loop_workers(self) -> None:
+        await super()._init_agent_loop_workers()
+        watch(self.agent_loop_workers)
+        watch(list(self.reward_loop_worker_handles or []))

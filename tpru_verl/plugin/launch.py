@@ -1,0 +1,104 @@
+"""What a run of veRL needs around it: environment variables, and a look at the machine before it starts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+GIB = 1024**3
+
+
+def environment(recipe: Mapping) -> dict[str, str]:
+    """Variables for `python -m verl.trainer.main_ppo` with this composed recipe.
+
+    Nothing for a GPU recipe. With `trainer.device: cpu` the platform of `tpru_verl.plugin.cpu`, and what
+    vLLM's CPU build wants to know (https://docs.vllm.ai, CPU installation).
+    """
+    if recipe["trainer"]["device"] != "cpu":
+        return {}
+    return {
+        "VERL_PLATFORM": "cpu",
+        # GiB of KV cache: the default takes half the machine.
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        # vLLM would pin itself to cores that the trainer needs, too.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A process per actor on two cores is late with its metrics, and says so at length.
+        "RAY_enable_metrics_collection": "0",
+        "TQ_LOGGING_LEVEL": "ERROR",
+    }
+
+
+def check(recipe: Mapping) -> None:
+    """Raise before anything starts what would otherwise surface minutes later, or as a hang.
+
+    Raises:
+        FileNotFoundError: the model path is a path and not there.
+        OSError: too little room for checkpoints or in shared memory.
+        RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
+    """
+    _model_is_there(recipe["actor_rollout_ref"]["model"]["path"])
+    _room_for_checkpoints(Path(recipe["trainer"]["default_local_dir"]))
+    bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
+    if recipe["trainer"]["device"] == "cpu":
+        _room_in_shared_memory(bucket * recipe["trainer"]["n_gpus_per_node"])
+    _no_leftover_ray()
+
+
+def _model_is_there(path: str) -> None:
+    looks_local = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+    folder = Path(path).expanduser()
+    if looks_local and not folder.is_dir():
+        raise FileNotFoundError(f"actor_rollout_ref.model.path={path}: no such folder")
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"actor_rollout_ref.model.path={path}: no config.json in it; a Hugging Face model folder is expected "
+            "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
+        )
+
+
+def _room_for_checkpoints(folder: Path, least: int = GIB) -> None:
+    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < least:
+        raise OSError(
+            f"trainer.default_local_dir={folder}: {free / GIB:.1f} GiB free, at least {least / GIB:.0f} expected"
+        )
+
+
+def _room_in_shared_memory(megabytes: int) -> None:
+    """Ray's object store and the weights on their way to vLLM live in /dev/shm."""
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return
+    free = shutil.disk_usage(shm).free
+    needed = megabytes * 2**20 + 128 * 2**20
+    if free < needed:
+        raise OSError(
+            f"/dev/shm: {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} expected; in a container start it with "
+            "--shm-size=2g, or lower actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+        )
+
+
+def _no_leftover_ray() -> None:
+    """`ray.init` joins a running cluster without a word, and then refuses the resources of the recipe."""
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if not note.is_file():
+        return
+    host, _, port = note.read_text().strip().rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return  # it is only the note of a cluster that has ended
+    raise RuntimeError(
+        f"a Ray cluster is running at {host}:{port}, perhaps left by an earlier run: end it with `ray stop`, "
+        "or train on it with RAY_ADDRESS=auto and no ray_kwargs.ray_init.num_cpus"
+    )
