@@ -11,6 +11,13 @@ from pathlib import Path
 
 GIB = 1024**3
 
+VLLM_ON_CPU = {
+    # GiB of KV cache: the default takes half the machine.
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # vLLM would pin itself to cores that the trainer needs, too.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
 
 def environment(recipe: Mapping) -> dict[str, str]:
     """Variables for `python -m verl.trainer.main_ppo` with this composed recipe.
@@ -22,15 +29,11 @@ def environment(recipe: Mapping) -> dict[str, str]:
         return {}
     return {
         "VERL_PLATFORM": "cpu",
-        # GiB of KV cache: the default takes half the machine.
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        # vLLM would pin itself to cores that the trainer needs, too.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        **VLLM_ON_CPU,
         "OMP_NUM_THREADS": str(os.cpu_count() or 1),
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
-        # A process per actor on two cores is late with its metrics, and says so at length.
-        "RAY_enable_metrics_collection": "0",
+        # TransferQueue warns about its threads with every batch on a machine of few cores.
         "TQ_LOGGING_LEVEL": "ERROR",
     }
 

@@ -1,0 +1,129 @@
+"""Held-out accuracy by vLLM: `python -m tpru_verl.demo.evaluate --model DIR --rows FILE --out FILE.jsonl`.
+
+A process of its own, because vLLM takes threads and memory that the trainer needs afterwards.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import re
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any, TypedDict
+
+from tpru_verl.grading import grade
+from tpru_verl.prompts import render
+from tpru_verl.sample import IMAGE_TAG, Task, parse_options
+
+MAX_TOKENS = 32
+MAX_MODEL_LEN = 512
+
+
+class Score(TypedDict):
+    """Share of right answers with its 95 % interval, over n rows; share of well-formed ones."""
+
+    accuracy: float
+    low: float
+    high: float
+    n: int
+    format: float
+
+
+def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927): never outside [0, 1], sound near its ends."""
+    if not 0 <= right <= n or n == 0:
+        raise ValueError(f"right, n: found {right}, {n}, expected 0 <= right <= n and n > 0")
+    share = right / n
+    centre = share + z * z / (2 * n)
+    spread = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+
+
+def score(answers: Path) -> dict[str, Score]:
+    """`pooled` and one entry a task, from what `evaluate` wrote."""
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    groups = {"pooled": rows}
+    groups |= {task.value: [row for row in rows if row["task"] == task.value] for task in Task}
+    return {name: _score(group) for name, group in groups.items() if group}
+
+
+def _score(rows: Sequence[dict[str, Any]]) -> Score:
+    right = round(sum(row["accuracy"] for row in rows))
+    low, high = wilson(right, len(rows))
+    return Score(
+        accuracy=right / len(rows),
+        low=low,
+        high=high,
+        n=len(rows),
+        format=sum(row["format"] for row in rows) / len(rows),
+    )
+
+
+def evaluate(model: Path, rows: Path, out: Path, *, template: str = "bare") -> None:
+    """Answer every row greedily and write one JSON object a row to `out`."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+    from transformers import AutoProcessor
+    from vllm import LLM, SamplingParams
+
+    table = pq.read_table(rows).to_pylist()
+    processor = AutoProcessor.from_pretrained(model)
+    engine = LLM(
+        model=str(model),
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_model_len=MAX_MODEL_LEN,
+        max_num_batched_tokens=8192,
+        limit_mm_per_prompt={"image": max(len(row["images"]) for row in table)},
+        disable_log_stats=True,
+    )
+    prompts = []
+    for row in table:
+        text = render(row["problem"], row["task"], template)
+        parts = [part for part in re.split(f"({IMAGE_TAG})", text) if part]
+        content = [
+            {"type": "image"} if part == IMAGE_TAG else {"type": "text", "text": part} for part in parts
+        ]
+        images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in row["images"]]
+        chat = [{"role": "user", "content": content}]
+        prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        prompts.append({"prompt": prompt, "multi_modal_data": {"image": images}})
+    outputs = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
+
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    with unfinished.open("w") as file:
+        for row, output in zip(table, outputs, strict=True):
+            response = output.outputs[0].text
+            grades = grade(
+                response, row["answer"], task=row["task"], options=parse_options(row["problem"]) or None
+            )
+            file.write(
+                json.dumps(
+                    {key: row[key] for key in ("id", "task", "scene", "problem", "answer")}
+                    | {
+                        "response": response,
+                        "parsed": grades.parsed,
+                        "accuracy": grades.accuracy,
+                        "format": grades.format,
+                    }
+                )
+                + "\n"
+            )
+    unfinished.replace(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("model", "rows", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    arguments = parser.parse_args()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    evaluate(arguments.model, arguments.rows, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

