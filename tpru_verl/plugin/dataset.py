@@ -11,13 +11,14 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import datasets
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
+from pyarrow.parquet import read_metadata, read_schema
 from qwen_vl_utils.vision_process import smart_resize
 from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -308,7 +309,7 @@ class TPRUDataset(RLHFDataset):
             messages = [{"role": "user", "content": content}]
         return self._build_messages({"prompt": messages, self.image_key: images}, key="prompt")
 
-    def __getitem__(self, item: int) -> Row:
+    def __getitem__(self, item: int) -> dict[str, Any]:
         """One row as veRL's trainer and reward loop take it; nothing else of the file goes along."""
         row = cast(Row, self.dataframe[item])
         text, answer = self._text_and_answer(row)
@@ -326,7 +327,7 @@ class TPRUDataset(RLHFDataset):
             "index": row[_ROW],
         }
         fallback = task.data_source if task else "tpru/unrecognised"
-        result: Row = {
+        result = {
             "raw_prompt": self._messages(row),
             "data_source": row.get("data_source") or fallback,
             "reward_model": {"style": "rule", "ground_truth": str(answer).strip()},
@@ -365,6 +366,8 @@ def _load(path: Path) -> datasets.Dataset:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: found an empty file, expected rows")
     try:
+        if path.suffix == ".parquet" and read_metadata(path).num_rows == 0:
+            return datasets.Dataset.from_dict({name: [] for name in read_schema(path).names})
         loaded = datasets.load_dataset(_KINDS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
         cause = error.__cause__ or error
@@ -421,7 +424,7 @@ def load_hub(name: str, split: str = "") -> datasets.Dataset:
 def _image_bytes(cell: object, folder: Path | None) -> bytes:
     """The encoded file of a cell: bytes, {bytes, path}, or a path inside `folder`. Raises ValueError."""
     if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
+        cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
     if isinstance(cell, bytes):
         return cell
     if not isinstance(cell, str):

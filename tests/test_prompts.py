@@ -1,0 +1,102 @@
+"""What a template tells the model to write is what the grader accepts."""
+
+from pathlib import Path
+
+import pytest
+
+from tpru_verl.grading import grade
+from tpru_verl.prompts import TEMPLATES, render
+from tpru_verl.sample import NONE_OPTION, Task, parse_options, problems_of, recognise_task
+
+STEPS = "Step {}: <image> Step {}: <image> Step 4: <image> Which image is step {}?\n"
+CHOICES = f"A. <image>\nB. <image>\nC. {NONE_OPTION}\nD. <image>\nE. <image>"
+PROBLEMS = {
+    Task.TEMPORAL_REORDERING: (
+        "These photos show a tower. Below are 4 images in random order, labelled 1-4. What is the "
+        "correct sequence?\n<image><image><image><image>\n"
+        f"A. 1 3 4 2\nB. 4 2 3 1\nC. 2 1 4 3\nD. 1 2 3 4\nE. {NONE_OPTION}"
+    ),
+    Task.NEXT_FRAME_PREDICTION: STEPS.format(1, 2, 3) + CHOICES,
+    Task.PREVIOUS_FRAME_REVIEW: STEPS.format(2, 3, 1) + CHOICES,
+}
+FREE_ORDER = (
+    "These are 4 images in random order, labelled 1-4. What is the correct sequence? " + "<image>" * 4
+)
+
+
+def told(prompt: str, answer: str) -> str:
+    """The response that the prompt's last lines spell out, with the placeholders filled in."""
+    shape = prompt[prompt.index("<think>your reasoning") :]
+    assert shape.endswith("</answer>")
+    return shape.replace("your reasoning", "C follows from A").replace("your final answer", answer)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_tpru_asks_for_what_earns_everything(task: Task) -> None:
+    problem = PROBLEMS[task]
+    assert recognise_task(problem) is task
+    prompt = render(problem, task)
+    assert "letter of the option" in prompt
+    for letter in parse_options(problem):
+        assert problems_of(problem, letter, problem.count("<image>")) == []
+        result = grade(told(prompt, letter), letter, task=task, options=parse_options(problem))
+        assert (result.accuracy, result.format, result.score()) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("task", [Task.TEMPORAL_REORDERING, None])
+def test_tpru_asks_for_numbers_where_there_are_no_options(task: Task | None) -> None:
+    prompt = render(FREE_ORDER, task)
+    assert "the numbers of the images separated by spaces" in prompt
+    result = grade(told(prompt, "4 2 3 1"), "4 2 3 1", task=task)
+    assert (result.accuracy, result.format) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("task", Task)
+def test_paper_examples_have_the_published_form(task: Task) -> None:
+    prompt = render(PROBLEMS[task], task, "paper")
+    blocks = ["<think>" + block for block in prompt.split("<think>")[1:3]]
+    order, choice = (block[: block.index("</answer>") + 9] for block in blocks)
+    assert grade(order, "CABD").score("paper") == pytest.approx(0.92)
+    assert grade(choice, "C", task=task).score("paper") == pytest.approx(0.92)
+    assert grade(choice, "C", task=task).score() == 1.0
+
+
+def test_bare_is_the_problem_unchanged() -> None:
+    assert render("  {{ x }} <image>\n", None, "bare") == "  {{ x }} <image>\n"
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("task", [*Task, None])
+def test_every_template_keeps_the_images_and_runs_no_row(template: str, task: Task | None) -> None:
+    problem = "{{ 7 * 7 }} {% raise %} <image><image>"
+    prompt = render(problem, task, template)
+    assert problem in prompt
+    assert prompt.count("<image>") == 2
+
+
+def test_a_template_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("{{ task }}: {{ content }}")
+    assert render("<image>?", Task.NEXT_FRAME_PREDICTION, str(mine)) == "next_frame_prediction: <image>?"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no problem in it", "found 0 <image> tags in the prompt, expected 1"),
+        ("{{ content }} {{ answer }}", "'answer' is undefined"),
+        ("{{ content", "mine.jinja"),
+    ],
+)
+def test_templates_that_do_not_serve(tmp_path: Path, text: str, message: str) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        render("<image>", None, str(mine))
+
+
+def test_unknown_template() -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"prompt_template: found 'nice', expected tpru, paper, bare or"
+    ):
+        render("<image>", None, "nice")

@@ -1,0 +1,120 @@
+"""What a problem's text says, and what makes a row valid."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpru_verl.sample import MAX_IMAGES, NONE_OPTION, Sample, Task, parse_options, problems_of, recognise_task
+
+SHORT_ORDER = (
+    "Reorder the frames. Frame 1:<image> Frame 2:<image> Frame 3:<image> Frame 4:<image> "
+    f"Options: A. 3142 B. 1243 C. 4321 D. 2134 E. {NONE_OPTION}"
+)
+SHORT_NEXT = (
+    "Find step 3. Step 1:<image> Step 2:<image> Step 4:<image> It is between step 2 and 4. "
+    f"A.<image> B.<image> C. {NONE_OPTION} D.<image> E.<image>"
+)
+SHORT_PREVIOUS = (
+    "Find step 1. Step 2:<image> Step 3:<image> Step 4:<image> It is before step 2. "
+    f"A. {NONE_OPTION} B.<image> C.<image> D.<image> E.<image>"
+)
+LONG_ORDER = (
+    "These photos show the next step, then what was before. Below are 4 images in random order, labelled "
+    "1-4. What is the correct sequence?\n<image><image><image><image>\n"
+    f"(A) 4 2 3 1\n(B) 1 2 3 4\n(C) {NONE_OPTION}\n"
+    "Answer with a letter."
+)
+
+
+def test_options_of_the_short_forms() -> None:
+    assert parse_options(SHORT_ORDER) == {
+        "A": "3142",
+        "B": "1243",
+        "C": "4321",
+        "D": "2134",
+        "E": NONE_OPTION,
+    }
+    assert parse_options(SHORT_NEXT) == dict.fromkeys("ABDE", "<image>") | {"C": NONE_OPTION}
+    assert list(parse_options(SHORT_NEXT)) == list("ABCDE")
+
+
+def test_options_on_lines_with_brackets_and_text_after_them() -> None:
+    assert parse_options(LONG_ORDER) == {"A": "4 2 3 1", "B": "1 2 3 4", "C": NONE_OPTION}
+
+
+def test_last_run_of_letters_counts_and_one_letter_is_none() -> None:
+    assert parse_options("Robot A. moves to B. and stops. A) left, B) right") == {"A": "left", "B": "right"}
+    assert parse_options("Robot A. moves.") == {}
+    assert parse_options("What order?") == {}
+
+
+@pytest.mark.parametrize(
+    ("problem", "task"),
+    [
+        (SHORT_ORDER, Task.TEMPORAL_REORDERING),
+        (LONG_ORDER, Task.TEMPORAL_REORDERING),
+        (SHORT_NEXT, Task.NEXT_FRAME_PREDICTION),
+        (SHORT_PREVIOUS, Task.PREVIOUS_FRAME_REVIEW),
+        ("Put these into the correct order: <image><image>", Task.TEMPORAL_REORDERING),
+        ("<image> What happens next? A. <image> B. <image>", Task.NEXT_FRAME_PREDICTION),
+        ("<image> Which is the previous step? A. <image> B. <image>", Task.PREVIOUS_FRAME_REVIEW),
+        ("<image> Which one? A. <image> B. <image>", None),
+        ("", None),
+    ],
+)
+def test_task_is_recognised_from_the_text(problem: str, task: Task | None) -> None:
+    assert recognise_task(problem) is task
+
+
+def test_task_names_its_data_source() -> None:
+    assert [task.data_source for task in Task] == [f"tpru/{task.value}" for task in Task]
+
+
+def test_sample_reads_its_options() -> None:
+    sample = Sample(SHORT_ORDER, "A", (b"",) * 4, Task.TEMPORAL_REORDERING, "track", "track-0", "0")
+    assert sample.options["A"] == "3142"
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "images"),
+    [
+        (SHORT_ORDER, "A", 4),
+        (SHORT_NEXT, "C", 7),
+        ("<image><image><image> order?", "3 1 2", 3),
+        (SHORT_ORDER, " E ", 4),
+    ],
+)
+def test_valid_rows(problem: str, answer: str, images: int) -> None:
+    assert problems_of(problem, answer, images) == []
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "images", "message"),
+    [
+        (SHORT_ORDER, "F", 4, "answer: found 'F', expected one of A, B, C, D, E"),
+        (SHORT_ORDER, "A", 3, "images: found 3, expected 4, one for each <image> tag in problem"),
+        (SHORT_ORDER, 3, 4, "answer: found 3, expected an option letter or an order"),
+        (
+            "<image> order?",
+            "1 1 2",
+            1,
+            "answer: found '1 1 2', expected a letter or an order such as '4 2 3 1'",
+        ),
+        ("no tag A. x B. y", "A", 0, f"images: found 0, expected 1 to {MAX_IMAGES}"),
+        (None, "A", 0, "problem: found None, expected text with <image> tags"),
+    ],
+)
+def test_broken_rows_say_what_was_found_and_expected(
+    problem: object, answer: object, images: int, message: str
+) -> None:
+    assert problems_of(problem, answer, images) == [message]
+
+
+@given(
+    st.one_of(st.text(), st.none(), st.integers(), st.binary()),
+    st.one_of(st.text(), st.none()),
+    st.integers(),
+)
+def test_nothing_raises(problem: object, answer: object, images: int) -> None:
+    assert isinstance(problems_of(problem, answer, images), list)
+    recognise_task(str(problem))
