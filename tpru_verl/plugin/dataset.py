@@ -353,7 +353,7 @@ def _read(entry: str) -> Iterator[tuple[str, Path | None, datasets.Dataset]]:
         yield str(path), path.parent, _load(path)
     elif path.is_dir():
         for shard in _shards(path, split):
-            yield str(shard), path, _load(shard)
+            yield str(shard), shard.parent, _load(shard)
     elif _HUB_ID.fullmatch(str(path)) and path.suffix not in _KINDS:
         yield entry, None, load_hub(str(path), split)
     else:
@@ -478,11 +478,14 @@ def _pixel_bounds(config: DictConfig, processor: ProcessorMixin) -> dict[str, in
     if low is not None and high is not None and low > high:
         raise ValueError(f"data.min_pixels: found {low}, expected at most data.max_pixels={high}")
     size = getattr(getattr(processor, "image_processor", None), "size", None)
-    least, most = _edge(size, "shortest_edge"), _edge(size, "longest_edge")
+    told = config.get("mm_processor_kwargs") or {}  # what veRL and vLLM hand to the processor
+    least = told.get("min_pixels") or _edge(size, "shortest_edge")
+    most = told.get("max_pixels") or _edge(size, "longest_edge")
     if (least and high and high < least) or (most and low and low > most):
         raise ValueError(
             f"data.min_pixels, data.max_pixels: found {low} to {high}, expected bounds that meet {least} to "
-            f"{most}, those of the model's own processor, which resizes once more"
+            f"{most} of the model's processor, which resizes once more; move them, or set its own in "
+            "data.mm_processor_kwargs.min_pixels and .max_pixels"
         )
     if (least and low and low < least) or (most and high and high > most):
         logger.warning(
