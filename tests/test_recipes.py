@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 from jinja2 import Template
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
+from verl.trainer.config import AlgoConfig
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils import omega_conf_to_dataclass
 from verl.utils.config import validate_config
@@ -20,8 +23,14 @@ BIG = [name for name in recipes.names() if name != "tpru_tiny_cpu"]
 everyone = pytest.mark.parametrize("name", recipes.names())
 
 
-def composed(name: str, *overrides: str) -> DictConfig:
+@lru_cache
+def _composed(name: str, *overrides: str) -> DictConfig:
     return recipes.compose(name, [*DATA, *overrides])
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    """A copy to change; composing takes most of a second."""
+    return deepcopy(_composed(name, *overrides))
 
 
 def test_all_promised_recipes_are_there() -> None:
@@ -38,15 +47,27 @@ def test_recipe_passes_verls_own_validation(name: str) -> None:
 
 @everyone
 def test_recipe_fills_verls_dataclasses(name: str, checkpoint: Path) -> None:
-    parts = composed(name, f"actor_rollout_ref.model.path={checkpoint}").actor_rollout_ref
+    config = composed(name, f"actor_rollout_ref.model.path={checkpoint}")
+    OmegaConf.resolve(config)
+    parts = config.actor_rollout_ref
+    with open_dict(parts.ref):  # what ActorRolloutRefWorker.init_model does before
+        parts.ref.ppo_mini_batch_size = parts.actor.ppo_mini_batch_size
+        parts.ref.ppo_micro_batch_size = parts.ref.pop("log_prob_micro_batch_size")
+        parts.ref.ppo_micro_batch_size_per_gpu = parts.ref.pop("log_prob_micro_batch_size_per_gpu")
+        parts.ref.use_dynamic_bsz = parts.ref.pop("log_prob_use_dynamic_bsz")
+        parts.ref.ppo_max_token_len_per_gpu = parts.ref.pop("log_prob_max_token_len_per_gpu")
     for role in ("actor", "ref"):
         part = omega_conf_to_dataclass(parts[role])
         assert isinstance(part, FSDPActorConfig)
         assert part.strategy == part.fsdp_config.strategy == "fsdp2"
-    rollout = omega_conf_to_dataclass(parts.rollout, dataclass_type=RolloutConfig)
+        assert part.fsdp_config.dtype == "bfloat16"
+    rollout = omega_conf_to_dataclass(parts.rollout)
+    assert isinstance(rollout, RolloutConfig)
     assert rollout.limit_images == 7
-    model = omega_conf_to_dataclass(parts.model, dataclass_type=HFModelConfig)
+    model = omega_conf_to_dataclass(parts.model)
+    assert isinstance(model, HFModelConfig)
     assert model.processor is not None
+    assert isinstance(omega_conf_to_dataclass(config.algorithm), AlgoConfig)
 
 
 @everyone
