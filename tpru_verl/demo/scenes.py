@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,16 @@ class Episode:
 
 def _paint(canvas: Floats, left: float, top: float, right: float, bottom: float, colour: Floats) -> None:
     """Fill a box; an edge inside a pixel covers it in part, so that progress is continuous."""
-    at = np.arange(SIZE)
-    across = np.clip(np.minimum(right, at + 1) - np.maximum(left, at), 0, 1)
-    down = np.clip(np.minimum(bottom, at + 1) - np.maximum(top, at), 0, 1)
-    canvas += (down[:, None] * across)[..., None] * (colour - canvas)
+    rows, down = _covered(top, bottom)
+    columns, across = _covered(left, right)
+    canvas[rows, columns] += (down[:, None] * across)[..., None] * (colour - canvas[rows, columns])
+
+
+def _covered(low: float, high: float) -> tuple[slice, Floats]:
+    """Return the pixels that an interval touches and how much of each it covers."""
+    first, last = max(math.floor(low), 0), min(math.ceil(high), SIZE)
+    at = np.arange(first, last)
+    return slice(first, last), np.minimum(high, at + 1) - np.maximum(low, at)
 
 
 def _outline(canvas: Floats, left: float, top: float, right: float, bottom: float, episode: Episode) -> None:
@@ -134,7 +141,7 @@ def make_row(
     rng = np.random.default_rng([seed, number])
     turn, which = divmod(number, len(tasks))
     task = tasks[which]
-    episode = _make_episode(scenes[turn % len(scenes)], rng)
+    episode = make_episode(scenes[turn % len(scenes)], rng)
     letter = LETTERS[turn % 5]
     if task is Task.TEMPORAL_REORDERING:
         problem, moments, thought = _reordering(letter, rng)
@@ -148,12 +155,11 @@ def make_row(
     return Sample(problem, letter, images, task, episode.scene, source, row_id), thought
 
 
-def _make_episode(scene: str, rng: np.random.Generator) -> Episode:
-    """Draw colours until all three are told apart easily."""
-    while True:
-        ink, body, ground = colours = rng.integers(0, 256, (3, 3)).astype(np.float64)
-        if min(np.abs(a - b).sum() for a, b in itertools.combinations(colours, 2)) >= 180:
-            break
+def make_episode(scene: str, rng: np.random.Generator) -> Episode:
+    """Draw a look of any hue; what moves or grows is bright before a dark ground, which is learnt quickly."""
+    body, ink, ground = (
+        rng.integers(low, high, 3).astype(np.float64) for low, high in ((160, 256), (90, 150), (0, 80))
+    )
     length, height = rng.uniform(34, 46), rng.uniform(8, 18)
     left, top = rng.uniform(3, SIZE - 3 - length), rng.uniform(4, SIZE - 4 - height)
     return Episode(scene, ink, body, ground, left, top, length, height)
@@ -215,7 +221,7 @@ def _choice_of_frame(
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
