@@ -1,6 +1,7 @@
 """The shipped checkpoint is a real Qwen2.5-VL that knows the answers' form; shortcuts change no number."""
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -28,9 +29,13 @@ CHECKPOINT = Path(tpru_verl.demo.__file__).parent / "checkpoint"
 ANSWER = "<think>The order is 3 1 4 2 so 3142 B</think><answer>B</answer><|im_end|>"
 
 
+def load(folder: Path) -> Qwen2_5_VLForConditionalGeneration:
+    return cast(Qwen2_5_VLForConditionalGeneration, AutoModelForImageTextToText.from_pretrained(folder))
+
+
 @pytest.fixture(scope="module")
 def model() -> Qwen2_5_VLForConditionalGeneration:
-    return AutoModelForImageTextToText.from_pretrained(CHECKPOINT).eval()
+    return load(CHECKPOINT)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,7 @@ def test_checkpoint_loads_as_the_real_classes(
     assert 0.8e6 < sum(weights.numel() for weights in model.parameters()) < 3e6
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) < 6e6
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    assert model.config.text_config.vocab_size == len(tokenizer) == len(processor.tokenizer)
+    assert model.config.get_text_config().vocab_size == len(tokenizer) == len(processor.tokenizer)
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     assert tokenizer.eos_token_id in model.generation_config.eos_token_id
 
@@ -102,7 +107,7 @@ def test_generation_equals_transformers_generation(
     rows = make_rows(6, seed=12)
     images = [image for row in rows for image in row.images]
     batch = encode(processor, [prompt_text(processor, row.problem) for row in rows], [""] * 6, images)
-    theirs = model.generate(
+    theirs = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
         pixel_values=batch.pixel_values,
@@ -130,7 +135,7 @@ def test_a_new_model_survives_saving(tmp_path: Path):
     new_processor = build_processor(texts)
     new_model = build_model(new_processor.tokenizer, seed=0)
     save(new_model, new_processor, tmp_path)
-    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    loaded = load(tmp_path)
     row = make_rows(1, seed=0)[0]
     batch = encode(AutoProcessor.from_pretrained(tmp_path), [row.problem.replace("<image>", "")], [""], [])
     with torch.inference_mode():

@@ -294,7 +294,7 @@ def warm_start(out: Path, *, seed: int, until: float) -> None:
     ):
         if loss < 0.05:
             break
-    head = torch.nn.Linear(model.config.text_config.hidden_size, 1)
+    head = torch.nn.Linear(model.config.get_text_config().hidden_size, 1)
     look, seen = partial(sight_loss, model, head), [*model.model.visual.parameters(), *head.parameters()]
     for _ in train(Sight(processor, seed), look, seen, rate=2e-3, title="sight", steps=80):
         pass
