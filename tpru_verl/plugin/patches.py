@@ -21,7 +21,6 @@ from tpru_verl.plugin.hooks import require, when_imported
 
 if TYPE_CHECKING:
     import ray
-    import torch
     from tensordict import TensorDict
 
 POLL_SECONDS = 0.1
@@ -75,7 +74,7 @@ def prompt_polling(replay_buffer: ModuleType) -> None:
     require(replay_buffer.ReplayBuffer, "_wait_for_next_poll", "__init__")
     original = replay_buffer.ReplayBuffer.__init__
 
-    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: ANN001, N807
+    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: N807
         original(self, *args, **{"poll_interval": POLL_SECONDS, **kwargs})
 
     replay_buffer.ReplayBuffer.__init__ = __init__
@@ -94,7 +93,7 @@ def notice_dead_actors(replay_buffer: ModuleType) -> None:
     original = replay_buffer.ReplayBuffer._wait_for_next_poll
     check = _liveness_check()
 
-    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:  # noqa: ANN001
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         check()
         return original(self, partition_id, last_debug_time)
 
@@ -142,7 +141,7 @@ def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
     execute = vllm_rollout.ServerAdapter._execute_method
     pending: list[ray.ObjectRef] = []
 
-    async def _execute_method(self, method: str, non_block: bool = False, **kwargs: object):  # noqa: ANN001, ANN202
+    async def _execute_method(self, method: str, non_block: bool = False, **kwargs: object):
         result = await execute(self, method, non_block=non_block, **kwargs)
         pending[:] = [result] if non_block and result is not None else []
         return result
@@ -150,15 +149,20 @@ def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
     class PatientSocket:
         def __init__(self, socket: zmq.Socket) -> None:
             self._socket = socket
+            self.close = socket.close
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._socket, name)
+        def send_pyobj(self, message: object) -> None:
+            self._wait(zmq.POLLOUT)  # sending, too, blocks until vLLM has connected
+            self._socket.send_pyobj(message)
 
         def recv(self) -> bytes:
-            while not self._socket.poll(int(LIVENESS_SECONDS * 1000)):
+            self._wait(zmq.POLLIN)
+            return self._socket.recv()
+
+        def _wait(self, event: int) -> None:
+            while not self._socket.poll(int(LIVENESS_SECONDS * 1000), event):
                 for ref in ray.wait(pending, timeout=0)[0] if pending else []:
                     ray.get(ref)  # raises what vLLM raised, or that it died
-            return self._socket.recv()
 
     class WatchfulSender(vllm_rollout.BucketedWeightSender):
         def _init_socket(self) -> None:
@@ -180,8 +184,8 @@ def generate_group(vllm_async_server: ModuleType) -> None:
     server = vllm_async_server.vLLMHttpServer
     require(server, "generate")
 
-    async def generate_group(  # noqa: ANN202
-        self,  # noqa: ANN001
+    async def generate_group(
+        self,
         n: int,
         *,
         request_id: str,
@@ -189,9 +193,11 @@ def generate_group(vllm_async_server: ModuleType) -> None:
         final_only: bool,
         **prompt: object,
     ):
-        params = {"output_kind": RequestOutputKind.FINAL_ONLY} if final_only else {}
+        params = {**sampling_params, **({"output_kind": RequestOutputKind.FINAL_ONLY} if final_only else {})}
         samples = (
-            self.generate(request_id=f"{request_id}-{i}", sampling_params={**sampling_params, **params}, **prompt)
+            self.generate(
+                request_id=f"{request_id}-{i}", sampling_params={**sampling_params, **params}, **prompt
+            )
             for i in range(n)
         )
         return await asyncio.gather(*samples)

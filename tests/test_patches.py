@@ -1,0 +1,226 @@
+"""Each mend of veRL: what stock veRL does without it, and what happens with it."""
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+import torch
+from tensordict import TensorDict
+from verl.utils import tensordict_utils
+
+from tpru_verl.plugin import hooks, patches
+
+STOCK = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    import os
+
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+EQUAL_LENGTHS = """
+    import torch, verl
+    from tensordict import TensorDict
+    from verl.utils.tensordict_utils import maybe_fix_3d_position_ids
+    rows = [torch.arange(4 * 9).view(4, 9) + i for i in range(3)]
+    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    data = TensorDict({"position_ids": nested}, batch_size=3)
+    maybe_fix_3d_position_ids(data)
+    assert all(torch.equal(a, b) for a, b in zip(data["position_ids"].unbind(), rows))
+"""
+
+
+def test_stock_verl_breaks_on_equal_lengths_and_the_plugin_mends_it() -> None:
+    assert python(EQUAL_LENGTHS, **STOCK).returncode != 0
+    mended = python(EQUAL_LENGTHS)
+    assert mended.returncode == 0, mended.stderr
+
+
+@pytest.mark.parametrize("height", [3, 4])
+@pytest.mark.parametrize(
+    "lengths", [[7, 7, 7], [5, 7, 6], [12, 12, 12, 12], [9], [3], [3, 3], [4, 4, 4], [15] * 5, [1, 1]]
+)
+@pytest.mark.parametrize("pickled", [False, True], ids=["fresh", "lost its ragged index"])
+def test_position_ids_come_back_row_by_row(height: int, lengths: list[int], pickled: bool) -> None:
+    rows = [torch.arange(height * length).view(height, length) + 100 * i for i, length in enumerate(lengths)]
+    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    if pickled:
+        nested._ragged_idx = 1  # what pickling leaves behind, the reason for veRL's own mend
+    data = TensorDict({"position_ids": nested}, batch_size=len(rows))
+    tensordict_utils.maybe_fix_3d_position_ids(data)
+    for found, expected in zip(data["position_ids"].unbind(), rows, strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_batches_without_mrope_are_left_alone() -> None:
+    data = TensorDict({"position_ids": torch.arange(6).view(2, 3)}, batch_size=2)
+    tensordict_utils.maybe_fix_3d_position_ids(data)
+    assert torch.equal(data["position_ids"], torch.arange(6).view(2, 3))
+
+
+def replay_buffer(**kwargs: object) -> Any:
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+    return ReplayBuffer("sync", {}, None, "drop", {}, **kwargs)
+
+
+def test_the_trainer_polls_faster_and_an_explicit_interval_wins() -> None:
+    assert replay_buffer().poll_interval == patches.POLL_SECONDS < 1
+    assert replay_buffer(poll_interval=3.0).poll_interval == 3.0
+
+
+class FakeRay(ModuleType):
+    """As much of Ray as the liveness check asks: an actor that lives until told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__("ray")
+        self.dead = False
+        self.exceptions = __import__("ray").exceptions
+        self.__ray_ready__ = self
+        self.asked = 0
+
+    def remote(self) -> int:
+        self.asked += 1
+        return self.asked
+
+    def wait(self, refs: list[int], **_: object) -> tuple[list[int], list[int]]:
+        return refs, []
+
+    def get(self, ref: int) -> None:
+        if self.dead:
+            raise self.exceptions.RayActorError()
+
+
+def test_waiting_for_rollouts_ends_when_a_watched_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(patches, "_watched", [ray])
+    monkeypatch.setattr(patches, "LIVENESS_SECONDS", 0.0)
+    buffer = replay_buffer(poll_interval=0.0)
+    for _ in range(3):
+        buffer._wait_for_next_poll("train", time.time())
+    ray.dead = True
+    with pytest.raises(RuntimeError, match="rollout worker died"):
+        buffer._wait_for_next_poll("train", time.time())
+
+
+@pytest.fixture
+def local_ray():
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield ray
+    ray.shutdown()
+
+
+def test_a_weight_update_that_fails_in_vllm_ends_the_sender(
+    local_ray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Stock veRL's sender waits for ever here: nobody will ever acknowledge."""
+    from verl.workers.rollout.vllm_rollout import vllm_rollout
+
+    monkeypatch.setattr(patches, "LIVENESS_SECONDS", 0.2)
+
+    @local_ray.remote
+    def fails() -> None:
+        raise ValueError("'Parameter' object has no attribute 'weight_loader'")
+
+    class Method:
+        def remote(self, *_: object, **__: object) -> Any:
+            return fails.remote()
+
+    class Server:
+        collective_rpc = Method()
+
+    adapter = object.__new__(vllm_rollout.ServerAdapter)
+    adapter._has_server, adapter.server_handle = True, Server()
+
+    async def update() -> None:
+        await adapter._execute_method("update_weights_from_ipc", non_block=True)
+        sender = vllm_rollout.BucketedWeightSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
+        await sender.async_send_weights(iter([("weight", torch.zeros(2))]))
+
+    with pytest.raises(Exception, match="weight_loader"):
+        asyncio.run(asyncio.wait_for(update(), 60))
+
+
+def test_a_mend_whose_target_is_gone_says_so_and_leaves_the_module_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks.logger, "propagate", True)
+    module = ModuleType("later_verl")
+    hooks._run(patches.equal_length_position_ids, module)
+    assert "equal_length_position_ids is off" in caplog.text
+    assert "has no maybe_fix_3d_position_ids any more" in caplog.text
+
+
+def test_a_mend_waits_for_its_module_and_runs_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mended_later.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen: list[int] = []
+
+    def mend(module: ModuleType) -> None:
+        seen.append(module.value)
+        module.value = 2  # type: ignore[attr-defined]
+
+    for _ in range(2):
+        hooks.when_imported("mended_later")(mend)
+    assert seen == []
+    import mended_later  # type: ignore[import-not-found]
+
+    assert (seen, mended_later.value) == ([1], 2)
+
+
+def announced(**environment: str) -> str:
+    return python("import verl", **{"TPRU_PLUGIN_ANNOUNCED": "", "VERL_PLATFORM": "", **environment}).stderr
+
+
+def test_the_plugin_is_seen_once_and_only_when_it_is_wanted() -> None:
+    assert announced().count("tpru plugin 0.1.0 loaded into veRL: patches\n") == 1
+    assert "loaded into veRL: patches, cpu" in announced(VERL_PLATFORM="cpu")
+    assert "tpru plugin" not in announced(VERL_USE_EXTERNAL_PLUGINS="none")
+
+
+def test_a_part_that_cannot_load_is_a_visible_warning() -> None:
+    broken = """
+        import sys
+        sys.modules["tpru_verl.plugin.cpu"] = None
+        import verl
+    """
+    output = python(broken, VERL_PLATFORM="cpu", TPRU_PLUGIN_ANNOUNCED="").stderr
+    assert "cpu could not be loaded and is off" in output
+    assert "loaded into veRL: patches\n" in output
+
+
+def test_the_plugin_imports_none_of_the_heavy_packages_itself() -> None:
+    heavy = """
+        import sys
+        import tpru_verl.plugin, tpru_verl.plugin.patches, tpru_verl.plugin.vllm_process
+        tpru_verl.plugin.vllm_process.register()
+        assert not {"torch", "transformers", "vllm", "verl", "ray"} & set(sys.modules), sys.modules.keys()
+    """
+    result = python(heavy)
+    assert result.returncode == 0, result.stderr
+
+
+def test_verl_s_entry_point_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import entry_points
+
+    register: Callable[[], None] = entry_points(group="verl.plugins", name="tpru")["tpru"].load()
+    assert register.__module__ == "tpru_verl.plugin"
