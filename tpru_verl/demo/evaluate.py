@@ -1,5 +1,8 @@
 """Held-out accuracy by vLLM: `python -m tpru_verl.demo.evaluate --model DIR --rows FILE --out FILE.jsonl`.
 
+Accuracy is that of the policy as GRPO trains it: one answer a row, sampled at temperature 1. The greedy
+answer, which moves less in a short run, is graded beside it.
+
 A process of its own, because vLLM takes threads and memory that the trainer needs afterwards.
 """
 
@@ -24,13 +27,17 @@ MAX_MODEL_LEN = 512
 
 
 class Score(TypedDict):
-    """Share of right answers with its 95 % interval, over n rows; share of well-formed ones."""
+    """Share of right answers with its 95 % interval, over n rows; share of well-formed ones.
+
+    `greedy` is the share of right answers at temperature 0, the others are at temperature 1.
+    """
 
     accuracy: float
     low: float
     high: float
     n: int
     format: float
+    greedy: float
 
 
 def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -60,11 +67,12 @@ def _score(rows: Sequence[dict[str, Any]]) -> Score:
         high=high,
         n=len(rows),
         format=sum(row["format"] for row in rows) / len(rows),
+        greedy=sum(row["greedy_accuracy"] for row in rows) / len(rows),
     )
 
 
 def evaluate(model: Path, rows: Path, out: Path, *, template: str = "bare") -> None:
-    """Answer every row greedily and write one JSON object a row to `out`."""
+    """Answer every row twice, sampled and greedily, and write one JSON object a row to `out`."""
     import pyarrow.parquet as pq
     from PIL import Image
     from transformers import AutoProcessor
@@ -92,28 +100,29 @@ def evaluate(model: Path, rows: Path, out: Path, *, template: str = "bare") -> N
         chat = [{"role": "user", "content": content}]
         prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         prompts.append({"prompt": prompt, "multi_modal_data": {"image": images}})
-    outputs = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
+    # Seeded by row, so that the same model gives the same answers in any batch order.
+    sampled = [SamplingParams(temperature=1, max_tokens=MAX_TOKENS, seed=i) for i in range(len(table))]
+    answers = engine.generate(prompts, sampled)
+    greedy = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
 
     unfinished = out.with_name(f".{out.name}.unfinished")
     with unfinished.open("w") as file:
-        for row, output in zip(table, outputs, strict=True):
-            response = output.outputs[0].text
-            grades = grade(
-                response, row["answer"], task=row["task"], options=parse_options(row["problem"]) or None
-            )
-            file.write(
-                json.dumps(
-                    {key: row[key] for key in ("id", "task", "scene", "problem", "answer")}
-                    | {
-                        "response": response,
-                        "parsed": grades.parsed,
-                        "accuracy": grades.accuracy,
-                        "format": grades.format,
-                    }
-                )
-                + "\n"
-            )
+        for row, answer, second in zip(table, answers, greedy, strict=True):
+            line = {key: row[key] for key in ("id", "task", "scene", "problem", "answer")}
+            line |= _graded(row, answer.outputs[0].text)
+            line["greedy_accuracy"] = _graded(row, second.outputs[0].text)["accuracy"]
+            file.write(json.dumps(line) + "\n")
     unfinished.replace(out)
+
+
+def _graded(row: dict[str, Any], response: str) -> dict[str, Any]:
+    found = grade(response, row["answer"], task=row["task"], options=parse_options(row["problem"]) or None)
+    return {
+        "response": response,
+        "parsed": found.parsed,
+        "accuracy": found.accuracy,
+        "format": found.format,
+    }
 
 
 def main() -> None:

@@ -333,8 +333,10 @@ def _percent(score: Score) -> str:
 
 
 def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
-    table = Table(title=f"Held-out accuracy, {after['pooled']['n']} rows, 95 % intervals")
-    for column in ("", "before", "after", "change", "well-formed"):
+    table = Table(
+        title=f"Held-out accuracy, {after['pooled']['n']} rows, 95 % intervals, sampled at temperature 1"
+    )
+    for column in ("", "before", "after", "change", "greedy", "well-formed"):
         table.add_column(column, justify="left" if not column else "right")
     for name in (*(name for name in after if name != "pooled"), "pooled"):
         change = after[name]["accuracy"] - before[name]["accuracy"]
@@ -342,6 +344,7 @@ def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
             _percent(before[name]),
             _percent(after[name]),
             f"{100 * change:+.1f}",
+            f"{before[name]['greedy']:.1%} to {after[name]['greedy']:.1%}",
             f"{after[name]['format']:.1%}",
         )
         table.add_row(name.replace("_", " "), *row, style="bold" if name == "pooled" else None)
@@ -352,8 +355,8 @@ def _judge(before: Score, after: Score, correlation: float) -> None:
     if correlation < LEAST_CORRELATION:
         raise RuntimeError(
             f"rollout and actor disagree: their probabilities correlated at {correlation:.3f}, at least "
-            f"{LEAST_CORRELATION} expected; vLLM saw other pictures or weights than the trainer, so these results "
-            "mean nothing"
+            f"{LEAST_CORRELATION} expected; vLLM saw other pictures or weights than the trainer, so these "
+            "results mean nothing"
         )
     if after["low"] <= before["high"]:
         raise RuntimeError(

@@ -315,7 +315,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=warm_start.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--until", type=float, default=0.5)
+    parser.add_argument("--until", type=float, default=0.52)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warm_start(arguments.out, seed=arguments.seed, until=arguments.until)

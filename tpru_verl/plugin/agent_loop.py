@@ -156,7 +156,7 @@ class TPRUAgentLoopWorker(_StockWorker):
     ) -> None:
         """Score the group and write it to TransferQueue: fields, keys and tags as stock veRL writes them."""
         sequences = [torch.tensor(output.prompt_ids + output.response_ids) for output in outputs]
-        positions = [self._positions(sequence, multi_modal_inputs) for sequence in sequences]
+        positions = self._positions(outputs, multi_modal_inputs)
         multi_modal_inputs.pop("mm_token_type_ids", None)  # of the prompt alone, for positions only
         await self._score(prompt, outputs)
 
@@ -191,12 +191,19 @@ class TPRUAgentLoopWorker(_StockWorker):
         )
 
     def _positions(
-        self, input_ids: torch.Tensor, multi_modal_inputs: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """[4, length] with mRoPE (text, time, height, width), [length] without."""
-        ids = input_ids.unsqueeze(0)
+        self, outputs: list[AgentLoopOutput], multi_modal_inputs: Mapping[str, torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """For each output [4, length] with mRoPE (text, time, height, width), [length] without.
+
+        Computed once, for the prompt: it ends in text, and a response is text, which counts on from there.
+        """
+        ids = torch.tensor([outputs[0].prompt_ids])
         # A copy: veRL's method pops what only positions need.
-        return self._compute_position_ids(ids, torch.ones_like(ids), dict(multi_modal_inputs)).squeeze(0)
+        prompt = self._compute_position_ids(ids, torch.ones_like(ids), dict(multi_modal_inputs)).squeeze(0)
+        return [
+            torch.cat([prompt, prompt[..., -1:] + torch.arange(1, len(output.response_ids) + 1)], dim=-1)
+            for output in outputs
+        ]
 
     async def _score(self, prompt: dict, outputs: list[AgentLoopOutput]) -> None:
         if self.reward_loop_worker_handles is None:

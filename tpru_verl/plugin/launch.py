@@ -30,7 +30,8 @@ def environment(recipe: Mapping) -> dict[str, str]:
     return {
         "VERL_PLATFORM": "cpu",
         **VLLM_ON_CPU,
-        "OMP_NUM_THREADS": str(os.cpu_count() or 1),
+        # Trainer and vLLM take turns, with others beside them: more threads only wait for each other.
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         # TransferQueue warns about its threads with every batch on a machine of few cores.

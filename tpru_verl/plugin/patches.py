@@ -3,6 +3,7 @@
 | veRL 0.9.1 | here |
 | --- | --- |
 | a batch of sequences of one length crashes with 3-D position ids | `equal_length_position_ids` |
+| without flash-attn, log-probabilities are computed token by token in Python | `log_probs_in_chunks` |
 | the trainer looks for finished rollouts every 2.0 s | `prompt_polling` |
 | a dead agent-loop worker leaves the trainer waiting for ever | `notice_dead_actors` |
 | the n samples of a prompt are n calls that carry its images | `generate_group` |
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     import ray
     from tensordict import TensorDict
 
+# 1,024 rows of Qwen2.5-VL's 151,936 logits are 0.6 GB in float32.
+TOKENS_A_CHUNK = 1024
 POLL_SECONDS = 0.1
 LIVENESS_SECONDS = 5.0
 
@@ -32,6 +35,7 @@ _watched: list[ray.actor.ActorHandle] = []
 def apply() -> None:
     """Arm the mends; nothing is imported here."""
     when_imported("verl.utils.tensordict_utils")(equal_length_position_ids)
+    when_imported("verl.utils.torch_functional")(log_probs_in_chunks)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(prompt_polling)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(notice_dead_actors)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")(notice_failed_weight_update)
@@ -65,6 +69,27 @@ def equal_length_position_ids(tensordict_utils: ModuleType) -> None:
         return None
 
     tensordict_utils.maybe_fix_3d_position_ids = maybe_fix_3d_position_ids
+
+
+def log_probs_in_chunks(torch_functional: ModuleType) -> None:
+    """Without flash-attn's cross entropy veRL walks over the rows of the logits, to bound memory. Packed
+    sequences have a row a token: thousands of graph nodes for a batch that fits one call. In float32, as
+    vLLM computes them; stock veRL rounds each to the logits' bfloat16.
+    """
+    import torch
+
+    require(torch_functional, "logprobs_from_logits_v2", "logprobs_from_logits")
+    original = torch_functional.logprobs_from_logits_v2
+
+    def logprobs_from_logits_v2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if logits.dim() != 2:
+            return original(logits, labels)
+        chunks = zip(logits.split(TOKENS_A_CHUNK), labels.split(TOKENS_A_CHUNK), strict=True)
+        return -torch.cat(
+            [torch.nn.functional.cross_entropy(rows.float(), of, reduction="none") for rows, of in chunks]
+        )
+
+    torch_functional.logprobs_from_logits_v2 = logprobs_from_logits_v2
 
 
 def prompt_polling(replay_buffer: ModuleType) -> None:
@@ -193,7 +218,9 @@ def generate_group(vllm_async_server: ModuleType) -> None:
         final_only: bool,
         **prompt: object,
     ):
-        params = {**sampling_params, **({"output_kind": RequestOutputKind.FINAL_ONLY} if final_only else {})}
+        params = {**sampling_params, "detokenize": False}  # veRL reads token ids alone
+        if final_only:
+            params["output_kind"] = RequestOutputKind.FINAL_ONLY
         samples = (
             self.generate(
                 request_id=f"{request_id}-{i}", sampling_params={**sampling_params, **params}, **prompt

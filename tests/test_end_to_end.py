@@ -1,0 +1,179 @@
+"""veRL's real trainer on this machine's CPU: Ray, FSDP2, vLLM; checkpoint, resume, two ranks, merge.
+
+One run after another in one folder, because each starts from what the one before left: minutes in all.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("verl")
+from tpru_verl import recipes
+from tpru_verl.demo.run import end_tree
+from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import launch
+
+pytestmark = pytest.mark.e2e
+CORRELATION = "training/rollout_actor_probs_pearson_corr"
+SMALL = [
+    "data.train_batch_size=4",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "actor_rollout_ref.rollout.n=4",
+    "trainer.save_freq=1",
+    "trainer.val_before_train=false",
+]
+
+
+class Runs:
+    """Starts veRL's module as a user would, in one folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        write_parquet(make_rows(16, seed=5), folder / "train.parquet")
+        write_parquet(make_rows(6, seed=6), folder / "test.parquet")
+
+    def start(self, *overrides: str) -> subprocess.Popen:
+        files = [
+            f"data.train_files={self.folder}/train.parquet",
+            f"data.val_files={self.folder}/test.parquet",
+        ]
+        all_overrides = [*files, *SMALL, f"trainer.default_local_dir={self.folder}/checkpoints", *overrides]
+        environment = launch.environment(recipes.compose("tpru_tiny_cpu", all_overrides))
+        environment |= {"VERL_FILE_LOGGER_PATH": str(self.folder / "metrics.jsonl")}
+        command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "tpru_tiny_cpu"]
+        with self.log.open("w") as log:
+            return subprocess.Popen(
+                [*command, *all_overrides],
+                env={**os.environ, **environment},
+                cwd=self.folder,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def run(self, *overrides: str) -> list[dict]:
+        """Run to the end; returns the metrics of each training step."""
+        process = self.start(*overrides)
+        try:
+            code = process.wait(timeout=420)
+        finally:
+            end_tree(process.pid)
+        assert code == 0, self.log.read_text()[-6000:]
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [line["data"] for line in lines if "timing_s/step" in line["data"]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("end_to_end")
+    yield Runs(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
+    steps = runs.run(
+        "trainer.total_training_steps=2",
+        "trainer.test_freq=2",
+        f"trainer.rollout_data_dir={runs.folder}/rollouts",
+    )
+    assert [step["training/global_step"] for step in steps] == [1, 2]
+    assert min(step[CORRELATION] for step in steps) > 0.99
+    assert steps[-1]["actor/grad_norm"] > 0
+    validated = {key for key in steps[-1] if key.startswith("val-core/")}
+    assert len(validated) == 3, validated  # one curve a task
+    assert (runs.folder / "checkpoints/global_step_2/actor").is_dir()
+    rollouts = [json.loads(line) for line in (runs.folder / "rollouts/1.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 4 * 4
+
+
+def test_a_run_resumes_where_the_last_one_stopped(runs: Runs) -> None:
+    steps = runs.run(
+        "trainer.total_training_steps=3", "trainer.test_freq=-1", "actor_rollout_ref.actor.use_kl_loss=true"
+    )
+    assert [step["training/global_step"] for step in steps] == [3]
+    # The weights that vLLM samples from are the resumed ones, not those of the model path.
+    assert steps[0][CORRELATION] > 0.99
+
+
+def test_merged_weights_load_in_transformers_and_are_trained_ones(runs: Runs, checkpoint: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    merged = runs.folder / "model"
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    paths = ["--local_dir", f"{runs.folder}/checkpoints/global_step_3/actor", "--target_dir", str(merged)]
+    subprocess.run([*command, *paths], check=True, timeout=300, capture_output=True)
+    AutoProcessor.from_pretrained(merged)
+    after = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.float32).state_dict()
+    before = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
+    assert after.keys() == before.keys()
+    changes = [(after[name] - before[name]).abs().max().item() for name in before]
+    assert 0 < max(changes) < 0.1
+
+
+def test_merged_weights_answer_in_vllm(runs: Runs) -> None:
+    from tpru_verl.demo.evaluate import score
+
+    answers = runs.folder / "answers.jsonl"
+    command = [sys.executable, "-m", "tpru_verl.demo.evaluate", "--model", f"{runs.folder}/model"]
+    command += ["--rows", f"{runs.folder}/test.parquet", "--out", str(answers)]
+    environment = {**os.environ, **launch.VLLM_ON_CPU}
+    environment.pop("VERL_PLATFORM", None)
+    done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    pooled = score(answers)["pooled"]
+    assert pooled["n"] == 6
+    assert pooled["format"] > 0.5
+
+
+def test_two_ranks_train_together(runs: Runs) -> None:
+    steps = runs.run(
+        "trainer.total_training_steps=1",
+        "trainer.test_freq=-1",
+        "trainer.resume_mode=disable",
+        "trainer.n_gpus_per_node=2",
+        "ray_kwargs.ray_init.num_gpus=2",
+    )
+    assert steps[0][CORRELATION] > 0.99
+
+
+def test_a_killed_worker_ends_the_run_within_a_minute(runs: Runs) -> None:
+    """Stock veRL polls for ever for the rollouts that the dead worker will not bring."""
+    process = runs.start(
+        "trainer.total_training_steps=50", "trainer.resume_mode=disable", "trainer.save_freq=-1"
+    )
+    try:
+        wait_until(lambda: "step:1 -" in runs.log.read_text(), process)
+        victims = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "TPRUAgentLoopWorker" in " ".join(child.cmdline())
+        ]
+        assert victims, "no agent-loop worker among the processes"
+        victims[0].send_signal(signal.SIGKILL)
+        assert process.wait(timeout=60) != 0
+        assert "died" in runs.log.read_text()
+    finally:
+        end_tree(process.pid)
+    assert not [p for p in psutil.process_iter() if "TPRUAgentLoopWorker" in p.name()]
+
+
+def wait_until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, "the trainer ended too early"
+        assert time.monotonic() < deadline, "the trainer never got there"
+        time.sleep(0.5)
