@@ -28,6 +28,9 @@ SMALL = [
     "data.train_batch_size=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
     "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
     "trainer.save_freq=1",
     "trainer.val_before_train=false",
 ]
@@ -87,6 +90,9 @@ def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
     steps = runs.run(
         "trainer.total_training_steps=2",
         "trainer.test_freq=2",
+        # A step so large that vLLM could not agree with the trainer unless the new weights had reached it.
+        "actor_rollout_ref.actor.optim.lr=3e-3",
+        "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
         f"trainer.rollout_data_dir={runs.folder}/rollouts",
     )
     assert [step["training/global_step"] for step in steps] == [1, 2]

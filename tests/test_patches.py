@@ -61,7 +61,7 @@ def test_position_ids_come_back_row_by_row(height: int, lengths: list[int], pick
     rows = [torch.arange(height * length).view(height, length) + 100 * i for i, length in enumerate(lengths)]
     nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
     if pickled:
-        nested._ragged_idx = 1  # what pickling leaves behind, the reason for veRL's own mend
+        object.__setattr__(nested, "_ragged_idx", 1)  # what pickling leaves behind
     data = TensorDict({"position_ids": nested}, batch_size=len(rows))
     tensordict_utils.maybe_fix_3d_position_ids(data)
     for found, expected in zip(data["position_ids"].unbind(), rows, strict=True):
@@ -74,10 +74,11 @@ def test_batches_without_mrope_are_left_alone() -> None:
     assert torch.equal(data["position_ids"], torch.arange(6).view(2, 3))
 
 
-def replay_buffer(**kwargs: object) -> Any:
+def replay_buffer(**kwargs: Any) -> Any:
+    from omegaconf import OmegaConf
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
-    return ReplayBuffer("sync", {}, None, "drop", {}, **kwargs)
+    return ReplayBuffer("sync", OmegaConf.create(), None, "drop", OmegaConf.create(), **kwargs)
 
 
 def test_the_trainer_polls_faster_and_an_explicit_interval_wins() -> None:
@@ -148,12 +149,13 @@ def test_a_weight_update_that_fails_in_vllm_ends_the_sender(
     class Server:
         collective_rpc = Method()
 
+    sender_class = vars(vllm_rollout)["BucketedWeightSender"]  # ours, in the place of veRL's
     adapter = object.__new__(vllm_rollout.ServerAdapter)
     adapter._has_server, adapter.server_handle = True, Server()
 
     async def update() -> None:
         await adapter._execute_method("update_weights_from_ipc", non_block=True)
-        sender = vllm_rollout.BucketedWeightSender(f"ipc://{tmp_path}/socket", 1, use_shm=True)
+        sender = sender_class(f"ipc://{tmp_path}/socket", 1, use_shm=True)
         await sender.async_send_weights(iter([("weight", torch.zeros(2))]))
 
     with pytest.raises(Exception, match="weight_loader"):

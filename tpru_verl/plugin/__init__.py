@@ -45,7 +45,7 @@ def _load(part: str) -> bool:
         import_module(f"{__name__}.{part}").apply()
     except Exception as error:
         logger.warning(
-            "tpru plugin: %s could not be loaded and is off (%s: %s). Tested with verl %s; see `tpru doctor`.",
+            "tpru plugin: %s could not be loaded and is off (%s: %s); tested with verl %s",
             part,
             type(error).__name__,
             error,

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tpru_verl")
 
 # Ray hides the class behind an actor class that cannot be inherited from.
-_StockWorker = AgentLoopWorkerTQ.__ray_metadata__.modified_class.__ray_actor_class__
+_StockWorker = vars(AgentLoopWorkerTQ)["__ray_metadata__"].modified_class.__ray_actor_class__
 
 
 class TPRUAgentLoopWorker(_StockWorker):
@@ -81,8 +81,8 @@ class TPRUAgentLoopWorker(_StockWorker):
 
         loop = self._single_turn
         messages = list(prompt["raw_prompt"])
-        images = (await loop.process_multi_modal_info(messages)).get("images")
-        loop._assert_mm_supported(images is not None)
+        images: list[Image] = (await loop.process_multi_modal_info(messages)).get("images") or []
+        loop._assert_mm_supported(bool(images))
         features: dict[str, object] = {}
         prompt_ids = await loop.ct_build_initial_tokens(messages, images=images, mm_inputs_out=features)
 
@@ -98,14 +98,14 @@ class TPRUAgentLoopWorker(_StockWorker):
         n: int,
         prompt_ids: list[int],
         sampling_params: dict,
-        images: list[Image] | None,
+        images: list[Image],
         priority: int,
     ) -> list[TokenOutput]:
         """Sample a prompt n times in one call to one server, balanced as veRL balances single requests."""
         client, loop = self.llm_client, self._single_turn
         request_id = uuid4().hex
         server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
-        extra = {"priority": priority} if priority else {}
+        extra: dict[str, object] = {"priority": priority} if priority else {}
         if kwargs := loop._get_mm_processor_kwargs():
             extra["mm_processor_kwargs"] = kwargs
         try:
@@ -114,7 +114,7 @@ class TPRUAgentLoopWorker(_StockWorker):
                 request_id=request_id,
                 prompt_ids=prompt_ids,
                 sampling_params=sampling_params,
-                image_data=images,
+                image_data=images or None,
                 final_only=self.config.trainer.v1.trainer_mode == "sync",
                 **extra,
             )

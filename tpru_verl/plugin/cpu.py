@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import Distribution, DistributionFinder
 from types import ModuleType
 
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from tpru_verl.plugin.hooks import require, when_imported
+from tpru_verl.plugin.hooks import replace, require, when_imported
 
 
 class PlatformCPU(PlatformBase):
@@ -83,9 +83,8 @@ class PlatformCPU(PlatformBase):
     def is_ipc_supported(self) -> bool:
         return False  # weights go to vLLM through shared memory
 
-    @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
-        yield
+    def nvtx_range(self, msg: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
 
     def profiler_start(self) -> None:
         return
@@ -206,7 +205,7 @@ def one_gloo_backend(distributed: ModuleType) -> None:
     ) -> None:
         original(timeout_second=timeout_second, backend=backend or "gloo")
 
-    distributed.initialize_global_process_group_ray = initialize_global_process_group_ray
+    replace(distributed, "initialize_global_process_group_ray", initialize_global_process_group_ray)
 
 
 def fsdp_engine_without_offload(transformer_impl: ModuleType) -> None:
@@ -227,7 +226,7 @@ def fsdp_engine_without_offload(transformer_impl: ModuleType) -> None:
     def no_offload(pin_memory: bool = True) -> OffloadPolicy:
         return OffloadPolicy()
 
-    transformer_impl.CPUOffloadPolicy = no_offload
+    replace(transformer_impl, "CPUOffloadPolicy", no_offload)
 
 
 def vision_tower_without_loops(modeling: ModuleType) -> None:

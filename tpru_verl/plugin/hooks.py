@@ -44,6 +44,12 @@ def require(owner: object, *names: str) -> None:
         raise AttributeError(f"{label} has no {', '.join(missing)} any more")
 
 
+def replace(owner: object, name: str, new: object) -> None:
+    """Put `new` in the place of `owner.name`. Raises AttributeError when there is nothing to replace."""
+    require(owner, name)
+    setattr(owner, name, new)
+
+
 def _run(mend: Mend, module: ModuleType) -> None:
     try:
         mend(module)

@@ -52,7 +52,8 @@ def check(recipe: Mapping) -> None:
     bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
     if recipe["trainer"]["device"] == "cpu":
         _room_in_shared_memory(bucket * recipe["trainer"]["n_gpus_per_node"])
-    _no_leftover_ray()
+    if not recipe["ray_kwargs"]["ray_init"].get("address"):
+        _no_leftover_ray()
 
 
 def _model_is_there(path: str) -> None:
@@ -62,7 +63,7 @@ def _model_is_there(path: str) -> None:
         raise FileNotFoundError(f"actor_rollout_ref.model.path={path}: no such folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"actor_rollout_ref.model.path={path}: no config.json in it; a Hugging Face model folder is expected "
+            f"actor_rollout_ref.model.path={path}: no config.json in it, expected a Hugging Face folder "
             "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
         )
 
@@ -72,7 +73,7 @@ def _room_for_checkpoints(folder: Path, least: int = GIB) -> None:
     free = shutil.disk_usage(existing).free
     if free < least:
         raise OSError(
-            f"trainer.default_local_dir={folder}: {free / GIB:.1f} GiB free, at least {least / GIB:.0f} expected"
+            f"trainer.default_local_dir={folder}: {free / GIB:.1f} GiB free, expected {least / GIB:.0f}"
         )
 
 
@@ -85,8 +86,9 @@ def _room_in_shared_memory(megabytes: int) -> None:
     needed = megabytes * 2**20 + 128 * 2**20
     if free < needed:
         raise OSError(
-            f"/dev/shm: {free / 2**20:.0f} MiB free, {needed / 2**20:.0f} expected; in a container start it with "
-            "--shm-size=2g, or lower actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
+            f"/dev/shm: {free / 2**20:.0f} MiB free, expected {needed / 2**20:.0f}; in a container start it "
+            "with --shm-size=2g, or lower "
+            "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
         )
 
 

@@ -16,12 +16,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from tpru_verl.plugin.hooks import require, when_imported
+from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
-    import ray
+    import zmq
+    from ray import ObjectRef
+    from ray.actor import ActorHandle
     from tensordict import TensorDict
 
 # 1,024 rows of Qwen2.5-VL's 151,936 logits are 0.6 GB in float32.
@@ -29,7 +31,7 @@ TOKENS_A_CHUNK = 1024
 POLL_SECONDS = 0.1
 LIVENESS_SECONDS = 5.0
 
-_watched: list[ray.actor.ActorHandle] = []
+_watched: list[ActorHandle] = []
 
 
 def apply() -> None:
@@ -68,7 +70,7 @@ def equal_length_position_ids(tensordict_utils: ModuleType) -> None:
         )
         return None
 
-    tensordict_utils.maybe_fix_3d_position_ids = maybe_fix_3d_position_ids
+    replace(tensordict_utils, "maybe_fix_3d_position_ids", maybe_fix_3d_position_ids)
 
 
 def log_probs_in_chunks(torch_functional: ModuleType) -> None:
@@ -89,7 +91,7 @@ def log_probs_in_chunks(torch_functional: ModuleType) -> None:
             [torch.nn.functional.cross_entropy(rows.float(), of, reduction="none") for rows, of in chunks]
         )
 
-    torch_functional.logprobs_from_logits_v2 = logprobs_from_logits_v2
+    replace(torch_functional, "logprobs_from_logits_v2", logprobs_from_logits_v2)
 
 
 def prompt_polling(replay_buffer: ModuleType) -> None:
@@ -105,7 +107,7 @@ def prompt_polling(replay_buffer: ModuleType) -> None:
     replay_buffer.ReplayBuffer.__init__ = __init__
 
 
-def watch(actors: list[ray.actor.ActorHandle]) -> None:
+def watch(actors: list[ActorHandle]) -> None:
     """Have the trainer's wait for rollouts end with an error when one of `actors` dies."""
     _watched.extend(actors)
 
@@ -126,7 +128,7 @@ def notice_dead_actors(replay_buffer: ModuleType) -> None:
 
 
 def _liveness_check() -> Callable[[], None]:
-    answers: dict[ray.ObjectRef, ray.actor.ActorHandle] = {}
+    answers: dict[ObjectRef, ActorHandle] = {}
     asked_at = 0.0
 
     def check() -> None:
@@ -134,6 +136,7 @@ def _liveness_check() -> Callable[[], None]:
         if time.monotonic() - asked_at < LIVENESS_SECONDS:
             return
         import ray
+        from ray.exceptions import RayActorError
 
         asked_at = time.monotonic()
         answered, _ = ray.wait(list(answers), num_returns=len(answers), timeout=0) if answers else ([], [])
@@ -141,7 +144,7 @@ def _liveness_check() -> Callable[[], None]:
             actor = answers.pop(ref)
             try:
                 ray.get(ref)
-            except ray.exceptions.RayActorError as error:
+            except RayActorError as error:
                 raise RuntimeError(
                     f"a rollout worker died while the trainer waited for it: {error}"
                 ) from error
@@ -164,7 +167,7 @@ def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
     require(vllm_rollout.ServerAdapter, "_execute_method")
     require(vllm_rollout.BucketedWeightSender, "_init_socket")
     execute = vllm_rollout.ServerAdapter._execute_method
-    pending: list[ray.ObjectRef] = []
+    pending: list[ObjectRef] = []
 
     async def _execute_method(self, method: str, non_block: bool = False, **kwargs: object):
         result = await execute(self, method, non_block=non_block, **kwargs)
@@ -192,10 +195,10 @@ def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
     class WatchfulSender(vllm_rollout.BucketedWeightSender):
         def _init_socket(self) -> None:
             super()._init_socket()
-            self.socket = PatientSocket(self.socket)
+            self.socket = PatientSocket(cast("zmq.Socket", self.socket))
 
     vllm_rollout.ServerAdapter._execute_method = _execute_method
-    vllm_rollout.BucketedWeightSender = WatchfulSender
+    replace(vllm_rollout, "BucketedWeightSender", WatchfulSender)
 
 
 def generate_group(vllm_async_server: ModuleType) -> None:

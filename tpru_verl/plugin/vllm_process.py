@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from tpru_verl.plugin.hooks import require, when_imported
+from tpru_verl.plugin.hooks import replace, require, when_imported
 
 
 def register() -> None:
@@ -25,12 +25,10 @@ def plain_cpu_linear(layer_utils: ModuleType) -> None:
     """
     import torch
 
-    require(layer_utils, "dispatch_cpu_unquantized_gemm")
-
     def dispatch_cpu_unquantized_gemm(layer: torch.nn.Module, remove_weight: bool) -> None:
-        layer.cpu_linear = torch.nn.functional.linear
+        object.__setattr__(layer, "cpu_linear", torch.nn.functional.linear)
 
-    layer_utils.dispatch_cpu_unquantized_gemm = dispatch_cpu_unquantized_gemm
+    replace(layer_utils, "dispatch_cpu_unquantized_gemm", dispatch_cpu_unquantized_gemm)
 
 
 def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
@@ -55,4 +53,4 @@ def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
             for name, buffer in buffers.items():
                 norm.get_buffer(name).copy_(buffer)
 
-    dummy_loader.initialize_dummy_weights = initialize_dummy_weights
+    replace(dummy_loader, "initialize_dummy_weights", initialize_dummy_weights)

@@ -1,0 +1,113 @@
+"""Five steps of the tiny model through the GPU recipe: does CUDA vLLM, FSDP2 and bf16 work here at all?
+
+    python benchmarks/gpu_smoke.py                 # one GPU
+    python benchmarks/gpu_smoke.py --recipe tpru_tiny_cpu --steps 2    # the same script without a GPU
+
+Prints seconds per phase, memory, and how far vLLM's probabilities are from the trainer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tpru_verl import recipes
+from tpru_verl.demo.run import CHECKPOINT, end_tree
+from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import launch
+
+SHOWN = (
+    "timing_s/gen",
+    "timing_s/old_log_prob",
+    "timing_s/ref",
+    "timing_s/update_actor",
+    "timing_s/update_weights",
+    "timing_s/step",
+    "actor/perf/max_memory_allocated_gb",
+    "perf/throughput",
+    "training/rollout_probs_diff_mean",
+    "training/rollout_probs_diff_max",
+    "training/rollout_actor_probs_pearson_corr",
+)
+# The tiny model and its 56 x 56 pictures in place of the recipe's own; everything else stays the recipe's.
+TINY = [
+    f"actor_rollout_ref.model.path={CHECKPOINT}",
+    "data.prompt_template=bare",
+    "data.min_pixels=3136",
+    "data.max_pixels=3136",
+    "data.max_prompt_length=384",
+    "data.max_response_length=32",
+    "data.train_batch_size=16",
+    "data.filter_overlong_prompts=false",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+    "actor_rollout_ref.rollout.n=8",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=64",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=64",
+    "actor_rollout_ref.rollout.max_model_len=416",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+    "trainer.n_gpus_per_node=1",
+    "trainer.val_before_train=false",
+    "trainer.test_freq=-1",
+    "trainer.save_freq=-1",
+    "trainer.resume_mode=disable",
+]
+
+
+def command(recipe: str, folder: Path, steps: int) -> tuple[list[str], dict[str, str]]:
+    """The command that trains, and the variables it needs. Raises what `recipes.compose` raises."""
+    files = [f"data.train_files={folder}/train.parquet", f"data.val_files={folder}/test.parquet"]
+    own = [f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder}/checkpoints"]
+    overrides = [*files, *TINY, *own]
+    environment = launch.environment(recipes.compose(recipe, overrides))
+    environment["VERL_FILE_LOGGER_PATH"] = str(folder / "metrics.jsonl")
+    return [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *overrides], environment
+
+
+def report(metrics: Path) -> Table:
+    """First step (start-up effects) and median of the others, for each of `SHOWN` that the run logged."""
+    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "timing_s/step" in line]
+    if not steps:
+        raise ValueError(f"{metrics}: no training step in it")
+    table = Table("metric", "first step", f"median of {len(steps) - 1} more", title="tiny model, 16 x 8")
+    for name in SHOWN:
+        values = [step[name] for step in steps if step.get(name) is not None]
+        if values:
+            later = f"{median(values[1:]):.4f}" if values[1:] else ""
+            table.add_row(name, f"{values[0]:.4f}", later)
+    return table
+
+
+def main() -> None:
+    keep_lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
+    parser.add_argument("--recipe", default="tpru_7b", help="tpru_7b (GPU) or tpru_tiny_cpu")
+    parser.add_argument("--steps", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
+        write_parquet(make_rows(15, seed=2), folder / "test.parquet")
+        run, environment = command(arguments.recipe, folder, arguments.steps)
+        process = subprocess.Popen(run, env={**os.environ, **environment}, start_new_session=True)
+        try:
+            code = process.wait()
+        finally:
+            end_tree(process.pid)
+        if code != 0:
+            sys.exit(f"gpu_smoke: the trainer ended with exit code {code}; its words are above")
+        Console().print(report(folder / "metrics.jsonl"))
+
+
+if __name__ == "__main__":
+    main()
