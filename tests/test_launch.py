@@ -1,0 +1,113 @@
+"""What is checked before a run starts, what it needs around it, and how it is ended."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tpru_verl.demo.evaluate import wilson
+from tpru_verl.demo.run import end_tree
+from tpru_verl.plugin import launch
+
+
+def recipe(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    (tmp_path / "model").mkdir(exist_ok=True)
+    (tmp_path / "model/config.json").write_text("{}")
+    return {
+        "trainer": {
+            "device": changes.get("device", "cpu"),
+            "default_local_dir": str(tmp_path / "a/b"),
+            "n_gpus_per_node": 1,
+        },
+        "actor_rollout_ref": {
+            "model": {"path": changes.get("model", str(tmp_path / "model"))},
+            "rollout": {"checkpoint_engine": {"update_weights_bucket_megabytes": changes.get("bucket", 64)}},
+        },
+        "ray_kwargs": {"ray_init": {"address": changes.get("address")}},
+    }
+
+
+@pytest.fixture(autouse=True)
+def no_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+
+
+def test_a_sound_recipe_passes_and_a_hub_id_is_not_taken_for_a_path(tmp_path: Path) -> None:
+    launch.check(recipe(tmp_path))
+    launch.check(recipe(tmp_path, model="Qwen/Qwen2.5-VL-7B-Instruct"))
+
+
+def test_only_a_cpu_recipe_needs_an_environment(tmp_path: Path) -> None:
+    assert launch.environment(recipe(tmp_path, device="cuda")) == {}
+    assert launch.environment(recipe(tmp_path))["VERL_PLATFORM"] == "cpu"
+
+
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"model\.path=/no/such/model: no such folder"):
+        launch.check(recipe(tmp_path, model="/no/such/model"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json in it"):
+        launch.check(recipe(tmp_path, model=str(tmp_path / "empty")))
+
+
+def test_too_little_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    full = {"/dev/shm": usage(0, 0, 64 * 2**20)}
+    monkeypatch.setattr("shutil.disk_usage", lambda path: full.get(str(path), usage(0, 0, 10 * launch.GIB)))
+    with pytest.raises(OSError, match="/dev/shm: 64 MiB free, expected 192"):
+        launch.check(recipe(tmp_path))
+    launch.check(recipe(tmp_path, device="cuda"))  # there weights go from GPU to GPU
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, launch.GIB // 2))
+    with pytest.raises(OSError, match=r"trainer\.default_local_dir=.*: 0\.5 GiB free, expected 1"):
+        launch.check(recipe(tmp_path))
+
+
+def test_a_ray_cluster_that_would_be_joined_is_named(tmp_path: Path) -> None:
+    note = tmp_path / "ray/ray_current_cluster"
+    note.parent.mkdir()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        note.write_text(f"127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(RuntimeError, match="ray stop"):
+            launch.check(recipe(tmp_path))
+        launch.check(recipe(tmp_path, address="local"))  # a cluster of its own: none is joined
+    launch.check(recipe(tmp_path))  # only the note is left
+
+
+def test_ending_a_tree_leaves_no_process_behind() -> None:
+    stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stubborn!r}])"
+    process = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True)
+    root = psutil.Process(process.pid)
+    while not root.children():
+        time.sleep(0.05)
+    child = root.children()[0]
+    time.sleep(0.3)
+    end_tree(process.pid, grace=2)
+    process.wait(timeout=5)
+    assert not child.is_running()
+    end_tree(process.pid)  # again, when nothing is left
+    assert os.getpid() in psutil.pids()
+
+
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (425, 1000, 0.3947, 0.4559)],
+)
+def test_wilson_interval(right: int, n: int, low: float, high: float) -> None:
+    assert wilson(right, n) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_what_is_no_share(right: int, n: int) -> None:
+    with pytest.raises(ValueError, match="right, n"):
+        wilson(right, n)
