@@ -97,7 +97,7 @@ def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
     )
     assert [step["training/global_step"] for step in steps] == [1, 2]
     assert min(step[CORRELATION] for step in steps) > 0.99
-    assert steps[-1]["actor/grad_norm"] > 0
+    assert steps[0]["actor/grad_norm"] > 0  # the second step's answers may all be wrong alike
     validated = {key for key in steps[-1] if key.startswith("val-core/")}
     assert len(validated) == 3, validated  # one curve a task
     assert (runs.folder / "checkpoints/global_step_2/actor").is_dir()
