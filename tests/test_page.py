@@ -44,6 +44,7 @@ def write_run(out: Path, *, attack: str = "", correlation: float = 0.996) -> Non
                     "parsed": None if attack else said,
                     "accuracy": float(is_right),
                     "format": float(not attack),
+                    "greedy_accuracy": float(is_right),
                 }
                 file.write(json.dumps(answer) + "\n")
     with (out / "metrics.jsonl").open("w") as file:
