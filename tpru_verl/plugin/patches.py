@@ -225,9 +225,7 @@ def generate_group(vllm_async_server: ModuleType) -> None:
         if final_only:
             params["output_kind"] = RequestOutputKind.FINAL_ONLY
         samples = (
-            self.generate(
-                request_id=f"{request_id}-{i}", sampling_params={**sampling_params, **params}, **prompt
-            )
+            self.generate(request_id=f"{request_id}-{i}", sampling_params=dict(params), **prompt)
             for i in range(n)
         )
         return await asyncio.gather(*samples)
