@@ -27,7 +27,7 @@ CORRELATION = "training/rollout_actor_probs_pearson_corr"
 SMALL = [
     "data.train_batch_size=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-    "actor_rollout_ref.rollout.n=4",
+    "actor_rollout_ref.rollout.n=8",
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
@@ -102,7 +102,7 @@ def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
     assert len(validated) == 3, validated  # one curve a task
     assert (runs.folder / "checkpoints/global_step_2/actor").is_dir()
     rollouts = [json.loads(line) for line in (runs.folder / "rollouts/1.jsonl").read_text().splitlines()]
-    assert len(rollouts) == 4 * 4
+    assert len(rollouts) == 4 * 8
 
 
 def test_a_run_resumes_where_the_last_one_stopped(runs: Runs) -> None:

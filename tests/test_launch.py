@@ -21,6 +21,7 @@ def recipe(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "model/config.json").write_text("{}")
     return {
+        "data": {"train_files": changes.get("train", "a/hub-id"), "val_files": [str(tmp_path), "a/b@test"]},
         "trainer": {
             "device": changes.get("device", "cpu"),
             "default_local_dir": str(tmp_path / "a/b"),
@@ -56,6 +57,36 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no config\.json in it"):
         launch.check(recipe(tmp_path, model=str(tmp_path / "empty")))
+
+
+@pytest.mark.parametrize("train", ["no.parquet", "/no/such", ["a/hub-id", "./no@train"], "word"])
+def test_missing_data_is_named(tmp_path: Path, train: str | list[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"data\.train_files=.*(no|word).*: no such file or folder"):
+        launch.check(recipe(tmp_path, train=train))
+    launch.check(recipe(tmp_path, train=f"{tmp_path}@train"))
+    with pytest.raises(FileNotFoundError, match=r"data\.train_files: nothing given"):
+        launch.check(recipe(tmp_path, train=None))
+
+
+def test_a_cpu_recipe_without_its_platform_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch.check_platform(recipe(tmp_path))  # conftest.py sets the variable
+    monkeypatch.delenv("VERL_PLATFORM")
+    launch.check_platform(recipe(tmp_path, device="cuda"))
+    with pytest.raises(RuntimeError, match=r"trainer\.device=cpu: found no VERL_PLATFORM=cpu"):
+        launch.check_platform(recipe(tmp_path))
+
+
+def test_bare_main_ppo_checks_before_it_starts(tmp_path: Path) -> None:
+    pytest.importorskip("verl")
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", "tpru_tiny_cpu"]
+    overrides = ["data.train_files=/no/such.parquet", "data.val_files=/no/such.parquet"]
+    done = subprocess.run([*command, *overrides], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = "tpru: data.train_files=/no/such.parquet: no such file or folder"
+    assert done.stderr.splitlines()[-1] == last
+    assert "Traceback" not in done.stderr
 
 
 def test_too_little_room_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

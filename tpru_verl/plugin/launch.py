@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GIB = 1024**3
@@ -43,17 +43,28 @@ def check(recipe: Mapping) -> None:
     """Raise before anything starts what would otherwise surface minutes later, or as a hang.
 
     Raises:
-        FileNotFoundError: the model path is a path and not there.
+        FileNotFoundError: the model path, or a data file, is a path and not there.
         OSError: too little room for checkpoints or in shared memory.
         RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
     """
     _model_is_there(recipe["actor_rollout_ref"]["model"]["path"])
+    for key in ("train_files", "val_files"):
+        _data_is_there(key, recipe["data"][key])
     _room_for_checkpoints(Path(recipe["trainer"]["default_local_dir"]))
     bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
     if recipe["trainer"]["device"] == "cpu":
         _room_in_shared_memory(bucket * recipe["trainer"]["n_gpus_per_node"])
     if not recipe["ray_kwargs"]["ray_init"].get("address"):
         _no_leftover_ray()
+
+
+def check_platform(recipe: Mapping) -> None:
+    """Raise RuntimeError where a CPU recipe runs without what `environment` sets: it would crash in FSDP."""
+    if recipe["trainer"]["device"] == "cpu" and os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
+        raise RuntimeError(
+            "trainer.device=cpu: found no VERL_PLATFORM=cpu in the environment; "
+            "`tpru train RECIPE --dry-run` prints all that is needed, `tpru train RECIPE` sets it"
+        )
 
 
 def _model_is_there(path: str) -> None:
@@ -66,6 +77,17 @@ def _model_is_there(path: str) -> None:
             f"actor_rollout_ref.model.path={path}: no config.json in it, expected a Hugging Face folder "
             "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
         )
+
+
+def _data_is_there(key: str, files: str | Sequence[str] | None) -> None:
+    """Files and folders alone: whether a Hub id can be read shows when it is."""
+    if not files:
+        raise FileNotFoundError(f"data.{key}: nothing given, expected files, folders or a Hub id")
+    for entry in [files] if isinstance(files, str) else files:
+        path, folder = (Path(name).expanduser() for name in (entry, entry.rpartition("@")[0] or entry))
+        looks_local = entry.startswith(("/", "./", "../", "~")) or entry.count("/") != 1 or path.suffix
+        if looks_local and not path.exists() and not folder.exists():  # FOLDER@SPLIT
+            raise FileNotFoundError(f"data.{key}={entry}: no such file or folder")
 
 
 def _room_for_checkpoints(folder: Path, least: int = GIB) -> None:

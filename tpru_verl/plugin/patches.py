@@ -8,16 +8,19 @@
 | a dead agent-loop worker leaves the trainer waiting for ever | `notice_dead_actors` |
 | the n samples of a prompt are n calls that carry its images | `generate_group` |
 | a failed weight update leaves the sender waiting for ever | `notice_failed_weight_update` |
+| a missing model or too little room comes out minutes later, in a worker | `check_before_start` |
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from tpru_verl.plugin import launch
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
@@ -36,12 +39,33 @@ _watched: list[ActorHandle] = []
 
 def apply() -> None:
     """Arm the mends; nothing is imported here."""
+    when_imported("verl.utils.device")(check_before_start)
     when_imported("verl.utils.tensordict_utils")(equal_length_position_ids)
     when_imported("verl.utils.torch_functional")(log_probs_in_chunks)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(prompt_polling)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(notice_dead_actors)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")(notice_failed_weight_update)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(generate_group)
+
+
+def check_before_start(device: ModuleType) -> None:
+    """`auto_set_device` is the first thing that main_ppo calls with its configuration. For runs on our
+    dataset, look at the machine (`launch.check`) then, and end with one line instead of a worker's traceback.
+    """
+    require(device, "auto_set_device")
+    original = device.auto_set_device
+
+    def auto_set_device(config: Mapping) -> None:
+        original(config)
+        dataset = config.get("data", {}).get("custom_cls", {})
+        if dataset and str(dataset.get("path", "")).startswith("pkg://tpru_verl."):
+            try:
+                launch.check_platform(config)
+                launch.check(config)
+            except (OSError, RuntimeError) as error:
+                sys.exit(f"tpru: {error}")
+
+    replace(device, "auto_set_device", auto_set_device)
 
 
 def equal_length_position_ids(tensordict_utils: ModuleType) -> None:
