@@ -25,6 +25,7 @@ from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.tensordict_utils import get_tensordict
 
+from tpru_verl.data import source
 from tpru_verl.plugin import dataset as module
 from tpru_verl.plugin.dataset import TPRUDataset
 
@@ -277,24 +278,24 @@ def test_splits_are_never_mixed(build: Build, tmp_path: Path) -> None:
 def test_hub_layout_and_its_splits(build: Build, tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [published(i) for i in range(3)])
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [published(i) for i in range(2)])
-    assert len(module.load_hub(str(tmp_path), "test")) == 2
+    assert len(source.load_hub(str(tmp_path), "test")) == 2
     with pytest.raises(ValueError, match=r"expected one of its splits: .*@test"):
-        module.load_hub(str(tmp_path))
+        source.load_hub(str(tmp_path))
     with pytest.raises(ValueError, match="@dev: expected one of its splits"):
-        module.load_hub(str(tmp_path), "dev")
+        source.load_hub(str(tmp_path), "dev")
 
 
 def test_hub_id_goes_to_the_hub(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [published(i) for i in range(2)])
-    rows = module.load_hub(str(tmp_path))
+    rows = source.load_hub(str(tmp_path))
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(module, "load_hub", lambda name, split: asked.append((name, split)) or rows)
+    monkeypatch.setattr(source, "load_hub", lambda name, split, revision: asked.append((name, split)) or rows)
     assert len(build("org/TPRU-test@test")) == 2
     assert asked == [("org/TPRU-test", "test")]
 
 
 def test_hub_that_does_not_answer(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str) -> list[str]:
+    def offline(name: str, revision: str | None) -> list[str]:
         raise ConnectionError("no route\nand a long story")
 
     monkeypatch.setattr(module.datasets, "get_dataset_split_names", offline)

@@ -45,7 +45,7 @@ def demo(
         "outputs/demo"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the training run.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 140,
+    steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 100,
     eval_rows: Annotated[int, typer.Option(min=3, help="Held-out rows, over the three tasks.")] = 1000,
 ) -> None:
     """Train a tiny model on a CPU with veRL's own trainer, and show what it learned.

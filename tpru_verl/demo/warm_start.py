@@ -296,7 +296,7 @@ def train(
 
 
 def warm_start(out: Path, *, seed: int, until: float) -> None:
-    """Train from scratch until the held-out greedy accuracy reaches `until`, teach hesitation, save to `out`."""
+    """Train from scratch to `until` of greedy held-out accuracy, teach hesitation, save to `out`."""
     texts = [sample.problem for sample in make_rows(300, seed=TRAIN_SEED + seed)]
     texts += [look_up(order, letter) for order in ORDERS for letter in LETTERS]
     texts += ["Step 1 is A", "Step 3 is B", "system\n", "user\n", "assistant\n"] * 3

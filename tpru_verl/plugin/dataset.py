@@ -6,7 +6,6 @@ Imported by veRL alone (`data.custom_cls.path=pkg://tpru_verl.plugin.dataset`), 
 import base64
 import io
 import logging
-import re
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -24,6 +23,16 @@ from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
+from tpru_verl.data.source import (
+    KINDS,
+    OPTIONAL,
+    Part,
+    image_bytes,
+    line_of,
+    messages_text,
+    parts_of,
+    undecoded,
+)
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
 
@@ -31,11 +40,7 @@ logger = logging.getLogger(__name__)
 
 MAX_IMAGE_PIXELS = 64 * 2**20  # of one file, by its header: a larger one is a decompression bomb or a mistake
 LISTED = 10  # broken rows named in a message; the others are counted
-_KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's other readers may start programs or are rare
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_OPTIONAL = ("task", "scene", "source_id", "id", "data_source", "extra_info", "agent_name")
 _ROW = "_tpru_row"  # position in the files as they came, kept through every selection
 
 Row = dict[str, object]
@@ -47,8 +52,8 @@ class TPRUDataset(RLHFDataset):
     A file is a parquet, json or jsonl file, a folder of them, or a Hub id `org/name`; the latter two take
     `@split`. Keys under `data`, beside veRL's: `problem_key`, `answer_key`, `image_key`; `prompt_template`
     (a template's name or path; a prompt in veRL's form is taken as it is); `min_pixels` and `max_pixels` of
-    an image, as Qwen's processor understands them; `on_invalid`: `error` stops at broken rows, `skip` lists
-    and leaves them out.
+    an image, as Qwen's processor understands them; `revision` of a Hub id; `on_invalid`: `error` stops at
+    broken rows, `skip` lists and leaves them out.
 
     Raises FileNotFoundError for a file that is missing and ValueError for one that is unreadable, empty or
     lacks columns, for broken rows, for bounds that cannot hold, and where nothing is left to train on.
@@ -91,18 +96,17 @@ class TPRUDataset(RLHFDataset):
             super()._download(use_origin_parquet)
 
     def _read_files_and_tokenize(self) -> None:
-        parts = [part for file in self.data_files for part in _read(str(file))]
-        kept: list[datasets.Dataset] = []
-        for name, _, part in parts:
-            kept.append(self._only_known_columns(name, part))
-        self.part_names = [name for name, _, _ in parts]
-        self.part_folders = [folder for _, folder, _ in parts]
+        revision = self.config.get("revision")
+        parts = [part for file in self.data_files for part in parts_of(str(file), revision=revision)]
+        kept = [self._only_known_columns(part.name, _load(part)) for part in parts]
+        self.part_names = [part.name for part in parts]
+        self.part_folders = [part.folder for part in parts]
         self.part_starts = [0, *accumulate(len(part) for part in kept)]
         try:
             frame = datasets.concatenate_datasets(kept)
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{', '.join(self.part_names)}: columns of different types: {_line(error)}"
+                f"{', '.join(self.part_names)}: columns of different types: {line_of(error)}"
             ) from error
         total = len(frame)
         frame = frame.add_column(_ROW, list(range(total)))
@@ -128,12 +132,7 @@ class TPRUDataset(RLHFDataset):
             )
         if len(part) == 0:
             raise ValueError(f"{name}: found 0 rows, expected at least 1")
-        part = part.select_columns([*form, *(c for c in _OPTIONAL if c in found and c not in form)])
-        feature = part.features[self.image_key]
-        if isinstance(getattr(feature, "feature", None), datasets.Image):
-            # The encoded bytes are what we pass on; decoding here would be for nothing.
-            part = part.cast_column(self.image_key, type(feature)(datasets.Image(decode=False)))
-        return part
+        return part.select_columns([*form, *(c for c in OPTIONAL if c in found and c not in form)])
 
     def _place(self, row: Row) -> tuple[str, Path | None, int]:
         """File, its folder (None for the Hub) and the row's number in it."""
@@ -147,7 +146,7 @@ class TPRUDataset(RLHFDataset):
             return row[self.problem_key], row.get(self.answer_key)
         reward_model = row.get("reward_model")
         answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-        return _messages_text(row.get(self.prompt_key)), answer
+        return messages_text(row.get(self.prompt_key)), answer
 
     def _without_broken_rows(self, frame: datasets.Dataset) -> datasets.Dataset:
         """Drops or raises for rows that break a rule; one pass, one row in memory at a time."""
@@ -181,9 +180,9 @@ class TPRUDataset(RLHFDataset):
         folder = self._place(row)[1]
         for i, cell in enumerate(cells):
             try:
-                self._check_image(_image_bytes(cell, folder))
+                self._check_image(image_bytes(cell, folder))
             except (ValueError, OSError) as error:
-                return [f"{self.image_key}[{i}]: {_line(error)}"]
+                return [f"{self.image_key}[{i}]: {line_of(error)}"]
         if row.get(self.problem_key) is not None:
             render(str(text), _task_of(row, str(text)), self.prompt_template)
         return []
@@ -286,7 +285,7 @@ class TPRUDataset(RLHFDataset):
                 mm_processor_kwargs=self.mm_processor_kwargs,
             )
         except Exception as error:
-            return {"tokens": 0, "error": f"{type(error).__name__}: {_line(error)}"}
+            return {"tokens": 0, "error": f"{type(error).__name__}: {line_of(error)}"}
         return {"tokens": len(inputs["input_ids"][0]), "error": ""}
 
     def _messages(self, row: Row) -> list[dict[str, object]]:
@@ -298,7 +297,7 @@ class TPRUDataset(RLHFDataset):
         folder = self._place(row)[1]
         images = []
         for cell in cast("list[object]", row[self.image_key]):
-            data = base64.b64encode(_image_bytes(cell, folder)).decode("ascii")
+            data = base64.b64encode(image_bytes(cell, folder)).decode("ascii")
             images.append({"image": f"data:image;base64,{data}", **self.pixel_bounds})
         problem = row.get(self.problem_key)
         if problem is None:
@@ -343,100 +342,26 @@ class TPRUDataset(RLHFDataset):
         return result
 
 
-def _read(entry: str) -> Iterator[tuple[str, Path | None, datasets.Dataset]]:
-    """Name, folder and rows of each file that `entry` stands for."""
-    path, split = Path(entry).expanduser(), ""
-    if not path.exists() and "@" in entry:
-        head, _, split = entry.rpartition("@")
-        path = Path(head).expanduser()
-    if path.is_file():
-        yield str(path), path.parent, _load(path)
-    elif path.is_dir():
-        for shard in _shards(path, split):
-            yield str(shard), shard.parent, _load(shard)
-    elif _HUB_ID.fullmatch(str(path)) and path.suffix not in _KINDS:
-        yield entry, None, load_hub(str(path), split)
-    else:
-        raise FileNotFoundError(f"{entry}: no such file or folder; expected parquet, json, jsonl or a Hub id")
-
-
-def _load(path: Path) -> datasets.Dataset:
-    if path.suffix not in _KINDS:
-        raise ValueError(f"{path}: found {path.suffix or 'no suffix'!r}, expected {', '.join(_KINDS)}")
+def _load(part: Part) -> datasets.Dataset:
+    """The part's rows on disk, as veRL keeps them. Raises ValueError."""
+    path = part.path
+    if path is None:
+        return cast(datasets.Dataset, part.hub)
+    if path.suffix not in KINDS:
+        found = path.suffix or "no suffix"
+        raise ValueError(
+            f"{path}: found {found!r}, expected {', '.join(KINDS)}; or what `tpru data prepare` writes"
+        )
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: found an empty file, expected rows")
     try:
         if path.suffix == ".parquet" and read_metadata(path).num_rows == 0:
             return datasets.Dataset.from_dict({name: [] for name in read_schema(path).names})
-        loaded = datasets.load_dataset(_KINDS[path.suffix], data_files=str(path), split="train")
+        loaded = datasets.load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{path}: not readable as {_KINDS[path.suffix]}: {_line(cause)}") from error
-    return cast(datasets.Dataset, loaded)
-
-
-def _shards(folder: Path, split: str) -> list[Path]:
-    """Data files below `folder`, parquet before json (which beside parquet is metadata), of one split.
-
-    A file's split is what its name, or its folder's name, begins with: `train-00000-of-00002.parquet`.
-    """
-    visible = [
-        p
-        for p in sorted(folder.rglob("*"))
-        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-    ]
-    files = next((found for suffix in _KINDS if (found := [p for p in visible if p.suffix == suffix])), [])
-    if not files:
-        raise FileNotFoundError(f"{folder}: found no file that ends in {', '.join(_KINDS)}")
-    by_split: dict[str, list[Path]] = {}
-    for file in files:
-        names = (file.stem, *file.relative_to(folder).parts[:-1])
-        pattern = re.compile(rf"({re.escape(split)})(?![A-Za-z])") if split else _SPLIT
-        match = next((m for name in names if (m := pattern.match(name))), None)
-        by_split.setdefault(match[1] if match else "", []).append(file)
-    if split:
-        if split not in by_split:
-            raise FileNotFoundError(f"{folder}@{split}: found {', '.join(p.name for p in files[:LISTED])}")
-        return by_split[split]
-    if len(by_split) > 1:  # training and test rows must never be read as one
-        splits = ", ".join(f"@{name}" if name else "files that name none" for name in by_split)
-        raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {splits}")
-    return files
-
-
-def load_hub(name: str, split: str = "") -> datasets.Dataset:
-    """A data set of the Hub; `split` may be left out where there is only one. Raises ValueError."""
-    try:
-        splits = [str(s) for s in datasets.get_dataset_split_names(name)]
-    except Exception as error:
-        raise ValueError(
-            f"{name}: no file or folder of this name, and not readable from the Hub: {_line(error)}"
-        ) from error
-    if (split or len(splits) != 1) and split not in splits:
-        found = ", ".join(f"{name}@{s}" for s in splits)
-        raise ValueError(f"{name}{'@' * bool(split)}{split}: expected one of its splits: {found}")
-    try:
-        return cast(datasets.Dataset, datasets.load_dataset(name, split=split or splits[0]))
-    except Exception as error:
-        raise ValueError(f"{name}: not readable from the Hub: {_line(error.__cause__ or error)}") from error
-
-
-def _image_bytes(cell: object, folder: Path | None) -> bytes:
-    """The encoded file of a cell: bytes, {bytes, path}, or a path inside `folder`. Raises ValueError."""
-    if isinstance(cell, Mapping):
-        cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
-    if isinstance(cell, bytes):
-        return cell
-    if not isinstance(cell, str):
-        raise ValueError(f"found {type(cell).__name__}, expected bytes, {{bytes, path}} or a path")
-    if folder is None:
-        raise ValueError(f"found the path {cell!r}, expected the image's bytes in rows from the Hub")
-    path = (folder / cell).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"found {cell!r}, expected a path inside {folder}")
-    if not path.is_file():
-        raise ValueError(f"found {cell!r}, but there is no such file in {folder}")
-    return path.read_bytes()
+        raise ValueError(f"{path}: not readable as {KINDS[path.suffix]}: {line_of(cause)}") from error
+    return undecoded(cast(datasets.Dataset, loaded))
 
 
 def _given_task(row: Row) -> str:
@@ -447,12 +372,6 @@ def _given_task(row: Row) -> str:
 def _task_of(row: Row, text: str) -> Task | None:
     given = _given_task(row)
     return Task(given) if given else recognise_task(text)
-
-
-def _messages_text(prompt: object) -> str:
-    if not isinstance(prompt, list):
-        return ""
-    return "\n".join(str(m["content"]) for m in prompt if isinstance(m, Mapping) and m.get("content"))
 
 
 def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:
@@ -497,7 +416,3 @@ def _pixel_bounds(config: DictConfig, processor: ProcessorMixin) -> dict[str, in
 def _edge(size: object, key: str) -> int | None:
     value = size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
     return int(value) if value else None
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,1 @@
+"""Rows in: sources, validation, prepared shards, token counts, statistics, a gallery, shortcuts."""

@@ -1,0 +1,164 @@
+"""What an encoded image is, by its header or in full, and what makes it unfit for training.
+
+Unfit is what the loaders on the way to a model take for something else, without a word: veRL, vLLM and
+transformers all end in Pillow's `convert("RGB")`, which clips 16-bit grey, turns CMYK by formula, drops
+transparency, and takes the first frame of an animation.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's other readers may start programs or are rare
+MAX_PIXELS = 64 * 2**20  # of one file, by its header: a larger one is a decompression bomb or a mistake
+LEAST_SIDE = 4  # pixels; Qwen's processor enlarges any image to 28 x 28, but there is nothing to see
+MAX_RATIO = 200  # of the sides: smart_resize of Qwen2-VL's processor raises beyond
+PLAIN_MODES = ("RGB", "L", "1", "P", "RGBA", "LA")
+HASH_SIDE = 8  # a perceptual hash has 64 bits
+_ORIENTATION = 0x0112  # EXIF
+
+
+class Header(NamedTuple):
+    """What can be told without decoding; width and height as stored, before `orientation` (EXIF, 1 to 8)."""
+
+    format: str
+    width: int
+    height: int
+    mode: str
+    orientation: int
+    frames: int
+    transparent: bool
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """Width and height as a person sees the picture."""
+        return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+
+def read_header(data: bytes) -> Header:
+    """Read what comes before the pixels. Raises ValueError for what is no image of FORMATS."""
+    with _opened(data) as image:
+        # Only where there is EXIF: parsing costs more than all the rest.
+        orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
+        return Header(
+            str(image.format),
+            *image.size,
+            image.mode,
+            orientation if orientation in range(1, 9) else 1,
+            getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG") else 1,
+            "transparency" in image.info,
+        )
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise ValueError("found 0 bytes, expected an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ValueError(f"found more than {MAX_PIXELS} pixels, expected at most that") from None
+    except Exception as error:  # Pillow's readers raise many kinds
+        what = "a web page" if data[:256].lstrip().lower().startswith((b"<!doctype", b"<html")) else "bytes"
+        expected = f"expected {', '.join(FORMATS)}"
+        raise ValueError(
+            f"found {what} that no image reader takes ({len(data)} bytes), {expected}"
+        ) from error
+
+
+def problem_of(data: bytes, *, deep: bool = False) -> str | None:
+    """Why an image is unfit, as "found ..., expected ...", or None; `deep` decodes it in full."""
+    try:
+        header = read_header(data)
+    except ValueError as error:
+        return str(error)
+    width, height = header.width, header.height
+    size = f"found {width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        return f"{size}, expected at most {MAX_PIXELS} in all"
+    if min(width, height) < LEAST_SIDE:
+        return f"{size}, expected sides of at least {LEAST_SIDE}"
+    if max(width, height) > MAX_RATIO * min(width, height):
+        return f"{size}, expected sides within 1 : {MAX_RATIO}"
+    if header.frames > 1:
+        return f"found an animation of {header.frames} frames, expected one picture"
+    if header.mode not in PLAIN_MODES:
+        return f"found {_MODES.get(header.mode, 'mode')} ({header.mode}), expected 8 bits of grey or RGB"
+    if header.transparent and header.mode not in ("RGBA", "LA"):  # dropped, so that hidden colours show
+        return f"found a {_MODES.get(header.mode, header.mode)} with transparency, expected an opaque picture"
+    if deep or not _ends_as_it_should(data, header.format):
+        return _decoding_problem(data)
+    return None
+
+
+_MODES = {"CMYK": "print colours", "I;16": "16-bit grey", "I": "32-bit grey", "F": "float", "P": "palette"}
+
+
+def note_of(data: bytes) -> str | None:
+    """What a user should know about an image that is fit; None for nothing. Raises as `read_header`."""
+    header = read_header(data)
+    if header.orientation != 1:
+        return f"found EXIF orientation {header.orientation}, expected 1: many loaders show it unturned"
+    if header.mode in ("RGBA", "LA"):
+        return f"found an alpha channel ({header.mode}), expected none: loaders put it on white, or drop it"
+    return None
+
+
+def _ends_as_it_should(data: bytes, format_: str) -> bool:
+    """Whether the container's end is where it belongs: cheap, and what a broken download lacks."""
+    if format_ == "JPEG":
+        return data[-64:].rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
+    if format_ == "PNG":
+        return data[-12:-4] == b"\0\0\0\0IEND"
+    if format_ == "WEBP":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return format_ != "BMP" or len(data) >= int.from_bytes(data[2:6], "little")
+
+
+def _decoding_problem(data: bytes) -> str | None:
+    try:
+        with _opened(data) as image:
+            image.load()
+    except Exception as error:
+        reason = str(error).split("\n")[0]
+        return f"found an image that can't be decoded ({reason}; {len(data)} bytes), expected a whole one"
+    return None
+
+
+def upright(data: bytes) -> Image.Image:
+    """Decode to RGB as a person sees it: EXIF orientation applied. Raises ValueError."""
+    try:
+        with _opened(data) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:
+        raise ValueError(f"found an image that can't be decoded ({str(error).splitlines()[0]})") from error
+
+
+def thumbnail(data: bytes, side: int) -> Image.Image:
+    """An upright RGB picture of at most `side` pixels; a JPEG is decoded at that scale, which is quicker."""
+    with _opened(data) as image:
+        image.draft("RGB", (side, side))
+        small = ImageOps.exif_transpose(image).convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
+def perceptual_hash(data: bytes) -> np.uint64:
+    """DCT hash of 64 bits (`imagehash.phash`): pictures that look alike differ in few bits.
+
+    Raises ValueError for an image that can't be decoded, ImportError without `imagehash`.
+    """
+    import imagehash
+
+    try:
+        bits: NDArray[np.bool_] = imagehash.phash(thumbnail(data, 128), HASH_SIDE).hash
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"found an image that can't be decoded ({error})") from error
+    return np.packbits(bits.ravel()).view(np.uint64)[0]
