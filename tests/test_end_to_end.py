@@ -24,6 +24,8 @@ from tpru_verl.plugin import launch
 
 pytestmark = pytest.mark.e2e
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
+# Mean difference of a sampled token's probability in vLLM and in the trainer: bfloat16's rounding.
+FOLLOWS = 0.005
 SMALL = [
     "data.train_batch_size=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
@@ -97,6 +99,9 @@ def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
     )
     assert [step["training/global_step"] for step in steps] == [1, 2]
     assert min(step[CORRELATION] for step in steps) > 0.99
+    assert max(step["training/rollout_probs_diff_mean"] for step in steps) < FOLLOWS
+    # One token's probability after three layers in bfloat16, whose steps are 0.06 for a logit of 8 to 16.
+    assert max(step["training/rollout_probs_diff_max"] for step in steps) < 0.2
     assert steps[0]["actor/grad_norm"] > 0  # the second step's answers may all be wrong alike
     validated = {key for key in steps[-1] if key.startswith("val-core/")}
     assert len(validated) == 3, validated  # one curve a task
@@ -123,11 +128,38 @@ def test_merged_weights_load_in_transformers_and_are_trained_ones(runs: Runs, ch
     paths = ["--local_dir", f"{runs.folder}/checkpoints/global_step_3/actor", "--target_dir", str(merged)]
     subprocess.run([*command, *paths], check=True, timeout=300, capture_output=True)
     AutoProcessor.from_pretrained(merged)
-    after = AutoModelForImageTextToText.from_pretrained(merged, dtype=torch.float32).state_dict()
-    before = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).state_dict()
-    assert after.keys() == before.keys()
-    changes = [(after[name] - before[name]).abs().max().item() for name in before]
-    assert 0 < max(changes) < 0.1
+    before, after = (
+        AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        for folder in (checkpoint, merged)
+    )
+    assert after.state_dict().keys() == before.state_dict().keys()
+    changed = (after.state_dict()[name] - value for name, value in before.state_dict().items())
+    assert 0 < max(change.abs().max().item() for change in changed) < 0.1
+    # Had vLLM kept the old weights, the first test's bound would have been far out of reach.
+    moved = (answer_probabilities(before, checkpoint) - answer_probabilities(after, checkpoint)).abs()
+    assert moved.mean() > 4 * FOLLOWS
+
+
+def answer_probabilities(model, checkpoint: Path):
+    """Probability of each token of the right answers of a few rows."""
+    import torch
+    from transformers import AutoProcessor
+
+    from tpru_verl.demo.scenes import make_row
+    from tpru_verl.demo.warm_start import embed, encode, prompt_text
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    rows = [make_row(number, seed=5) for number in range(12)]
+    answers = [f"<think>{thought}</think><answer>{thought[-1]}</answer><|im_end|>" for _, thought in rows]
+    prompts = [prompt_text(processor, sample.problem) for sample, _ in rows]
+    batch = encode(processor, prompts, answers, [image for sample, _ in rows for image in sample.images])
+    with torch.inference_mode():
+        embeddings, positions = embed(model, batch)
+        mask = batch.attention_mask
+        logits = model(inputs_embeds=embeddings, attention_mask=mask, position_ids=positions).logits[:, :-1]
+    labels = batch.labels[:, 1:]
+    likely = logits.softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+    return likely[labels != -100]
 
 
 def test_merged_weights_answer_in_vllm(runs: Runs) -> None:

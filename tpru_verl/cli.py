@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from tpru_verl import __version__
+from tpru_verl.data.commands import app as data_app
 
 app = typer.Typer(
     name="tpru",
@@ -27,6 +28,9 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
         raise typer.Exit
+
+
+app.add_typer(data_app, name="data")
 
 
 @app.callback()
@@ -96,8 +100,9 @@ def _run(command: list[str], environment: dict[str, str]) -> int:
 
 
 def main() -> None:
-    """Entry point: what a user can get wrong is one line and exit code 1."""
+    """Entry point: what a user can get wrong is a line, or one a finding, and exit code 1."""
     try:
         app()
     except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"tpru: {' '.join(str(error).split())}")
+        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+        sys.exit("tpru: " + "\n".join(lines or [type(error).__name__]))

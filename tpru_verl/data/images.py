@@ -48,7 +48,8 @@ def read_header(data: bytes) -> Header:
         orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
         return Header(
             str(image.format),
-            *image.size,
+            image.width,
+            image.height,
             image.mode,
             orientation if orientation in range(1, 9) else 1,
             getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG") else 1,
@@ -64,7 +65,7 @@ def _opened(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
             return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
-        raise ValueError(f"found more than {MAX_PIXELS} pixels, expected at most that") from None
+        raise ValueError(f"found over {MAX_PIXELS} pixels, expected at most that") from None
     except Exception as error:  # Pillow's readers raise many kinds
         what = "a web page" if data[:256].lstrip().lower().startswith((b"<!doctype", b"<html")) else "bytes"
         expected = f"expected {', '.join(FORMATS)}"
@@ -153,10 +154,12 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
 def perceptual_hash(data: bytes) -> np.uint64:
     """DCT hash of 64 bits (`imagehash.phash`): pictures that look alike differ in few bits.
 
-    Raises ValueError for an image that can't be decoded, ImportError without `imagehash`.
+    Raises ValueError for an image that can't be decoded, and without `imagehash`.
     """
-    import imagehash
-
+    try:
+        import imagehash
+    except ImportError:
+        raise ValueError('perceptual hashes need `pip install "tpru-verl[build]"`') from None
     try:
         bits: NDArray[np.bool_] = imagehash.phash(thumbnail(data, 128), HASH_SIDE).hash
     except (OSError, SyntaxError) as error:

@@ -73,6 +73,7 @@ class Part:
     name: str  # as messages call it
     path: Path | None  # None for the Hub
     hub: datasets.Dataset | None = field(default=None, compare=False)
+    commit: str | None = None  # of the Hub's repository
 
     @property
     def folder(self) -> Path | None:
@@ -145,7 +146,8 @@ def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
     if path.is_dir():
         return [Part(str(shard), shard) for shard in _shards(path, split)]
     if _HUB_ID.fullmatch(str(path)) and path.suffix not in SUFFIXES:
-        return [Part(source, None, load_hub(str(path), split, revision=revision))]
+        commit = _commit_of(str(path), revision)
+        return [Part(source, None, load_hub(str(path), split, revision=commit), commit)]
     raise FileNotFoundError(f"{source}: no such file or folder; expected {', '.join(SUFFIXES)} or a Hub id")
 
 
@@ -176,6 +178,16 @@ def _shards(folder: Path, split: str) -> list[Path]:
         splits = ", ".join(f"@{name}" if name else "files that name none" for name in by_split)
         raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {splits}")
     return files
+
+
+def _commit_of(name: str, revision: str | None) -> str | None:
+    """What a branch stands for now, so that one commit is read and written down."""
+    try:
+        from huggingface_hub import HfApi
+
+        return HfApi().dataset_info(name, revision=revision).sha
+    except Exception:  # no network, or no such data set: `load_hub` has the cache, or the message
+        return revision
 
 
 def load_hub(name: str, split: str = "", *, revision: str | None = None) -> datasets.Dataset:
@@ -285,7 +297,8 @@ def read_rows(unit: Unit, form: Form) -> Iterator[Row]:
 def _records(unit: Unit, form: Form) -> Iterator[dict[str, object]]:
     part = unit.part
     if part.hub is not None:
-        yield from part.hub.select(range(unit.first, unit.first + cast(int, unit.rows)))
+        chosen = part.hub.select(range(unit.first, unit.first + cast(int, unit.rows)))
+        yield from cast("Iterator[dict[str, object]]", iter(chosen))
     elif part.path is not None and part.path.suffix == ".parquet":
         with pq.ParquetFile(part.path) as file:
             wanted = [c for c in file.schema_arrow.names if c in {*_read_columns(form)}]

@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
 
 from tpru_verl.data.images import note_of, perceptual_hash, problem_of
 from tpru_verl.data.source import Form, Row, Unit, read_rows
@@ -26,6 +28,7 @@ from tpru_verl.sample import Task, parse_options, problems_of
 SAME_PICTURE = 4
 _ALL_TASKS = ", ".join(task.value for task in Task)
 
+LISTED = 10  # findings in a message; the report has all
 _BITS = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
 
 Hashes = NDArray[np.uint64]
@@ -105,7 +108,7 @@ def validate(
 ) -> Report:
     """Check every row of `source`; `against` is another one with which it must share none.
 
-    Raises ValueError where a file itself is broken, ImportError where `against` lacks `imagehash`.
+    Raises ValueError where a file itself is broken, and for `against` without `imagehash`.
     """
     report = Report(source.name, detected=sorted({str(form) for form in source.forms}))
     work = partial(check_unit, deep=deep, hashes=against is not None)
@@ -210,6 +213,35 @@ def fingerprints(source: Source, *, workers: int | None = None) -> list[Seen]:
     work = partial(check_unit, deep=False, hashes=True)
     title = f"Hashing {source.name}"
     return [row for _, (_, _, seen) in each_unit(source, work, title=title, workers=workers) for row in seen]
+
+
+def tables(report: Report) -> list[Table]:
+    """What was found, for a terminal: rows by task, findings by field."""
+    by_task = Table("task", "rows", title=f"{report.source}: {report.rows} rows")
+    for task, count in sorted(report.tasks.items()):
+        by_task.add_row(task, f"{count:,}")
+    if report.unusable:
+        by_task.add_row("unusable", f"{len(report.unusable):,}", style="red")
+    if not report.findings:
+        return [by_task]
+    kinds: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in report.findings:
+        field_name = finding.field.partition("[")[0]
+        kinds.setdefault((finding.severity, field_name, finding.expected), []).append(finding)
+    by_kind = Table("", "field", "expected", "findings", "the first", title="Findings")
+    for (severity, name, expected), found in sorted(kinds.items(), key=lambda item: item[0]):
+        first = f"{Path(found[0].file).name} row {found[0].row}: {found[0].found}"
+        cells = (severity, name, expected, f"{len(found):,}", first)
+        by_kind.add_row(*map(escape, cells), style="red" if severity == "error" else "yellow")
+    return [by_task, by_kind]
+
+
+def summary_of(report: Report) -> str:
+    """The first unusable rows, each with its place and reason."""
+    errors = [finding for finding in report.findings if finding.severity == "error"]
+    listed = "".join(f"\n  {finding}" for finding in errors[:LISTED])
+    more = f"\n  and {len(errors) - LISTED} more findings" if len(errors) > LISTED else ""
+    return f"{report.source}: {len(report.unusable)} of {report.rows} rows are unusable{listed}{more}"
 
 
 def bits(values: Hashes) -> NDArray[np.uint8]:

@@ -33,7 +33,7 @@ class Source:
     """A source that was opened: what it is called, its parts, how they are read, and in which pieces."""
 
     name: str
-    revision: str | None
+    revision: str | None  # the commit, for a data set of the Hub
     parts: list[Part]
     forms: list[Form]
     units: list[Unit]
@@ -46,7 +46,7 @@ class Source:
         units = [unit for part in parts for unit in units_of(part)]
         if not sum(1 if unit.rows is None else unit.rows for unit in units):
             raise ValueError(f"{name}: found 0 rows, expected at least 1")
-        return cls(name, revision, parts, forms, units)
+        return cls(name, parts[0].commit or revision, parts, forms, units)
 
     @property
     def rows(self) -> int | None:

@@ -1,0 +1,200 @@
+"""Sources: every form in which rows are about comes out as the same rows; what is unreadable is named."""
+
+import base64
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub import COMMITS, hub
+from PIL import Image
+from rows import picture, reordering, write_jsonl, write_parquet
+
+from tpru_verl.data.source import Keys, Row, image_bytes, read_rows
+from tpru_verl.data.work import Source
+from tpru_verl.sample import Task
+
+
+def read(name: Path | str, **keys: str) -> list[Row]:
+    source = Source.open(str(name), keys=Keys(**keys))
+    return [row for unit in source.units for row in read_rows(unit, source.form(unit))]
+
+
+def assert_same(found: list[Row], rows: list[dict]) -> None:
+    assert [(row.problem, row.answer, row.images()) for row in found] == [
+        (row["problem"], row["answer"], row["images"]) for row in rows
+    ]
+    assert [row.number for row in found] == list(range(len(rows)))
+
+
+ROWS = [reordering(seed) for seed in range(6)]
+
+
+def test_parquet_in_row_groups_and_folders_of_shards(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", ROWS[:5], row_group_size=2)
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", ROWS[5:])
+    (tmp_path / "README.md").write_text("not rows")
+    found = read(tmp_path)
+    assert [row.images() for row in found] == [row["images"] for row in ROWS]
+    assert [row.number for row in found] == [0, 1, 2, 3, 4, 0]
+    source = Source.open(str(tmp_path))
+    assert [unit.rows for unit in source.units] == [2, 2, 1, 1]
+    assert source.rows == 6
+
+
+def test_an_image_folder_beside_a_jsonl_of_paths(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    listed = []
+    for i, row in enumerate(ROWS):
+        names = [f"frames/{i}-{j}.png" for j in range(4)]
+        for name, data in zip(names, row["images"], strict=True):
+            (tmp_path / name).write_bytes(data)
+        listed.append({**row, "images": names})
+    assert_same(read(write_jsonl(tmp_path / "rows.jsonl", listed)), ROWS)
+    assert_same(read(tmp_path), ROWS)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+@pytest.mark.parametrize("prefix", ["", "data:image/png;base64,"])
+def test_images_in_base64(tmp_path: Path, suffix: str, prefix: str) -> None:
+    rows = [
+        {**row, "images": [prefix + base64.b64encode(image).decode() for image in row["images"]]}
+        for row in ROWS
+    ]
+    path = tmp_path / f"rows.{suffix}"
+    if suffix == "json":
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        write_jsonl(path, rows)
+    assert_same(read(path), ROWS)
+
+
+def test_the_table_of_vlmevalkit(tmp_path: Path) -> None:
+    path = tmp_path / "bench.tsv"
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["index", "question", "A", "B", "C", "answer", "image"])
+        encoded = [base64.b64encode(picture(i)).decode() for i in range(2)]
+        table.writerow([0, "Which comes\nnext?", "left", "right", "", "B", str(encoded)])
+        table.writerow([1, "And <image> here?", "left", "right", "up", "C", encoded[0]])
+    first, second = read(path)
+    assert first.problem == "<image><image>Which comes\nnext?\nA. left\nB. right"
+    assert first.images() == [picture(0), picture(1)]
+    assert (second.problem, second.answer) == ("And <image> here?\nA. left\nB. right\nC. up", "C")
+
+
+def test_verls_own_form(tmp_path: Path) -> None:
+    row = {
+        "prompt": [{"role": "user", "content": ROWS[0]["problem"]}],
+        "images": [base64.b64encode(image).decode() for image in ROWS[0]["images"]],
+        "reward_model": {"style": "rule", "ground_truth": "B"},
+        "extra_info": {"task": "temporal_reordering", "source_id": "film-7", "row_id": "r1"},
+        "data_source": "mine",
+    }
+    (found,) = read(write_jsonl(tmp_path / "rows.jsonl", [row]))
+    assert_same([found], ROWS[:1])
+    assert (found.task, found.source_id, found.row_id) == (Task.TEMPORAL_REORDERING, "film-7", "r1")
+    assert found.field("data_source") == "mine"
+
+
+def test_columns_are_detected_or_named(tmp_path: Path) -> None:
+    renamed = [{"question": r["problem"], "solution": r["answer"], "images": r["images"]} for r in ROWS]
+    assert_same(read(write_parquet(tmp_path / "a.parquet", renamed)), ROWS)
+    odd = [{"text": r["problem"], "key": r["answer"], "images": r["images"]} for r in ROWS]
+    path = write_parquet(tmp_path / "b.parquet", odd)
+    with pytest.raises(
+        ValueError, match=r"found columns text, key, images; say with --problem-key and --ans"
+    ):
+        read(path)
+    assert_same(read(path, problem="text", answer="key"), ROWS)
+    with pytest.raises(ValueError, match=r"found columns text, key, images; expected nowhere"):
+        read(path, problem="nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.parquet", b"PAR1 not really", r"rows\.parquet: not readable as parquet"),
+        ("rows.jsonl", b"", "found an empty file"),
+        ("rows.jsonl", b'{"problem": 1}\n{"problem": ', r"rows\.jsonl: found columns problem; say with"),
+        (
+            "rows.jsonl",
+            b'{"problem": "", "answer": "", "images": []}\n{"pro',
+            r"line 2: not readable as json",
+        ),
+        ("rows.jsonl", b"[1, 2]\n", r"row 0: found int, expected an object"),
+        ("rows.json", b'{"problem"', r"not readable as json"),
+        (
+            "rows.tsv",
+            b"question\tanswer\timage\nonly one\n",
+            r"row 0: found more or fewer cells than columns",
+        ),
+        ("rows.jsonl", b"\xff\xfe\x00", "not readable as jsonl"),
+        ("rows.txt", b"x", r"found '\.txt', expected \.parquet"),
+    ],
+)
+def test_what_is_unreadable_is_named_with_its_file(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", ROWS)
+    data = bytearray(path.read_bytes())
+    data[200:4000] = bytes(3800)  # the footer is whole, the rows are not
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"a\.parquet: not readable as parquet"):
+        read(path)
+
+
+def test_no_path_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(picture())
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for path in ("../secret.png", str(tmp_path / "secret.png"), "missing.png"):
+        with pytest.raises(ValueError, match=r"expected a path inside|no such file"):
+            image_bytes(path, folder)
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(ValueError, match="expected a path inside"):
+        image_bytes("link.png", folder)
+
+
+def test_pictures_of_pillow_are_encoded_without_loss() -> None:
+    import io
+
+    image = Image.open(io.BytesIO(picture(3)))
+    again = Image.open(io.BytesIO(image_bytes(image, None)))
+    assert again.tobytes() == image.convert("RGB").tobytes()
+
+
+def test_the_hub_with_its_revisions_splits_and_refusals(tmp_path: Path) -> None:
+    """The real `datasets`, asking a Hub of this machine."""
+    pytest.importorskip("datasets")
+    for revision, count in (("main", 6), ("v1", 3)):
+        write_parquet(tmp_path / revision / "data/train-00000-of-00001.parquet", ROWS[:count])
+        (tmp_path / revision / "README.md").write_text("# Rows\n")
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "*", "no_proxy": "*"}
+
+    def tpru(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "data", *arguments]
+        environment = {**os.environ, **home, "HF_ENDPOINT": address}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    with hub("org/rows", {name: tmp_path / name for name in COMMITS}) as address:
+        assert "6 rows, all usable" in tpru("validate", "org/rows").stdout
+        out = tmp_path / "out"
+        assert tpru("prepare", "org/rows@train", str(out), "--revision", "v1").returncode == 0
+        refused = [tpru("validate", name) for name in ("org/rows@test", "org/other")]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["source"]["name"] == "org/rows@train"
+    assert manifest["source"]["revision"] == COMMITS["v1"]
+    assert manifest["rows"]["written"] == 3
+    assert [done.returncode for done in refused] == [1, 1]
+    assert "expected one of its splits: org/rows@train" in refused[0].stderr.splitlines()[-1]
+    assert "not readable from the Hub" in refused[1].stderr.splitlines()[-1]

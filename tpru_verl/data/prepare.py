@@ -1,0 +1,422 @@
+"""`tpru data prepare`: shards that veRL, EasyR1 and `datasets` read as they are, and where they came from."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from tpru_verl import __version__
+from tpru_verl.data.source import OPTIONAL, Part, Row, columns_of, read_rows
+from tpru_verl.data.validate import Report, Seen, summary_of, validate
+from tpru_verl.data.work import Source, each_unit
+from tpru_verl.prompts import render
+
+MANIFEST, DROPPED, CARD = "manifest.json", "dropped.json", "README.md"
+MADE_BY = "tpru data prepare"
+GROUP_ROWS = 64  # of a parquet row group: a reader holds one in memory, with its images
+SHARD_BYTES = 512 * 2**20  # of images; the 32-bit offsets of Arrow's binary columns end at four times that
+
+_STRINGS = ("task", "scene", "source_id", "row_id")
+_COLUMNS: dict[str, pa.DataType] = {
+    "problem": pa.string(),
+    "answer": pa.string(),
+    "images": pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    "data_source": pa.string(),
+    "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
+    "reward_model": pa.struct([("style", pa.string()), ("ground_truth", pa.string())]),
+    "extra_info": pa.struct([*((name, pa.string()) for name in _STRINGS), ("index", pa.int64())]),
+}
+_COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_key": pa.string()}
+
+Record = dict[str, object]
+
+
+class CountsTokens(Protocol):
+    """`tpru_verl.data.tokens.PromptCounter`; `key` names what it counts for."""
+
+    @property
+    def key(self) -> str: ...
+
+    def count(self, rows: Sequence[Row]) -> list[int]: ...
+
+
+class Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the bytes of the result, beside the source."""
+
+    seed: int = 0
+    template: str = "tpru"
+    # Share of each split, such as {"train": 0.95, "test": 0.05}; rows of one source stay together.
+    split: Mapping[str, float] | None = None
+    drop_invalid: bool = False
+    deep: bool = False
+
+
+def prepare(
+    source: Source,
+    out: Path,
+    options: Options,
+    *,
+    against: Source | None = None,
+    counter: CountsTokens | None = None,
+    workers: int | None = None,
+) -> dict[str, object]:
+    """Write shards, manifest and card to `out`, whole or not at all; returns the manifest.
+
+    The images' bytes are those of the source. An earlier result in `out` is replaced by the new one.
+
+    Raises:
+        FileExistsError: `out` holds something else.
+        ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none.
+        OSError: no space left.
+    """
+    _check_shares(options.split)
+    _check_is_ours(out)
+    report = validate(source, deep=options.deep, against=against, workers=workers)
+    if report.unusable and not options.drop_invalid:
+        raise ValueError(f"{summary_of(report)}; --drop-invalid leaves them out and lists them")
+    kept = [row for row in report.seen if (row.file, row.row) not in report.unusable]
+    if not kept:
+        raise ValueError(f"{source.name}: found no usable row among {report.rows}; {summary_of(report)}")
+    splits = _splits(kept, options)
+    unfinished = out.absolute().with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    try:
+        files = _write_shards(source, unfinished, splits, options, counter)
+        manifest = _manifest(source, report, kept, options, files, counter)
+        _write_json(unfinished / MANIFEST, manifest)
+        if report.unusable:
+            findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
+            _write_json(unfinished / DROPPED, findings)
+        (unfinished / CARD).write_text(_card(manifest, sorted(set(splits.values()))))
+        _put_in_place(unfinished, out)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(f"{out}: no space left, after {_size(unfinished) / 2**20:.0f} MiB") from error
+        raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return manifest
+
+
+def _check_shares(split: Mapping[str, float] | None) -> None:
+    if split is None:
+        return
+    if any(not 0 < share <= 1 for share in split.values()) or abs(sum(split.values()) - 1) > 1e-6:
+        found = ",".join(f"{name}={share:g}" for name, share in split.items())
+        raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")
+
+
+def _check_is_ours(out: Path) -> None:
+    """Whatever is in the way and not an earlier result is the user's, and stays."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise FileExistsError(f"{out}: found a file, expected a folder to make")
+    present = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    if not present:
+        return
+    try:
+        manifest = json.loads((out / MANIFEST).read_text())
+        known = {MANIFEST, DROPPED, CARD, *(file["name"] for file in manifest["files"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise FileExistsError(
+            f"{out}: found other files, expected a new folder or an earlier result"
+        ) from None
+    if others := sorted(present - known):
+        raise FileExistsError(f"{out}: found {others[0]} beside an earlier result, expected nothing else")
+
+
+def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str]:
+    """Split of each (file, row). Rows that share a source or a picture are one group and stay together."""
+    shares = options.split or {"train": 1.0}
+    groups = _groups(rows)
+    by_group: dict[int, list[int]] = {}
+    for i, group in enumerate(groups):
+        by_group.setdefault(group, []).append(i)
+    # By content, so that neither the order of files nor of rows moves a row to another split.
+    drawn = sorted(by_group.values(), key=lambda group: _draw(options.seed, rows, group))
+    names, result = list(shares), {}
+    bounds = [sum(list(shares.values())[: i + 1]) * len(rows) for i in range(len(names))]
+    done = 0
+    for group in drawn:
+        middle = done + len(group) / 2
+        name = next((n for n, bound in zip(names, bounds, strict=True) if middle < bound), names[-1])
+        done += len(group)
+        result |= {(rows[i].file, rows[i].row): name for i in group}
+    if missing := [name for name in names if name not in result.values()]:
+        found = f"{len(drawn)} groups of rows that share a source or a picture"
+        raise ValueError(f"--split: found {found}, expected enough for {missing[0]}={shares[missing[0]]:g}")
+    return result
+
+
+def _draw(seed: int, rows: Sequence[Seen], group: Sequence[int]) -> bytes:
+    return xxhash.xxh3_128_digest(min(rows[i].digest for i in group), seed)
+
+
+def _groups(rows: Sequence[Seen]) -> list[int]:
+    """Number of each row's group: connected by `source_id` or by an identical image (union-find)."""
+    parent = list(range(len(rows)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    first: dict[str | bytes, int] = {}
+    for i, row in enumerate(rows):
+        for key in (*row.images, *([row.group] if row.group else [])):
+            parent[root(i)] = root(first.setdefault(key, i))
+    return [root(i) for i in range(len(rows))]
+
+
+def _write_shards(
+    source: Source,
+    folder: Path,
+    splits: Mapping[tuple[str, int], str],
+    options: Options,
+    counter: CountsTokens | None,
+) -> list[dict[str, object]]:
+    columns = {**_COLUMNS, **(_COUNTS if counter else {})}
+    shards = {name: _Shards(folder, name, columns) for name in sorted(set(splits.values()))}
+    for _, rows in each_unit(source, read_rows, title="Writing shards", workers=1):
+        for chunk in _chunks(row for row in rows if (row.file, row.number) in splits):
+            counts = counter.count(chunk) if counter else [0] * len(chunk)
+            for row, count in zip(chunk, counts, strict=True):
+                shard = shards[splits[row.file, row.number]]
+                record, size = _record(row, options.template, shard.rows)
+                if counter:
+                    record |= {"prompt_tokens": count, "prompt_tokens_key": counter.key}
+                shard.add(record, size)
+    return [file for shard in shards.values() for file in shard.finish()]
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    chunk: list[Row] = []
+    for row in rows:
+        chunk.append(row)
+        if len(chunk) == GROUP_ROWS:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _record(row: Row, template: str, index: int) -> tuple[Record, int]:
+    """The row as both frameworks read it, and the bytes of its images."""
+    task = row.task
+    images, problem, answer = row.images(), str(row.problem), str(row.answer).strip()
+    paths = [cell.get("path") if isinstance(cell, Mapping) else None for cell in _cells(row)]
+    given = row.field("data_source")
+    extra = {"task": task.value if task else "", "scene": row.field("scene"), "source_id": row.source_id}
+    return {
+        "problem": problem,
+        "answer": answer,
+        # A path says nothing outside of the source's folder; its last part still names the picture.
+        "images": [
+            {"bytes": data, "path": Path(path).name if path else None}
+            for data, path in zip(images, paths, strict=True)
+        ],
+        "data_source": given or (task.data_source if task else "tpru/unrecognised"),
+        "prompt": [{"role": "user", "content": render(problem, task, template)}],
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": {**extra, "row_id": row.row_id, "index": index},
+    }, sum(map(len, images))
+
+
+def _cells(row: Row) -> Sequence[object]:
+    return row.cells if isinstance(row.cells, list) else []
+
+
+class _Shards:
+    """The shards of one split, written a row group at a time."""
+
+    def __init__(self, folder: Path, split: str, columns: Mapping[str, pa.DataType]) -> None:
+        self.folder, self.split, self.rows = folder, split, 0
+        self.schema = pa.schema(list(columns.items()), metadata={"huggingface": _features(columns)})
+        self._paths: list[Path] = []
+        self._counts: list[int] = []
+        self._group: list[Record] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._bytes = 0
+
+    def add(self, record: Record, size: int) -> None:
+        self._group.append(record)
+        self._bytes += size
+        self.rows += 1
+        if len(self._group) == GROUP_ROWS or self._bytes >= SHARD_BYTES:
+            self._write_group()
+        if self._bytes >= SHARD_BYTES:
+            self._close()
+
+    def finish(self) -> list[dict[str, object]]:
+        """Close, give each shard its final name, and describe it."""
+        self._write_group()
+        self._close()
+        described: list[dict[str, object]] = []
+        for i, (path, rows) in enumerate(zip(self._paths, self._counts, strict=True)):
+            final = self.folder / f"{self.split}-{i:05d}-of-{len(self._paths):05d}.parquet"
+            path.rename(final)
+            size, checksum = final.stat().st_size, _checksum(final, hashlib.sha256())
+            described.append({"name": final.name, "rows": rows, "bytes": size, "sha256": checksum})
+        return described
+
+    def _write_group(self) -> None:
+        if not self._group:
+            return
+        if self._writer is None:
+            self._paths.append(self.folder / f"{self.split}-{len(self._paths)}.unfinished")
+            self._counts.append(0)
+            # Encoded pictures do not shrink any further: compressing them would be most of the work.
+            compression = dict.fromkeys(_leaves(self.schema), "ZSTD")
+            compression["images.list.element.bytes"] = "NONE"
+            self._writer = pq.ParquetWriter(
+                self._paths[-1],
+                self.schema,
+                compression=cast(str, compression),  # its annotation forgets the form a column
+                use_dictionary=False,
+                write_statistics=False,
+            )
+        self._writer.write_table(pa.Table.from_pylist(self._group, self.schema))
+        self._counts[-1] += len(self._group)
+        self._group = []
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._bytes = None, 0
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Names of a parquet file's columns, as its writer wants to hear them."""
+    empty = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), empty)
+    metadata = pq.read_metadata(pa.BufferReader(empty.getvalue()))
+    return [metadata.schema.column(i).path for i in range(len(metadata.schema))]
+
+
+def _features(columns: Mapping[str, pa.DataType]) -> str:
+    """What `datasets` wants to know, so that `load_dataset` gives decoded pictures."""
+
+    def feature(kind: pa.DataType) -> object:
+        if pa.types.is_list(kind):
+            return [feature(kind.value_type)]
+        if pa.types.is_struct(kind):
+            return {kind.field(i).name: feature(kind.field(i).type) for i in range(kind.num_fields)}
+        return {"dtype": str(kind), "_type": "Value"}
+
+    features = {name: feature(kind) for name, kind in columns.items()}
+    features["images"] = {"feature": {"_type": "Image"}, "_type": "Sequence"}
+    return json.dumps({"info": {"features": features}})
+
+
+def _manifest(
+    source: Source,
+    report: Report,
+    kept: Sequence[Seen],
+    options: Options,
+    files: list[dict[str, object]],
+    counter: CountsTokens | None,
+) -> dict[str, object]:
+    left_out = {name for part in source.parts for name in _left_out(part, source)}
+    return {
+        "made_by": MADE_BY,
+        "source": {
+            "name": Path(source.name).name if source.parts[0].path else source.name,
+            "revision": source.revision,
+            "read_as": report.detected,
+            "files": [_described(part) for part in source.parts],
+            "columns_left_out": sorted(left_out),
+        },
+        "options": {**asdict(options), "prompt_tokens_key": counter.key if counter else None},
+        "rows": {
+            "read": report.rows,
+            "dropped": len(report.unusable),
+            "written": len(kept),
+            "tasks": dict(sorted(Counter(row.task or "not recognised" for row in kept).items())),
+        },
+        "files": files,
+        "versions": {"tpru_verl": __version__, "pyarrow": pa.__version__},
+    }
+
+
+def _left_out(part: Part, source: Source) -> set[str]:
+    form = source.forms[source.parts.index(part)]
+    return {*columns_of(part)} - {form.problem, form.answer, form.images, *OPTIONAL}
+
+
+def _described(part: Part) -> dict[str, object]:
+    if part.path is None:
+        return {"name": part.name, "rows": len(part.hub or ())}
+    size, checksum = part.path.stat().st_size, _checksum(part.path, xxhash.xxh3_128())
+    return {"name": part.path.name, "bytes": size, "xxh3_128": checksum}
+
+
+def _checksum(path: Path, digest: Digest) -> str:
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
+    """A data set card: the header that the Hub reads, then what a person wants to know."""
+    source, rows = manifest["source"], manifest["rows"]
+    assert isinstance(source, Mapping)
+    assert isinstance(rows, Mapping)
+    files = [f"  - split: {split}\n    path: {split}-*.parquet" for split in splits]
+    tasks = [f"| {task} | {count} |" for task, count in rows["tasks"].items()]
+    revision = f" at revision `{source['revision']}`" if source["revision"] else ""
+    head = ["---", "task_categories:", "- visual-question-answering", "tags:", "- tpru"]
+    head += ["configs:", "- config_name: default", "  data_files:", *files, "---"]
+    body = [
+        "# Rows prepared for training",
+        "",
+        f"{rows['written']} of {rows['read']} rows of `{source['name']}`{revision}, prepared by "
+        f"`{MADE_BY}` {__version__}. {rows['dropped']} rows were left out"
+        + (f" and are listed in `{DROPPED}`." if rows["dropped"] else "."),
+        "",
+        "| task | rows |",
+        "| --- | --- |",
+        *tasks,
+        "",
+        "Columns: `problem`, `answer`, `images` (EasyR1 and others) and `data_source`, `prompt`, `images`, "
+        f"`reward_model`, `extra_info` (veRL). `{MANIFEST}` has checksums, options and versions. The licence "
+        "is that of the source.",
+    ]
+    return "\n".join([*head, "", *body]) + "\n"
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _put_in_place(unfinished: Path, out: Path) -> None:
+    """Two renames: a crash between them leaves the old folder beside the new one, whole."""
+    replaced = out.absolute().with_name(f".{out.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        out.rename(replaced)
+    unfinished.rename(out)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
