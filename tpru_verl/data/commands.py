@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpru_verl.data.files import write_json
+
 if TYPE_CHECKING:
-    from tpru_verl.data.prepare import CountsTokens
+    from tpru_verl.data.tokens import PromptCounter
     from tpru_verl.data.work import Source
 
 app = typer.Typer(
@@ -132,5 +134,103 @@ def _shares(text: str | None) -> dict[str, float] | None:
         raise ValueError(f"--split: found {text!r}, expected the form train=0.95,test=0.05") from None
 
 
-def _counter(model: str, template: str, min_pixels: int | None, max_pixels: int | None) -> CountsTokens:
-    raise ValueError("not yet")
+def _counter(model: str, template: str, min_pixels: int | None, max_pixels: int | None) -> PromptCounter:
+    try:
+        from transformers import AutoProcessor
+    except ImportError as error:
+        raise ValueError(
+            f"--model: counting tokens needs `pip install transformers torch`: {error}"
+        ) from error
+    from tpru_verl.data.tokens import PromptCounter
+
+    bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    processor = AutoProcessor.from_pretrained(model)
+    return PromptCounter(processor, template, {key: n for key, n in bounds.items() if n is not None})
+
+
+@app.command(epilog="Example: `tpru data stats Stephengzk/TPRU-25k --model Qwen/Qwen2.5-VL-7B-Instruct`")
+def stats(
+    source: SourceName,
+    model: Annotated[
+        str | None, typer.Option(help="Folder or Hub id of a model: count the tokens of whole prompts.")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Prompt template, for the token counts.")] = "tpru",
+    min_pixels: Annotated[int, typer.Option(help="Pixel bound of an image, for the token counts.")] = 16384,
+    max_pixels: Annotated[int, typer.Option(help="Pixel bound; both as in the recipes.")] = 36864,
+    patch: Annotated[int, typer.Option(help="Side of a patch: 14 (Qwen2.5-VL) or 16 (Qwen3-VL).")] = 14,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
+    revision: Revision = None,
+    problem_key: ProblemKey = None,
+    answer_key: AnswerKey = None,
+    image_key: ImageKey = None,
+    workers: Workers = None,
+) -> None:
+    """Count tasks, scenes, images, sizes, tokens, answer letters and "None of the choices provided"."""
+    from rich.console import Console
+
+    from tpru_verl.data import stats as work
+    from tpru_verl.data.prepare import Asked
+
+    opened = _open(source, revision, problem_key, answer_key, image_key)
+    counter = _counter(model, template, min_pixels, max_pixels) if model else None
+    found = work.statistics(
+        opened,
+        tokens=work.qwen_tokens(min_pixels=min_pixels, max_pixels=max_pixels, patch=patch),
+        tokens_a_row=(lambda row, images: counter.count([Asked(str(row.problem), row.task, images)])[0])
+        if counter
+        else None,
+        workers=workers,
+    )
+    for table in work.tables(found):
+        Console().print(table)
+    if json_file is not None:
+        write_json(json_file, work.as_json(found))
+
+
+@app.command(epilog="Example: `tpru data view prepared@train --out rows.html --limit 500`")
+def view(
+    source: SourceName,
+    out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("rows.html"),
+    limit: Annotated[int, typer.Option(min=1, help="Rows to show, spread over the tasks.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    revision: Revision = None,
+    problem_key: ProblemKey = None,
+    answer_key: AnswerKey = None,
+    image_key: ImageKey = None,
+    workers: Workers = None,
+) -> None:
+    """Write a gallery: one HTML file with images, questions, options, answers, and filters."""
+    from tpru_verl.data.view import write_gallery
+
+    opened = _open(source, revision, problem_key, answer_key, image_key)
+    typer.echo(f"Look at {write_gallery(opened, out, limit=limit, seed=seed, workers=workers)}")
+
+
+@app.command(epilog="Example: `tpru data audit train.parquet --json audit.json`")
+def audit(
+    source: SourceName,
+    seed: Annotated[int, typer.Option(help="Of folds, and between equals.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
+    revision: Revision = None,
+    problem_key: ProblemKey = None,
+    answer_key: AnswerKey = None,
+    image_key: ImageKey = None,
+    workers: Workers = None,
+) -> None:
+    """Measure the shortcuts by which rows can be solved without understanding; no model is needed.
+
+    Letter and position priors, similarity, files, compression, text alone: each against chance with a 95 %
+    interval, then a verdict. The exit code is 0 whatever the verdict.
+    """
+    from rich.console import Console
+
+    from tpru_verl.data import audit as work
+
+    opened = _open(source, revision, problem_key, answer_key, image_key)
+    found = work.audit(opened, seed=seed, workers=workers)
+    console = Console()
+    for table in work.tables(found):
+        console.print(table)
+    console.print(work.verdict(found), highlight=False)
+    if json_file is not None:
+        write_json(json_file, work.as_json(found))

@@ -10,17 +10,22 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from tpru_verl import __version__
+from tpru_verl.data.files import write_json
 from tpru_verl.data.source import OPTIONAL, Part, Row, columns_of, read_rows
 from tpru_verl.data.validate import Report, Seen, summary_of, validate
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.prompts import render
+from tpru_verl.sample import Task
+
+if TYPE_CHECKING:
+    from tpru_verl.data.tokens import PromptCounter
 
 MANIFEST, DROPPED, CARD = "manifest.json", "dropped.json", "README.md"
 MADE_BY = "tpru data prepare"
@@ -42,13 +47,16 @@ _COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_k
 Record = dict[str, object]
 
 
-class CountsTokens(Protocol):
-    """`tpru_verl.data.tokens.PromptCounter`; `key` names what it counts for."""
+class Asked(NamedTuple):
+    """What of a row decides the length of its prompt."""
 
-    @property
-    def key(self) -> str: ...
+    problem: str
+    task: Task | None
+    images: list[bytes]
 
-    def count(self, rows: Sequence[Row]) -> list[int]: ...
+    @classmethod
+    def of(cls, row: Row) -> Asked:
+        return cls(str(row.problem), row.task, row.images())
 
 
 class Digest(Protocol):
@@ -74,7 +82,7 @@ def prepare(
     options: Options,
     *,
     against: Source | None = None,
-    counter: CountsTokens | None = None,
+    counter: PromptCounter | None = None,
     workers: int | None = None,
 ) -> dict[str, object]:
     """Write shards, manifest and card to `out`, whole or not at all; returns the manifest.
@@ -101,10 +109,10 @@ def prepare(
     try:
         files = _write_shards(source, unfinished, splits, options, counter)
         manifest = _manifest(source, report, kept, options, files, counter)
-        _write_json(unfinished / MANIFEST, manifest)
+        write_json(unfinished / MANIFEST, manifest)
         if report.unusable:
             findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
-            _write_json(unfinished / DROPPED, findings)
+            write_json(unfinished / DROPPED, findings)
         (unfinished / CARD).write_text(_card(manifest, sorted(set(splits.values()))))
         _put_in_place(unfinished, out)
     except OSError as error:
@@ -192,13 +200,13 @@ def _write_shards(
     folder: Path,
     splits: Mapping[tuple[str, int], str],
     options: Options,
-    counter: CountsTokens | None,
+    counter: PromptCounter | None,
 ) -> list[dict[str, object]]:
     columns = {**_COLUMNS, **(_COUNTS if counter else {})}
     shards = {name: _Shards(folder, name, columns) for name in sorted(set(splits.values()))}
     for _, rows in each_unit(source, read_rows, title="Writing shards", workers=1):
         for chunk in _chunks(row for row in rows if (row.file, row.number) in splits):
-            counts = counter.count(chunk) if counter else [0] * len(chunk)
+            counts = counter.count(map(Asked.of, chunk)) if counter else [0] * len(chunk)
             for row, count in zip(chunk, counts, strict=True):
                 shard = shards[splits[row.file, row.number]]
                 record, size = _record(row, options.template, shard.rows)
@@ -333,7 +341,7 @@ def _manifest(
     kept: Sequence[Seen],
     options: Options,
     files: list[dict[str, object]],
-    counter: CountsTokens | None,
+    counter: PromptCounter | None,
 ) -> dict[str, object]:
     left_out = {name for part in source.parts for name in _left_out(part, source)}
     return {
@@ -402,10 +410,6 @@ def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
         "is that of the source.",
     ]
     return "\n".join([*head, "", *body]) + "\n"
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _put_in_place(unfinished: Path, out: Path) -> None:

@@ -5,7 +5,6 @@ What the trainer cannot use is an error; what it uses but a person should know i
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
+from tpru_verl.data.files import write_json
 from tpru_verl.data.images import note_of, perceptual_hash, problem_of
 from tpru_verl.data.source import Form, Row, Unit, read_rows
 from tpru_verl.data.work import Source, each_unit
@@ -90,7 +90,6 @@ class Report:
 
     def write(self, path: Path) -> None:
         """One JSON document; the file appears whole or not at all."""
-        unfinished = path.with_name(f".{path.name}.unfinished")
         content = {
             "source": self.source,
             "rows": self.rows,
@@ -99,8 +98,7 @@ class Report:
             "tasks": dict(sorted(self.tasks.items())),
             "findings": [asdict(finding) for finding in self.findings],
         }
-        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-        unfinished.replace(path)
+        write_json(path, content)
 
 
 def validate(
