@@ -57,6 +57,15 @@ def test_rows_keep_their_bytes_and_gain_what_verl_reads(run: Prepare, tmp_path: 
     }
 
 
+def test_a_result_is_a_source_whose_questions_are_the_first_ones(run: Prepare, tmp_path: Path) -> None:
+    run()
+    manifest = prepare(Source.open(str(tmp_path / "out")), tmp_path / "again", Options(), workers=1)
+    assert "published form" in manifest["source"]["read_as"][0]  # type: ignore[index]
+    again, once = read(tmp_path / "again"), read(tmp_path / "out")
+    assert [row["problem"] for row in again] == [row["problem"] for row in once]
+    assert [row["prompt"] for row in again] == [row["prompt"] for row in once]
+
+
 def test_a_second_run_gives_the_same_bytes_and_replaces_the_first(run: Prepare, tmp_path: Path) -> None:
     run(split={"train": 0.75, "test": 0.25})
     first = contents(tmp_path / "out")

@@ -249,7 +249,9 @@ def form_of(part: Part, keys: Keys) -> Form:
     if missing := [name for name in named if name and name not in found]:
         raise ValueError(f"{part.name}: found columns {', '.join(found)}; expected {missing[0]}")
     images = keys.images or next((name for name in IMAGES if name in found), None)
-    if images and not (keys.problem or keys.answer) and {"prompt", "reward_model"} <= set(found):
+    # `tpru data prepare` writes both forms: the question as it was counts, not the prompt made of it.
+    published = {PROBLEMS[0], ANSWERS[0]} <= set(found)
+    if images and not (keys.problem or keys.answer or published) and {"prompt", "reward_model"} <= set(found):
         return Form("verl", "prompt", "reward_model", images)
     problem = keys.problem or next((name for name in PROBLEMS if name in found), None)
     answer = keys.answer or next((name for name in ANSWERS if name in found), None)

@@ -4,25 +4,25 @@ Imported by veRL alone (`data.custom_cls.path=pkg://tpru_verl.plugin.dataset`), 
 """
 
 import base64
-import io
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from omegaconf import DictConfig
-from PIL import Image
 from pyarrow.parquet import read_metadata, read_schema
 from qwen_vl_utils.vision_process import smart_resize
 from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
+from tpru_verl.data.images import problem_of
 from tpru_verl.data.source import (
     KINDS,
     OPTIONAL,
@@ -33,14 +33,23 @@ from tpru_verl.data.source import (
     parts_of,
     undecoded,
 )
+from tpru_verl.data.tokens import (
+    COLUMN,
+    KEY_COLUMN,
+    Conversation,
+    PromptCounter,
+    Size,
+    UnsupportedProcessorError,
+    image_size,
+    stored_counts,
+)
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
 
 logger = logging.getLogger(__name__)
 
-MAX_IMAGE_PIXELS = 64 * 2**20  # of one file, by its header: a larger one is a decompression bomb or a mistake
 LISTED = 10  # broken rows named in a message; the others are counted
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's other readers may start programs or are rare
+BATCH_ROWS = 64  # counted at a time; of images that lie on disk only headers come into memory
 _ROW = "_tpru_row"  # position in the files as they came, kept through every selection
 
 Row = dict[str, object]
@@ -132,7 +141,8 @@ class TPRUDataset(RLHFDataset):
             )
         if len(part) == 0:
             raise ValueError(f"{name}: found 0 rows, expected at least 1")
-        return part.select_columns([*form, *(c for c in OPTIONAL if c in found and c not in form)])
+        optional = (*OPTIONAL, COLUMN, KEY_COLUMN) if {COLUMN, KEY_COLUMN} <= set(found) else OPTIONAL
+        return part.select_columns([*form, *(c for c in optional if c in found and c not in form)])
 
     def _place(self, row: Row) -> tuple[str, Path | None, int]:
         """File, its folder (None for the Hub) and the row's number in it."""
@@ -189,13 +199,10 @@ class TPRUDataset(RLHFDataset):
 
     def _check_image(self, data: bytes) -> None:
         """By the header alone; raises ValueError."""
-        try:
-            width, height = Image.open(io.BytesIO(data), formats=_FORMATS).size
-        except Exception as error:  # Pillow's readers raise many kinds
-            raise ValueError(f"found {len(data)} bytes that do not open as {', '.join(_FORMATS)}") from error
-        if width * height > MAX_IMAGE_PIXELS:
-            raise ValueError(f"found {width} x {height} pixels, expected at most {MAX_IMAGE_PIXELS}")
-        # Qwen's own rule: an aspect ratio up to 200, and a side that does not vanish under max_pixels.
+        if problem := problem_of(data):
+            raise ValueError(problem)
+        width, height = image_size(data)
+        # Qwen's own rule: a side must not vanish under max_pixels.
         if min(smart_resize(height, width, self.image_factor, **self.pixel_bounds)) < self.image_factor:
             raise ValueError(
                 f"found {width} x {height} pixels, too narrow for max_pixels={self.pixel_bounds}"
@@ -219,25 +226,12 @@ class TPRUDataset(RLHFDataset):
     def _without_long_prompts(self, dataframe: datasets.Dataset) -> datasets.Dataset:
         """Leaves out prompts over `max_prompt_length` tokens, images expanded, as veRL does.
 
-        Other than veRL's, a row that raises is a broken row (veRL drops it as if it were too long), and what
-        is left out is counted and listed.
+        Other than veRL's, a row that raises is a broken row (veRL drops it as if it were too long), what is
+        left out is counted and listed, and images are not decoded: see `tpru_verl.data.tokens`.
         """
         if not self.filter_overlong_prompts:
             return dataframe
-        workers = (
-            self.num_workers if self.num_workers and self.num_workers > 1 and len(dataframe) > 256 else None
-        )
-        measured = dataframe.map(
-            self._measure,
-            fn_kwargs={"forked": workers is not None},
-            num_proc=workers,
-            remove_columns=dataframe.column_names,
-            load_from_cache_file=False,  # the measure depends on the processor, which no fingerprint covers
-            keep_in_memory=True,
-            new_fingerprint="tpru-token-counts",
-            desc="Counting the tokens of prompts",
-        )
-        lengths, errors = list(measured["tokens"]), list(measured["error"])
+        lengths, errors = self._prompt_lengths(dataframe)
         dataframe = self._drop(dataframe, {i: error for i, error in enumerate(errors) if error})
         lengths = [n for n, error in zip(lengths, errors, strict=True) if not error]
         fits = [i for i, n in enumerate(lengths) if n <= self.max_prompt_length]
@@ -263,13 +257,109 @@ class TPRUDataset(RLHFDataset):
             )
         return dataframe.select(fits)
 
+    def _prompt_lengths(self, frame: datasets.Dataset) -> tuple[list[int], list[str]]:
+        """Tokens of each row's prompt, and what it raises ("" for nothing)."""
+        try:
+            counter = PromptCounter(
+                cast(ProcessorMixin, self.processor),
+                self.prompt_template,
+                self.pixel_bounds,
+                processor_kwargs=self.mm_processor_kwargs,
+                chat_kwargs=self._chat_kwargs(),
+            )
+        except UnsupportedProcessorError as error:
+            logger.warning("prompts are counted by the whole processor, some 30 rows a second: %s", error)
+            return self._measured(frame)
+        lengths = self._stored_lengths(frame, counter)
+        errors = [""] * len(frame)
+        todo = [i for i, length in enumerate(lengths) if length < 0]
+        rest = frame if len(todo) == len(frame) else frame.select(todo)
+        doubts = []
+        for i, count in zip(todo, self._counted(rest, counter), strict=True):
+            if isinstance(count, int):
+                lengths[i] = count
+                continue
+            found = self._measure(cast(Row, frame[i]), forked=False)  # the whole processor has the last word
+            lengths[i], errors[i] = cast(int, found["tokens"]), cast(str, found["error"])
+            if not found["error"]:
+                doubts.append(line_of(count))
+        if doubts:
+            logger.warning(
+                "%d of %d prompts had to be counted by the whole processor, some 30 rows a second: %s",
+                len(doubts),
+                len(frame),
+                doubts[0],
+            )
+        return lengths, errors
+
+    def _stored_lengths(self, frame: datasets.Dataset, counter: PromptCounter) -> list[int]:
+        """What `tpru data prepare` counted, -1 where it did not, or not for this model and these settings."""
+        columns = [COLUMN, KEY_COLUMN, self.problem_key]  # a prompt in veRL's form was not counted
+        if not set(columns) <= set(frame.column_names):
+            return [-1] * len(frame)
+        table = frame.select_columns(columns).with_format("arrow")[:]
+        lengths, others = stored_counts(table, counter.key)
+        if others:
+            logger.warning(
+                "%s of %d of %d rows was counted for another model or other settings (%s is not %s): counting"
+                " anew",
+                COLUMN,
+                others,
+                len(frame),
+                KEY_COLUMN,
+                counter.key,
+            )
+        return np.where(table[self.problem_key].is_valid().to_numpy(), lengths, -1).tolist()
+
+    def _counted(self, frame: datasets.Dataset, counter: PromptCounter) -> Iterator[int | Exception]:
+        """Tokens of each row's prompt, or a reason why headers do not tell."""
+        for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
+            cells = [cell for chunk in table[self.image_key].chunks for cell in _encoded(chunk)]
+            rows = table.drop_columns([self.image_key]).to_pylist()
+            asked = [self._asked(row, cell) for row, cell in zip(rows, cells, strict=True)]
+            sound = [found for found in asked if not isinstance(found, Exception)]
+            counts = iter(counter.tokens([chat for chat, _ in sound], [sizes for _, sizes in sound]))
+            yield from (found if isinstance(found, Exception) else next(counts) for found in asked)
+
+    def _asked(self, row: Row, cells: Sequence[object]) -> tuple[Conversation, list[Size]] | Exception:
+        try:
+            folder = self._place(row)[1]
+            sizes = [
+                image_size(cell if isinstance(cell, memoryview) else image_bytes(cell, folder))
+                for cell in cells
+            ]
+            prompt = self._prompt(row)
+            if not all(isinstance(message["content"], str) for message in prompt):
+                raise ValueError(f"{self.prompt_key}: found parts, expected text")  # videos may be among them
+            images = [{"image": "", **self.pixel_bounds} for _ in sizes]
+            return self._build_messages({"prompt": prompt, self.image_key: images}, key="prompt"), sizes
+        except Exception as error:
+            return error
+
+    def _measured(self, frame: datasets.Dataset) -> tuple[list[int], list[str]]:
+        """As `_prompt_lengths`, by the whole processor, in `filter_overlong_prompts_workers` processes."""
+        several = self.num_workers and self.num_workers > 1 and len(frame) > 256
+        measured = frame.map(
+            self._measure,
+            fn_kwargs={"forked": bool(several)},
+            num_proc=self.num_workers if several else None,
+            remove_columns=frame.column_names,
+            load_from_cache_file=False,  # the measure depends on the processor, which no fingerprint covers
+            keep_in_memory=True,
+            new_fingerprint="tpru-token-counts",
+            desc="Counting the tokens of prompts",
+        )
+        return list(measured["tokens"]), list(measured["error"])
+
+    def _chat_kwargs(self) -> dict[str, object]:
+        chat = dict(self.apply_chat_template_kwargs)
+        return chat if self.tool_schemas is None else {**chat, "tools": self.tool_schemas}
+
     def _measure(self, row: Row, forked: bool) -> dict[str, object]:
         if forked:  # OpenMP's threads do not survive a fork: a parallel region would wait for them for ever
             torch.set_num_threads(1)
         processor = cast(ProcessorMixin, self.processor)
-        chat = dict(self.apply_chat_template_kwargs)
-        if self.tool_schemas is not None:
-            chat["tools"] = self.tool_schemas
+        chat = cast("dict[str, Any]", self._chat_kwargs())
         try:
             messages = self._messages(row)
             text = processor.apply_chat_template(
@@ -299,14 +389,16 @@ class TPRUDataset(RLHFDataset):
         for cell in cast("list[object]", row[self.image_key]):
             data = base64.b64encode(image_bytes(cell, folder)).decode("ascii")
             images.append({"image": f"data:image;base64,{data}", **self.pixel_bounds})
+        return self._build_messages({"prompt": self._prompt(row), self.image_key: images}, key="prompt")
+
+    def _prompt(self, row: Row) -> list[dict[str, object]]:
+        """Messages whose text still has its `<image>` tags. Raises ValueError as `render`."""
         problem = row.get(self.problem_key)
         if problem is None:
             prompt = cast("list[dict[str, object]]", row[self.prompt_key])
-            messages = [{"role": m["role"], "content": m["content"]} for m in prompt]
-        else:
-            content = render(str(problem), _task_of(row, str(problem)), self.prompt_template)
-            messages = [{"role": "user", "content": content}]
-        return self._build_messages({"prompt": messages, self.image_key: images}, key="prompt")
+            return [{"role": m["role"], "content": m["content"]} for m in prompt]
+        content = render(str(problem), _task_of(row, str(problem)), self.prompt_template)
+        return [{"role": "user", "content": content}]
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         """One row as veRL's trainer and reward loop take it; nothing else of the file goes along."""
@@ -362,6 +454,23 @@ def _load(part: Part) -> datasets.Dataset:
         cause = error.__cause__ or error
         raise ValueError(f"{path}: not readable as {KINDS[path.suffix]}: {line_of(cause)}") from error
     return undecoded(cast(datasets.Dataset, loaded))
+
+
+def _encoded(cells: pa.Array) -> Iterator[Sequence[object]]:
+    """The image cells of each row: views into the table, without a copy, where it holds all the bytes."""
+    files = cells.flatten() if isinstance(cells, pa.ListArray) else None
+    if files is not None and pa.types.is_struct(files.type) and files.type.get_field_index("bytes") >= 0:
+        files = files.field("bytes")
+    nulls = cells.null_count + (files.null_count if files is not None else 0)
+    if files is None or len(files) == 0 or nulls or not pa.types.is_binary(files.type):
+        yield from cells.to_pylist()
+        return
+    _, starts, data = files.buffers()
+    ends = np.frombuffer(starts, np.int32)[files.offset : files.offset + len(files) + 1].tolist()
+    whole = memoryview(data).cast("B") if data else memoryview(b"")
+    views = [whole[start:end] for start, end in pairwise(ends)]
+    rows = np.cumsum([0, *cells.value_lengths().to_pylist()]).tolist()
+    yield from (views[start:end] for start, end in pairwise(rows))
 
 
 def _given_task(row: Row) -> str:
