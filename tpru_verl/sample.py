@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 NONE_OPTION = "None of the choices provided"
 IMAGE_TAG = "<image>"
@@ -57,6 +58,11 @@ def parse_options(problem: str) -> dict[str, str]:
     The last run of markers A, B, C, ... counts, because a description before it may hold letters, too.
     An option that is an image has the text "<image>". Empty when there are fewer than two.
     """
+    return dict(_parsed_options(problem))
+
+
+@lru_cache(maxsize=256)  # a row's problem is read by its checks, its task and its grade, one after another
+def _parsed_options(problem: str) -> tuple[tuple[str, str], ...]:
     run: list[re.Match[str]] = []
     best: list[re.Match[str]] = []
     for marker in _MARKER.finditer(problem):
@@ -74,7 +80,7 @@ def parse_options(problem: str) -> dict[str, str]:
             text = text.split("\n", 1)[0]
             text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
         options[marker[1]] = " ".join(text.split()).rstrip(",;")
-    return options
+    return tuple(options.items())
 
 
 def recognise_task(problem: str) -> Task | None:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from tpru_verl import __version__
 from tpru_verl.data.files import write_json
-from tpru_verl.data.source import OPTIONAL, Part, Row, columns_of, read_rows
-from tpru_verl.data.validate import Report, Seen, summary_of, validate
+from tpru_verl.data.source import OPTIONAL, Form, Part, Row, Unit, columns_of, read_batches
+from tpru_verl.data.validate import Report, Seen, check_units, compare_rows, summary_of
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
 
 MANIFEST, DROPPED, CARD = "manifest.json", "dropped.json", "README.md"
 MADE_BY = "tpru data prepare"
+ONE_SPLIT = "train"  # where rows go that are not split
 GROUP_ROWS = 64  # of a parquet row group: a reader holds one in memory, with its images
-SHARD_BYTES = 512 * 2**20  # of images; the 32-bit offsets of Arrow's binary columns end at four times that
+GROUP_BYTES = 128 * 2**20  # a group ends earlier when its images are as large as that
+SHARD_BYTES = 512 * 2**20
 
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _STRINGS = ("task", "scene", "source_id", "row_id")
 _COLUMNS: dict[str, pa.DataType] = {
     "problem": pa.string(),
     "answer": pa.string(),
-    "images": pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+    "images": pa.list_(_IMAGE),
     "data_source": pa.string(),
     "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])),
     "reward_model": pa.struct([("style", pa.string()), ("ground_truth", pa.string())]),
@@ -96,24 +100,21 @@ def prepare(
     """
     _check_shares(options.split)
     _check_is_ours(out)
-    report = validate(source, deep=options.deep, against=against, workers=workers)
-    if report.unusable and not options.drop_invalid:
-        raise ValueError(f"{summary_of(report)}; --drop-invalid leaves them out and lists them")
-    kept = [row for row in report.seen if (row.file, row.row) not in report.unusable]
-    if not kept:
-        raise ValueError(f"{source.name}: found no usable row among {report.rows}; {summary_of(report)}")
-    splits = _splits(kept, options)
+    report = Report(source.name, detected=sorted({str(form) for form in source.forms}))
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
-        files = _write_shards(source, unfinished, splits, options, counter)
+        with _Writer(source, unfinished, options, counter) as writer:
+            _check_and_write(writer, report, against, workers)
+            files = writer.finish()
+        kept = _kept(report)
         manifest = _manifest(source, report, kept, options, files, counter)
         write_json(unfinished / MANIFEST, manifest)
         if report.unusable:
             findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
             write_json(unfinished / DROPPED, findings)
-        (unfinished / CARD).write_text(_card(manifest, sorted(set(splits.values()))))
+        (unfinished / CARD).write_text(_card(manifest, sorted(writer.shards)))
         _put_in_place(unfinished, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
@@ -122,6 +123,35 @@ def prepare(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return manifest
+
+
+def _check_and_write(writer: _Writer, report: Report, against: Source | None, workers: int | None) -> None:
+    """Write while other processes check, unless where a row goes takes a look at all of them first."""
+    source, options = writer.source, writer.options
+    checked = check_units(source, report, deep=options.deep, hashes=against is not None, workers=workers)
+    at_once = options.split is None and against is None
+    for unit, seen in checked:
+        if at_once and (options.drop_invalid or len(report.seen) == report.rows):
+            writer.write(unit, {(row.file, row.row): ONE_SPLIT for row in seen})
+    compare_rows(source, report, against, workers=workers)
+    if report.unusable and not options.drop_invalid:
+        raise ValueError(f"{summary_of(report)}; --drop-invalid leaves them out and lists them")
+    kept = _kept(report)
+    if not kept:
+        raise ValueError(f"{source.name}: found no usable row among {report.rows}; {summary_of(report)}")
+    if not at_once:
+        splits = _splits(kept, options)
+        for unit, _ in each_unit(source, _nothing, title="Writing shards", workers=1):
+            writer.write(unit, splits)
+
+
+def _nothing(unit: Unit, form: Form) -> None:
+    """The units themselves are all that writing needs."""
+
+
+def _kept(report: Report) -> list[Seen]:
+    unusable = report.unusable
+    return [row for row in report.seen if (row.file, row.row) not in unusable]
 
 
 def _check_shares(split: Mapping[str, float] | None) -> None:
@@ -154,7 +184,7 @@ def _check_is_ours(out: Path) -> None:
 
 def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str]:
     """Split of each (file, row). Rows that share a source or a picture are one group and stay together."""
-    shares = options.split or {"train": 1.0}
+    shares = options.split or {ONE_SPLIT: 1.0}
     groups = _groups(rows)
     by_group: dict[int, list[int]] = {}
     for i, group in enumerate(groups):
@@ -195,121 +225,169 @@ def _groups(rows: Sequence[Seen]) -> list[int]:
     return [root(i) for i in range(len(rows))]
 
 
-def _write_shards(
-    source: Source,
-    folder: Path,
-    splits: Mapping[tuple[str, int], str],
-    options: Options,
+class _Writer:
+    """The shards of all splits."""
+
+    def __init__(self, source: Source, folder: Path, options: Options, counter: PromptCounter | None) -> None:
+        self.source, self.folder, self.options, self.counter = source, folder, options, counter
+        self.shards: dict[str, _Shards] = {}
+        self._columns = {**_COLUMNS, **(_COUNTS if counter else {})}
+        # Checksums need no interpreter: beside writing they cost next to nothing.
+        self._pool = ThreadPoolExecutor(1)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def write(self, unit: Unit, splits: Mapping[tuple[str, int], str]) -> None:
+        """Write the unit's rows that have a split, (file, row) to name, each to its own."""
+        for rows, images in read_batches(unit, self.source.form(unit)):
+            chosen: dict[str, list[int]] = {}
+            for i, row in enumerate(rows):
+                if name := splits.get((row.file, row.number)):
+                    chosen.setdefault(name, []).append(i)
+            for name, numbers in chosen.items():
+                shard = self.shards.get(name) or _Shards(self.folder, name, self._columns, self._pool)
+                self.shards[name] = shard
+                shard.add(_table(rows, images, numbers, shard, self.options.template, self.counter))
+
+    def finish(self) -> list[dict[str, object]]:
+        """Close all shards, and describe them."""
+        return [file for _, shard in sorted(self.shards.items()) for file in shard.finish()]
+
+
+def _table(
+    rows: Sequence[Row],
+    images: pa.Array | None,
+    chosen: Sequence[int],
+    shard: _Shards,
+    template: str,
     counter: PromptCounter | None,
-) -> list[dict[str, object]]:
-    columns = {**_COLUMNS, **(_COUNTS if counter else {})}
-    shards = {name: _Shards(folder, name, columns) for name in sorted(set(splits.values()))}
-    for _, rows in each_unit(source, read_rows, title="Writing shards", workers=1):
-        for chunk in _chunks(row for row in rows if (row.file, row.number) in splits):
-            counts = counter.count(map(Asked.of, chunk)) if counter else [0] * len(chunk)
-            for row, count in zip(chunk, counts, strict=True):
-                shard = shards[splits[row.file, row.number]]
-                record, size = _record(row, options.template, shard.rows)
-                if counter:
-                    record |= {"prompt_tokens": count, "prompt_tokens_key": counter.key}
-                shard.add(record, size)
-    return [file for shard in shards.values() for file in shard.finish()]
+) -> pa.Table:
+    """The chosen rows as both frameworks read them."""
+    records = [_record(rows[i], template, shard.rows + n) for n, i in enumerate(chosen)]
+    if counter:
+        for record, count in zip(records, counter.count(Asked.of(rows[i]) for i in chosen), strict=True):
+            record |= {"prompt_tokens": count, "prompt_tokens_key": counter.key}
+    columns = {
+        name: pa.array([record[name] for record in records], shard.schema.field(name).type)
+        for name in shard.schema.names
+        if name != "images"
+    }
+    columns["images"] = _images(rows, images, chosen)
+    return pa.table([columns[name] for name in shard.schema.names], schema=shard.schema)
 
 
-def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
-    for row in rows:
-        chunk.append(row)
-        if len(chunk) == GROUP_ROWS:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
-
-
-def _record(row: Row, template: str, index: int) -> tuple[Record, int]:
-    """The row as both frameworks read it, and the bytes of its images."""
+def _record(row: Row, template: str, index: int) -> Record:
     task = row.task
-    images, problem, answer = row.images(), str(row.problem), str(row.answer).strip()
-    paths = [cell.get("path") if isinstance(cell, Mapping) else None for cell in _cells(row)]
+    problem, answer = str(row.problem), str(row.answer).strip()
     given = row.field("data_source")
     extra = {"task": task.value if task else "", "scene": row.field("scene"), "source_id": row.source_id}
     return {
         "problem": problem,
         "answer": answer,
-        # A path says nothing outside of the source's folder; its last part still names the picture.
-        "images": [
-            {"bytes": data, "path": Path(path).name if path else None}
-            for data, path in zip(images, paths, strict=True)
-        ],
         "data_source": given or (task.data_source if task else "tpru/unrecognised"),
         "prompt": [{"role": "user", "content": render(problem, task, template)}],
         "reward_model": {"style": "rule", "ground_truth": answer},
         "extra_info": {**extra, "row_id": row.row_id, "index": index},
-    }, sum(map(len, images))
+    }
 
 
-def _cells(row: Row) -> Sequence[object]:
-    return row.cells if isinstance(row.cells, list) else []
+def _images(rows: Sequence[Row], images: pa.Array | None, chosen: Sequence[int]) -> pa.Array:
+    """The chosen rows' images as {bytes, path}: those of a table as they lie there, without copying each."""
+    kept = [rows[i] for i in chosen]
+    if images is None or not all(_lies_in_table(row) for row in kept):
+        cells = [[{"bytes": data, "path": None} for data in row.images()] for row in kept]
+        return pa.array(cells, _COLUMNS["images"])
+    if len(kept) < len(images):
+        images = images.take(pa.array(chosen))
+    files = images.flatten()
+    paths: list[str | None] = [None] * len(files)
+    if pa.types.is_struct(files.type):
+        parts = dict(zip((field.name for field in files.type), files.flatten(), strict=True))
+        files = parts["bytes"]
+        # A path says nothing outside of the source's folder; its last part still names the picture.
+        paths = [Path(path).name if path else None for path in parts.get("path", pa.nulls(0)).to_pylist()]
+    columns = [files.cast(pa.binary()), pa.array(paths or [None] * len(files), pa.string())]
+    starts = np.cumsum([0, *images.value_lengths().to_pylist()])
+    return pa.ListArray.from_arrays(
+        pa.array(starts, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(_IMAGE))
+    )
+
+
+def _lies_in_table(row: Row) -> bool:
+    return isinstance(row.cells, list) and all(isinstance(cell, memoryview) for cell in row.cells)
 
 
 class _Shards:
     """The shards of one split, written a row group at a time."""
 
-    def __init__(self, folder: Path, split: str, columns: Mapping[str, pa.DataType]) -> None:
+    def __init__(
+        self, folder: Path, split: str, columns: Mapping[str, pa.DataType], checksums: ThreadPoolExecutor
+    ) -> None:
         self.folder, self.split, self.rows = folder, split, 0
         self.schema = pa.schema(list(columns.items()), metadata={"huggingface": _features(columns)})
-        self._paths: list[Path] = []
-        self._counts: list[int] = []
-        self._group: list[Record] = []
+        self._checksums = checksums
+        self._closed: list[tuple[Path, int, Future[str]]] = []  # temporary name, rows, checksum
+        self._waiting: list[pa.Table] = []  # less than a row group
         self._writer: pq.ParquetWriter | None = None
-        self._bytes = 0
+        self._bytes = self._written = 0
 
-    def add(self, record: Record, size: int) -> None:
-        self._group.append(record)
-        self._bytes += size
-        self.rows += 1
-        if len(self._group) == GROUP_ROWS or self._bytes >= SHARD_BYTES:
-            self._write_group()
-        if self._bytes >= SHARD_BYTES:
-            self._close()
+    def add(self, table: pa.Table) -> None:
+        self.rows += len(table)
+        self._waiting.append(table)
+        waiting = pa.concat_tables(self._waiting)
+        while len(waiting) >= GROUP_ROWS:
+            self._write_group(waiting.slice(0, GROUP_ROWS))
+            waiting = waiting.slice(GROUP_ROWS)
+        if waiting.nbytes >= GROUP_BYTES:
+            self._write_group(waiting)
+            waiting = waiting.slice(0, 0)
+        self._waiting = [waiting] if len(waiting) else []
 
     def finish(self) -> list[dict[str, object]]:
         """Close, give each shard its final name, and describe it."""
-        self._write_group()
+        if self._waiting:
+            self._write_group(pa.concat_tables(self._waiting))
         self._close()
         described: list[dict[str, object]] = []
-        for i, (path, rows) in enumerate(zip(self._paths, self._counts, strict=True)):
-            final = self.folder / f"{self.split}-{i:05d}-of-{len(self._paths):05d}.parquet"
-            path.rename(final)
-            size, checksum = final.stat().st_size, _checksum(final, hashlib.sha256())
-            described.append({"name": final.name, "rows": rows, "bytes": size, "sha256": checksum})
+        for i, (path, rows, checksum) in enumerate(self._closed):
+            name = f"{self.split}-{i:05d}-of-{len(self._closed):05d}.parquet"
+            size, digest = path.stat().st_size, checksum.result()
+            path.rename(self.folder / name)
+            described.append({"name": name, "rows": rows, "bytes": size, "xxh3_128": digest})
         return described
 
-    def _write_group(self) -> None:
-        if not self._group:
-            return
+    @property
+    def _path(self) -> Path:
+        return self.folder / f"{self.split}-{len(self._closed)}.unfinished"
+
+    def _write_group(self, group: pa.Table) -> None:
         if self._writer is None:
-            self._paths.append(self.folder / f"{self.split}-{len(self._paths)}.unfinished")
-            self._counts.append(0)
             # Encoded pictures do not shrink any further: compressing them would be most of the work.
             compression = dict.fromkeys(_leaves(self.schema), "ZSTD")
             compression["images.list.element.bytes"] = "NONE"
             self._writer = pq.ParquetWriter(
-                self._paths[-1],
+                self._path,
                 self.schema,
                 compression=cast(str, compression),  # its annotation forgets the form a column
                 use_dictionary=False,
                 write_statistics=False,
             )
-        self._writer.write_table(pa.Table.from_pylist(self._group, self.schema))
-        self._counts[-1] += len(self._group)
-        self._group = []
+        self._writer.write_table(group, row_group_size=GROUP_ROWS)
+        self._written += len(group)
+        self._bytes += group.nbytes
+        if self._bytes >= SHARD_BYTES:
+            self._close()
 
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        self._writer, self._bytes = None, 0
+            checksum = self._checksums.submit(_checksum, self._path, xxhash.xxh3_128())
+            self._closed.append((self._path, self._written, checksum))
+        self._writer, self._bytes, self._written = None, 0, 0
 
 
 def _leaves(schema: pa.Schema) -> list[str]:

@@ -13,9 +13,12 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
@@ -129,7 +132,12 @@ class Row:
 
     def images(self) -> list[bytes]:
         """Encoded files, as they came. Raises ValueError for a cell that holds none."""
-        return [image_bytes(cell, self.folder) for cell in cast("Sequence[object]", self.cells)]
+        return [bytes(view) for view in self.views()]
+
+    def views(self) -> list[bytes | memoryview]:
+        """As `images`, without copying what lies in a table."""
+        cells = cast("Sequence[object]", self.cells)
+        return [cell if isinstance(cell, memoryview) else image_bytes(cell, self.folder) for cell in cells]
 
 
 def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
@@ -285,10 +293,17 @@ def units_of(part: Part) -> list[Unit]:
 
 def read_rows(unit: Unit, form: Form) -> Iterator[Row]:
     """The unit's rows, BATCH_ROWS in memory at a time. Raises ValueError where the file is broken."""
-    part = unit.part
+    for rows, _ in read_batches(unit, form):
+        yield from rows
+
+
+def read_batches(unit: Unit, form: Form) -> Iterator[tuple[list[Row], pa.Array | None]]:
+    """As `read_rows`, BATCH_ROWS at once, with the column of their images where the source is a table."""
+    part, number = unit.part, unit.first
     try:
-        for number, record in enumerate(_records(unit, form), start=unit.first):
-            yield _row(part, number, record, form)
+        for records, images in _records(unit, form):
+            yield [_row(part, number + i, record, form) for i, record in enumerate(records)], images
+            number += len(records)
     except ValueError:
         raise
     except Exception as error:  # pyarrow's and the Hub's many kinds
@@ -296,19 +311,50 @@ def read_rows(unit: Unit, form: Form) -> Iterator[Row]:
         raise ValueError(f"{part.name}: not readable as {kind}: {line_of(error)}") from error
 
 
-def _records(unit: Unit, form: Form) -> Iterator[dict[str, object]]:
+def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], pa.Array | None]]:
     part = unit.part
     if part.hub is not None:
-        chosen = part.hub.select(range(unit.first, unit.first + cast(int, unit.rows)))
-        yield from cast("Iterator[dict[str, object]]", iter(chosen))
+        chosen = part.hub.select(range(unit.first, unit.first + cast(int, unit.rows))).with_format("arrow")
+        for table in cast("Iterator[pa.Table]", chosen.iter(BATCH_ROWS)):
+            yield _of_table(table.combine_chunks(), form)
     elif part.path is not None and part.path.suffix == ".parquet":
         with pq.ParquetFile(part.path) as file:
             wanted = [c for c in file.schema_arrow.names if c in {*_read_columns(form)}]
-            groups = [unit.row_group]
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted):
-                yield from batch.to_pylist()
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[unit.row_group], columns=wanted):
+                yield _of_table(pa.Table.from_batches([batch]), form)
     else:
-        yield from _plain_rows(part)
+        plain = _plain_rows(part)
+        while chunk := list(islice(plain, BATCH_ROWS)):
+            yield chunk, None
+
+
+def _of_table(table: pa.Table, form: Form) -> tuple[list[dict[str, object]], pa.Array]:
+    wanted = [name for name in table.column_names if name in _read_columns(form) and name != form.images]
+    records = table.select(wanted).to_pylist()
+    images = table[form.images].chunk(0)
+    for record, cells in zip(records, image_cells(images), strict=True):
+        record[form.images] = cells
+    return records, images
+
+
+def image_cells(images: pa.Array) -> Iterator[object]:
+    """Cells of each row of a column of images: views into the table, not copies, where it has all the bytes.
+
+    `images`: a list, one element a row, of binary or of {bytes, path}; anything else comes as Python has it.
+    """
+    files = images.flatten() if isinstance(images, pa.ListArray) else None
+    if files is not None and pa.types.is_struct(files.type) and files.type.get_field_index("bytes") >= 0:
+        # `field` forgets a slice's offset, `flatten` keeps it.
+        files = files.flatten()[files.type.get_field_index("bytes")]
+    if files is None or files.null_count or images.null_count or not pa.types.is_binary(files.type):
+        yield from images.to_pylist()
+        return
+    _, starts, data = files.buffers()
+    ends = np.frombuffer(starts, np.int32)[files.offset : files.offset + len(files) + 1].tolist()
+    whole = memoryview(data).cast("B") if data else memoryview(b"")
+    views = [whole[start:end] for start, end in pairwise(ends)]
+    rows = np.cumsum([0, *images.value_lengths().to_pylist()]).tolist()
+    yield from (views[start:end] for start, end in pairwise(rows))
 
 
 def _read_columns(form: Form) -> tuple[str, ...]:
@@ -407,8 +453,8 @@ def image_bytes(cell: object, folder: Path | None) -> bytes:
     """
     if isinstance(cell, Mapping):
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
-    if isinstance(cell, bytes):
-        return cell
+    if isinstance(cell, (bytes, memoryview)):
+        return bytes(cell)
     if callable(save := getattr(cell, "save", None)):
         buffer = io.BytesIO()
         save(buffer, "PNG")

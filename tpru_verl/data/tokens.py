@@ -12,9 +12,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import struct
 import sys
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -27,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tpru_verl import prompts
-from tpru_verl.data.images import MAX_PIXELS, read_header
+from tpru_verl.data.images import Encoded, read_header, scan
 from tpru_verl.data.source import line_of
 from tpru_verl.sample import IMAGE_TAG, Task
 
@@ -42,7 +40,6 @@ IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2
 KNOWN_PIECES = 65_536  # pieces of text whose number of tokens is kept: tens of MB at most
 
 Size = tuple[int, int]  # width, height in pixels
-Encoded = bytes | memoryview
 Conversation = list[dict[str, object]]  # messages of role and content, the content cut into parts
 
 _TAG = re.compile(r"(<image>|<video>|<audio>)")  # the tags that veRL cuts a prompt at
@@ -97,40 +94,11 @@ class _Processor(Protocol):
 def image_size(data: Encoded) -> Size:
     """Width and height as stored; qwen_vl_utils does not apply EXIF orientation.
 
-    A JPEG or PNG that begins and ends as one is told by its header alone. Of anything else Pillow is asked,
-    and it has to decode what does not say that it is whole. Raises ValueError for what is no image.
+    A plain JPEG or PNG is told by its header alone. Of anything else Pillow is asked, and it has to decode
+    what does not say that it is whole. Raises ValueError for what is no image.
     """
-    return _jpeg_size(data) or _png_size(data) or _pillow_size(bytes(data))
-
-
-def _jpeg_size(data: Encoded) -> Size | None:
-    """Size of a whole JPEG with 8 bits a channel, as Pillow reads them; None for anything else."""
-    if data[:3] != b"\xff\xd8\xff" or not bytes(data[-64:]).rstrip(b"\0\r\n ").endswith(b"\xff\xd9"):
-        return None
-    at = 2
-    try:
-        while data[at] == 0xFF:
-            marker = data[at + 1]
-            if 0xC0 <= marker <= 0xC2:  # baseline, extended or progressive; the rarer ones are for Pillow
-                height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-                plain = data[at + 4] == 8 and data[at + 9] in (1, 3, 4) and 0 < width * height <= MAX_PIXELS
-                return (width, height) if plain else None
-            if not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDB, 0xDD, 0xFE)):  # APPn, tables, comment
-                return None
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    except IndexError:
-        pass
-    return None
-
-
-def _png_size(data: Encoded) -> Size | None:
-    """Size of a whole PNG with 8 bits a channel; None for anything else."""
-    if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or data[-12:-4] != b"\0\0\0\0IEND" or len(data) < 57:
-        return None
-    width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    sound = zlib.crc32(data[12:29]) == int.from_bytes(data[29:33], "big")
-    plain = depth == 8 and colour in (0, 2, 3, 4, 6) and 0 < width * height <= MAX_PIXELS
-    return (width, height) if sound and plain else None
+    plain = scan(data)
+    return (plain.width, plain.height) if plain else _pillow_size(bytes(data))
 
 
 def _pillow_size(data: bytes) -> Size:

@@ -6,7 +6,7 @@ What the trainer cannot use is an error; what it uses but a person should know i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -109,20 +109,34 @@ def validate(
     Raises ValueError where a file itself is broken, and for `against` without `imagehash`.
     """
     report = Report(source.name, detected=sorted({str(form) for form in source.forms}))
-    work = partial(check_unit, deep=deep, hashes=against is not None)
-    for _, (rows, findings, seen) in each_unit(source, work, title="Checking rows", workers=workers):
+    for _ in check_units(source, report, deep=deep, hashes=against is not None, workers=workers):
+        pass
+    compare_rows(source, report, against, workers=workers)
+    return report
+
+
+def check_units(
+    source: Source, report: Report, *, deep: bool, hashes: bool, workers: int | None
+) -> Iterator[tuple[Unit, list[Seen]]]:
+    """Check unit by unit, in order, and add to `report`; yields what was seen of each unit's sound rows."""
+    work = partial(check_unit, deep=deep, hashes=hashes)
+    for unit, (rows, findings, seen) in each_unit(source, work, title="Checking rows", workers=workers):
         report.rows += rows
         report.findings += findings
         report.seen += seen
         report.tasks.update(row.task or "not recognised" for row in seen)
+        yield unit, seen
     if report.rows == 0:
         raise ValueError(f"{source.name}: found 0 rows, expected at least 1")
+
+
+def compare_rows(source: Source, report: Report, against: Source | None, *, workers: int | None) -> None:
+    """Add to `report` what only shows once all rows were seen, and put its findings in order."""
     report.findings += _duplicates(report.seen)
     if against is not None:
         report.findings += _shared(report.seen, fingerprints(against, workers=workers), against.name)
     order = {part.name: i for i, part in enumerate(source.parts)}
     report.findings.sort(key=lambda finding: (order[finding.file], finding.row))
-    return report
 
 
 def check_unit(unit: Unit, form: Form, *, deep: bool, hashes: bool) -> tuple[int, list[Finding], list[Seen]]:
@@ -135,9 +149,9 @@ def check_unit(unit: Unit, form: Form, *, deep: bool, hashes: bool) -> tuple[int
         errors = list(problems_of_row(row, deep=deep))
         findings += [Finding.of(row, text) for text in errors]
         if not errors:
-            images = row.images()
-            findings += [Finding.of(row, text, "warning") for text in notes_of_row(row, images)]
-            seen.append(_seen(row, images, hashes=hashes))
+            kept = _seen(row, hashes=hashes)
+            findings += [Finding.of(row, text, "warning") for text in notes_of_row(row, kept.images)]
+            seen.append(kept)
     return count, findings, seen
 
 
@@ -157,7 +171,7 @@ def problems_of_row(row: Row, *, deep: bool = False) -> Iterator[str]:
         if times > 1:
             yield f"problem: found the option {text!r} {times} times, expected distinct options"
     try:
-        images = row.images()
+        images = row.views()
     except ValueError as error:
         yield f"images: {error}"
         return
@@ -166,17 +180,16 @@ def problems_of_row(row: Row, *, deep: bool = False) -> Iterator[str]:
             yield f"images[{i}]: {problem}"
 
 
-def notes_of_row(row: Row, images: list[bytes]) -> Iterator[str]:
-    """What a user should know about a sound row."""
+def notes_of_row(row: Row, digests: Sequence[bytes]) -> Iterator[str]:
+    """What a user should know about a sound row; `digests`: one of each image."""
     if row.task is None:
         yield "problem: found no sign of the task, expected one of the three; a column `task` settles it"
-    elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(images)):
+    elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(digests)):
         yield problem
-    for i, data in enumerate(images):
+    for i, data in enumerate(row.views()):
         if note := note_of(data):
             yield f"images[{i}]: {note}"
-    repeated = len(images) - len({xxhash.xxh3_128_digest(data) for data in images})
-    if repeated:
+    if repeated := len(digests) - len({*digests}):
         yield f"images: found {repeated} that repeat another one of the row, expected distinct images"
 
 
@@ -190,10 +203,11 @@ def _images_of_task(task: Task, options: dict[str, str], count: int) -> str | No
     return None
 
 
-def _seen(row: Row, images: list[bytes], *, hashes: bool) -> Seen:
+def _seen(row: Row, *, hashes: bool) -> Seen:
+    images = row.views()
     digests = tuple(xxhash.xxh3_128_digest(data) for data in images)
     question = " ".join(str(row.problem).split()).encode()
-    perceptual = [perceptual_hash(data) for data in images] if hashes else []
+    perceptual = [perceptual_hash(bytes(data)) for data in images] if hashes else []
     return Seen(
         row.file,
         row.number,

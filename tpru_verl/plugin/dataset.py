@@ -7,7 +7,7 @@ import base64
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ from tpru_verl.data.source import (
     OPTIONAL,
     Part,
     image_bytes,
+    image_cells,
     line_of,
     messages_text,
     parts_of,
@@ -314,7 +315,7 @@ class TPRUDataset(RLHFDataset):
     def _counted(self, frame: datasets.Dataset, counter: PromptCounter) -> Iterator[int | Exception]:
         """Tokens of each row's prompt, or a reason why headers do not tell."""
         for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
-            cells = [cell for chunk in table[self.image_key].chunks for cell in _encoded(chunk)]
+            cells = [cell for chunk in table[self.image_key].chunks for cell in image_cells(chunk)]
             rows = table.drop_columns([self.image_key]).to_pylist()
             asked = [self._asked(row, cell) for row, cell in zip(rows, cells, strict=True)]
             sound = [found for found in asked if not isinstance(found, Exception)]
@@ -454,23 +455,6 @@ def _load(part: Part) -> datasets.Dataset:
         cause = error.__cause__ or error
         raise ValueError(f"{path}: not readable as {KINDS[path.suffix]}: {line_of(cause)}") from error
     return undecoded(cast(datasets.Dataset, loaded))
-
-
-def _encoded(cells: pa.Array) -> Iterator[Sequence[object]]:
-    """The image cells of each row: views into the table, without a copy, where it holds all the bytes."""
-    files = cells.flatten() if isinstance(cells, pa.ListArray) else None
-    if files is not None and pa.types.is_struct(files.type) and files.type.get_field_index("bytes") >= 0:
-        files = files.field("bytes")
-    nulls = cells.null_count + (files.null_count if files is not None else 0)
-    if files is None or len(files) == 0 or nulls or not pa.types.is_binary(files.type):
-        yield from cells.to_pylist()
-        return
-    _, starts, data = files.buffers()
-    ends = np.frombuffer(starts, np.int32)[files.offset : files.offset + len(files) + 1].tolist()
-    whole = memoryview(data).cast("B") if data else memoryview(b"")
-    views = [whole[start:end] for start, end in pairwise(ends)]
-    rows = np.cumsum([0, *cells.value_lengths().to_pylist()]).tolist()
-    yield from (views[start:end] for start, end in pairwise(rows))
 
 
 def _given_task(row: Row) -> str:
