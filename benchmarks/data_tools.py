@@ -1,4 +1,4 @@
-"""`tpru data validate` and `prepare` on rows of five 640x480 JPEGs: rows a second, and memory.
+"""`tpru data validate`, `prepare` and the start of TPRUDataset on rows of five 640x480 JPEGs.
 
     python benchmarks/data_tools.py                        # 10,000 rows
     python benchmarks/data_tools.py --rows 2000 20000      # does memory grow with the rows?
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,8 +25,10 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+import tpru_verl.demo
 from tpru_verl.sample import NONE_OPTION
 
+CHECKPOINT = Path(tpru_verl.demo.__file__).with_name("checkpoint")
 POOL = 400  # different pictures; rows draw five of them
 ROWS_A_GROUP = 100
 SHARD_ROWS = 1000
@@ -80,29 +83,41 @@ def copy(source: Path, target: Path) -> float:
     return time.perf_counter() - began
 
 
-def run(*arguments: object) -> tuple[float, float]:
-    """Seconds and peak memory (GiB, of the process and its workers) of a `tpru data` command."""
-    code = "from tpru_verl.cli import main; main()"
+TPRU_DATA = "import sys; sys.argv.insert(1, 'data'); from tpru_verl.cli import main; main()"
+# What the trainer does with its rows before the first step: reading, checks, the overlong filter.
+START = """
+import sys
+from omegaconf import OmegaConf
+from transformers import AutoProcessor
+from tpru_verl.plugin.dataset import TPRUDataset
+processor = AutoProcessor.from_pretrained(sys.argv[2])
+bounds = {"min_pixels": 16384, "max_pixels": 36864}
+config = {**bounds, "mm_processor_kwargs": bounds, "max_prompt_length": 4096}
+TPRUDataset(sys.argv[1], processor.tokenizer, OmegaConf.create(config), processor)
+"""
+
+
+def run(code: str, *arguments: object) -> tuple[float, float]:
+    """Seconds and peak memory (GiB, of the process and its workers) of a program."""
     began = time.perf_counter()
-    process = psutil.Popen(
-        [sys.executable, "-c", code, "data", *map(str, arguments)], stdout=subprocess.DEVNULL
-    )
+    process = psutil.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:
         peak = max(peak, _resident(process))
         time.sleep(0.05)
     if process.returncode:
-        sys.exit(f"tpru data {arguments[0]} ended with exit code {process.returncode}")
+        sys.exit(f"{code}: ended with exit code {process.returncode}")
     return time.perf_counter() - began, peak / 2**30
 
 
 def _resident(process: psutil.Process) -> int:
-    """Memory that is the processes' own: pages of libraries and mapped files that they share do not count."""
+    """Bytes that the processes hold themselves (RssAnon): pages of mapped files are the kernel's to drop."""
     total = 0
     for each in [process, *process.children(recursive=True)]:
         try:
-            total += each.memory_full_info().uss
-        except psutil.Error:  # it has just ended
+            status = Path(f"/proc/{each.pid}/status").read_text()
+            total += 1024 * int(status.partition("RssAnon:")[2].split(maxsplit=1)[0])
+        except (psutil.Error, OSError, IndexError):  # it has just ended
             continue
     return total
 
@@ -121,10 +136,15 @@ def main() -> None:
             write_rows(rows, count, pool)
             plain = copy(rows, copied)
             table.add_row(f"{count:,}", "pyarrow copy", f"{plain:.1f}", f"{count / plain:,.0f}", "1.00", "")
-            for command in (["validate", rows], ["prepare", rows, out]):
-                seconds, memory = run(*command)
+            os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
+            for title, code, arguments in (
+                ("tpru data validate", TPRU_DATA, ("validate", rows)),
+                ("tpru data prepare", TPRU_DATA, ("prepare", rows, out)),
+                ("TPRUDataset starts", START, (rows, CHECKPOINT)),
+            ):
+                seconds, memory = run(code, *arguments)
                 rate = (f"{seconds:.1f}", f"{count / seconds:,.0f}", f"{plain / seconds:.2f}")
-                table.add_row("", f"tpru data {command[0]}", *rate, f"{memory:.2f}")
+                table.add_row("", title, *rate, f"{memory:.2f}")
     Console().print(f"five JPEGs of {size:.0f} kB a row", table)
 
 

@@ -11,8 +11,12 @@ import typer
 from tpru_verl.data.files import write_json
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from tpru_verl.data.tokens import PromptCounter
     from tpru_verl.data.work import Source
+
+WIDTH = 140
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +35,14 @@ ImageKey = Annotated[str | None, typer.Option(help="Column of the images.")]
 Against = Annotated[str | None, typer.Option(help="A source that must share no row: a test set.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Decode every image in full.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")]
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # A pipe or a file has no width of its own; rich's 80 would cut tables short.
+    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _open(
@@ -68,15 +80,13 @@ def validate(
     Tags against images, images by their headers (or in full), answer among options, distinct options, the
     task, duplicates, and pictures shared with another source. Nothing is changed.
     """
-    from rich.console import Console
-
     from tpru_verl.data import validate as work
 
     opened = _open(source, revision, problem_key, answer_key, image_key)
     found = work.validate(opened, deep=deep, against=_open(against) if against else None, workers=workers)
     if report is not None:
         found.write(report)
-    console = Console(soft_wrap=True)
+    console = _console()
     for table in work.tables(found):
         console.print(table)
     if found.unusable:
@@ -166,8 +176,6 @@ def stats(
     workers: Workers = None,
 ) -> None:
     """Count tasks, scenes, images, sizes, tokens, answer letters and "None of the choices provided"."""
-    from rich.console import Console
-
     from tpru_verl.data import stats as work
     from tpru_verl.data.prepare import Asked
 
@@ -181,8 +189,9 @@ def stats(
         else None,
         workers=workers,
     )
+    console = _console()
     for table in work.tables(found):
-        Console().print(table)
+        console.print(table)
     if json_file is not None:
         write_json(json_file, work.as_json(found))
 
@@ -222,13 +231,11 @@ def audit(
     Letter and position priors, similarity, files, compression, text alone: each against chance with a 95 %
     interval, then a verdict. The exit code is 0 whatever the verdict.
     """
-    from rich.console import Console
-
     from tpru_verl.data import audit as work
 
     opened = _open(source, revision, problem_key, answer_key, image_key)
     found = work.audit(opened, seed=seed, workers=workers)
-    console = Console()
+    console = _console()
     for table in work.tables(found):
         console.print(table)
     console.print(work.verdict(found), highlight=False)

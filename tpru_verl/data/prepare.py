@@ -301,9 +301,8 @@ def _images(rows: Sequence[Row], images: pa.Array | None, chosen: Sequence[int])
     if images is None or not all(_lies_in_table(row) for row in kept):
         cells = [[{"bytes": data, "path": None} for data in row.images()] for row in kept]
         return pa.array(cells, _COLUMNS["images"])
-    if len(kept) < len(images):
-        images = images.take(pa.array(chosen))
-    files = images.flatten()
+    taken = images if len(kept) == len(images) else images.take(pa.array(chosen))
+    files = taken.flatten()
     paths: list[str | None] = [None] * len(files)
     if pa.types.is_struct(files.type):
         parts = dict(zip((field.name for field in files.type), files.flatten(), strict=True))
@@ -311,7 +310,7 @@ def _images(rows: Sequence[Row], images: pa.Array | None, chosen: Sequence[int])
         # A path says nothing outside of the source's folder; its last part still names the picture.
         paths = [Path(path).name if path else None for path in parts.get("path", pa.nulls(0)).to_pylist()]
     columns = [files.cast(pa.binary()), pa.array(paths or [None] * len(files), pa.string())]
-    starts = np.cumsum([0, *images.value_lengths().to_pylist()])
+    starts = np.cumsum([0, *taken.value_lengths().to_pylist()])
     return pa.ListArray.from_arrays(
         pa.array(starts, pa.int32()), pa.StructArray.from_arrays(columns, fields=list(_IMAGE))
     )

@@ -317,7 +317,10 @@ class TPRUDataset(RLHFDataset):
         for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
             cells = [cell for chunk in table[self.image_key].chunks for cell in image_cells(chunk)]
             rows = table.drop_columns([self.image_key]).to_pylist()
-            asked = [self._asked(row, cell) for row, cell in zip(rows, cells, strict=True)]
+            asked = [
+                self._asked(row, cast("Sequence[object]", cell))
+                for row, cell in zip(rows, cells, strict=True)
+            ]
             sound = [found for found in asked if not isinstance(found, Exception)]
             counts = iter(counter.tokens([chat for chat, _ in sound], [sizes for _, sizes in sound]))
             yield from (found if isinstance(found, Exception) else next(counts) for found in asked)
