@@ -11,12 +11,8 @@ import typer
 from tpru_verl.data.files import write_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tpru_verl.data.tokens import PromptCounter
     from tpru_verl.data.work import Source
-
-WIDTH = 140
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,14 +31,6 @@ ImageKey = Annotated[str | None, typer.Option(help="Column of the images.")]
 Against = Annotated[str | None, typer.Option(help="A source that must share no row: a test set.")]
 Deep = Annotated[bool, typer.Option("--deep", help="Decode every image in full.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")]
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    # A pipe or a file has no width of its own; rich's 80 would cut tables short.
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _open(
@@ -81,12 +69,13 @@ def validate(
     task, duplicates, and pictures shared with another source. Nothing is changed.
     """
     from tpru_verl.data import validate as work
+    from tpru_verl.terminal import results
 
     opened = _open(source, revision, problem_key, answer_key, image_key)
     found = work.validate(opened, deep=deep, against=_open(against) if against else None, workers=workers)
     if report is not None:
         found.write(report)
-    console = _console()
+    console = results()
     for table in work.tables(found):
         console.print(table)
     if found.unusable:
@@ -178,6 +167,7 @@ def stats(
     """Count tasks, scenes, images, sizes, tokens, answer letters and "None of the choices provided"."""
     from tpru_verl.data import stats as work
     from tpru_verl.data.prepare import Asked
+    from tpru_verl.terminal import results
 
     opened = _open(source, revision, problem_key, answer_key, image_key)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
@@ -189,7 +179,7 @@ def stats(
         else None,
         workers=workers,
     )
-    console = _console()
+    console = results()
     for table in work.tables(found):
         console.print(table)
     if json_file is not None:
@@ -232,10 +222,11 @@ def audit(
     interval, then a verdict. The exit code is 0 whatever the verdict.
     """
     from tpru_verl.data import audit as work
+    from tpru_verl.terminal import results
 
     opened = _open(source, revision, problem_key, answer_key, image_key)
     found = work.audit(opened, seed=seed, workers=workers)
-    console = _console()
+    console = results()
     for table in work.tables(found):
         console.print(table)
     console.print(work.verdict(found), highlight=False)

@@ -1,0 +1,101 @@
+"""`tpru score`: dumps of veRL and EasyR1, graded again; the numbers are those that can be counted by hand."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpru_verl import cli
+from tpru_verl.grading import PRESETS
+from tpru_verl.score import read_rollouts, score_rollouts, summary
+
+QUESTION = "user\nReorder the frames. Options: A. 1 2 3 4 B. 3 1 4 2 E. None of the choices provided\n"
+RIGHT, WRONG = ("<think>so</think><answer>B</answer>", "<think>so</think><answer>A</answer>")
+BARE = "<answer>B</answer>"
+
+
+def line(response: str, score: float, prompt: int = 0, sample: int = 0, **more: object) -> dict[str, object]:
+    uid = f"abc{prompt}_{sample}_0"
+    return {"input": QUESTION, "output": response, "gts": "B", "score": score, "step": 1, "uid": uid, **more}
+
+
+def write(path: Path, lines: list[dict[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_verls_dump_is_counted_by_task_and_preset(tmp_path: Path) -> None:
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    write(folder / "2.jsonl", [line(RIGHT, 1.0, 2, 0), line(RIGHT, 1.0, 2, 1)])
+    write(folder / "10.jsonl", [line(WRONG, 0.125, 1, 0), line(BARE, 0.875, 1, 1)])
+    numbers = summary(score_rollouts(folder))
+    assert list(numbers) == ["temporal_reordering", "all"]
+    found = numbers["all"]
+    assert found["n"] == 4
+    assert found["accuracy"] == 0.75
+    assert found["format"] == 0.75
+    assert found["score_tpru"] == found["recorded"] == (1 + 1 + 0.125 + 0.875) / 4
+    assert found["score_paper"] == pytest.approx((0.92 + 0.92 + 0.02 + 0.9) / 4)
+    assert found["without_signal_tpru"] == 0.5  # the group of two right answers teaches nothing
+    assert [r.response for r in read_rollouts(folder)] == [RIGHT, RIGHT, WRONG, BARE]  # by step, not by name
+
+
+def test_easyr1s_log(tmp_path: Path) -> None:
+    path = tmp_path / "generations.log"
+    outputs = [(RIGHT, 1.0), ("<think>two\nlines</think>\n<answer>A</answer>", 0.125)]
+    entry = "[prompt] {}\n[output] {}\n[ground_truth] B\n[score] {}\n\n"
+    path.write_text("".join(entry.format(QUESTION.strip(), *output) for output in outputs))
+    first, second = read_rollouts(path)
+    assert (first.response, first.answer, first.recorded) == (RIGHT, "B", 1.0)
+    assert second.response == outputs[1][0]
+    assert first.group == second.group
+    assert summary(score_rollouts(path))["all"]["without_signal_tpru"] == 0.0
+
+
+def test_any_jsonl_with_answers(tmp_path: Path) -> None:
+    rows = [{"response": BARE, "answer": "B"}, {"completion": WRONG, "ground_truth": "B"}]
+    numbers = summary(score_rollouts(write(tmp_path / "a.jsonl", rows)))
+    assert list(numbers) == ["not recognised", "all"]
+    assert numbers["all"]["accuracy"] == 0.5
+    assert numbers["all"]["recorded"] is None
+    assert numbers["all"]["without_signal_tpru"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", "", "found 0 rollouts"),
+        ("a.jsonl", "{", r"a\.jsonl line 1: not readable as json"),
+        ("a.jsonl", "\n[1]\n", r"a\.jsonl line 2: found list, expected an object"),
+        (
+            "a.jsonl",
+            '{"output": "x"}',
+            r"line 1: found keys output; expected text in one of gts",
+        ),
+        ("a.jsonl", '{"gts": "B"}', r"line 1: found keys gts; expected text in one of output, response"),
+        ("a.log", "[prompt] a\n[score] 1\n", r"a\.log: expected entries of \[prompt\]"),
+        ("a.log", "[prompt] a\n[output] b\n[ground_truth] B\n[score] ?\n", r"entry 1: found \[score\] '\?'"),
+    ],
+)
+def test_what_is_no_dump_is_named(tmp_path: Path, name: str, content: str, message: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        score_rollouts(tmp_path / name)
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "1.jsonl", [line(RIGHT, 1.0), line(WRONG, 0.125, sample=1)])
+    monkeypatch.setattr(sys, "argv", ["tpru", "score", str(path), "--json", str(tmp_path / "scores.json")])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"score: {preset}" in out for preset in PRESETS)
+    assert json.loads((tmp_path / "scores.json").read_text())["all"]["n"] == 2
+    monkeypatch.setattr(sys, "argv", ["tpru", "score", str(tmp_path / "missing")])
+    with pytest.raises(SystemExit, match="found no rollouts"):
+        cli.main()

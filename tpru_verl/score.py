@@ -1,0 +1,195 @@
+"""`tpru score`: rollouts that a trainer wrote, graded again, so that presets can be compared before a run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from rich.table import Table
+
+from tpru_verl.grading import PRESETS, Grade, grade
+from tpru_verl.sample import parse_options, recognise_task
+
+# The key of each framework's dump: veRL's `rollout_data_dir` and `validation_data_dir`, then what others say.
+PROMPTS, RESPONSES = ("input", "prompt", "problem"), ("output", "response", "completion", "prediction")
+ANSWERS = ("gts", "ground_truth", "answer", "solution", "label")
+BINS = 8  # of the histogram; the default preset has the values 0, 1/8, 7/8 and 1
+BAR = 20  # characters of the longest bar
+_EASYR1 = re.compile(r"^\[(prompt|output|ground_truth|score)\] ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One response of a dump; `recorded` is the score it was trained with, `group` the prompt it answers."""
+
+    prompt: str
+    response: str
+    answer: str
+    recorded: float | None
+    group: str
+
+
+@dataclass
+class Tally:
+    """The grades of one task's rollouts."""
+
+    grades: list[Grade] = field(default_factory=list)
+    recorded: list[float] = field(default_factory=list)
+    groups: dict[str, list[Grade]] = field(default_factory=dict)
+
+    def add(self, rollout: Rollout, found: Grade) -> None:
+        self.grades.append(found)
+        self.groups.setdefault(rollout.group, []).append(found)
+        if rollout.recorded is not None:
+            self.recorded.append(rollout.recorded)
+
+    def without_signal(self, preset: str) -> float | None:
+        """Share of groups whose scores are all equal: GRPO learns nothing from them. None without groups."""
+        groups = [group for group in self.groups.values() if len(group) > 1]
+        if not groups:
+            return None
+        return fmean(len({found.score(preset) for found in group}) == 1 for group in groups)
+
+
+def read_rollouts(path: Path) -> Iterator[Rollout]:
+    """Rollouts of veRL's jsonl (a file, or the folder of one file a step) or EasyR1's `generations.log`.
+
+    Raises FileNotFoundError where there is nothing, ValueError with file, line and keys for another form.
+    """
+    files = sorted(path.glob("*.jsonl"), key=_step) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise FileNotFoundError(f"{path}: found no rollouts, expected .jsonl, a folder of them, or .log")
+    for file in files:
+        yield from _read_log(file) if file.suffix == ".log" else _read_jsonl(file)
+
+
+def _step(path: Path) -> tuple[int, str]:
+    return (int(path.stem) if path.stem.isdigit() else 0, path.name)
+
+
+def _read_jsonl(path: Path) -> Iterator[Rollout]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            place = f"{path} line {number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{place}: not readable as json: {error}") from error
+            if not isinstance(record, dict):
+                raise ValueError(f"{place}: found {type(record).__name__}, expected an object")
+            yield _rollout(record, place)
+
+
+def _rollout(record: Mapping[str, object], place: str) -> Rollout:
+    prompt, response, answer = (
+        next((record[key] for key in keys if isinstance(record.get(key), str)), None)
+        for keys in (PROMPTS, RESPONSES, ANSWERS)
+    )
+    if response is None or answer is None:
+        missing = RESPONSES if response is None else ANSWERS
+        raise ValueError(
+            f"{place}: found keys {', '.join(record)}; expected text in one of {', '.join(missing)}"
+        )
+    score = record.get("score")
+    uid = str(record.get("uid") or "")
+    # veRL's uid ends in the numbers of the sample and of its output.
+    group = re.sub(r"_\d+_\d+$", "", uid) if uid else str(prompt or place)
+    return Rollout(
+        str(prompt or ""),
+        str(response),
+        str(answer),
+        float(score) if isinstance(score, (int, float)) else None,
+        f"{record.get('step', '')}/{group}",
+    )
+
+
+def _read_log(path: Path) -> Iterator[Rollout]:
+    """EasyR1's text: [prompt], [output], [ground_truth], [score] and an empty line, again and again."""
+    pieces = _EASYR1.split(path.read_text(encoding="utf-8"))[1:]
+    records = list(zip(pieces[::2], pieces[1::2], strict=True))
+    if [name for name, _ in records] != ["prompt", "output", "ground_truth", "score"] * (len(records) // 4):
+        raise ValueError(f"{path}: expected entries of [prompt], [output], [ground_truth], [score]")
+    for start in range(0, len(records), 4):
+        prompt, response, answer, score = (text.strip("\n") for _, text in records[start : start + 4])
+        try:
+            recorded = float(score)
+        except ValueError:
+            raise ValueError(
+                f"{path} entry {start // 4 + 1}: found [score] {score!r}, expected a number"
+            ) from None
+        yield Rollout(prompt, response, answer, recorded, prompt)
+
+
+def score_rollouts(path: Path) -> dict[str, Tally]:
+    """Grade a dump; one tally a task that the prompts name ("not recognised" for the others), and `all`."""
+    tallies: dict[str, Tally] = {}
+    for rollout in read_rollouts(path):
+        task = recognise_task(rollout.prompt)
+        found = grade(
+            rollout.response, rollout.answer, task=task, options=parse_options(rollout.prompt) or None
+        )
+        for name in (task.value if task else "not recognised", "all"):
+            tallies.setdefault(name, Tally()).add(rollout, found)
+    if not tallies:
+        raise ValueError(f"{path}: found 0 rollouts, expected at least 1")
+    return {**{name: tallies[name] for name in sorted(tallies) if name != "all"}, "all": tallies["all"]}
+
+
+def summary(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float | int | None]]:
+    """Numbers for a file: counts, shares, means of each preset, and of the score that was recorded."""
+    return {
+        name: {
+            "n": len(tally.grades),
+            "accuracy": fmean(found.accuracy for found in tally.grades),
+            "format": fmean(found.format for found in tally.grades),
+            "partial": fmean(found.partial for found in tally.grades),
+            "parsed": fmean(found.parsed is not None for found in tally.grades),
+            "recorded": fmean(tally.recorded) if tally.recorded else None,
+            **{f"score_{preset}": fmean(g.score(preset) for g in tally.grades) for preset in PRESETS},
+            **{f"without_signal_{preset}": tally.without_signal(preset) for preset in PRESETS},
+        }
+        for name, tally in tallies.items()
+    }
+
+
+def tables(tallies: Mapping[str, Tally]) -> list[Table]:
+    """For a terminal: a line a task, and the histogram of each preset's scores."""
+    tasks = Table(title="Rollouts, graded", title_justify="left")
+    presets = [f"score: {preset}" for preset in PRESETS]
+    for column in ("", "n", "right", "well-formed", "parsed", "recorded", *presets, "no signal"):
+        tasks.add_column(column, justify="left" if not column else "right")
+    for name, line in summary(tallies).items():
+        shares = (_percent(line[key]) for key in ("accuracy", "format", "parsed"))
+        means = (_mean(line[key]) for key in ("recorded", *(f"score_{preset}" for preset in PRESETS)))
+        silent = _percent(line[f"without_signal_{PRESETS[0]}"])
+        tasks.add_row(name.replace("_", " "), f"{line['n']:,}", *shares, *means, silent)
+    tasks.caption = f"no signal: groups of one prompt with equal scores ({PRESETS[0]}), advantage 0"
+    return [tasks, _histogram(tallies["all"])]
+
+
+def _histogram(tally: Tally) -> Table:
+    slots = {
+        preset: Counter(min(int(found.score(preset) * BINS), BINS) for found in tally.grades)
+        for preset in PRESETS
+    }
+    table = Table("score", *PRESETS, title="Scores", title_justify="left")
+    for slot in range(BINS + 1):
+        label = f"{slot / BINS:.3f}" + (f" to {(slot + 1) / BINS:.3f}" if slot < BINS else "")
+        shares = (slots[preset][slot] / len(tally.grades) for preset in PRESETS)
+        table.add_row(label, *(f"{share:6.1%} {'#' * round(BAR * share)}" for share in shares))
+    return table
+
+
+def _percent(share: float | int | None) -> str:
+    return "" if share is None else f"{share:.1%}"
+
+
+def _mean(value: float | int | None) -> str:
+    return "" if value is None else f"{value:.3f}"
