@@ -1,15 +1,31 @@
-"""Reward for EasyR1: `worker.reward.reward_function=<this file>:compute_score`."""
+"""Reward for EasyR1 since 2025-06-18 (read in 0.3.2 and its head). Before that: `easyr1_legacy`.
 
-from tpru_verl.grading import grade
+    worker.reward.reward_function=reward_fns/easyr1.py:compute_score
+    worker.reward.reward_function_kwargs='{preset: tpru}'
+"""
+
+from collections.abc import Mapping
+from typing import overload
+
+from tpru_verl.reward_fns._rows import grade_answer
 
 REWARD_NAME = "tpru"
 REWARD_TYPE = "batch"
 
+Inputs = Mapping[str, object]
+Scores = dict[str, float]
 
-def compute_score(reward_inputs: list[dict[str, str]], preset: str = "tpru") -> list[dict[str, float]]:
-    """`overall` (the reward), `accuracy`, `format` and `partial` of each `response` and `ground_truth`."""
-    grades = [grade(item["response"], item["ground_truth"]) for item in reward_inputs]
-    return [
-        {"overall": g.score(preset), "accuracy": g.accuracy, "format": g.format, "partial": g.partial}
-        for g in grades
-    ]
+
+@overload
+def compute_score(reward_inputs: list[Inputs], preset: str = "tpru") -> list[Scores]: ...
+@overload
+def compute_score(reward_inputs: Inputs, preset: str = "tpru") -> Scores: ...
+def compute_score(reward_inputs: list[Inputs] | Inputs, preset: str = "tpru") -> list[Scores] | Scores:
+    """`overall` (the reward), `accuracy`, `format` and `partial` of a `response` and its `ground_truth`.
+
+    A list of inputs gives a list, one input (reward type `sequential`) its own scores.
+    """
+    if not isinstance(reward_inputs, Mapping):
+        return [compute_score(item, preset) for item in reward_inputs]
+    g = grade_answer(reward_inputs.get("response"), reward_inputs.get("ground_truth"), "ground_truth")
+    return {"overall": g.score(preset), "accuracy": g.accuracy, "format": g.format, "partial": g.partial}

@@ -1,15 +1,18 @@
-"""Reward for veRL: `reward.custom_reward_function.path=pkg://tpru_verl.reward_fns.verl`."""
+"""Reward for veRL (0.5 and later; read in 0.9.1).
 
-from collections.abc import Mapping
+    reward.custom_reward_function.path=pkg://tpru_verl.reward_fns.verl
+    reward.custom_reward_function.name=compute_score
+    +reward.custom_reward_function.reward_kwargs.preset=tpru
+"""
 
-from tpru_verl.grading import grade
+from tpru_verl.reward_fns._rows import grade_answer
 
 
 def compute_score(
     data_source: str,
     solution_str: str,
     ground_truth: str,
-    extra_info: Mapping[str, object] | None = None,
+    extra_info: object = None,
     preset: str = "tpru",
     **_: object,
 ) -> dict[str, float]:
@@ -17,14 +20,7 @@ def compute_score(
 
     Always the same keys: veRL stops a run whose samples differ in them.
     """
-    info = extra_info or {}
-    task, options = info.get("task"), info.get("options")
-    known = (
-        {str(k): str(v) for k, v in options.items() if v is not None}
-        if isinstance(options, Mapping)
-        else None
-    )
-    result = grade(solution_str, ground_truth, task=str(task) if task else None, options=known or None)
+    result = grade_answer(solution_str, ground_truth, "ground_truth", extra_info)
     return {
         "score": result.score(preset),
         "acc": result.accuracy,

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def line(response: str, score: float, prompt: int = 0, sample: int = 0, **more: 
     return {"input": QUESTION, "output": response, "gts": "B", "score": score, "step": 1, "uid": uid, **more}
 
 
-def write(path: Path, lines: list[dict[str, object]]) -> Path:
+def write(path: Path, lines: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
 
