@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tpru_verl import recipes
-from tpru_verl.demo.run import CHECKPOINT, end_tree
+from tpru_verl.demo.processes import end_tree
+from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin import launch
 

@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("verl")
 from tpru_verl import recipes
-from tpru_verl.demo.run import end_tree
+from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin import launch
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tpru_verl.demo.evaluate import wilson
-from tpru_verl.demo.run import end_tree
+from tpru_verl.demo.processes import end_tree
 from tpru_verl.plugin import launch
 
 

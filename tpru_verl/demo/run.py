@@ -6,20 +6,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,6 +30,7 @@ from rich.table import Table
 from tpru_verl import recipes
 from tpru_verl.demo.evaluate import Score, score
 from tpru_verl.demo.page import draw_curve, write_page
+from tpru_verl.demo.processes import Memory, last_error, supervise
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin import launch
 
@@ -60,7 +56,7 @@ def run(*, out: Path, seed: int, steps: int, eval_rows: int) -> None:
     """
     demo = _Demo(out.absolute(), seed=seed, steps=steps)
     console.print(f"[bold]tpru demo[/]: {steps} GRPO steps, seed {seed}, everything in {out}/")
-    with _Memory() as memory:
+    with Memory() as memory:
         with demo.phase("rows"):
             demo.write_rows(eval_rows)
         with demo.phase("evaluate_before"):
@@ -151,11 +147,9 @@ class _Demo:
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()
             began = log.tell()
-            code = _supervise(command, {**os.environ, **environment}, log, tick)
+            code = supervise(command, {**os.environ, **environment}, log, tick)
         if code != 0:
-            raise RuntimeError(
-                f"{_last_error(self.log, began)} (exit code {code}; the whole log: {self.log})"
-            )
+            raise RuntimeError(f"{last_error(self.log, began)} (exit code {code}; the whole log: {self.log})")
 
     def report(self, peak_gib: float) -> None:
         before, after = score(self.out / "before.jsonl"), score(self.out / "after.jsonl")
@@ -243,79 +237,11 @@ class _Progress:
             console.print(f"  step {last['step']}: {label}")
 
 
-def _supervise(command: Sequence[str], environment: dict[str, str], log: Any, tick: _Progress | None) -> int:
-    """Run to the end; on Ctrl-C or an error here end the whole tree: Ray and vLLM outlive a killed parent."""
-    with subprocess.Popen(
-        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        try:
-            with tick or _nothing():
-                while True:
-                    try:
-                        return process.wait(timeout=1)
-                    except subprocess.TimeoutExpired:
-                        if tick is not None:
-                            tick()
-        finally:
-            end_tree(process.pid)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-def end_tree(pid: int, grace: float = 15.0) -> None:
-    """Ask a process to stop as Ctrl-C does, then end whatever is left of it and its descendants."""
-    try:
-        root = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return
-    tree = [root, *root.children(recursive=True)]
-    if root.is_running() and root.status() != psutil.STATUS_ZOMBIE:
-        root.send_signal(signal.SIGINT)
-        psutil.wait_procs([root], timeout=grace)
-    for process in tree:
-        if process.is_running():
-            process.kill()
-    psutil.wait_procs(tree, timeout=grace)
-
-
-class _Memory(threading.Thread):
-    """Peak growth of the machine's used memory, in GiB: Ray's processes share pages, so a sum would lie."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self._ended = threading.Event()
-        self._base = psutil.virtual_memory().used
-        self.peak_gib = 0.0
-
-    def __enter__(self) -> _Memory:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-
-    def run(self) -> None:
-        while not self._ended.wait(1):
-            self.peak_gib = max(self.peak_gib, (psutil.virtual_memory().used - self._base) / 2**30)
-
-
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     # The trainer may be in the middle of its last line.
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _last_error(log: Path, offset: int) -> str:
-    """The last line that names an exception: tracebacks of Ray repeat themselves, the cause comes last."""
-    with log.open(errors="replace") as file:
-        file.seek(offset)
-        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in file]
-    named = [line for line in lines if re.match(r"(\([^)]*\) )?[\w.]*(Error|Exception|Interrupt)\b", line)]
-    return named[-1] if named else (lines[-1] if lines else "the process said nothing")
 
 
 def _versions() -> dict[str, str]:
