@@ -43,30 +43,6 @@ def _options(
     pass
 
 
-@app.command(epilog="Example: `tpru score outputs/rollouts --json scores.json`")
-def score(
-    rollouts: Annotated[
-        Path,
-        typer.Argument(help="veRL's rollout_data_dir or one jsonl of it, EasyR1's generations.log."),
-    ],
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
-) -> None:
-    """Grade the rollouts of a past run with every preset: a table by task, and histograms.
-
-    Shows what another preset would have paid, and how many groups would have taught nothing.
-    """
-    from tpru_verl import score as work
-    from tpru_verl.data.files import write_json
-    from tpru_verl.terminal import results
-
-    tallies = work.score_rollouts(rollouts)
-    console = results()
-    for table in work.tables(tallies):
-        console.print(table)
-    if json_file is not None:
-        write_json(json_file, work.summary(tallies))
-
-
 @app.command(epilog="Example: `tpru demo --out outputs/seed2 --seed 2`")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for rows, checkpoints, log, summary and page.")] = Path(
@@ -113,6 +89,30 @@ def train(
     if not dry_run:
         launch.check(config)
         raise typer.Exit(_run(command, {**os.environ, **environment}))
+
+
+@app.command(epilog="Example: `tpru score outputs/rollouts --json scores.json`")
+def score(
+    rollouts: Annotated[
+        Path,
+        typer.Argument(help="veRL's rollout_data_dir or one jsonl of it, EasyR1's generations.log."),
+    ],
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
+) -> None:
+    """Grade the rollouts of a past run with every preset: a table by task, and histograms.
+
+    Shows what another preset would have paid, and how many groups would have taught nothing.
+    """
+    from tpru_verl import score as work
+    from tpru_verl.data.files import write_json
+    from tpru_verl.terminal import results
+
+    tallies = work.score_rollouts(rollouts)
+    console = results()
+    for table in work.tables(tallies):
+        console.print(table)
+    if json_file is not None:
+        write_json(json_file, work.summary(tallies))
 
 
 def _run(command: list[str], environment: dict[str, str]) -> int:

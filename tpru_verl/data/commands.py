@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -86,7 +87,9 @@ def validate(
 @app.command(epilog="Example: `tpru data prepare Stephengzk/TPRU-25k prepared --split train=0.98,test=0.02`")
 def prepare(
     source: SourceName,
-    out: Annotated[Path, typer.Argument(help="Folder to make; an earlier result in it is replaced.")],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier result in it is replaced.")
+    ],
     drop_invalid: Annotated[
         bool, typer.Option("--drop-invalid", help="Leave unusable rows out and list them.")
     ] = False,
@@ -171,15 +174,20 @@ def stats(
 
     opened = _open(source, revision, problem_key, answer_key, image_key)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
+    console = results()
+    tokens = None
+    if find_spec("qwen_vl_utils"):
+        tokens = work.qwen_tokens(min_pixels=min_pixels, max_pixels=max_pixels, patch=patch)
+    else:
+        console.print("Visual tokens are left out: they need `pip install qwen-vl-utils torch`")
     found = work.statistics(
         opened,
-        tokens=work.qwen_tokens(min_pixels=min_pixels, max_pixels=max_pixels, patch=patch),
+        tokens=tokens,
         tokens_a_row=(lambda row, images: counter.count([Asked(str(row.problem), row.task, images)])[0])
         if counter
         else None,
         workers=workers,
     )
-    console = results()
     for table in work.tables(found):
         console.print(table)
     if json_file is not None:
