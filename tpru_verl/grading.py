@@ -27,9 +27,10 @@ _LAYERS = (
     *((f"\\{name}{{", "}") for name in ("boxed", "text", "mathrm", "textbf", "mathbf")),
     *(("(", ")"), ("[", "]"), ("{", "}")),
 )
-_LEAD = re.compile(  # "The correct answer is", "Option", "Image"
-    r"(?:the\s+)?(?:(?:final|correct|right|best)\s+)?"
-    r"(?:answer|option|choice|letter|order|sequence|image|frame)\s*(?:is\b|:|=)?\s*",
+_LEAD = re.compile(  # "The correct answer is", "Option", "Answer: Image"
+    r"(?:(?:the\s+)?(?:(?:final|correct|right|best)\s+)?"
+    r"(?:answer|option|choice|letter|order|sequence|image|frame)s?(?![a-z])"
+    r"\s*(?:is\b\s*)?[:=]?\s*){1,2}",
     re.IGNORECASE,
 )
 _CHOICE = re.compile(r"[(\[]?([A-Za-z])(?:[)\].:]+(.*)|\s+[-–—(\[](.*))?", re.DOTALL)  # noqa: RUF001
@@ -123,7 +124,7 @@ def order_credit(predicted: Sequence[str], truth: Sequence[str], measure: str = 
       Chance 1/2. M. G. Kendall, "A New Measure of Rank Correlation", Biometrika 30 (1938); for orders
       of sentences M. Lapata, Computational Linguistics 32 (2006).
     - `lis`: (L - 1)/(n - 1), L the length of the longest increasing subsequence, the most labels that
-      stand in the right order with others between them; n - L is Ulam's distance. Chance for n = 4:
+      stand in the right order, if with others between them; n - L is Ulam's distance. Chance for n = 4:
       17/36. C. Schensted, "Longest Increasing and Decreasing Subsequences", Canad. J. Math. 13 (1961).
     - `adjacent`: share of the n - 1 neighbours in `truth` that are neighbours, in the same order, in
       `predicted`: those that are no breakpoint. Chance 1/n (1/4). G. Watterson et al., "The Chromosome
@@ -165,11 +166,11 @@ def penalty(
     Both are off by default (0.0); together they add up to at most 1.
 
     - Length, with `max_length`: 0 up to `max_length - buffer`, then rising in a straight line to 1 at
-      `max_length`, the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13). `buffer` is a
+      `max_length`, the soft overlong punishment of DAPO (arXiv 2503.14476). `buffer` is a
       fifth of `max_length` where it is not given, DAPO's own share (4,096 of 20,480). `length` is the
       response's in the unit of `max_length`, such as tokens; where it is not given, its characters count.
     - Repetition, with `ngram`: 1 - distinct / all n-grams of `ngram` words between white space, the
-      "rep-n" of Welleck et al. (arXiv 1908.04319). Text without white space counts as one word.
+      "seq-rep-n" of Welleck et al. (arXiv 1908.04319). Text without white space counts as one word.
 
     Raises ValueError for a number that makes no sense.
     """
@@ -252,7 +253,7 @@ def _collect(part: str, texts: set[str]) -> bool:
         text, closed, after = block.partition("</answer>")
         if not closed or "</answer>" in after:
             return False
-        texts.add(text if len(text) <= _MAX_ANSWER else "")
+        texts.add(text if len(text) <= _MAX_ANSWER else "")  # texts are remembered, and this one may be huge
     return True
 
 
@@ -283,15 +284,23 @@ def _read(text: str) -> _Reading:
     lead = _LEAD.match(text)
     bare = _undress(text[lead.end() :]) if lead else text
     order = _order(bare)
-    keys = {_squash(text), _squash(bare)} if "<" not in text else set()  # "<image>" names no option
-    if order:
-        keys.add(" ".join(order))
     match = _CHOICE.fullmatch(bare)
+    keys = _keys(text, bare, order)
     if match is None:
-        return _Reading(text, frozenset(keys - {""}), order=order)
+        return _Reading(text, keys, order=order)
     letter, rest = match[1].upper(), (match[2] or match[3] or "").strip()
     others = frozenset(map(str.upper, _LONE_LETTER.findall(rest))) - {letter}
-    return _Reading(text, frozenset(keys - {""}), letter, rest, others, order)
+    return _Reading(text, keys, letter, rest, others, order)
+
+
+def _keys(text: str, bare: str, order: tuple[str, ...] | None) -> frozenset[str]:
+    """What a text is compared by; empty for "<image>", which names no option."""
+    if "<" in text:
+        return frozenset()
+    keys = {_squash(text), " ".join(order or ())}
+    if len(bare) > 1 or not bare.isalpha():  # "Option C" is a letter, not the text "C"
+        keys.add(_squash(bare))
+    return frozenset(keys - {""})
 
 
 def _undress(text: str) -> str:
@@ -299,6 +308,8 @@ def _undress(text: str) -> str:
     text = text.translate(_DECORATION)
     for _ in range(_MAX_LAYERS):
         text = text.strip().strip("'‘’.").strip()  # noqa: RUF001
+        if not text.endswith((")", "]", "}")):
+            break
         for opening, closing in _LAYERS:
             inner = text[len(opening) : -len(closing)]
             if text.startswith(opening) and text.endswith(closing) and _encloses(inner, opening[-1], closing):
@@ -321,15 +332,14 @@ def _squash(text: str) -> str:
 def _order(text: str) -> tuple[str, ...] | None:
     """The labels of an order (`4 2 3 1`, `4231`, `image 4 -> image 2`, `CABD`), or None."""
     labels = _ORDER_WORD.sub(" ", text).translate(_ORDER_SEPARATORS).split()
-    if len(labels) == 1:
-        labels = list(labels[0])
-    else:
-        labels = [label.upper() if len(label) == 1 else label for label in labels]
-    if len(labels) < 2 or len(set(labels)) < len(labels):
+    joined = "".join(labels)
+    if not joined.isascii() or not (joined.isdigit() or joined.isalpha()):
         return None
-    numbers = all(label.isascii() and label.isdigit() for label in labels)
-    letters = all(len(label) == 1 and label in ascii_uppercase for label in labels)
-    return tuple(labels) if numbers or letters else None
+    if len(labels) == 1:
+        labels = list(joined.upper())
+    elif joined.isalpha():
+        labels = list(joined.upper()) if len(joined) == len(labels) else []
+    return tuple(labels) if len(labels) > 1 and len(set(labels)) == len(labels) else None
 
 
 def _arranged(text: str, labels: Sequence[str]) -> str | None:

@@ -1,0 +1,36 @@
+"""The tables of the documentation are what the code gives."""
+
+from pathlib import Path
+
+import pytest
+
+from tpru_verl.grading import grade
+from tpru_verl.sample import parse_options
+
+THOUGHT = "<think>A is too early, B late.</think>"
+OPTIONS = "A. 1 3 4 2  B. 2 1 3 4  C. 4 2 3 1  D. 3 4 1 2  E. None of the choices provided"
+
+
+def table(root: Path) -> list[tuple[str, str, str, str]]:
+    """Output, published reward, the letter that we read, our reward: of each line of the table."""
+    text = (root / "docs/rewards.md").read_text()
+    assert f"`{OPTIONS}`" in text
+    lines = [line for line in text.partition("Forty outputs")[2].splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return [(output, published, read, score) for output, published, _, read, score in cells]
+
+
+def test_forty_outputs(root: Path) -> None:
+    rows = table(root)
+    assert len(rows) == 40
+    options = parse_options(OPTIONS)
+    for output, published, read, score in rows:
+        response = "" if output == "(empty)" else output[1:-1].replace("⏎", "\n")
+        if response.startswith("T"):
+            response = THOUGHT + response[1:]
+        elif response.endswith("</answer>T"):
+            response = response[:-1] + THOUGHT
+        found = grade(response, "C", task="temporal_reordering", options=options)
+        assert (found.parsed or "-") == read, output
+        assert found.score("tpru") == float(score), output
+        assert found.score("paper") == pytest.approx(float(published)), output
