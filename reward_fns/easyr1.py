@@ -1,10 +1,12 @@
 """Reward for EasyR1 since 2025-06-18 (read in 0.3.2 and its head). Before that: `easyr1_legacy`.
 
     worker.reward.reward_function=reward_fns/easyr1.py:compute_score
-    worker.reward.reward_function_kwargs='{preset: tpru}'
+    worker.reward.reward_function_kwargs.preset=tpru
+
+The answer is the data's `answer_key`; task and options never reach a reward of EasyR1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import overload
 
 from tpru_verl.reward_fns._rows import grade_answer
@@ -17,10 +19,10 @@ Scores = dict[str, float]
 
 
 @overload
-def compute_score(reward_inputs: list[Inputs], preset: str = "tpru") -> list[Scores]: ...
+def compute_score(reward_inputs: Sequence[Inputs], preset: str = "tpru") -> list[Scores]: ...
 @overload
 def compute_score(reward_inputs: Inputs, preset: str = "tpru") -> Scores: ...
-def compute_score(reward_inputs: list[Inputs] | Inputs, preset: str = "tpru") -> list[Scores] | Scores:
+def compute_score(reward_inputs: Sequence[Inputs] | Inputs, preset: str = "tpru") -> list[Scores] | Scores:
     """`overall` (the reward), `accuracy`, `format` and `partial` of a `response` and its `ground_truth`.
 
     A list of inputs gives a list, one input (reward type `sequential`) its own scores.

@@ -3,6 +3,8 @@
     reward.custom_reward_function.path=pkg://tpru_verl.reward_fns.verl
     reward.custom_reward_function.name=compute_score
     +reward.custom_reward_function.reward_kwargs.preset=tpru
+
+Task and options come from `extra_info`.
 """
 
 from tpru_verl.reward_fns._rows import grade_answer

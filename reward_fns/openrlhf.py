@@ -1,0 +1,25 @@
+"""Reward for OpenRLHF (read in 0.11), whose workers take the preset from their environment.
+
+    export TPRU_PRESET=tpru  # before `ray start`
+    python -m openrlhf.cli.train_ppo_ray ... --data.label_key answer --reward.remote_url \\
+      "$(python -c 'import tpru_verl.reward_fns.openrlhf as m; print(m.__file__)')"
+
+OpenRLHF catches what a reward raises and only logs it: look for "Failed to fetch reward".
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tpru_verl.reward_fns._rows import after_prompt, chosen_preset, grade_answer, without_end
+
+
+def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+    """`rewards` and `scores` of what follows the prompts; accuracy, format and partial in `extra_logs`."""
+    from torch import tensor
+
+    triples = zip(queries, prompts, labels, strict=True)
+    grades = [grade_answer(without_end(after_prompt(q, p)), a, "labels") for q, p, a in triples]
+    rewards = tensor([g.score(chosen_preset()) for g in grades])
+    names = ("accuracy", "format", "partial")
+    logs = {name: tensor([getattr(g, name) for g in grades]) for name in names}
+    return {"rewards": rewards, "scores": rewards, "extra_logs": logs}

@@ -1,0 +1,30 @@
+"""Rewards for verifiers: `tpru_reward` (read in 0.4) and `tpru_rubric_reward` (0.1, a `Rubric`'s function).
+
+    export TPRU_PRESET=tpru
+    [env.taskset.task.rewards.tpru]  # in the TOML file; the task's data have a field `answer`
+    fn = "tpru_verl.reward_fns.verifiers:tpru_reward"
+
+and in 0.1:
+
+    from tpru_verl.reward_fns.verifiers import tpru_rubric_reward
+    rubric = vf.Rubric(funcs=[tpru_rubric_reward])
+    env = vf.SingleTurnEnv(dataset=dataset, rubric=rubric)  # a data set with a column `answer`
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tpru_verl.reward_fns._rows import chosen_preset, grade_answer, grade_row
+
+
+async def tpru_reward(task: Iterable[tuple[str, Any]], trace: Any) -> float:
+    """The reward of a trace's last reply against its task's `answer` (or solution, ground_truth, label)."""
+    reply, messages = trace.last_reply, trace.assistant_messages[-1:]
+    if messages and (messages[0].content or "").strip() == reply:
+        reply = [messages[0].model_dump()]  # with its reasoning
+    return grade_row(reply, dict(task), "task").score(chosen_preset())
+
+
+def tpru_rubric_reward(completion: str | Sequence[object], answer: str, info: object = None) -> float:
+    """The reward of a completion; `info` may hold `task` and `options`."""
+    return grade_answer(completion, answer, "answer", info).score(chosen_preset())
