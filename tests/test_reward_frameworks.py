@@ -254,9 +254,9 @@ class TestWithoutEnd:
 
     @pytest.mark.parametrize("text", [" " * 10**6, "<|im_end|>" * 10**5, "<" * 10**6, " <eos>" * 10**5])
     def test_linear_time(self, text: str) -> None:
-        start = time.perf_counter()
+        start = time.process_time()
         without_end(text)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
 
 
 CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
