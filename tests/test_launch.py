@@ -14,6 +14,7 @@ import pytest
 
 from tpru_verl.demo.evaluate import wilson
 from tpru_verl.demo.processes import end_tree
+from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin import launch
 
 
@@ -21,7 +22,7 @@ def recipe(tmp_path: Path, **changes: Any) -> dict[str, Any]:
     (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "model/config.json").write_text("{}")
     return {
-        "data": {"train_files": changes.get("train", "a/hub-id"), "val_files": [str(tmp_path), "a/b@test"]},
+        "data": {"train_files": changes.get("train", "a/hub-id"), "val_files": ["a/b@test"]},
         "trainer": {
             "device": changes.get("device", "cpu"),
             "default_local_dir": str(tmp_path / "a/b"),
@@ -63,9 +64,26 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 def test_missing_data_is_named(tmp_path: Path, train: str | list[str]) -> None:
     with pytest.raises(FileNotFoundError, match=r"data\.train_files=.*(no|word).*: no such file or folder"):
         launch.check(recipe(tmp_path, train=train))
+    write_parquet(make_rows(3, seed=1), tmp_path / "train-0.parquet")
     launch.check(recipe(tmp_path, train=f"{tmp_path}@train"))
     with pytest.raises(FileNotFoundError, match=r"data\.train_files: nothing given"):
         launch.check(recipe(tmp_path, train=None))
+
+
+def test_missing_columns_are_named(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"problem": ["x"], "images": ["y"]}), path)
+    message = r"data\.train_files: .*rows\.parquet: found columns images, problem; expected answer, i"
+    with pytest.raises(ValueError, match=message):
+        launch.check(recipe(tmp_path, train=str(path)))
+    path.write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"rows\.parquet: not readable as parquet"):
+        launch.check(recipe(tmp_path, train=str(path)))
+    pq.write_table(pa.table({"problem": ["x"], "answer": ["A"], "images": ["y"]}), path)
+    launch.check(recipe(tmp_path, train=str(path)))
 
 
 def test_a_cpu_recipe_without_its_platform_is_refused(

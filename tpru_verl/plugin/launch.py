@@ -44,12 +44,13 @@ def check(recipe: Mapping) -> None:
 
     Raises:
         FileNotFoundError: the model path, or a data file, is a path and not there.
+        ValueError: a data file is unreadable or lacks columns.
         OSError: too little room for checkpoints or in shared memory.
         RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
     """
     _model_is_there(recipe["actor_rollout_ref"]["model"]["path"])
     for key in ("train_files", "val_files"):
-        _data_is_there(key, recipe["data"][key])
+        _data_is_there(key, recipe["data"])
     _room_for_checkpoints(Path(recipe["trainer"]["default_local_dir"]))
     bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
     if recipe["trainer"]["device"] == "cpu":
@@ -79,8 +80,9 @@ def _model_is_there(path: str) -> None:
         )
 
 
-def _data_is_there(key: str, files: str | Sequence[str] | None) -> None:
-    """Files and folders alone: whether a Hub id can be read shows when it is."""
+def _data_is_there(key: str, data: Mapping) -> None:
+    """Files and folders alone, and of them the columns: whether a Hub id can be read shows when it is."""
+    files: str | Sequence[str] | None = data[key]
     if not files:
         raise FileNotFoundError(f"data.{key}: nothing given, expected files, folders or a Hub id")
     for entry in [files] if isinstance(files, str) else files:
@@ -88,6 +90,25 @@ def _data_is_there(key: str, files: str | Sequence[str] | None) -> None:
         looks_local = entry.startswith(("/", "./", "../", "~")) or entry.count("/") != 1 or path.suffix
         if looks_local and not path.exists() and not folder.exists():  # FOLDER@SPLIT
             raise FileNotFoundError(f"data.{key}={entry}: no such file or folder")
+        if path.exists() or folder.exists():
+            _columns_are_there(key, entry, data)
+
+
+def _columns_are_there(key: str, entry: str, data: Mapping) -> None:
+    """The columns of the published form, by the recipe's names, or of veRL's."""
+    from tpru_verl.data.source import columns_of, parts_of  # pyarrow: nothing for every worker to import
+
+    images = data.get("image_key") or "images"
+    published = {data.get("problem_key") or "problem", data.get("answer_key") or "answer", images}
+    verl = {data.get("prompt_key") or "prompt", images, "reward_model"}
+    for part in parts_of(entry):
+        found = {*columns_of(part)}
+        if found and not (published <= found or verl <= found):
+            raise ValueError(
+                f"data.{key}: {part.name}: found columns {', '.join(sorted(found))}; expected "
+                f"{', '.join(sorted(published))}, or veRL's {', '.join(sorted(verl))}; "
+                "data.{problem,answer,image}_key name others"
+            )
 
 
 def _room_for_checkpoints(folder: Path, least: int = GIB) -> None:

@@ -62,7 +62,7 @@ def check_before_start(device: ModuleType) -> None:
             try:
                 launch.check_platform(config)
                 launch.check(config)
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 sys.exit(f"tpru: {error}")
 
     replace(device, "auto_set_device", auto_set_device)
