@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum < pyproject.toml | tr ' ' '-')
 ARGS ?=
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test frameworks lint clean
 help:
 	@echo 'make demo    train the tiny model on a CPU with veRL and show that it got better (outputs/demo)'
 	@echo 'make test    run all tests; quick ones only: make test ARGS="-m '"'not e2e'"'"'
@@ -17,8 +17,20 @@ help:
 demo: $(STAMP)
 	$(BIN)/tpru demo $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) frameworks
 	$(BIN)/python -m pytest $(ARGS)
+
+# Environments of tests/test_frameworks.py: a list's packages in front of those of $(VENV).
+frameworks: $(patsubst tests/frameworks/%.txt,$(VENV)/frameworks/%/.stamp,$(wildcard tests/frameworks/*.txt))
+
+$(VENV)/frameworks/%/.stamp: tests/frameworks/%.txt $(STAMP)
+	@echo "Making $(@D)"
+	@rm -rf $(@D)
+	@$(BIN)/python -m venv --without-pip $(@D)
+	@$(BIN)/python -m pip --quiet --python $(@D)/bin/python install --no-deps --requirement $<
+	@echo "import site; site.addsitedir('$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')')" \
+	  > $$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/zz_venv.pth
+	@touch $@
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

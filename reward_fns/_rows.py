@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shortened
+from typing import TypedDict
 
 from tpru_verl.grading import Grade, grade
 
@@ -15,9 +16,30 @@ _ENDS = (
 )  # fmt: skip
 
 
-def chosen_preset(preset: str | None = None) -> str:
-    """The preset given, else the environment variable TPRU_PRESET, else `tpru`."""
-    return preset or os.environ.get("TPRU_PRESET") or "tpru"
+class Settings(TypedDict):
+    """What of `Grade.score` a user chooses."""
+
+    preset: str
+    max_length: int | None
+    ngram: int | None
+
+
+def chosen(preset: str | None = None, max_length: int | None = None, ngram: int | None = None) -> Settings:
+    """What is given, else TPRU_PRESET, TPRU_MAX_LENGTH, TPRU_NGRAM, else `tpru` without penalties."""
+    return Settings(
+        preset=preset or os.environ.get("TPRU_PRESET") or "tpru",
+        max_length=_number("TPRU_MAX_LENGTH") if max_length is None else max_length,
+        ngram=_number("TPRU_NGRAM") if ngram is None else ngram,
+    )
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"{variable}: found {text!r}, expected a whole number")
+    return int(text)
 
 
 def grade_answer(response: object, answer: object, column: str, info: object = None) -> Grade:

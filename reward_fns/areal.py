@@ -4,12 +4,13 @@
     workflow_kwargs = {"reward_fn": "tpru_verl.reward_fns.areal.reward_fn", ...}
     dataset = dataset.remove_columns("prompt")  # AReaL passes its own
 
-Another preset: `functools.partial(reward_fn, preset="tpru_partial")`, or TPRU_PRESET in the environment.
+Another preset, or a penalty: `functools.partial(reward_fn, preset="tpru_partial", max_length=1024)`, or
+TPRU_PRESET, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM in the environment.
 """
 
 from collections.abc import Sequence
 
-from tpru_verl.reward_fns._rows import chosen_preset, grade_row, without_end
+from tpru_verl.reward_fns._rows import chosen, grade_row, without_end
 
 
 def reward_fn(
@@ -19,7 +20,10 @@ def reward_fn(
     completion_ids: Sequence[int],
     *,
     preset: str | None = None,
+    max_length: int | None = None,
+    ngram: int | None = None,
     **row: object,
 ) -> float:
     """The reward of a completion against its row's `answer` (or solution, ground_truth, label)."""
-    return grade_row(without_end(completions), row).score(chosen_preset(preset))
+    found = grade_row(without_end(completions), row)
+    return found.score(**chosen(preset, max_length, ngram), length=len(completion_ids))

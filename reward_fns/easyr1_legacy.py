@@ -4,7 +4,8 @@
     worker.reward.reward_function=reward_fns/easyr1_legacy.py:compute_score
     worker.reward.reward_function_kwargs.preset=tpru
 
-The answer is the data's `answer_key`; task and options never reach a reward of EasyR1.
+Penalties: `reward_function_kwargs.max_length` (in characters) and `reward_function_kwargs.ngram`. The
+answer is the data's `answer_key`; task and options never reach a reward of EasyR1.
 """
 
 from typing import overload
@@ -15,11 +16,27 @@ Scores = dict[str, float]
 
 
 @overload
-def compute_score(predicts: list[str], ground_truths: list[str], preset: str = "tpru") -> list[Scores]: ...
-@overload
-def compute_score(predicts: str, ground_truths: str, preset: str = "tpru") -> Scores: ...
 def compute_score(
-    predicts: list[str] | str, ground_truths: list[str] | str, preset: str = "tpru"
+    predicts: list[str],
+    ground_truths: list[str],
+    preset: str = "tpru",
+    max_length: int | None = None,
+    ngram: int | None = None,
+) -> list[Scores]: ...
+@overload
+def compute_score(
+    predicts: str,
+    ground_truths: str,
+    preset: str = "tpru",
+    max_length: int | None = None,
+    ngram: int | None = None,
+) -> Scores: ...
+def compute_score(
+    predicts: list[str] | str,
+    ground_truths: list[str] | str,
+    preset: str = "tpru",
+    max_length: int | None = None,
+    ngram: int | None = None,
 ) -> list[Scores] | Scores:
     """`overall` (the reward), `accuracy`, `format` and `partial` of responses and their right answers.
 
@@ -29,6 +46,7 @@ def compute_score(
         if len(predicts) != len(ground_truths):
             raise ValueError(f"ground_truths: found {len(ground_truths)} for {len(predicts)} predicts")
         pairs = zip(predicts, ground_truths, strict=True)
-        return [compute_score(predict, truth, preset) for predict, truth in pairs]
+        return [compute_score(predict, truth, preset, max_length, ngram) for predict, truth in pairs]
     g = grade_answer(predicts, ground_truths, "ground_truths")
-    return {"overall": g.score(preset), "accuracy": g.accuracy, "format": g.format, "partial": g.partial}
+    overall = g.score(preset, max_length=max_length, ngram=ngram)
+    return {"overall": overall, "accuracy": g.accuracy, "format": g.format, "partial": g.partial}

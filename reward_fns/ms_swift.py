@@ -4,14 +4,15 @@
     swift rlhf --rlhf_type grpo ... --reward_funcs tpru \\
       --external_plugins "$(python -c 'import tpru_verl.reward_fns.ms_swift as m; print(m.__file__)')"
 
-The answer is the first of the columns answer, solution, ground_truth and label.
+The answer is the first of the columns answer, solution, ground_truth and label. Penalties:
+TPRU_MAX_LENGTH (in characters) and TPRU_NGRAM.
 """
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tpru_verl.reward_fns._rows import chosen_preset, grade_columns
+from tpru_verl.reward_fns._rows import chosen, grade_columns
 
 
 class TPRU:
@@ -21,7 +22,7 @@ class TPRU:
         self.args = args
 
     def __call__(self, completions: Sequence[object], **columns: object) -> list[float]:
-        return [g.score(chosen_preset()) for g in grade_columns(completions, columns)]
+        return [g.score(**chosen()) for g in grade_columns(completions, columns)]
 
 
 def _register() -> None:

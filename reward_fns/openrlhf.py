@@ -4,13 +4,14 @@
     python -m openrlhf.cli.train_ppo_ray ... --data.label_key answer --reward.remote_url \\
       "$(python -c 'import tpru_verl.reward_fns.openrlhf as m; print(m.__file__)')"
 
-OpenRLHF catches what a reward raises and only logs it: look for "Failed to fetch reward".
+Penalties: TPRU_MAX_LENGTH (in characters) and TPRU_NGRAM. OpenRLHF catches what a reward raises and only
+logs it: look for "Failed to fetch reward".
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from tpru_verl.reward_fns._rows import after_prompt, chosen_preset, grade_answer, without_end
+from tpru_verl.reward_fns._rows import after_prompt, chosen, grade_answer, without_end
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
@@ -19,7 +20,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
 
     triples = zip(queries, prompts, labels, strict=True)
     grades = [grade_answer(without_end(after_prompt(q, p)), a, "labels") for q, p, a in triples]
-    rewards = tensor([g.score(chosen_preset()) for g in grades])
+    rewards = tensor([g.score(**chosen()) for g in grades])
     names = ("accuracy", "format", "partial")
     logs = {name: tensor([getattr(g, name) for g in grades]) for name in names}
     return {"rewards": rewards, "scores": rewards, "extra_logs": logs}

@@ -4,12 +4,13 @@
     --label-key answer --metadata-key extra_info
     ray job submit --runtime-env-json '{"env_vars": {"TPRU_PRESET": "tpru"}}' ...
 
-Slime's arguments have no place for a preset: its workers take it from their environment.
+Slime's arguments have no place for a preset: its workers take it from their environment, and so the
+penalties, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM.
 """
 
 from typing import Any
 
-from tpru_verl.reward_fns._rows import chosen_preset, grade_answer, without_end
+from tpru_verl.reward_fns._rows import chosen, grade_answer, without_end
 
 
 async def tpru_reward(args: object, sample: Any, **kwargs: object) -> Any:
@@ -17,4 +18,5 @@ async def tpru_reward(args: object, sample: Any, **kwargs: object) -> Any:
     if isinstance(sample, list):
         return [await tpru_reward(args, one, **kwargs) for one in sample]
     response = without_end(sample.response)
-    return grade_answer(response, sample.label, "label", sample.metadata).score(chosen_preset())
+    found = grade_answer(response, sample.label, "label", sample.metadata)
+    return found.score(**chosen(), length=getattr(sample, "response_length", None) or None)

@@ -4,19 +4,23 @@
     dataset = dataset.rename_column("right_answer", "answer")  # or solution, ground_truth, label
     trainer = GRPOTrainer(model=model, reward_funcs=tpru_reward, train_dataset=dataset)
 
-Another preset: `functools.partial(tpru_reward, preset="tpru_partial")`. TRL's script takes it as
-`--reward_funcs tpru_verl.reward_fns.trl.tpru_reward`, its preset as TPRU_PRESET in the environment.
+Another preset, or a penalty: `functools.partial(tpru_reward, preset="tpru_partial", max_length=1024)`.
+TRL's script takes it as `--reward_funcs tpru_verl.reward_fns.trl.tpru_reward`, and from the environment
+TPRU_PRESET, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM.
 """
 
 from collections.abc import Callable, Sequence
 
-from tpru_verl.reward_fns._rows import chosen_preset, grade_columns
+from tpru_verl.reward_fns._rows import chosen, grade_columns
 
 
 def tpru_reward(
     completions: Sequence[object],
     *,
     preset: str | None = None,
+    max_length: int | None = None,
+    ngram: int | None = None,
+    completion_ids: Sequence[Sequence[int]] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     **columns: object,
 ) -> list[float | None]:  # TRL's type; None never comes
@@ -25,4 +29,6 @@ def tpru_reward(
     if log_metric is not None and grades:
         log_metric("tpru/accuracy", sum(g.accuracy for g in grades) / len(grades))
         log_metric("tpru/format", sum(g.format for g in grades) / len(grades))
-    return [g.score(chosen_preset(preset)) for g in grades]
+    settings = chosen(preset, max_length, ngram)
+    lengths = [None] * len(grades) if completion_ids is None else [len(ids) for ids in completion_ids]
+    return [g.score(**settings, length=n) for g, n in zip(grades, lengths, strict=True)]

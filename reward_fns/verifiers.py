@@ -4,7 +4,7 @@
     [env.taskset.task.rewards.tpru]  # in the TOML file; the task's data have a field `answer`
     fn = "tpru_verl.reward_fns.verifiers:tpru_reward"
 
-and in 0.1:
+(penalties: TPRU_MAX_LENGTH, in characters, and TPRU_NGRAM) and in 0.1:
 
     from tpru_verl.reward_fns.verifiers import tpru_rubric_reward
     rubric = vf.Rubric(funcs=[tpru_rubric_reward])
@@ -14,7 +14,7 @@ and in 0.1:
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tpru_verl.reward_fns._rows import chosen_preset, grade_answer, grade_row
+from tpru_verl.reward_fns._rows import chosen, grade_answer, grade_row
 
 
 async def tpru_reward(task: Iterable[tuple[str, Any]], trace: Any) -> float:
@@ -22,9 +22,9 @@ async def tpru_reward(task: Iterable[tuple[str, Any]], trace: Any) -> float:
     reply, messages = trace.last_reply, trace.assistant_messages[-1:]
     if messages and (messages[0].content or "").strip() == reply:
         reply = [messages[0].model_dump()]  # with its reasoning
-    return grade_row(reply, dict(task), "task").score(chosen_preset())
+    return grade_row(reply, dict(task), "task").score(**chosen())
 
 
 def tpru_rubric_reward(completion: str | Sequence[object], answer: str, info: object = None) -> float:
     """The reward of a completion; `info` may hold `task` and `options`."""
-    return grade_answer(completion, answer, "answer", info).score(chosen_preset())
+    return grade_answer(completion, answer, "answer", info).score(**chosen())

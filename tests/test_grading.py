@@ -591,6 +591,13 @@ def test_all_numbers_are_floats(response: str) -> None:
     assert type(penalty(response)) is type(penalty(response, max_length=1, ngram=1)) is float
 
 
+def test_a_score_is_less_its_penalties() -> None:
+    found = grade("<think>x</think><answer>B</answer>", "B")
+    assert found.score("tpru", max_length=100, length=90) == 0.5
+    assert found.score("tpru", max_length=100, length=1000) == 0.0
+    assert grade("no no no no", "B").score(ngram=1, max_length=1) == -1.0
+
+
 def test_penalty_is_off_by_default() -> None:
     assert penalty("again " * 9999) == 0.0
 

@@ -1,20 +1,4 @@
-"""The reward adapters: first under each framework's documented call, then through the framework itself.
-
-The classes at the end are there where their framework is. Their pins exclude each other, and veRL 0.9.1
-does not start beside TRL 1.16 (it looks there for a class that is gone), so each needs an environment of its
-own, with this project, hypothesis, pytest and pytest-timeout:
-
-    pip install trl==1.16.0          pytest tests/test_reward_frameworks.py -k TestTRL
-    pip install ms-swift             pytest tests/test_reward_frameworks.py -k TestMsSwift
-    pip install openrlhf             pytest tests/test_reward_frameworks.py -k TestOpenRLHF
-    pip install verifiers            pytest tests/test_reward_frameworks.py -k TestVerifiers
-    pip install verifiers==0.1.9     pytest tests/test_reward_frameworks.py -k TestRubric
-    pip install areal                pytest tests/test_reward_frameworks.py -k TestAReaL
-    a checkout of slime              pytest tests/test_reward_frameworks.py -k TestSlime
-    a checkout of EasyR1             pytest tests/test_reward_frameworks.py -k TestEasyR1
-
-`--no-deps` and the few packages that are then missed do, without a GPU: only reward code is imported.
-"""
+"""The reward adapters, called as each framework documents it; `frameworks/` has the frameworks."""
 
 import asyncio
 import functools
@@ -32,27 +16,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from outputs import LOOSE, RIGHT, SCORES, WRONG, talk
 
 from tpru_verl.reward_fns import areal, easyr1, easyr1_legacy, ms_swift, openrlhf, slime, trl, verifiers
 from tpru_verl.reward_fns import verl as verl_adapter
 from tpru_verl.reward_fns._rows import after_prompt, said, without_end
 
-RIGHT, WRONG = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>"
-LOOSE = "The answer: <answer>B</answer>"  # right, in the wrong form
-NONSENSE = "I see a dog."
-SCORES = {RIGHT: 1.0, WRONG: 0.125, LOOSE: 0.875, NONSENSE: 0.0}
 ADAPTERS = ("areal", "easyr1", "easyr1_legacy", "ms_swift", "openrlhf", "slime", "trl", "verifiers", "verl")
 FOLDER = Path(trl.__file__).parent
-
-
-def installed(module: str, file: str = "__init__.py") -> bool:
-    """Whether a package is there and holds `file`; nothing is imported."""
-    spec = importlib.util.find_spec(module)
-    return spec is not None and any((Path(p) / file).exists() for p in spec.submodule_search_locations or ())
-
-
-def talk(text: str) -> list[dict[str, Any]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def sample(response: str, label: str | None, **metadata: object) -> SimpleNamespace:
@@ -128,6 +99,34 @@ class TestEveryAdapter:
         ours = functools.partial(trl.tpru_reward, preset="paper")
         assert ours(completions=[RIGHT], answer=["B"]) == pytest.approx([0.92])
         assert functools.partial(areal.reward_fn, preset="tpru")("", RIGHT, [], [], answer="B") == 1.0
+
+    @pytest.mark.parametrize("name", BY_ENVIRONMENT)
+    def test_penalties_of_the_environment(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("TPRU_NGRAM", "1")
+        again = "<think>" + "so " * 8 + "</think><answer>B</answer>"
+        assert CALLS[name](again, "B") == 1 - 43 / 64  # three of nine words are distinct
+        monkeypatch.setenv("TPRU_NGRAM", "few")
+        with pytest.raises(ValueError, match="TPRU_NGRAM: found 'few', expected a whole number"):
+            CALLS[name](RIGHT, "B")
+
+    def test_penalties_as_arguments_count_tokens_where_they_are_known(self) -> None:
+        tokens, kept = list(range(10)), {"max_length": 10, "ngram": None}
+        rewards = [
+            easyr1.compute_score({"response": RIGHT, "ground_truth": "B", "response_length": 10}, **kept)[
+                "overall"
+            ],
+            areal.reward_fn("?", RIGHT, [], tokens, answer="B", **kept),
+            trl.tpru_reward([RIGHT], completion_ids=[tokens], answer=["B"], **kept)[0],
+            # Characters, and far more than ten.
+            easyr1_legacy.compute_score(RIGHT, "B", **kept)["overall"],
+            verl_adapter.compute_score("", RIGHT, "B", **kept)["score"],
+        ]
+        assert rewards == [0.0] * 5
+        enough = {"max_length": 20, "ngram": None}
+        assert areal.reward_fn("?", RIGHT, [], tokens, answer="B", **enough) == 1.0
+        assert trl.tpru_reward([RIGHT], completion_ids=[tokens], answer=["B"], **enough) == [1.0]
+        one = SimpleNamespace(response=RIGHT, label="B", metadata={}, response_length=10)
+        assert asyncio.run(slime.tpru_reward(None, one)) == 1.0
 
     def test_none_imports_a_framework(self) -> None:
         heavy = {"torch", "verl", "vllm", "ray", "transformers", "datasets", "trl", "swift", "openrlhf"}
@@ -290,278 +289,3 @@ class TestAfterPrompt:
     def test_another_prompt_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"queries: found .*, expected the prompt"):
             after_prompt("something else", CHAT.format("Which?"))
-
-
-# ---------------------------------------------------------------- through the frameworks themselves
-
-
-class TestTRL:
-    __test__ = installed("trl", "trainer/grpo_trainer.py")
-
-    @pytest.mark.parametrize("conversational", [False, True])
-    def test_trains_two_steps(self, conversational: bool, tmp_path: Path) -> None:
-        """A random model whose vocabulary is a few whole answers; the logged rewards are those earned."""
-        from datasets import Dataset
-        from tokenizers import Tokenizer
-        from tokenizers.models import WordLevel
-        from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
-        from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
-
-        vocabulary = {text: i for i, text in enumerate(["<pad>", "<eos>", "Which?", *SCORES])}
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<pad>")),
-            pad_token="<pad>",
-            eos_token="<eos>",
-            chat_template="{% for message in messages %}{{ message.content }}{% endfor %}",
-        )
-        set_seed(0)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=len(vocabulary),
-                hidden_size=16,
-                intermediate_size=16,
-                num_hidden_layers=1,
-                num_attention_heads=2,
-                pad_token_id=0,
-                eos_token_id=1,
-                bos_token_id=None,
-            )
-        )
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        earned: list[float] = []
-
-        def spy(completions: list[Any], answer: list[str], **_: object) -> list[float | None]:
-            texts = [c[0]["content"] if conversational else c for c in completions]
-            assert set(answer) == {"B"}
-            earned.extend(SCORES.get(text, 0.0) for text in texts)
-            return [None] * len(texts)
-
-        prompt: Any = [{"role": "user", "content": "Which?"}] if conversational else "Which?"
-        trainer = GRPOTrainer(
-            model=model,
-            processing_class=tokenizer,
-            reward_funcs=[functools.partial(trl.tpru_reward, preset="tpru"), spy],
-            train_dataset=Dataset.from_list([{"prompt": prompt, "answer": "B"}] * 8),
-            args=GRPOConfig(
-                output_dir=str(tmp_path),
-                per_device_train_batch_size=8,
-                num_generations=8,
-                max_completion_length=1,
-                max_steps=2,
-                learning_rate=0.1,
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-            ),
-        )
-        trainer.train()
-        logs = [entry for entry in trainer.state.log_history if "rewards/tpru_reward/mean" in entry]
-        means = [sum(earned[i : i + 8]) / 8 for i in (0, 8)]
-        assert [entry["rewards/tpru_reward/mean"] for entry in logs] == means
-        assert max(means) > 0
-        assert all(0 <= entry["tpru/accuracy"] <= 1 for entry in logs)
-        assert any(not value.equal(before[name]) for name, value in model.state_dict().items())
-
-
-class TestMsSwift:
-    __test__ = installed("swift", "rewards/orm.py")
-
-    def test_plugin_reward_and_trl(self) -> None:
-        """The loader of `--external_plugins`, then the function that the trainer scores with."""
-        import torch
-        from swift.arguments import BaseArguments  # pyright: ignore[reportMissingImports]
-        from swift.rewards import orms  # pyright: ignore[reportMissingImports]
-        from swift.rl_core.data import GRPOSample  # pyright: ignore[reportMissingImports]
-        from swift.rl_core.grpo_algorithm import score_completions  # pyright: ignore[reportMissingImports]
-        from swift.rlhf_trainers.utils import resolve_reward_funcs  # pyright: ignore[reportMissingImports]
-
-        arguments = SimpleNamespace(external_plugins=[ms_swift.__file__], custom_register_path=[])
-        BaseArguments._import_external_plugins(arguments)
-        assert str(FOLDER) not in sys.path
-        functions, names = resolve_reward_funcs(["tpru"])
-        assert names == ["TPRU"]
-        assert isinstance(functions[0], orms["tpru"])
-        samples = [GRPOSample.from_row({"messages": talk(text), "solution": "B"}) for text in (RIGHT, WRONG)]
-        scores = score_completions(samples, functions, [None], False, torch.device("cpu"))
-        assert scores.tolist() == [[1.0], [0.125]]
-
-
-class TestOpenRLHF:
-    __test__ = installed("openrlhf", "utils/agent.py")
-
-    @pytest.mark.parametrize("max_length", [64, 9], ids=["whole prompt", "cut prompt"])
-    def test_executor(self, checkpoint: Path, max_length: int) -> None:
-        """The executor that loads `--reward.remote_url`, with an engine that says what we tell it."""
-        from openrlhf.utils.agent import SingleTurnAgentExecutor  # pyright: ignore[reportMissingImports]
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        executor = SingleTurnAgentExecutor(openrlhf.__file__)
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "Which?"}], tokenize=False, add_generation_prompt=True
-        )
-
-        async def reply(text: str) -> dict[str, Any]:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-
-            async def generate(*_: object, **__: object) -> SimpleNamespace:
-                output = SimpleNamespace(token_ids=ids, finish_reason="stop", logprobs=None)
-                return SimpleNamespace(outputs=[output])
-
-            parameters = SimpleNamespace(max_tokens=1, logprobs=None)
-            engine = SimpleNamespace(generate=generate)
-            return await executor.execute(prompt, "B", parameters, max_length, tokenizer, engine)
-
-        for text, score in SCORES.items():
-            result = asyncio.run(reply(text))
-            assert float(result["reward"]) == float(result["scores"]) == score
-            assert set(result["extra_logs"]) == {"accuracy", "format", "partial"}
-
-
-class TestVerifiers:
-    __test__ = installed("verifiers", "v1/task.py")
-
-    def test_task_scores_a_trace(self) -> None:
-        import verifiers.v1 as vf  # pyright: ignore[reportMissingImports]
-        from verifiers.v1.configs.task import TaskConfig  # pyright: ignore[reportMissingImports]
-        from verifiers.v1.task import WireTaskData  # pyright: ignore[reportMissingImports]
-
-        config = TaskConfig.model_validate(
-            {"rewards": {"tpru": {"fn": "tpru_verl.reward_fns.verifiers:tpru_reward", "weight": 0.5}}}
-        )
-
-        async def score(**message: object) -> float:
-            task = vf.Task(WireTaskData.model_validate({"idx": 0, "prompt": "?", "answer": "B"}), config)
-            record = traced(task, message)
-            await task.score(record)
-            assert list(record.rewards) == ["tpru"]
-            return record.reward
-
-        for text, expected in SCORES.items():
-            assert asyncio.run(score(content=text)) == expected / 2
-        assert asyncio.run(score(content="<answer>B</answer>", reasoning_content="x")) == 0.5
-
-
-def traced(task: Any, message: dict[str, object]) -> Any:
-    """A trace of verifiers' own that holds one sampled message."""
-    from verifiers.v1.configs.agent import AgentConfig  # pyright: ignore[reportMissingImports]
-    from verifiers.v1.graph import MessageNode  # pyright: ignore[reportMissingImports]
-    from verifiers.v1.trace import AgentInfo, Trace, TraceTask  # pyright: ignore[reportMissingImports]
-    from verifiers.v1.types import AssistantMessage  # pyright: ignore[reportMissingImports]
-
-    node = MessageNode(message=AssistantMessage(**message), sampled=True)  # pyright: ignore
-    agent = AgentInfo(config=AgentConfig())
-    return Trace(task=TraceTask(type="Task", data=task.data), agent=agent, nodes=[node])
-
-
-class TestRubric:
-    __test__ = installed("verifiers", "rubrics/rubric.py")
-
-    def test_environment_generates_and_scores(self) -> None:
-        """Rollouts of a single-turn environment with a client that says what we tell it."""
-        import verifiers as vf  # pyright: ignore[reportMissingImports]
-        from datasets import Dataset
-        from openai.types.chat import ChatCompletion
-
-        async def score(text: str) -> float:
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-            reply = {"id": "1", "created": 0, "model": "m", "object": "chat.completion", "choices": [choice]}
-
-            async def create(**_: object) -> ChatCompletion:
-                return ChatCompletion.model_validate(reply)
-
-            completions = SimpleNamespace(create=create)
-            client: Any = SimpleNamespace(chat=SimpleNamespace(completions=completions), base_url="")
-            rubric = vf.Rubric(funcs=[verifiers.tpru_rubric_reward])
-            dataset = Dataset.from_list([{"question": "Which?", "answer": "B"}])
-            environment = vf.SingleTurnEnv(dataset=dataset, eval_dataset=dataset, rubric=rubric)
-            results = await environment.evaluate(client, "m", num_examples=1, rollouts_per_example=2)
-            (reward, again) = results["reward"]
-            assert reward == again
-            return reward
-
-        for text, expected in SCORES.items():
-            assert asyncio.run(score(text)) == expected
-
-
-class TestSlime:
-    __test__ = installed("slime", "rollout/rm_hub/__init__.py")
-
-    def test_reward_hub(self) -> None:
-        """The two functions through which slime's rollouts ask for rewards."""
-        from slime.rollout.rm_hub import async_rm, batched_async_rm  # pyright: ignore[reportMissingImports]
-        from slime.utils.types import Sample  # pyright: ignore[reportMissingImports]
-
-        args = SimpleNamespace(custom_rm_path="tpru_verl.reward_fns.slime.tpru_reward")
-        samples = [Sample(response=text + "<|im_end|>", label="B") for text in SCORES]
-        assert asyncio.run(batched_async_rm(args, samples)) == list(SCORES.values())
-        assert asyncio.run(async_rm(args, samples[0])) == 1.0
-
-
-class TestAReaL:
-    __test__ = installed("areal", "workflow/rlvr.py")
-
-    def test_workflow_scores_a_response(self, checkpoint: Path) -> None:
-        """`RLVRWorkflow` from an import string: decoding, process pool and all."""
-        from areal.api import AsyncRewardWrapper  # pyright: ignore[reportMissingImports]
-        from areal.utils.dynamic_import import import_from_string  # pyright: ignore[reportMissingImports]
-        from areal.workflow.rlvr import RLVRWorkflow  # pyright: ignore[reportMissingImports]
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        workflow: Any = RLVRWorkflow.__new__(RLVRWorkflow)
-        workflow.tokenizer = tokenizer
-        function = import_from_string("tpru_verl.reward_fns.areal.reward_fn")
-        workflow.async_reward_fn = AsyncRewardWrapper(function, max_workers=1)
-
-        async def score(text: str) -> float:
-            ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-            response = SimpleNamespace(input_tokens=[1], output_tokens=ids)
-            row = {"messages": [], "answer": "B", "extra_info": {"scene": "x"}}
-            return await workflow._compute_rewards(response, "Which?", row)
-
-        for text, expected in SCORES.items():
-            assert asyncio.run(score(text)) == expected
-
-
-class TestEasyR1:
-    """Any version: the manager's name and what it passes changed, the configuration did not."""
-
-    __test__ = installed("verl", "workers/reward/function.py")
-
-    @pytest.mark.parametrize("kind", ["batch", "sequential"])
-    def test_reward_manager(self, checkpoint: Path, kind: str) -> None:
-        import torch
-        from transformers import AutoTokenizer
-        from verl.protocol import DataProto
-        from verl.workers.reward import function  # pyright: ignore
-        from verl.workers.reward.config import RewardConfig  # pyright: ignore
-
-        old = "RewardInput" not in vars(function)
-        adapter = easyr1_legacy if old else easyr1
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        path = f"{adapter.__file__}:compute_score"
-        config = RewardConfig(reward_function=path, reward_function_kwargs={"preset": "tpru"})
-        config.post_init()
-        if hasattr(function, "AutoRewardManager"):
-            manager = function.AutoRewardManager(config, tokenizer)
-            assert manager.reward_type == "batch"
-            manager.reward_type = kind
-        else:
-            manager = getattr(function, f"{kind.title()}FunctionRewardManager")(config, tokenizer)
-        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in SCORES]
-        longest = max(map(len, encoded))
-        ids = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in encoded]
-        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in encoded]
-        data = DataProto.from_dict(
-            {"responses": torch.tensor(ids), "response_mask": torch.tensor(mask)},
-            {"ground_truth": ["B"] * len(encoded)},
-        )
-        rewards, metrics = manager.compute_reward(data)
-        assert rewards.sum(-1).tolist() == list(SCORES.values()) == metrics["overall"]
-        assert metrics["accuracy"] == [1.0, 0.0, 1.0, 0.0]
-        last = [len(row) - 1 for row in encoded]
-        assert rewards[range(len(last)), last].tolist() == list(SCORES.values())

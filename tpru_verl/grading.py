@@ -63,8 +63,17 @@ class Grade:
         """What the published reward function gives the same response; worked out when asked for."""
         return _published(*self._graded)
 
-    def score(self, preset: str = "tpru") -> float:
-        """The reward. Raises ValueError for an unknown preset.
+    def score(
+        self,
+        preset: str = "tpru",
+        *,
+        max_length: int | None = None,
+        ngram: int | None = None,
+        length: int | None = None,
+    ) -> float:
+        """The reward, less `penalty` where `max_length` or `ngram` is given: in [-1, 1].
+
+        Raises ValueError for an unknown preset, or a penalty's number that makes no sense.
 
         `tpru` is 7/8 accuracy + 1/8 format: a perfect response earns exactly 1, a right answer in the
         wrong form more than a wrong one in the right form, and every value is a small dyadic fraction,
@@ -79,12 +88,16 @@ class Grade:
         `paper` is `published`. It is not dyadic: equal scores of a group need not have advantage 0.
         """
         if preset == "tpru":
-            return 0.875 * self.accuracy + 0.125 * self.format
-        if preset == "tpru_partial":
-            return _on_grid(0.875 * self.partial + 0.125 * self.format)
-        if preset == "paper":
-            return self.published
-        raise ValueError(f"preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+            earned = 0.875 * self.accuracy + 0.125 * self.format
+        elif preset == "tpru_partial":
+            earned = _on_grid(0.875 * self.partial + 0.125 * self.format)
+        elif preset == "paper":
+            earned = self.published
+        else:
+            raise ValueError(f"preset: found {preset!r}, expected one of {', '.join(PRESETS)}")
+        if max_length is None and ngram is None:
+            return earned
+        return earned - penalty(self._graded[0], max_length=max_length, length=length, ngram=ngram)
 
 
 def grade(
@@ -401,7 +414,7 @@ def _published(response: str, answer: str) -> float:
     if "answer" not in response:
         return 0.0
     text = response
-    for sign in "<>/":
+    for sign in "<>/" if text.split(maxsplit=1) != [text] else "":  # without white space, nothing to take off
         first, *rest = text.split(sign)
         if rest:
             text = sign.join([first.rstrip(), *map(str.strip, rest[:-1]), rest[-1].lstrip()])

@@ -1,0 +1,29 @@
+"""ms-swift's own plugin loader and scoring, with our reward."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from outputs import RIGHT, WRONG, talk
+
+from tpru_verl.reward_fns import ms_swift
+
+
+def test_plugin_reward_and_trl() -> None:
+    """The loader of `--external_plugins`, then the function that the trainer scores with."""
+    import torch
+    from swift.arguments import BaseArguments  # pyright: ignore[reportMissingImports]
+    from swift.rewards import orms  # pyright: ignore[reportMissingImports]
+    from swift.rl_core.data import GRPOSample  # pyright: ignore[reportMissingImports]
+    from swift.rl_core.grpo_algorithm import score_completions  # pyright: ignore[reportMissingImports]
+    from swift.rlhf_trainers.utils import resolve_reward_funcs  # pyright: ignore[reportMissingImports]
+
+    arguments = SimpleNamespace(external_plugins=[ms_swift.__file__], custom_register_path=[])
+    BaseArguments._import_external_plugins(arguments)
+    assert str(Path(ms_swift.__file__).parent) not in sys.path
+    functions, names = resolve_reward_funcs(["tpru"])
+    assert names == ["TPRU"]
+    assert isinstance(functions[0], orms["tpru"])
+    samples = [GRPOSample.from_row({"messages": talk(text), "solution": "B"}) for text in (RIGHT, WRONG)]
+    scores = score_completions(samples, functions, [None], False, torch.device("cpu"))
+    assert scores.tolist() == [[1.0], [0.125]]

@@ -1,0 +1,78 @@
+"""TRL's own trainer, with our reward."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from outputs import SCORES
+
+from tpru_verl.reward_fns import trl
+
+
+@pytest.mark.parametrize("conversational", [False, True])
+def test_trains_two_steps(conversational: bool, tmp_path: Path) -> None:
+    """A random model whose vocabulary is a few whole answers; the logged rewards are those earned."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    from trl import GRPOConfig, GRPOTrainer  # pyright: ignore
+
+    vocabulary = {text: i for i, text in enumerate(["<pad>", "<eos>", "Which?", *SCORES])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="<pad>")),
+        pad_token="<pad>",
+        eos_token="<eos>",
+        chat_template="{% for message in messages %}{{ message.content }}{% endfor %}",
+    )
+    set_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            pad_token_id=0,
+            eos_token_id=1,
+            bos_token_id=None,
+        )
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    earned: list[float] = []
+
+    def spy(completions: list[Any], answer: list[str], **_: object) -> list[float | None]:
+        texts = [c[0]["content"] if conversational else c for c in completions]
+        assert set(answer) == {"B"}
+        earned.extend(SCORES.get(text, 0.0) for text in texts)
+        return [None] * len(texts)
+
+    prompt: Any = [{"role": "user", "content": "Which?"}] if conversational else "Which?"
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=[functools.partial(trl.tpru_reward, preset="tpru"), spy],
+        train_dataset=Dataset.from_list([{"prompt": prompt, "answer": "B"}] * 8),
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=8,
+            num_generations=8,
+            max_completion_length=1,
+            max_steps=2,
+            learning_rate=0.1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+        ),
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "rewards/tpru_reward/mean" in entry]
+    means = [sum(earned[i : i + 8]) / 8 for i in (0, 8)]
+    assert [entry["rewards/tpru_reward/mean"] for entry in logs] == means
+    assert max(means) > 0
+    assert all(0 <= entry["tpru/accuracy"] <= 1 for entry in logs)
+    assert any(not value.equal(before[name]) for name, value in model.state_dict().items())

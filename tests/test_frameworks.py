@@ -1,0 +1,25 @@
+"""`tests/frameworks/test_NAME.py` run in the environment of `tests/frameworks/NAME.txt`.
+
+The pins of the frameworks exclude each other's. `make test` makes an environment for each: the packages of
+the list, without what they depend on, in front of the packages of `.venv`.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent / "frameworks"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.txt")))
+def test_in_its_own_environment(name: str) -> None:
+    python = Path(sys.prefix, "frameworks", name, "bin", "python")
+    if not python.exists():
+        pytest.fail(f"{python} is not there; `make frameworks` makes it")
+    command = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", FOLDER / f"test_{name}.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
