@@ -14,7 +14,7 @@ from PIL import Image
 from rows import Row, picture, reordering, write_jsonl, write_parquet
 
 from tpru_verl import cli
-from tpru_verl.data.images import perceptual_hash, problem_of, read_header, upright
+from tpru_verl.data.images import perceptual_hash, problem_of, read_header, thumbnail
 from tpru_verl.data.validate import Report, bits, validate
 from tpru_verl.data.work import Source
 
@@ -233,7 +233,7 @@ def test_exif_orientation_is_noted_and_respected(tmp_path: Path) -> None:
     data = encode(image, "JPEG", exif=exif.tobytes())
     header = read_header(data)
     assert (header.width, header.height, header.upright) == (40, 20, (20, 40))
-    assert upright(data).size == (20, 40)
+    assert thumbnail(data, 40).size == (20, 40)
     path = write_parquet(tmp_path / "a.parquet", [reordering(images=[data, *map(picture, range(3))])])
     (finding,) = report_on(path).findings
     assert (finding.severity, finding.field) == ("warning", "images[0]")

@@ -104,7 +104,7 @@ def score(
     Shows what another preset would have paid, and how many groups would have taught nothing.
     """
     from tpru_verl import score as work
-    from tpru_verl.data.files import write_json
+    from tpru_verl.files import write_json
     from tpru_verl.terminal import results
 
     tallies = work.score_rollouts(rollouts)

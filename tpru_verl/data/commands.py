@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpru_verl.data.files import write_json
+from tpru_verl.files import write_json
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens import PromptCounter

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from tpru_verl import __version__
-from tpru_verl.data.files import write_json
 from tpru_verl.data.source import OPTIONAL, Form, Part, Row, Unit, columns_of, read_batches
 from tpru_verl.data.validate import Report, Seen, check_units, compare_rows, summary_of
 from tpru_verl.data.work import Source, each_unit
+from tpru_verl.files import write_json
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task
 
@@ -100,7 +100,7 @@ def prepare(
     """
     _check_shares(options.split)
     _check_is_ours(out)
-    report = Report(source.name, detected=sorted({str(form) for form in source.forms}))
+    report = Report.of(source)
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from tpru_verl.data.files import write_json
 from tpru_verl.data.images import note_of, perceptual_hash, problem_of
 from tpru_verl.data.source import Form, Row, Unit, read_rows
 from tpru_verl.data.work import Source, each_unit
+from tpru_verl.files import write_json
 from tpru_verl.sample import Task, parse_options, problems_of
 
 # Bits of 64 in which hashes of one picture at two sizes or qualities still differ (imagehash's documentation
@@ -83,6 +83,10 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, source: Source) -> Report:
+        return cls(source.name, detected=sorted({str(form) for form in source.forms}))
+
     @property
     def unusable(self) -> set[tuple[str, int]]:
         """(file, row) of the rows with an error."""
@@ -108,7 +112,7 @@ def validate(
 
     Raises ValueError where a file itself is broken, and for `against` without `imagehash`.
     """
-    report = Report(source.name, detected=sorted({str(form) for form in source.forms}))
+    report = Report.of(source)
     for _ in check_units(source, report, deep=deep, hashes=against is not None, workers=workers):
         pass
     compare_rows(source, report, against, workers=workers)

@@ -21,6 +21,7 @@ from tpru_verl.data import images
 from tpru_verl.data.source import Form, Part, Row, Unit, line_of, read_rows
 from tpru_verl.data.validate import problems_of_row
 from tpru_verl.data.work import Source, each_unit
+from tpru_verl.files import write_text
 from tpru_verl.sample import IMAGE_TAG, Task, parse_options
 
 LEAST_THUMBNAIL = 16  # pixels
@@ -105,9 +106,7 @@ def write_gallery(
     rows = _read(source, places, thumbnail, workers)
     html = _render(source, rows, totals, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    unfinished.write_text(html, encoding="utf-8", errors="backslashreplace")  # JSON may hold half a character
-    unfinished.replace(out)
+    write_text(out, html)
     return out
 
 

@@ -19,6 +19,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from tpru_verl.demo.evaluate import Score
+from tpru_verl.files import write_bytes, write_text
 from tpru_verl.sample import IMAGE_TAG
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def draw_curve(metrics: Path, png: Path) -> None:
 
     Raises ValueError where `metrics` is missing, broken or without a reward.
     """
-    _write(png, _curve(metrics, _LIGHT))
+    write_bytes(png, _curve(metrics, _LIGHT))
 
 
 def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Path:
@@ -175,7 +176,7 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
         next_commands=next_commands,
     )
     page = out / "page.html"
-    _write(page, html.encode())
+    write_text(page, html)
     return page
 
 
@@ -383,12 +384,6 @@ def _text(path: Path) -> str:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def _write(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
 
 
 def _uri(content: bytes, kind: str) -> str:

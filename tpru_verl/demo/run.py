@@ -32,6 +32,7 @@ from tpru_verl.demo.evaluate import Score, score
 from tpru_verl.demo.page import draw_curve, write_page
 from tpru_verl.demo.processes import Memory, last_error, supervise
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.files import write_json
 from tpru_verl.plugin import launch
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
@@ -170,9 +171,7 @@ class _Demo:
             },
             "versions": _versions(),
         }
-        unfinished = self.out / ".summary.json.unfinished"
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n")
-        unfinished.replace(self.out / "summary.json")
+        write_json(self.out / "summary.json", summary)
         draw_curve(self.out / "metrics.jsonl", self.out / "curve.png")
         page = write_page(self.out, next_commands=self._next_commands())
         console.print(_table(before, after))
