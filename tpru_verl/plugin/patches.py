@@ -8,6 +8,8 @@
 | a dead agent-loop worker leaves the trainer waiting for ever | `notice_dead_actors` |
 | the n samples of a prompt are n calls that carry its images | `generate_group` |
 | a failed weight update leaves the sender waiting for ever | `notice_failed_weight_update` |
+| with one mini-batch a step, the actor's pass runs twice for one log-probability | `on_policy` |
+| a prompt's images are encoded again for each of its samples | `vision.share_images` |
 | a missing model or too little room comes out minutes later, in a worker | `check_before_start` |
 """
 
@@ -20,7 +22,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl.plugin import launch
+from tpru_verl.plugin import launch, on_policy, vision
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
@@ -44,6 +46,10 @@ def apply() -> None:
     when_imported("verl.utils.torch_functional")(log_probs_in_chunks)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(prompt_polling)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(notice_dead_actors)
+    when_imported("verl.trainer.ppo.v1.trainer_base")(on_policy.skip_old_log_probs)
+    when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
+    for modeling in vision.TOWERS:
+        when_imported(modeling)(vision.share_images)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")(notice_failed_weight_update)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(generate_group)
 

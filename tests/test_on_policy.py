@@ -1,0 +1,113 @@
+"""With one update a step its own log-probabilities are the old ones: same gradient, same metrics."""
+
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl")
+import torch
+from tensordict import TensorDict
+from verl import DataProto
+from verl.utils import tensordict_utils as tu
+from verl.utils.debug.metrics import calculate_debug_metrics
+from verl.workers.utils import losses
+
+from tpru_verl import recipes
+from tpru_verl.plugin import on_policy
+
+LENGTHS = [5, 3, 4]
+PROMPT = 2
+
+
+def config(*overrides: str) -> Any:
+    return recipes.compose("tpru_tiny_cpu", ["data.train_files=a", "data.val_files=b", *overrides])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        "actor_rollout_ref.actor.entropy_coeff=0.01",
+        "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
+        "actor_rollout_ref.rollout.calculate_log_probs=false",
+        "algorithm.rollout_correction.bypass_mode=true",
+        "algorithm.rollout_correction.rollout_is=token",
+        "algorithm.use_kl_in_reward=true",
+        "trainer.v1.trainer_mode=colocate_async",
+    ],
+)
+def test_only_where_nothing_else_needs_the_old_pass(override: str) -> None:
+    assert on_policy.is_on_policy(config())
+    assert not on_policy.is_on_policy(config(override))
+
+
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def micro_batch(old: list[torch.Tensor], **flags: object) -> TensorDict:
+    """Sequences of 2 prompt tokens and responses of LENGTHS; `old` are log-probabilities of the responses."""
+    fields = {
+        "prompts": nested([torch.ones(PROMPT, dtype=torch.long) for _ in LENGTHS]),
+        "responses": nested([torch.ones(n, dtype=torch.long) for n in LENGTHS]),
+        "response_mask": nested([torch.ones(n, dtype=torch.long) for n in LENGTHS]),
+        "advantages": nested([torch.full((n,), float(i) - 1) for i, n in enumerate(LENGTHS)]),
+        "old_log_probs": nested(old),
+    }
+    data = TensorDict(fields, batch_size=len(LENGTHS))
+    tu.assign_non_tensor(
+        data, dp_size=1, batch_num_tokens=sum(LENGTHS), global_batch_size=len(LENGTHS), **flags
+    )
+    return data
+
+
+def test_gradient_and_metrics_are_those_of_a_pass_of_its_own(checkpoint: Any) -> None:
+    from verl.utils import omega_conf_to_dataclass
+
+    actor = omega_conf_to_dataclass(
+        config(f"actor_rollout_ref.model.path={checkpoint}").actor_rollout_ref.actor
+    )
+    torch.manual_seed(0)
+    sampled = [-torch.rand(n) for n in LENGTHS]  # what vLLM said
+    values = [-torch.rand(PROMPT + n) for n in LENGTHS]  # what the actor says: of each next token
+    said = [row[PROMPT - 1 : -1] for row in values]
+    grads, found = [], {}
+    for flags, old in ({}, said), ({on_policy.FLAG: True}, sampled):
+        leaves = [row.clone().requires_grad_() for row in values]
+        loss, metrics = losses.ppo_loss(actor, {"log_probs": nested(leaves)}, micro_batch(old, **flags))
+        loss.backward()
+        grads.append(torch.cat([row.grad for row in leaves if row.grad is not None]))
+        found = metrics
+    assert grads[0].abs().max() > 0
+    torch.testing.assert_close(grads[0], grads[1])
+
+    width = max(LENGTHS)
+    pad = torch.nn.functional.pad
+    columns = {
+        "rollout_log_probs": torch.stack([pad(row, (0, width - len(row))) for row in sampled]),
+        "old_log_probs": torch.stack([pad(row, (0, width - len(row))) for row in said]),
+        "response_mask": torch.tensor([[1] * n + [0] * (width - n) for n in LENGTHS]),
+        "responses": torch.ones(len(LENGTHS), width),
+    }
+    expected = calculate_debug_metrics(DataProto.from_dict(columns))
+    moments = {
+        key.removeprefix(on_policy.PREFIX): metric.aggregate()
+        for key, metric in found.items()
+        if key.startswith(on_policy.PREFIX)
+    }
+    ours = on_policy.agreement(moments)
+    assert ours.keys() == expected.keys()
+    assert ours == pytest.approx(expected, rel=0.1)  # the spread of a sample there, of all tokens here
+    for key in ("diff_mean", "diff_max"):
+        name = f"training/rollout_probs_{key}"
+        assert ours[name] == pytest.approx(expected[name], rel=1e-5)
+    name = "training/rollout_actor_probs_pearson_corr"
+    assert ours[name] == pytest.approx(expected[name], rel=1e-5)
+
+
+def test_no_token_at_all_is_said_and_not_divided_by() -> None:
+    empty = on_policy.sums(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+    found = on_policy.agreement(empty)
+    assert found["training/rollout_probs_diff_valid"] == 0
+    assert all(value != value for key, value in found.items() if not key.endswith("valid"))

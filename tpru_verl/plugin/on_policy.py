@@ -1,0 +1,135 @@
+"""One pass of the actor a step, not two, where every response is answered by one update of the same weights.
+
+Stock veRL 0.9.1 computes each step's "old" log-probabilities in a pass of their own. With one mini-batch a
+step and one epoch they are those that the update computes anyway: the weights are the same, the ratio of the
+two is 1, and the gradient is that of the ratio at 1. Then the update's own, detached, take their place.
+
+veRL also compares rollout and actor by the old log-probabilities (`training/rollout_probs_diff_*` and their
+correlation). Here the update's loss gathers the sums that those need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import nan, sqrt
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tpru_verl.plugin.hooks import replace, require
+
+if TYPE_CHECKING:
+    import torch
+    from tensordict import TensorDict
+
+FLAG = "tpru_on_policy"
+PREFIX = "tpru_sum_"
+
+
+def is_on_policy(config: Mapping[str, Any]) -> bool:
+    """Whether a step is one update of the weights that sampled it, and nothing else needs the old pass."""
+    actor, rollout = config["actor_rollout_ref"]["actor"], config["actor_rollout_ref"]["rollout"]
+    algorithm = config["algorithm"]
+    correction = algorithm.get("rollout_correction") or {}
+    distillation = config.get("distillation") or {}
+    return (
+        config["trainer"]["v1"]["trainer_mode"] == "sync"
+        and actor["ppo_epochs"] == 1
+        and actor["ppo_mini_batch_size"] >= config["data"]["train_batch_size"]
+        and actor["policy_loss"]["loss_mode"] == "vanilla"
+        and actor["entropy_coeff"] == 0
+        and bool(rollout["calculate_log_probs"])
+        and algorithm["adv_estimator"] == "grpo"
+        and not algorithm["use_kl_in_reward"]
+        and not any(correction.get(key) for key in ("bypass_mode", "rollout_is", "rollout_rs"))
+        and not distillation.get("enabled")
+    )
+
+
+def skip_old_log_probs(trainer_base: ModuleType) -> None:
+    """The trainer's half: rollout's log-probabilities stand in until the loss replaces them."""
+    trainer = trainer_base.PPOTrainer
+    require(trainer, "_compute_old_log_prob", "_compute_advantage", "_update_actor")
+    compute, advantage, update = (
+        trainer._compute_old_log_prob,
+        trainer._compute_advantage,
+        trainer._update_actor,
+    )
+    tq = trainer_base.tq
+
+    def _compute_old_log_prob(self, batch, metrics: dict):
+        if not is_on_policy(self.config):
+            return compute(self, batch, metrics)
+        fields = ["rollout_log_probs"]
+        data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+        data["old_log_probs"] = data.pop("rollout_log_probs")
+        return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=data)
+
+    def _compute_advantage(self, batch, metrics: dict):
+        batch = advantage(self, batch, metrics)
+        if is_on_policy(self.config):  # rollout was compared with itself
+            for key in [key for key in metrics if key.startswith("rollout_corr/")]:
+                del metrics[key]
+        return batch
+
+    def _update_actor(self, batch, metrics: dict):
+        batch.extra_info[FLAG] = is_on_policy(self.config)
+        batch = update(self, batch, metrics)
+        if batch.extra_info.pop(FLAG):
+            sums = {key: metrics.pop(key) for key in list(metrics) if key.startswith(f"actor/{PREFIX}")}
+            metrics.update(agreement({key.removeprefix(f"actor/{PREFIX}"): v for key, v in sums.items()}))
+        return batch
+
+    trainer._compute_old_log_prob = _compute_old_log_prob
+    trainer._compute_advantage = _compute_advantage
+    trainer._update_actor = _update_actor
+
+
+def own_log_probs(losses: ModuleType) -> None:
+    """The loss's half."""
+    from verl.utils import tensordict_utils as tu
+    from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
+
+    require(losses, "ppo_loss", "Metric")
+    original = losses.ppo_loss
+
+    def ppo_loss(config: object, model_output: dict, data: TensorDict, dp_group: object = None):
+        if not tu.get(data, key=FLAG, default=False):
+            return original(config, model_output, data, dp_group)
+        actor = no_padding_2_padding(model_output["log_probs"], data).detach()
+        sampled = data.select("response_mask", "old_log_probs").to_padded_tensor()
+        found = sums(sampled["old_log_probs"], actor, sampled["response_mask"].bool())
+        data["old_log_probs"] = response_to_nested(actor, data["response_mask"])
+        loss, metrics = original(config, model_output, data, dp_group)
+        for name, value in found.items():
+            kind = "max" if name == "max" else "sum"
+            metrics[PREFIX + name] = losses.Metric(value=value, aggregation=kind)
+        return loss, metrics
+
+    replace(losses, "ppo_loss", ppo_loss)
+
+
+def sums(rollout: torch.Tensor, actor: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
+    """What `agreement` needs of the log-probabilities [sequences, tokens] of one micro-batch."""
+    x, y = rollout[mask].double().exp(), actor[mask].double().exp()
+    apart = (x - y).abs()
+    parts = {"n": x.new_tensor(float(x.numel())), "x": x.sum(), "y": y.sum(), "xx": (x * x).sum()}
+    parts |= {"yy": (y * y).sum(), "xy": (x * y).sum(), "diff": apart.sum(), "diff2": (apart * apart).sum()}
+    parts["max"] = apart.max() if x.numel() else x.new_zeros(())
+    return {name: value.item() for name, value in parts.items()}
+
+
+def agreement(found: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of veRL's `calculate_debug_metrics` from sums over all sampled tokens; nan without any."""
+    n = found["n"]
+    mean = found["diff"] / n if n else nan
+    spread = {v: n * found[v + v] - found[v] ** 2 for v in "xy"}
+    both = sqrt(max(0.0, spread["x"])) * sqrt(max(0.0, spread["y"]))
+    return {
+        "training/rollout_probs_diff_valid": int(n > 0),
+        "training/rollout_probs_diff_max": found["max"] if n else nan,
+        "training/rollout_probs_diff_mean": mean,
+        "training/rollout_probs_diff_std": sqrt(max(0.0, found["diff2"] / n - mean**2)) if n else nan,
+        "training/rollout_actor_probs_pearson_corr": (n * found["xy"] - found["x"] * found["y"]) / both
+        if both
+        else nan,
+    }
