@@ -39,6 +39,7 @@ class FakeServer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer, self.images = tokenizer, 0
+        self.biased: set[int] = set()
         self.generate_group = Remote(self._group)
 
     def sample(self, prompt_ids: list[int]) -> TokenOutput:
@@ -53,9 +54,10 @@ class FakeServer:
         )
 
     async def _group(
-        self, n: int, *, prompt_ids: list[int], image_data: list, **_: object
+        self, n: int, *, prompt_ids: list[int], image_data: list, sampling_params: dict, **_: object
     ) -> list[TokenOutput]:
         self.images += len(image_data)
+        self.biased |= sampling_params["logit_bias"].keys()
         return [self.sample(prompt_ids) for _ in range(n)]
 
 
@@ -168,6 +170,11 @@ def test_group_rollout_writes_what_stock_verl_writes(rollout: Callable) -> None:
         for name in row.keys() & ours[key].keys() - {"metrics", "raw_prompt"}:
             assert same(ours[key][name], row[name]), (key, name, ours[key][name], row[name])
     assert stock_server.images == N * our_server.images
+
+
+def test_tokens_that_stand_for_images_are_never_sampled(rollout: Callable) -> None:
+    _, _, server = rollout(TPRUAgentLoopWorker)
+    assert server.tokenizer.convert_ids_to_tokens(sorted(server.biased)) == ["<|image_pad|>", "<|video_pad|>"]
 
 
 def test_each_image_is_processed_once_for_a_prompt(

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tpru_verl")
 
+# Added to the logit of a token that stands for an image: sampled, it would have no image, and end the run.
+NEVER = -100.0
+
 # Ray hides the class behind an actor class that cannot be inherited from.
 _StockWorker = vars(AgentLoopWorkerTQ)["__ray_metadata__"].modified_class.__ray_actor_class__
 
@@ -56,6 +59,8 @@ class TPRUAgentLoopWorker(_StockWorker):
             dataset_cls=self.dataset_cls,
             data_config=DictConfigWrap(self.config.data),
         )
+        tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
+        self._never_sampled = {token: NEVER for token in tokens if token is not None}
 
     async def _run_prompt(
         self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False
@@ -105,6 +110,7 @@ class TPRUAgentLoopWorker(_StockWorker):
         client, loop = self.llm_client, self._single_turn
         request_id = uuid4().hex
         server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
+        sampling_params = {**sampling_params, "logit_bias": self._never_sampled}
         extra: dict[str, object] = {"priority": priority} if priority else {}
         if kwargs := loop._get_mm_processor_kwargs():
             extra["mm_processor_kwargs"] = kwargs
