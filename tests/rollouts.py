@@ -1,0 +1,135 @@
+"""veRL's agent-loop worker without Ray, vLLM and TransferQueue: what it prepares, and what it writes."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from tensordict import NonTensorStack, TensorDict
+from transformers import AutoTokenizer
+from verl.trainer.ppo.utils import create_rl_dataset
+from verl.utils.dataset.rl_dataset import collate_fn
+from verl.utils.tensordict_utils import get_tensordict
+from verl.workers.rollout.replica import TokenOutput
+
+ANSWERS = ["<think>x</think><answer>A</answer>", "B and then some more words"]
+
+
+class Remote:
+    """Stands for a Ray actor's method: `.remote(...)` gives something to await."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def remote(self, *args: object, **kwargs: object) -> asyncio.Future:
+        return asyncio.ensure_future(self._function(*args, **kwargs))
+
+
+class FakeServer:
+    """Both calls of the vLLM server, with fixed responses; counts what crosses the wire."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.images = tokenizer, 0
+        self.biased: set[int] = set()
+        self.generate_group = Remote(self._group)
+
+    def sample(self, prompt_ids: list[int]) -> TokenOutput:
+        # By the prompt, not by turn: stock veRL's samples of a prompt arrive in no fixed order.
+        ids = self.tokenizer(ANSWERS[len(prompt_ids) % 2], add_special_tokens=False)["input_ids"]
+        ids.append(self.tokenizer.eos_token_id)
+        return TokenOutput(
+            token_ids=ids,
+            log_probs=[-0.1 * i for i in range(len(ids))],
+            stop_reason="completed",
+            extra_fields={"global_steps": 7},
+        )
+
+    async def _group(
+        self, n: int, *, prompt_ids: list[int], image_data: list, sampling_params: dict, **_: object
+    ) -> list[TokenOutput]:
+        self.images += len(image_data)
+        self.biased |= sampling_params["logit_bias"].keys()
+        return [self.sample(prompt_ids) for _ in range(n)]
+
+
+class FakeClient:
+    """Stands for veRL's LLMServerClient."""
+
+    def __init__(self, server: FakeServer) -> None:
+        self.server = server
+
+    async def generate(self, *, prompt_ids: list[int], image_data: list, **_: object) -> TokenOutput:
+        self.server.images += len(image_data)
+        sample = self.server.sample(prompt_ids)
+        sample.extra_fields.update(min_global_steps=7, max_global_steps=7)
+        return sample
+
+    async def _acquire_server(self, request_id: str, **_: object) -> tuple[str, FakeServer]:
+        return "server", self.server
+
+    def _release_server(self, *_: object, **__: object) -> None:
+        pass
+
+
+class FakeRewardWorker:
+    """veRL's reward worker, but for Ray: one row, or a batch of them."""
+
+    def __init__(self, config: Any) -> None:
+        from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
+
+        worker = RewardLoopWorker(config)
+        self.compute_score = Remote(worker.compute_score)
+        self.compute_score_batch = Remote(worker.compute_score_batch)
+
+
+class Rollouts:
+    """Runs a class of workers on the first rows of a recipe's data; keeps what it wrote, by key."""
+
+    def __init__(self, config: Any, worker_class: type, rows: int = 2) -> None:
+        self.fields: dict[str, dict[str, Any]] = {}
+        self.tags: dict[str, dict[str, Any]] = {}
+        self.server = FakeServer(AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path))
+        self._loop = asyncio.new_event_loop()  # veRL's worker belongs to the loop that it was made in
+
+        async def make() -> Any:
+            return worker_class(config, FakeClient(self.server), None, [FakeRewardWorker(config)])
+
+        with patch("transfer_queue.init"):
+            self.worker = self._loop.run_until_complete(make())
+        dataset = create_rl_dataset(
+            config.data.train_files, config.data, self.worker.tokenizer, self.worker.processor, is_train=True
+        )
+        batch = collate_fn([dataset[i] for i in range(rows)])
+        columns = get_tensordict(batch, non_tensor_dict={"global_steps": 7})
+        self._prompts = [{key: _value(value, i) for key, value in columns.items()} for i in range(rows)]
+
+    def run(self) -> None:
+        with (
+            patch("transfer_queue.async_kv_put", self._put),
+            patch("transfer_queue.async_kv_batch_put", self._put_many),
+        ):
+            self._loop.run_until_complete(self._run())
+
+    async def _run(self) -> None:
+        for i, prompt in enumerate(self._prompts):
+            named = {**prompt, "uid": f"row{i}", "agent_name": "single_turn_agent"}
+            trajectory = {"step": 7, "sample_index": i, "rollout_n": 0, "validate": False}
+            await self.worker._run_prompt(named, {"temperature": 1.0}, trajectory)
+
+    async def _put(self, key: str, partition_id: str, tag: dict) -> None:
+        self.tags[key] = tag
+
+    async def _put_many(
+        self, keys: list[str], fields: TensorDict, tags: list[dict], partition_id: str
+    ) -> None:
+        for i, (key, tag) in enumerate(zip(keys, tags, strict=True)):
+            self.fields[key] = {name: _value(column, i) for name, column in fields.items()}
+            self.tags[key] = tag
+
+
+def _value(column: Any, i: int) -> Any:
+    """Row i of a column, taken out as veRL's worker takes it."""
+    if isinstance(column, torch.Tensor):
+        return column.unbind()[i]
+    return column[i].data if isinstance(column, NonTensorStack) else column.data
