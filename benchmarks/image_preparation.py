@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 
@@ -59,9 +60,13 @@ def main() -> None:
                 "actor_rollout_ref.rollout.max_model_len=2080",
             ],
         )
-        workers = {"stock veRL 0.9.1": _StockWorker, "ours": TPRUAgentLoopWorker}
-        ready = {name: Rollouts(config, kind, args.prompts) for name, kind in workers.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in workers}
+        stock = deepcopy(config)
+        stock.data.custom_cls.path = None  # veRL's own data set
+        ready = {
+            "stock veRL 0.9.1": Rollouts(stock, _StockWorker, args.prompts),
+            "ours": Rollouts(config, TPRUAgentLoopWorker, args.prompts),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ready}
         for repeat in range(args.repeats + 1):
             for name, rollouts in ready.items():  # in turn, because others share the machine
                 begin = time.process_time()

@@ -4,6 +4,7 @@ Imported by veRL alone (`data.custom_cls.path=pkg://tpru_verl.plugin.dataset`), 
 """
 
 import base64
+import io
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from omegaconf import DictConfig
+from PIL import Image
 from pyarrow.parquet import read_metadata, read_schema
 from qwen_vl_utils.vision_process import smart_resize
 from transformers import PreTrainedTokenizer, ProcessorMixin
@@ -51,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 LISTED = 10  # broken rows named in a message; the others are counted
 BATCH_ROWS = 64  # counted at a time; of images that lie on disk only headers come into memory
+_URI = "data:image;base64,"
 _ROW = "_tpru_row"  # position in the files as they came, kept through every selection
 
 Row = dict[str, object]
@@ -392,8 +395,19 @@ class TPRUDataset(RLHFDataset):
         images = []
         for cell in cast("list[object]", row[self.image_key]):
             data = base64.b64encode(image_bytes(cell, folder)).decode("ascii")
-            images.append({"image": f"data:image;base64,{data}", **self.pixel_bounds})
+            images.append({"image": f"{_URI}{data}", **self.pixel_bounds})
         return self._build_messages({"prompt": self._prompt(row), self.image_key: images}, key="prompt")
+
+    @classmethod
+    def _process_multi_modal_info(cls, messages: list[dict], image_patch_size: int, config: DictConfig):
+        """As veRL's; but qwen-vl-utils copies each picture that it reads from a data URI."""
+        opened = [
+            {**message, "content": [_opened(item) for item in message["content"]]}
+            if isinstance(message["content"], list)
+            else message
+            for message in messages
+        ]
+        return super()._process_multi_modal_info(opened, image_patch_size, config)
 
     def _prompt(self, row: Row) -> list[dict[str, object]]:
         """Messages whose text still has its `<image>` tags. Raises ValueError as `render`."""
@@ -507,6 +521,14 @@ def _pixel_bounds(config: DictConfig, processor: ProcessorMixin) -> dict[str, in
             "data.min_pixels..max_pixels=%s..%s: the processor's own %s..%s hold", low, high, least, most
         )
     return bounds
+
+
+def _opened(item: dict[str, object]) -> dict[str, object]:
+    """A message's item with its picture opened, where that is one of ours."""
+    image = item.get("image")
+    if not isinstance(image, str) or not image.startswith(_URI):
+        return item
+    return {**item, "image": Image.open(io.BytesIO(base64.b64decode(image[len(_URI) :])))}
 
 
 def _edge(size: object, key: str) -> int | None:
