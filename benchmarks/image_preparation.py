@@ -63,8 +63,8 @@ def main() -> None:
         stock = deepcopy(config)
         stock.data.custom_cls.path = None  # veRL's own data set
         ready = {
-            "stock veRL 0.9.1": Rollouts(stock, _StockWorker, args.prompts),
-            "ours": Rollouts(config, TPRUAgentLoopWorker, args.prompts),
+            "stock veRL 0.9.1": Rollouts(stock, _StockWorker, args.prompts, keep=False),
+            "ours": Rollouts(config, TPRUAgentLoopWorker, args.prompts, keep=False),
         }
         seconds: dict[str, list[float]] = {name: [] for name in ready}
         for repeat in range(args.repeats + 1):

@@ -86,7 +86,8 @@ class FakeRewardWorker:
 class Rollouts:
     """Runs a class of workers on the first rows of a recipe's data; keeps what it wrote, by key."""
 
-    def __init__(self, config: Any, worker_class: type, rows: int = 2) -> None:
+    def __init__(self, config: Any, worker_class: type, rows: int = 2, *, keep: bool = True) -> None:
+        self._keep = keep
         self.fields: dict[str, dict[str, Any]] = {}
         self.tags: dict[str, dict[str, Any]] = {}
         self.server = FakeServer(AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path))
@@ -123,6 +124,8 @@ class Rollouts:
     async def _put_many(
         self, keys: list[str], fields: TensorDict, tags: list[dict], partition_id: str
     ) -> None:
+        if not self._keep:
+            return
         for i, (key, tag) in enumerate(zip(keys, tags, strict=True)):
             self.fields[key] = {name: _value(column, i) for name, column in fields.items()}
             self.tags[key] = tag

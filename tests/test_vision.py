@@ -61,7 +61,7 @@ def test_outputs_and_gradients_are_the_stock_towers(name: str) -> None:
         module.zero_grad()
         found = tensors(forward(module, pixels, grids))
         torch.manual_seed(2)
-        sum((tensor * torch.randn_like(tensor)).sum() for tensor in found).backward()
+        torch.stack([(tensor * torch.randn_like(tensor)).sum() for tensor in found]).sum().backward()
         results.append((found, [p.grad.clone() for p in module.parameters() if p.grad is not None]))
     for one, other in zip(*results, strict=True):
         assert len(one) == len(other)

@@ -1,0 +1,151 @@
+"""Steps and seconds to a held-out accuracy on the demo's task, by setting and seed.
+
+    python benchmarks/learning.py --seeds 1 2 3 --target 0.5 --out outputs/learning
+    python benchmarks/learning.py --settings ours partial --steps 60
+
+Each run starts veRL's main_ppo from the demo's checkpoint and validates every few steps: one answer a row,
+sampled at temperature 1. "Reached" is the first validation from which on the mean of two in a row is at least
+the target. A run that has finished in `--out` is not run again. Seconds count steps, not start or validation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tpru_verl import recipes
+from tpru_verl.demo.processes import end_tree
+from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import launch
+
+RECIPE = "tpru_tiny_cpu"
+# What was published for 7B, where it has a meaning for the tiny model: its learning rate of 1e-6 has none.
+PUBLISHED = [
+    "reward.custom_reward_function.reward_kwargs.preset=paper",
+    "data.train_batch_size=24",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=12",
+    "actor_rollout_ref.rollout.n=5",
+    "actor_rollout_ref.rollout.top_p=0.99",
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=60",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=60",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60",
+    "actor_rollout_ref.actor.use_kl_loss=true",
+    "actor_rollout_ref.actor.kl_loss_type=low_var_kl",
+    "actor_rollout_ref.actor.kl_loss_coef=0.01",
+]
+SETTINGS = {
+    "published": PUBLISHED,
+    "ours": [],
+    "filter": ["algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward"],
+    "partial": ["reward.custom_reward_function.reward_kwargs.preset=tpru_partial"],
+}
+MEANING = {
+    "published": "published reward and settings",
+    "ours": "our reward and settings",
+    "filter": "ours, groups of one score left out",
+    "partial": "ours, partial credit for orders",
+}
+
+
+def run(setting: str, seed: int, args: argparse.Namespace) -> Path:
+    """The metrics file of a run; made unless it is there."""
+    folder = args.out / f"{setting}-{seed}"
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        return metrics
+    folder.mkdir(parents=True, exist_ok=True)
+    overrides = [
+        f"data.train_files={args.out}/train-{seed}.parquet",
+        f"data.val_files={args.out}/test.parquet",
+        f"data.seed={seed}",
+        f"actor_rollout_ref.rollout.seed={seed}",
+        f"trainer.total_training_steps={args.steps}",
+        f"trainer.test_freq={args.every}",
+        "trainer.val_before_train=true",
+        "actor_rollout_ref.rollout.val_kwargs.do_sample=true",
+        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+        f"trainer.default_local_dir={folder}/checkpoints",
+        *SETTINGS[setting],
+    ]
+    unfinished = folder / "metrics.unfinished.jsonl"
+    unfinished.unlink(missing_ok=True)
+    environment = {**os.environ, **launch.environment(recipes.compose(RECIPE, overrides))}
+    environment["VERL_FILE_LOGGER_PATH"] = str(unfinished)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *overrides]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait()
+        finally:
+            end_tree(process.pid)
+    if code != 0:
+        raise SystemExit(f"{setting}, seed {seed}: exit code {code}; see {folder / 'log'}")
+    unfinished.rename(metrics)
+    return metrics
+
+
+def curve(metrics: Path) -> list[tuple[int, float, float]]:
+    """(step, seconds of steps so far, held-out accuracy over the tasks) of each validation."""
+    found, seconds = [], 0.0
+    for line in map(json.loads, metrics.read_text().splitlines()):
+        data = line["data"]
+        seconds += data.get("timing_s/step", 0.0) - data.get("timing_s/testing", 0.0)
+        shares = [value for key, value in data.items() if key.startswith("val-core/") and "/acc/" in key]
+        if shares:
+            found.append((line["step"], seconds, sum(shares) / len(shares)))
+    return found
+
+
+def reached(points: list[tuple[int, float, float]], target: float) -> tuple[int, float] | None:
+    for (step, seconds, one), (_, _, two) in pairwise(points):
+        if (one + two) / 2 >= target:
+            return step, seconds
+    return None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--every", type=int, default=10, help="steps between validations")
+    parser.add_argument("--rows", type=int, default=450, help="held-out rows")
+    parser.add_argument("--target", type=float, default=0.5)
+    parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
+    args = parser.parse_args()
+    args.out = args.out.absolute()
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_parquet(make_rows(args.rows, seed=4_000_000), args.out / "test.parquet")
+    for seed in args.seeds:
+        write_parquet(make_rows(24 * args.steps, seed=seed), args.out / f"train-{seed}.parquet")
+    table = Table("", "seed", "before", "last", "steps to target", "seconds", "s a step")
+    for setting in args.settings:
+        for seed in args.seeds:
+            points = curve(run(setting, seed, args))
+            there = reached(points, args.target)
+            cells = (str(there[0]), f"{there[1]:.0f}") if there else (f"more than {points[-1][0]}", "")
+            before, last = f"{points[0][2]:.1%}", f"{median(p[2] for p in points[-2:]):.1%}"
+            table.add_row(
+                MEANING[setting], str(seed), before, last, *cells, f"{points[-1][1] / points[-1][0]:.1f}"
+            )
+    table.title = f"Demo task, {args.rows} held-out rows, target {args.target:.0%}"
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Trajectories a second through veRL's own main_ppo: stock, and with our plugin.
+
+    python benchmarks/step.py
+    python benchmarks/step.py --steps 40 --only ours actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=128
+
+The tiny recipe of the demo, 16 prompts x 8. "Stock" has veRL's own agent loop, and of our mends only those
+without which veRL does not run on a CPU at all (benchmarks/stock.py). Further arguments override both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from tpru_verl import recipes
+from tpru_verl.demo.processes import end_tree
+from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import launch
+
+RECIPE = "tpru_tiny_cpu"
+PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")
+WARM_UP = 3  # steps that are not counted
+HERE = Path(__file__).parent
+
+
+def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> list[dict[str, float]]:
+    """The metrics of each step after the first few."""
+    own = [
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/test.parquet",
+        f"trainer.total_training_steps={steps + WARM_UP}",
+        "trainer.val_before_train=false",
+        "trainer.test_freq=-1",
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+        f"trainer.default_local_dir={folder}/checkpoints",
+        f"hydra.run.dir={folder}/hydra",
+    ]
+    if kind == "stock":
+        own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
+    composed = [item for item in [*own, *overrides] if not item.startswith("hydra.")]
+    metrics = folder / f"{kind}.jsonl"
+    environment = {**os.environ, **launch.environment(recipes.compose(RECIPE, composed))}
+    environment["VERL_FILE_LOGGER_PATH"] = str(metrics)
+    if kind == "stock":
+        environment["VERL_USE_EXTERNAL_MODULES"] = "stock"
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *own, *overrides]
+    with (folder / f"{kind}.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            code = process.wait()
+        finally:
+            end_tree(process.pid)
+    if code != 0:
+        sys.exit(f"{kind}: exit code {code}\n{(folder / f'{kind}.log').read_text()[-3000:]}")
+    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    return [line for line in lines if "timing_s/step" in line][WARM_UP:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=20, help=f"counted; {WARM_UP} more come first")
+    parser.add_argument("--only", choices=("stock", "ours"))
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    args = parser.parse_args()
+    kinds = [args.only] if args.only else ["stock", "ours"]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_parquet(make_rows(16 * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
+        write_parquet(make_rows(3, seed=2), folder / "test.parquet")
+        config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *args.overrides])
+        batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
+        found = {kind: run(kind, args.steps, folder, args.overrides) for kind in kinds}
+    columns = ("", *(f"{phase}, s" for phase in PHASES), "trajectories/s", "least", "most")
+    table = Table(*columns, title=f"{batch} trajectories a step, medians of {args.steps} steps")
+    for kind, steps in found.items():
+        phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)
+        rates = [batch / step["timing_s/step"] for step in steps]
+        spread = (f"{value:.1f}" for value in (median(rates), min(rates), max(rates)))
+        table.add_row(kind, *phases, *spread)
+    Console().print(table)
+    if len(found) == 2:
+        slow, fast = (median(s["timing_s/step"] for s in found[kind]) for kind in ("stock", "ours"))
+        print(f"ours: {slow / fast:.2f} times stock")
+
+
+if __name__ == "__main__":
+    main()
