@@ -1,6 +1,6 @@
 """Writes the EasyR1 recipes but `tpru_7b.yaml`, of which they are made: EasyR1's files cannot inherit.
 
-    python -m tpru_verl.recipes.for_easyr1     # in a clone, after a change of tpru_7b.yaml or of what is below
+python -m tpru_verl.recipes.for_easyr1     # in a clone, after a change of tpru_7b.yaml or of what is below
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def text_of(name: str) -> str:
     ]
     changes = {**variant.changes, "trainer.experiment_name": Change(name)}
     lines = "".join(f"# {line}".rstrip() + "\n" for line in head) + f"data:\n{body}"
-    return "\n".join(_changed(lines.replace(f"checkpoints/tpru/{SOURCE}", f"checkpoints/tpru/{name}"), changes))
+    return "\n".join(
+        _changed(lines.replace(f"checkpoints/tpru/{SOURCE}", f"checkpoints/tpru/{name}"), changes)
+    )
 
 
 def _changed(text: str, changes: Mapping[str, Change]) -> Iterator[str]:
@@ -123,7 +125,5 @@ def _changed(text: str, changes: Mapping[str, Change]) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    from tpru_verl.data.files import write_text
-
     for variant_name in VARIANTS:
-        write_text(FOLDER / f"{variant_name}.yaml", text_of(variant_name))
+        (FOLDER / f"{variant_name}.yaml").write_text(text_of(variant_name), encoding="utf-8")

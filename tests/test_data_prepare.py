@@ -31,7 +31,9 @@ def run(tmp_path: Path) -> Prepare:
 
 def read(folder: Path, split: str = "train") -> list[Row]:
     return [
-        row for path in sorted(folder.glob(f"data/{split}-*.parquet")) for row in pq.read_table(path).to_pylist()
+        row
+        for path in sorted(folder.glob(f"data/{split}-*.parquet"))
+        for row in pq.read_table(path).to_pylist()
     ]
 
 

@@ -1,0 +1,246 @@
+"""`tpru train`: the run of a plan, watched: its output kept, its signals handed on, its first error found."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from tpru_verl.plan import Plan
+from tpru_verl.preflight import try_reward
+
+GRACE = 30.0  # seconds that a run has to end after a signal, before its processes are killed
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# What Ray and vLLM put in front of a process's line, and what a logger does: "(Worker pid=1) ERROR 11-22 ... ] ".
+_PROCESS = re.compile(r"\(([^()]*?(?:pid=\d+)[^()]*)\) ")
+_LOGGER = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL):? .*?\] ?")
+_EXCEPTION = re.compile(
+    r"([A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Timeout|Died|Killed|OOM))\b(:|$)"
+)
+# Ray's own, which wrap the error of a worker; they count where nothing else is found.
+_WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "WorkerCrashedError", "OutOfMemoryError")
+
+
+def check(plan: Plan) -> str:
+    """Look at the machine, and try the reward on real rows. Raises as they do; returns what the reward said."""
+    plan.check()
+    return str(try_reward(plan.settings))
+
+
+def run(plan: Plan, log: Path, *, stall_timeout: float = 0.0) -> int:
+    """Run to the end and return the exit code; 128 + n for one that signal n ended, as a shell has it.
+
+    All that it prints is passed on and kept in `log`. A run that prints nothing for `stall_timeout` seconds
+    (0: never mind) is ended, after the stacks of its processes were written beside the log. Where it fails
+    the first error of the log is printed on standard error.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, **plan.environment, "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as kept:
+        watch = _Watch(plan.command, environment, kept)
+        code = watch.to_the_end(log, stall_timeout)
+    if code and not watch.asked_to_end:
+        print(f"tpru: {first_error(log)}\ntpru: the whole log: {log}", file=sys.stderr)
+    return 128 - code if code < 0 else code
+
+
+@dataclass
+class _Watch:
+    """One run of a command, with a session of its own: Ctrl-C reaches it through us alone, and once."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    kept: IO[bytes]
+    asked_to_end: bool = False
+    _heard: float = field(default_factory=time.monotonic)  # when it last printed something
+    _end_by: float = float("inf")
+
+    def to_the_end(self, log: Path, stall_timeout: float) -> int:
+        import psutil
+
+        process = subprocess.Popen(
+            self.command,
+            env=dict(self.environment),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        known: dict[int, psutil.Process] = {}
+        reader = threading.Thread(target=self._pass_on, args=(process.stdout,), daemon=True)
+        reader.start()
+        with self._forwarding(process):
+            while process.poll() is None:
+                # Remembered while they have a parent: Ray's processes outlive the driver that started them.
+                known |= {p.pid: p for p in _descendants(process.pid)}
+                silent = time.monotonic() - self._heard
+                if stall_timeout and silent > stall_timeout and not self.asked_to_end:
+                    self._stalled(process, list(known.values()), log, silent)
+                if time.monotonic() > self._end_by:
+                    process.kill()
+                with _Waiting():
+                    process.wait(timeout=1)
+        _end(list(known.values()))
+        reader.join(timeout=5)
+        return process.returncode
+
+    def _pass_on(self, source: IO[bytes]) -> None:
+        for chunk in iter(lambda: source.read1(65536), b""):  # type: ignore[attr-defined]
+            self._heard = time.monotonic()
+            self.kept.write(chunk)
+            self.kept.flush()
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+
+    @contextmanager
+    def _forwarding(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
+        def forward(number: int, _: object) -> None:
+            if process.poll() is None:
+                process.send_signal(number)
+            if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                # A second Ctrl-C does not wait.
+                self._end_by = time.monotonic() + (0 if self.asked_to_end else GRACE)
+                self.asked_to_end = True
+
+        before = {number: signal.signal(number, forward) for number in _FORWARDED}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stalled(
+        self, process: subprocess.Popen[bytes], known: Sequence[object], log: Path, silent: float
+    ) -> None:
+        import psutil
+
+        alive = [
+            p
+            for p in [psutil.Process(process.pid), *known]
+            if isinstance(p, psutil.Process) and p.is_running()
+        ]
+        stacks = log.with_suffix(".stacks.txt")
+        said = dump_stacks(alive, stacks)
+        text = f"\nRuntimeError: no output for {silent:.0f} s (--stall-timeout): the run was ended; {said}\n"
+        self.kept.write(text.encode())
+        self.kept.flush()
+        self._heard = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        self._end_by = time.monotonic() + GRACE
+
+
+class _Waiting:
+    """Swallows the timeout of a wait."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        return kind is subprocess.TimeoutExpired
+
+
+def _descendants(pid: int) -> list:
+    import psutil
+
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _end(processes: Sequence, grace: float = 10.0) -> None:
+    """Kill what is left of a run after Ray had time to end by itself."""
+    import psutil
+
+    _, left = psutil.wait_procs([p for p in processes if p.is_running()], timeout=grace)
+    for process in left:
+        with _Gone():
+            process.kill()
+    psutil.wait_procs(left, timeout=grace)
+
+
+class _Gone:
+    """Swallows that a process has ended meanwhile."""
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        import psutil
+
+        return kind is not None and issubclass(kind, psutil.NoSuchProcess)
+
+
+def dump_stacks(processes: Sequence, out: Path) -> str:
+    """Write the stacks of all Python processes among these to `out`, by py-spy; says in words what was done."""
+    tool = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
+    if tool is None:
+        return "no stacks: found no py-spy, expected it on PATH (pip install py-spy)"
+    dumped = []
+    for process in processes:
+        with _Gone():
+            title = " ".join(process.cmdline()) or process.name()
+            if "ray::IDLE" in title or not ("python" in title or title.startswith(("ray::", "VLLM"))):
+                continue
+            state = process.status()
+            dumped.append(f"== {title[:200]} (pid {process.pid}, {state})\n{_stack(tool, process.pid)}\n")
+    out.write_text("".join(dumped), encoding="utf-8")
+    return f"stacks of {len(dumped)} processes are in {out}"
+
+
+def _stack(tool: str, pid: int) -> str:
+    # Without pausing it: a process that is stopped already would never answer.
+    command = [tool, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:
+        return "py-spy: no answer in 20 s"
+    return done.stdout if done.returncode == 0 else (done.stderr.strip() or "py-spy said nothing")
+
+
+def first_error(log: Path) -> str:
+    """The first exception of a log that is not a wrapper of Ray's, with its process and line.
+
+    An error travels from a worker through Ray to the driver, whose last traceback names Ray alone: what was
+    raised first is the cause. Where no traceback is found: our own line, else the last one.
+    """
+    wrapped, last = "", ""
+    inside: set[str] = set()  # processes whose lines are those of a traceback
+    for number, raw in enumerate(log.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        process, level, line = _parted(raw)
+        if line.strip():
+            last = line.strip()
+        if line.startswith("tpru: "):
+            return line.removeprefix("tpru: ")
+        if line.startswith("Traceback (most recent call last)") or line.startswith("ray::"):
+            if level not in ("WARNING", "INFO", "DEBUG"):  # told and gone on from
+                inside.add(process)
+            continue
+        match = _EXCEPTION.match(line)
+        if match and (
+            process in inside or match[2] in _WRAPPERS or line.startswith("RuntimeError: no output")
+        ):
+            inside.discard(process)
+            where = f" ({process + ', ' if process else ''}line {number} of the log)"
+            if match[2] not in _WRAPPERS:
+                return line.strip() + where
+            inside.add(process)  # what follows is what it wraps
+            wrapped = wrapped or line.strip() + where
+    return wrapped or last or "the run said nothing"
+
+
+def _parted(raw: str) -> tuple[str, str, str]:
+    """Process, level of a logger, and the rest of a line."""
+    line = _COLOUR.sub("", raw).rstrip()
+    process = level = ""
+    if match := _PROCESS.match(line):
+        process, line = match[1], line[match.end() :]
+    if match := _LOGGER.match(line):
+        level, line = match[1], line[match.end() :]
+    return process, level, line
