@@ -75,7 +75,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     """What follows `python -m verl.trainer.main` to train with EasyR1, from any folder.
 
-    The recipe names its template and its reward relative to a clone; here they are whole paths, because EasyR1
+    The recipe names its template and its reward relative to a clone; here they are whole paths, for EasyR1
     goes on without a file that it does not find. `+tpru=paper` becomes the keys of the published two.
 
     Raises:

@@ -1,6 +1,6 @@
 """Writes the EasyR1 recipes but `tpru_7b.yaml`, of which they are made: EasyR1's files cannot inherit.
 
-python -m tpru_verl.recipes.for_easyr1     # in a clone, after a change of tpru_7b.yaml or of what is below
+python -m tpru_verl.recipes.for_easyr1    # in a clone, after a change of tpru_7b.yaml or of this
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VARIANTS = {
     "tpru_32b": Variant(
         (
             "As tpru_7b, with Qwen2.5-VL-32B. No 32B recipe was published: only what its size asks for is",
-            "changed. Not run yet; on 8 GPUs of 80 GB it needs about 500 GB of host memory for offloaded states.",
+            "changed. Not run yet; `tpru doctor` estimates 550 GiB of host memory for it on one machine.",
             BOTH,
         ),
         {
@@ -63,14 +63,14 @@ VARIANTS = {
     "tpru_qwen3vl_4b": Variant(
         (
             "As tpru_7b, with Qwen3-VL-4B, a newer model of half the size. Nothing was published for it.",
-            "For EasyR1's head (0.3.3.dev0) alone: 0.3.2 does not know the model. omegaconf<2.4, transformers<5",
-            "and at least 4.57.",
+            "For EasyR1's head (0.3.3.dev0) alone, 0.3.2 does not know the model; with omegaconf<2.4 and",
+            "transformers from 4.57 on and below 5.",
         ),
         {
             "data.min_pixels": Change(
                 "65536",
-                "Its processor enlarges what has fewer than 65536 pixels, and EasyR1 cannot tell it otherwise: "
-                "64 tokens of\n32 x 32 pixels an image, or a few more, where Qwen2.5-VL has 21 to 47.",
+                "Its processor enlarges what has fewer than 65536 pixels, and EasyR1 cannot tell it\n"
+                "otherwise: 64 tokens of 32 x 32 pixels an image, or a few more, for Qwen2.5-VL's 21 to 47.",
             ),
             "data.max_pixels": Change("65536"),
             "worker.actor.model.model_path": Change("Qwen/Qwen3-VL-4B-Instruct"),

@@ -1,4 +1,4 @@
-"""Which trainer this environment has: both veRL and EasyR1 are a package called `verl`. Nothing is imported."""
+"""Which trainer is installed: both veRL and EasyR1 are a package called `verl`. Nothing is imported."""
 
 from __future__ import annotations
 

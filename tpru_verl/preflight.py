@@ -16,12 +16,12 @@ import math
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import host as hosts
 from tpru_verl import prompts
@@ -93,9 +93,9 @@ def try_reward(settings: Settings) -> Report:
     best = max(reports, key=lambda report: report.right - report.wrong)
     if best.right <= best.wrong:
         raise ValueError(
-            f"{key}: found {best.right:g} for right answers and {best.wrong:g} for wrong ones, written as the "
-            f"template {settings.template} asks ({best.form}), expected more for right ones; template and "
-            "reward have to agree on the form of an answer"
+            f"{key}: found {best.right:g} for right answers and {best.wrong:g} for wrong ones, written as "
+            f"the template {settings.template} asks ({best.form}), expected more for right ones; template "
+            "and reward have to agree on the form of an answer"
         )
     return best
 
@@ -103,8 +103,11 @@ def try_reward(settings: Settings) -> Report:
 def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int) -> Report:
     """Mean scores of the answers in one form."""
     graded = [(case, score) for case, score in zip(cases, scores, strict=True) if case.form == form]
-    means = (sum(s for c, s in graded if c.right is right) / (len(graded) / 2) for right in (True, False))
-    return Report(rows, *means, form.replace("{}", "C"))
+    right, wrong = (
+        sum(score for case, score in graded if case.right is wanted) / (len(graded) / 2)
+        for wanted in (True, False)
+    )
+    return Report(rows, right, wrong, form.replace("{}", "C"))
 
 
 def first_rows(settings: Settings) -> list[Row]:
@@ -184,10 +187,10 @@ def _load(file: str, name: str) -> tuple[Callable[..., object], ModuleType]:
 
 
 def scores_of(request: Mapping[str, object]) -> list[float]:
-    """Load the function and call it as the host does. Raises whatever it raises, and ValueError for its results."""
+    """Load the function and call it as the host does. Raises what it raises, ValueError for its results."""
     function, module = _load(str(request["file"]), str(request["name"]))
-    cases = [Case(**case) for case in request["cases"]]  # type: ignore[attr-defined]
-    kwargs = dict(request["kwargs"])  # type: ignore[call-overload]
+    cases = [Case(**case) for case in cast("list[dict[str, Any]]", request["cases"])]
+    kwargs = cast("Mapping[str, object]", request["kwargs"])
     if request["host"] == hosts.VERL:
         results = [_call_verl(function, case, kwargs) for case in cases]
         key = "score"
@@ -211,7 +214,7 @@ def _call_verl(function: Callable[..., object], case: Case, kwargs: Mapping[str,
 
 
 async def _awaited(found: object) -> object:
-    return await found  # type: ignore[misc]
+    return await cast("Awaitable[object]", found)
 
 
 def _call_easyr1(
@@ -251,13 +254,13 @@ def _numbers(results: Sequence[object], key: str, *, plain: bool) -> list[float]
         for name in [key] if plain else result:  # EasyR1 averages all of them
             if not _is_number(result[name]):
                 raise ValueError(f"{name}: found {result[name]!r}, expected a number")
-        scores.append(float(result[key]))
+        scores.append(float(cast(float, result[key])))
     return scores
 
 
 def _is_number(value: object) -> bool:
     try:
-        return not isinstance(value, str) and math.isfinite(float(value))  # type: ignore[arg-type]
+        return not isinstance(value, str) and math.isfinite(float(cast(float, value)))
     except (TypeError, ValueError):
         return False
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tpru_verl import host as hosts
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+_FSDP = f"{_ACTOR}.fsdp_config"
 # Our name: veRL's key, EasyR1's key ("" where it has none). docs/recipe-mapping.md has all keys of a recipe.
 KEYS = {
     "model": ("actor_rollout_ref.model.path", "worker.actor.model.model_path"),
@@ -113,7 +114,7 @@ class Settings:
 
     @property
     def template(self) -> str:
-        """Of the prompt, as `tpru_verl.prompts.render` takes it: EasyR1 without one shows the bare problem."""
+        """Of the prompt, as `tpru_verl.prompts.render` takes it; EasyR1 without one shows the problem."""
         value = self.text("template")
         if not value:
             return "tpru" if self.host == hosts.VERL else "bare"

@@ -22,7 +22,7 @@ from tpru_verl.preflight import try_reward
 GRACE = 30.0  # seconds that a run has to end after a signal, before its processes are killed
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-# What Ray and vLLM put in front of a process's line, and what a logger does: "(Worker pid=1) ERROR 11-22 ... ] ".
+# What Ray and vLLM put in front of a line, and what a logger does: "(Worker pid=1) ERROR 11-22 ... ] ".
 _PROCESS = re.compile(r"\(([^()]*?(?:pid=\d+)[^()]*)\) ")
 _LOGGER = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL):? .*?\] ?")
 _EXCEPTION = re.compile(
@@ -33,7 +33,7 @@ _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "WorkerCrashedEr
 
 
 def check(plan: Plan) -> str:
-    """Look at the machine, and try the reward on real rows. Raises as they do; returns what the reward said."""
+    """Look at the machine, and try the reward on real rows. Raises as they do; returns what it said."""
     plan.check()
     return str(try_reward(plan.settings))
 
@@ -178,7 +178,7 @@ class _Gone:
 
 
 def dump_stacks(processes: Sequence, out: Path) -> str:
-    """Write the stacks of all Python processes among these to `out`, by py-spy; says in words what was done."""
+    """Write the stacks of the Python processes among these to `out`, by py-spy; says what was done."""
     tool = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if tool is None:
         return "no stacks: found no py-spy, expected it on PATH (pip install py-spy)"

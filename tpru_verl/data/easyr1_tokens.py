@@ -35,13 +35,14 @@ class EasyR1Counter(PromptCounter):
         return super().conversation(problem, None)
 
     def _image_tokens(self, width: int, height: int) -> int:
-        size = easyr1_size(
+        return processor_tokens(*self._size(width, height), self._processor.image_processor)
+
+    def _size(self, width: int, height: int) -> Size:
+        return easyr1_size(
             width, height, self.pixel_bounds.get("min_pixels"), self.pixel_bounds.get("max_pixels")
         )
-        return processor_tokens(*size, self._processor.image_processor)
 
     def _whole(self, conversation: Conversation, images: Sequence[Image.Image]) -> int:
-        low, high = self.pixel_bounds.get("min_pixels"), self.pixel_bounds.get("max_pixels")
-        resized = [image.resize(easyr1_size(*image.size, low, high)) for image in images]
+        resized = [image.resize(self._size(*image.size)) for image in images]
         text = self._chats([conversation])
         return len(self._processor(text=text, images=resized)["input_ids"][0])

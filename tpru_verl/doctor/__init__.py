@@ -1,13 +1,14 @@
 """`tpru doctor`: would a run start here? One line a question, and a fix for each that says no.
 
-`machine` looks at what is installed, `recipe` at a run; what imports torch runs in a process of its own (`probe`,
-`prompts`). Nothing is changed, and no Ray is started.
+`machine` looks at what is installed, `recipe` at a run; what imports torch runs in a process of its own
+(`probe`, `prompts`). Nothing is changed, and no Ray is started.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.markup import escape
 from rich.table import Table
 
 from tpru_verl.doctor.line import FAIL, OK, WARN, Line
@@ -32,13 +33,9 @@ def table(lines: Sequence[Line]) -> Table:
         made.add_column(column, overflow="fold")
     for line in lines:
         made.add_row(
-            f"[{_STYLE[line.status]}]{line.status}[/]", line.check, _plain(line.found), _plain(line.fix)
+            f"[{_STYLE[line.status]}]{line.status}[/]", line.check, escape(line.found), escape(line.fix)
         )
     return made
-
-
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
 
 
 def verdict(lines: Sequence[Line]) -> str:

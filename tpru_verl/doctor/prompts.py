@@ -1,4 +1,4 @@
-"""The model's processor and chat template, and the longest prompt of the data: as JSON from a process of its own.
+"""The model's processor and chat template, and the longest prompt of the data, from a process of its own.
 
 Nothing is decoded and the model's weights are not read; transformers, which this needs, imports torch.
 """
@@ -9,9 +9,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, cast
+from typing import TYPE_CHECKING, cast
 
 from tpru_verl import host as hosts
 
@@ -23,17 +24,18 @@ _MARK = "tpru-prompts:"
 _BATCH = 64
 
 
-class Prompts(TypedDict, total=False):
+@dataclass
+class Prompts:
     """`error` where the processor cannot be had; `lengths_error` where prompts cannot be counted."""
 
-    processor: str
-    error: str
-    rows: int
-    longest: int
-    longest_row: str
-    images: int
-    too_long: int
-    lengths_error: str
+    processor: str = ""
+    error: str = ""
+    rows: int = 0
+    longest: int = 0
+    longest_row: str = ""
+    images: int = 0  # the most that a row has
+    too_long: int = 0
+    lengths_error: str = ""
 
 
 def look(settings: Settings) -> Prompts:
@@ -57,7 +59,7 @@ def look(settings: Settings) -> Prompts:
         return Prompts(error="counting took more than half an hour")
     for line in reversed(done.stdout.splitlines()):
         if line.startswith(_MARK):
-            return json.loads(line.removeprefix(_MARK))
+            return Prompts(**json.loads(line.removeprefix(_MARK)))
     return Prompts(error=(done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
 
 
@@ -76,12 +78,13 @@ def _look(request: Mapping[str, object]) -> Prompts:
     if not getattr(processor, "chat_template", None):
         return Prompts(error=f"found {type(processor).__name__} without a chat template")
     try:
-        return _measure(request, processor, found)
+        _measure(request, processor, found)
     except Exception as error:  # of data, of processors that headers do not tell
-        return {**found, "lengths_error": _line(error)}
+        found.lengths_error = _line(error)
+    return found
 
 
-def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> Prompts:
+def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
     from tpru_verl.data.easyr1_tokens import EasyR1Counter
     from tpru_verl.data.tokens import PromptCounter
 
@@ -92,18 +95,16 @@ def _measure(request: Mapping[str, object], processor: object, found: Prompts) -
         cast("dict[str, int]", request["bounds"]),
         processor_kwargs=cast("dict[str, object]", request["processor_kwargs"]),
     )
-    found |= Prompts(rows=0, longest=0, longest_row="", images=0, too_long=0)
     most = cast(int, request["most"])
     rows = _rows(request)
     while batch := list(islice(rows, _BATCH)):
         counts = counter.count(asked for _, asked in batch)
         for (place, asked), count in zip(batch, counts, strict=True):
-            found["rows"] += 1
-            found["too_long"] += count > most
-            found["images"] = max(found["images"], len(asked.images))
-            if count > found["longest"]:
-                found["longest"], found["longest_row"] = count, place
-    return found
+            found.rows += 1
+            found.too_long += count > most
+            found.images = max(found.images, len(asked.images))
+            if count > found.longest:
+                found.longest, found.longest_row = count, place
 
 
 def _rows(request: Mapping[str, object]) -> Iterator[tuple[str, Asked]]:
@@ -134,4 +135,4 @@ def _line(error: BaseException) -> str:
 
 if __name__ == "__main__":
     result = _look(json.load(sys.stdin))
-    print(f"\n{_MARK}{json.dumps(result)}")
+    print(f"\n{_MARK}{json.dumps(asdict(result))}")

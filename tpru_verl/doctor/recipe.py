@@ -44,7 +44,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Seen) -> list[Line
         *budget_lines(settings),
         judged("reward", lambda: str(preflight.try_reward(settings)), "mend the reward, or choose another"),
         *_gpus(settings, seen),
-        *_memory(settings, seen, found.get("longest", 0)),
+        *_memory(settings, seen, found.longest),
     ]
 
 
@@ -89,10 +89,10 @@ def _model(settings: Settings) -> str:
 
 
 def _processor(settings: Settings, found: prompts.Prompts) -> Line:
-    if error := found.get("error"):
-        fix = "give a vision-language model's folder with its processor and chat template; a Hub id needs network"
+    if error := found.error:
+        fix = "give a vision-language model with processor and chat template; a Hub id needs network"
         return Line("processor", FAIL, f"{settings.said('model')}: {error}", fix)
-    return Line("processor", OK, f"{found.get('processor')}, with a chat template")
+    return Line("processor", OK, f"{found.processor}, with a chat template")
 
 
 def _data(plan: Plan) -> Iterator[Line]:
@@ -110,21 +110,21 @@ def _data(plan: Plan) -> Iterator[Line]:
 
 def _lengths(settings: Settings, found: prompts.Prompts) -> Line:
     check, most = "prompt length", settings.integer("prompt_length")
-    if error := found.get("lengths_error") or found.get("error"):
+    if error := found.lengths_error or found.error:
         return Line(check, WARN, f"not measured: {error}", "`tpru data validate` names broken rows")
-    if not found.get("rows"):
+    if not found.rows:
         return Line(
             check,
             WARN,
             "not measured: the data are on the Hub",
             "tpru data prepare ID FOLDER, and train on that",
         )
-    text = f"the longest of {found['rows']} has {found['longest']} tokens ({found['longest_row']})"
+    text = f"the longest of {found.rows} has {found.longest} tokens ({found.longest_row})"
     said = f"{settings.key('prompt_length')}={most}"
-    if not found["too_long"]:
+    if not found.too_long:
         return Line(check, OK, f"{text}, {said}")
-    text += f", {found['too_long']} are over {said}"
-    if found["too_long"] == found["rows"]:
+    text += f", {found.too_long} are over {said}"
+    if found.too_long == found.rows:
         return Line(
             check, FAIL, text, f"raise {settings.key('prompt_length')} or lower {settings.key('max_pixels')}"
         )
@@ -134,7 +134,7 @@ def _lengths(settings: Settings, found: prompts.Prompts) -> Line:
 
 
 def _images(settings: Settings, found: prompts.Prompts) -> Iterator[Line]:
-    limit, most = settings.integer("limit_images"), found.get("images", 0)
+    limit, most = settings.integer("limit_images"), found.images
     if limit and most > limit:
         fix = f"{settings.key('limit_images')}={most}"
         yield Line("images a row", FAIL, f"up to {most}, {settings.said('limit_images')}", fix)
@@ -171,7 +171,7 @@ def batch_lines(settings: Settings) -> Iterator[Line]:
         yield Line(
             "batches",
             OK,
-            f"{batch} prompts x {n} a step, {mini} an update, {micro} and {log_prob} at once on {gpus}",
+            f"{batch} prompts x {n}, {mini} an update, {micro} and {log_prob} at once, {gpus}",
         )
 
 
@@ -258,8 +258,8 @@ def _gpu_memory(settings: Settings, seen: Seen, found: memory.Estimate) -> Line:
     rollout = found.rollout(gpu, share)
     text = (
         f"estimated {found.update / GIB:.0f} GiB in the update ({found.states / GIB:.0f} states, "
-        f"{found.activations / GIB:.0f} activations, {found.logits / GIB:.0f} logits), {rollout / GIB:.0f} in the rollout, "
-        f"of {gpu / GIB:.0f}{'' if sizes else ' (assumed)'}"
+        f"{found.activations / GIB:.0f} activations, {found.logits / GIB:.0f} logits), "
+        f"{rollout / GIB:.0f} in the rollout, of {gpu / GIB:.0f}{'' if sizes else ' (assumed)'}"
     )
     if found.update > gpu:
         lower = f"{settings.key('micro_batch')}=1, or more GPUs"

@@ -11,8 +11,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, cast
 
 _MARK = "tpru-configuration:"
 
@@ -37,7 +38,7 @@ def compose(arguments: Sequence[str]) -> dict[str, object]:
     raise RuntimeError(f"EasyR1 cannot be imported: {last}")
 
 
-def _merged(arguments: Sequence[str]) -> Mapping[str, object]:
+def _merged(arguments: Sequence[str]) -> dict[str, object]:
     """As `verl.trainer.main.main` begins; tests hold it to that."""
     # Settings alone are wanted: without this stand-in, vLLM would be imported with them, or missed.
     sampler = ModuleType("verl.workers.rollout.vllm_rollout_spmd")
@@ -45,13 +46,13 @@ def _merged(arguments: Sequence[str]) -> Mapping[str, object]:
     sys.modules[sampler.__name__] = sampler
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-    from verl.trainer.config import PPOConfig  # pyright: ignore[reportMissingImports] of EasyR1 alone
+    from verl.trainer.config import PPOConfig  # pyright: ignore  # EasyR1's
 
     given = OmegaConf.from_cli(list(arguments))
     file = given.pop("config")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PPOConfig()), OmegaConf.load(file), given)
-        config = OmegaConf.to_object(merged)
+        config = cast(Any, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
         where = f" ({error.full_key})" if error.full_key and error.full_key not in first else ""

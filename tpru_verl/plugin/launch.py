@@ -152,7 +152,7 @@ def _columns_are_there(key: str, entry: str, forms: Sequence[set[str]]) -> None:
 
 
 def room_for_checkpoints(key: str, folder: Path, least: int = GIB) -> None:
-    """Raises OSError where the disk of `folder`, which need not exist yet, has less than `least` bytes free."""
+    """Raises OSError where the disk of `folder`, which may not be there yet, has less than `least` bytes."""
     existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < least:

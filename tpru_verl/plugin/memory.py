@@ -1,14 +1,13 @@
 """How much memory a run takes, from a model's shape and a recipe's settings: arithmetic, nothing is loaded.
 
-What is counted: states of the actor under full sharding, activations with gradient checkpointing, logits, what
-vLLM is given and what of it is left for its cache; on the host what is offloaded and the images' pixels. What is
-not: fragmentation, NCCL's buffers, CUDA contexts (together about 3 GiB a GPU, `RESERVE`), Ray's object store.
+Counted are states of the actor under full sharding, activations with gradient checkpointing, logits, what
+vLLM is given and what of it is left for its cache; on the host what is offloaded and the images' pixels. Not so:
+fragmentation, NCCL's buffers, CUDA contexts (together about 3 GiB a GPU, `RESERVE`), Ray's object store.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -50,7 +49,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Of the language model with its embeddings, and of the vision tower with its merger; biases left out."""
+        """Of the language model with its embeddings, the vision tower and its merger; biases left out."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         layer = attention + 3 * self.hidden * self.intermediate
         words = self.vocabulary * self.hidden * (1 if self.tied else 2)
@@ -66,11 +65,11 @@ class Shape:
         return 2 * self.layers * self.kv_heads * self.head_dim * HALF
 
     def activations(self, tokens: int) -> int:
-        """Bytes for `tokens` of a micro-batch with checkpointing: each layer's input, and one layer in full.
+        """Bytes for `tokens` of a micro-batch with checkpointing: each layer's input, one layer in full.
 
-        A layer in full after Korthikanti et al. 2022 (Reducing Activation Recomputation), section 4.1, without
-        the scores, which FlashAttention does not keep: 11 h for attention, 4 h for norms, and of a gated MLP
-        2 h + 8 i, in bf16 as there.
+        The latter after Korthikanti et al. 2022 (Reducing Activation Recomputation), section 4.1, but for
+        the scores, which FlashAttention does not keep: 11 h for attention, 4 h for norms, and of a gated
+        MLP 2 h + 8 i, in bf16 as there.
         """
         full = 17 * self.hidden + 8 * self.intermediate
         return tokens * (self.layers * HALF * self.hidden + full)
@@ -119,7 +118,7 @@ def shape_of(model: str) -> Shape | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes. `update` and `rollout` are peaks of one GPU in the two phases, of which vLLM sleeps in the first."""
+    """Bytes. `update` and `rollout` are peaks of one GPU in the two phases; vLLM sleeps in the first."""
 
     parameters: int
     states: int  # of the actor on one GPU in the update: weights, gradients, Adam
@@ -140,7 +139,7 @@ class Estimate:
         return self.resident + int(gpu * utilization)
 
     def cache_tokens(self, gpu: int, utilization: float) -> int:
-        """Tokens that vLLM's cache holds on a GPU with `gpu` bytes; below 0 where not even its weights fit."""
+        """Tokens in vLLM's cache on a GPU with `gpu` bytes; below 0 where not even its weights fit."""
         return (int(gpu * utilization) - self.vllm_weights - RESERVE) // self.kv_token
 
 
@@ -172,7 +171,7 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estim
 
 
 def _host(recipe: Settings, shape: Shape) -> int:
-    """What is offloaded, the reference model, vLLM's weights asleep, and pixels of every trajectory of a step."""
+    """What is offloaded, the reference, vLLM's weights asleep, and pixels of all trajectories of a step."""
     size, nodes = shape.parameters, max(1, recipe.integer("nodes"))
     offloaded = (WEIGHT if recipe["params_offload"] else 0) + (ADAM if recipe["optimizer_offload"] else 0)
     # EasyR1 loads the reference in bf16, veRL as the actor.
@@ -185,17 +184,3 @@ def _host(recipe: Settings, shape: Shape) -> int:
     return (
         size * (offloaded + reference) + replicas * size * HALF + trajectories * patches * values
     ) // nodes
-
-
-def as_json(found: Estimate) -> Mapping[str, float]:
-    """In GiB, rounded; parameters in units."""
-    sizes = {name: round(value / GIB, 2) for name, value in vars(found).items() if name not in _COUNTS}
-    return {
-        "parameters": found.parameters,
-        "kv_bytes_a_token": found.kv_token,
-        **sizes,
-        "update": round(found.update / GIB, 2),
-    }
-
-
-_COUNTS = ("parameters", "kv_token")

@@ -11,7 +11,7 @@ __version__ = "0.11.0"
 
 
 class _Names(ModuleType):
-    __path__: list[str] = []
+    __path__ = ()
 
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
