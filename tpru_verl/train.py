@@ -185,7 +185,7 @@ def dump_stacks(processes: Sequence, out: Path) -> str:
     dumped = []
     for process in processes:
         with _Gone():
-            title = " ".join(process.cmdline()) or process.name()
+            title = " ".join(filter(None, process.cmdline())) or process.name()
             if "ray::IDLE" in title or not ("python" in title or title.startswith(("ray::", "VLLM"))):
                 continue
             state = process.status()

@@ -1,7 +1,7 @@
 """EasyR1's own code, with our recipes, rows and reward: up to its check for GPUs.
 
-The same tests run with another EasyR1: TPRU_EASYR1=CHECKOUT. vLLM is a stub (`stubs`), as it is imported and not
-used before that check; all else is real.
+The same tests run with another EasyR1: TPRU_EASYR1=CHECKOUT. vLLM is a stub (`stubs`), as it is imported and
+not used before that check; all else is real.
 """
 
 import json
@@ -10,28 +10,32 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from rows import picture, reordering, write_parquet
-
-CHECKOUT = os.environ.get("TPRU_EASYR1", "")
-STUBS = Path(__file__).parent / "stubs"
-sys.path[:0] = [path for path in (CHECKOUT, str(STUBS)) if path]
 
 from tpru_verl import host, plan, preflight, recipes
 from tpru_verl.data.easyr1_tokens import EasyR1Counter
 from tpru_verl.data.prepare import Asked, Options, prepare
 from tpru_verl.data.source import read_rows
 from tpru_verl.data.work import Source
-from tpru_verl.plugin import easyr1
+from tpru_verl.plugin import easyr1, launch
 from tpru_verl.prompts import render
 from tpru_verl.recipes.for_easyr1 import PAPER
+from tpru_verl.settings import Settings
+
+CHECKOUT = os.environ.get("TPRU_EASYR1", "")
+STUBS = Path(__file__).parent / "stubs"
+sys.path[:0] = [path for path in (CHECKOUT, str(STUBS)) if path]
+
 
 HOST = host.find()
 HEAD = HOST.knows_qwen3vl
 NAMES = [name for name in recipes.names(host.EASYR1) if HEAD or "qwen3vl" not in name]
+Config = dict[str, Any]
 RIGHT, WRONG = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>"
 SCORES = {RIGHT: 1.0, WRONG: 0.125, "The answer: <answer>B</answer>": 0.875, "I see a dog.": 0.0}
 
@@ -78,6 +82,14 @@ def overrides(prepared: Path, model: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def composed(prepared: Path, model: Path, root: Path) -> Config:
+    """As `plan` composes it, in a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (CHECKOUT, str(STUBS), str(root)))))
+        return cast(Config, plan.compose("tpru_7b", overrides(prepared, model)).settings.config)
+
+
 def configured(arguments: Sequence[str]) -> Any:
     """EasyR1's configuration object, by the lines of its own `main`."""
     from omegaconf import OmegaConf
@@ -99,11 +111,13 @@ def processor_of(config: Any) -> Any:
 
 
 class TestConfiguration:
+    def test_what_we_compose_is_what_easyr1_would(self) -> None:
+        arguments = recipes.easyr1_arguments("tpru_7b", ["data.seed=3"])
+        assert easyr1.compose(arguments) == json.loads(json.dumps(configured(arguments).to_dict()))
+
     @pytest.mark.parametrize("name", NAMES)
-    def test_a_recipe_is_what_we_think_it_is(self, name: str) -> None:
-        arguments = recipes.easyr1_arguments(name)
-        theirs = configured(arguments)
-        assert easyr1.compose(arguments) == json.loads(json.dumps(theirs.to_dict()))
+    def test_a_recipe_names_files_that_are_there(self, name: str) -> None:
+        theirs = configured(recipes.easyr1_arguments(name))
         assert Path(theirs.data.format_prompt).is_file()
         assert Path(theirs.worker.reward.reward_function).is_file()
         assert theirs.worker.reward.reward_function_name == "compute_score"
@@ -119,11 +133,9 @@ class TestConfiguration:
         assert Path(theirs.worker.reward.reward_function).samefile(root / "reward_fns/easyr1.py")
 
     def test_paper_on_top_is_the_paper_recipe(self) -> None:
-        over = easyr1.compose(recipes.easyr1_arguments("tpru_7b", ["+tpru=paper"]))
-        file = easyr1.compose(recipes.easyr1_arguments("tpru_7b_paper"))
-        for config in (over, file):
-            config["trainer"] = {}
-        assert over == file
+        over = configured(recipes.easyr1_arguments("tpru_7b", ["+tpru=paper"]))
+        file = configured(recipes.easyr1_arguments("tpru_7b_paper"))
+        assert (over.data, over.worker, over.algorithm) == (file.data, file.worker, file.algorithm)
         assert set(PAPER) == {"data.format_prompt", "worker.reward.reward_function_kwargs.preset"}
 
     @pytest.mark.parametrize(
@@ -190,36 +202,36 @@ class TestData:
         assert batch["input_ids"].shape == (len(test.dataset), 700)
         assert batch["position_ids"].shape[1] == 4  # mRoPE, which the published pins turned off
 
-    def test_the_folder_itself_is_refused_before_the_start(self, prepared: Path, model: Path) -> None:
-        """README and manifest lie there: which of the three EasyR1 would list first is up to the disk."""
-        given = [item for item in overrides(prepared, model) if "val_files" not in item]
-        planned = plan.compose("tpru_7b", [*given, f"data.val_files={prepared.parent}@test"])
-        with pytest.raises(ValueError, match=r"data files of one kind; give .*/out/data"):
-            planned.check()
-
-    def test_missing_files_are_named_before_the_start(
-        self, prepared: Path, model: Path, tmp_path: Path
+    def test_what_is_missing_is_named_before_the_start(
+        self, composed: Config, prepared: Path, tmp_path: Path
     ) -> None:
-        for item, message in (
-            (f"data.train_files={tmp_path}/no@train", r"data\.train_files=.*no such file or folder"),
-            (f"worker.actor.model.model_path={tmp_path}", r"model_path=.*no config\.json in it"),
-            (f"worker.reward.reward_function={tmp_path}/no.py:f", r"reward_function: found no such file"),
-            ("data.prompt_key=ask", r"expected answer, ask, images; data\.\{prompt,answer,image\}_key"),
+        launch.check_easyr1(composed)
+        for section, key, value, message in (
+            # README and manifest lie there: which of the three EasyR1 would list first is up to the disk.
+            ("data", "val_files", f"{prepared.parent}@test", r"data files of one kind; give .*/out/data"),
+            ("data", "train_files", f"{tmp_path}/no@train", r"data\.train_files=.*no such file or folder"),
+            ("data", "prompt_key", "ask", r"expected answer, ask, images; data\.\{prompt,answer,image\}_key"),
+            ("model", "model_path", str(tmp_path), r"model_path=.*no config\.json in it"),
+            ("reward", "reward_function", None, r"reward_function: found no such file"),
         ):
+            config = deepcopy(composed)
+            sections = {"data": config["data"], "reward": config["worker"]["reward"]}
+            sections["model"] = config["worker"]["actor"]["model"]
+            sections[section][key] = value
             with pytest.raises((OSError, ValueError), match=message):
-                plan.compose("tpru_7b", [*overrides(prepared, model), item]).check()
-        plan.compose("tpru_7b", overrides(prepared, model)).check()
+                launch.check_easyr1(config)
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[Any]:
+    import ray
+
+    ray.init(address="local", num_cpus=1, include_dashboard=False)
+    yield ray
+    ray.shutdown()
 
 
 class TestReward:
-    @pytest.fixture(scope="class")
-    def ray_here(self) -> Iterator[Any]:
-        import ray
-
-        ray.init(address="local", num_cpus=1, include_dashboard=False)
-        yield ray
-        ray.shutdown()
-
     def batch(self, tokenizer: Any) -> Any:
         import torch
         from verl.protocol import DataProto  # pyright: ignore
@@ -254,24 +266,25 @@ class TestReward:
         assert rewards.sum(-1).tolist() == list(SCORES.values()) == metrics["overall"]
         assert metrics["accuracy"] == [1.0, 0.0, 1.0, 0.0]
 
-    def test_preflight_calls_it_as_the_manager_does(self, prepared: Path, model: Path) -> None:
-        planned = plan.compose("tpru_7b", overrides(prepared, model))
-        report = preflight.try_reward(planned.settings)
+    def test_preflight_calls_it_as_the_manager_does(self, composed: Config, tmp_path: Path) -> None:
+        report = preflight.try_reward(Settings(host.EASYR1, composed))
         assert (report.right, report.wrong) == (1.0, 0.125)
-        broken = model / "broken.py"
-        broken.write_text(
-            "def compute_score(inputs, **_):\n    return [{'overall': 'much'} for _ in inputs]\n"
+        broken = deepcopy(composed)
+        broken["worker"]["reward"] |= {
+            "reward_function": str(tmp_path / "broken.py"),
+            "reward_function_kwargs": {},
+        }
+        (tmp_path / "broken.py").write_text(
+            "def compute_score(inputs):\n    return [{'overall': 'much'}] * len(inputs)\n"
         )
-        own = f"worker.reward.reward_function={broken}:compute_score"
-        planned = plan.compose("tpru_7b", [*overrides(prepared, model), own])
-        with pytest.raises(ValueError, match="overall: found 'much', expected a number"):
-            preflight.try_reward(planned.settings)
+        with pytest.raises(ValueError, match=r"broken\.py: overall: found 'much', expected a number"):
+            preflight.try_reward(Settings(host.EASYR1, broken))
 
 
 def test_tpru_train_starts_the_real_trainer_which_ends_at_its_check_for_gpus(
     prepared: Path, model: Path, tmp_path: Path
 ) -> None:
-    """Ray, the runner, tokenizer, processor, both managers as actors, the filter, both loaders, the trainer."""
+    """Ray, runner, tokenizer, processor, managers as actors, the filter, both loaders, the trainer itself."""
     arguments = [
         *overrides(prepared, model),
         "data.rollout_batch_size=8",

@@ -1,8 +1,9 @@
 """How much memory a run takes, from a model's shape and a recipe's settings: arithmetic, nothing is loaded.
 
 Counted are states of the actor under full sharding, activations with gradient checkpointing, logits, what
-vLLM is given and what of it is left for its cache; on the host what is offloaded and the images' pixels. Not so:
-fragmentation, NCCL's buffers, CUDA contexts (together about 3 GiB a GPU, `RESERVE`), Ray's object store.
+vLLM is given and what of it is left for its cache; on the host what is offloaded and the images' pixels. Not
+counted are fragmentation, NCCL's buffers, CUDA contexts (together about 3 GiB a GPU, `RESERVE`) and Ray's
+object store.
 """
 
 from __future__ import annotations
