@@ -20,6 +20,7 @@ from tpru_verl.plan import Plan
 from tpru_verl.preflight import try_reward
 
 GRACE = 30.0  # seconds that a run has to end after a signal, before its processes are killed
+OUTLIVES = 10.0  # seconds that its processes have to end by themselves once the driver has
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 # What Ray and vLLM put in front of a line, and what a logger does: "(Worker pid=1) ERROR 11-22 ... ] ".
@@ -30,6 +31,9 @@ _EXCEPTION = re.compile(
 )
 # Ray's own, which wrap the error of a worker; they count where nothing else is found.
 _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "WorkerCrashedError", "OutOfMemoryError")
+
+# Of Ray's own, which hold no work of the run.
+_SERVICES = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 def check(plan: Plan) -> str:
@@ -131,7 +135,7 @@ class _Watch:
         ]
         stacks = log.with_suffix(".stacks.txt")
         said = dump_stacks(alive, stacks)
-        text = f"\nRuntimeError: no output for {silent:.0f} s (--stall-timeout): the run was ended; {said}\n"
+        text = f"\ntpru: no output for {silent:.0f} s (--stall-timeout): the run was ended; {said}\n"
         self.kept.write(text.encode())
         self.kept.flush()
         self._heard = time.monotonic()
@@ -156,15 +160,15 @@ def _descendants(pid: int) -> list:
         return []
 
 
-def _end(processes: Sequence, grace: float = 10.0) -> None:
+def _end(processes: Sequence) -> None:
     """Kill what is left of a run after Ray had time to end by itself."""
     import psutil
 
-    _, left = psutil.wait_procs([p for p in processes if p.is_running()], timeout=grace)
+    _, left = psutil.wait_procs([p for p in processes if p.is_running()], timeout=OUTLIVES)
     for process in left:
         with _Gone():
             process.kill()
-    psutil.wait_procs(left, timeout=grace)
+    psutil.wait_procs(left, timeout=OUTLIVES)
 
 
 class _Gone:
@@ -178,7 +182,8 @@ class _Gone:
 
 
 def dump_stacks(processes: Sequence, out: Path) -> str:
-    """Write the stacks of the Python processes among these to `out`, by py-spy; says what was done."""
+    """Write the stacks of the first process, the driver, and of workers among the others to `out`, by py-spy;
+    returns in words what was done."""
     tool = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if tool is None:
         return "no stacks: found no py-spy, expected it on PATH (pip install py-spy)"
@@ -186,10 +191,10 @@ def dump_stacks(processes: Sequence, out: Path) -> str:
     for process in processes:
         with _Gone():
             title = " ".join(filter(None, process.cmdline())) or process.name()
-            if "ray::IDLE" in title or not ("python" in title or title.startswith(("ray::", "VLLM"))):
-                continue
-            state = process.status()
-            dumped.append(f"== {title[:200]} (pid {process.pid}, {state})\n{_stack(tool, process.pid)}\n")
+            worker = title.startswith(("ray::", "VLLM")) and not title.startswith(_SERVICES)
+            if worker or process is processes[0]:
+                state = process.status()
+                dumped.append(f"== {title[:200]} (pid {process.pid}, {state})\n{_stack(tool, process.pid)}\n")
     out.write_text("".join(dumped), encoding="utf-8")
     return f"stacks of {len(dumped)} processes are in {out}"
 
@@ -223,9 +228,7 @@ def first_error(log: Path) -> str:
                 inside.add(process)
             continue
         match = _EXCEPTION.match(line)
-        if match and (
-            process in inside or match[2] in _WRAPPERS or line.startswith("RuntimeError: no output")
-        ):
+        if match and (process in inside or match[2] in _WRAPPERS):
             inside.discard(process)
             where = f" ({process + ', ' if process else ''}line {number} of the log)"
             if match[2] not in _WRAPPERS:

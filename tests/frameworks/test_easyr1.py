@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -308,3 +310,50 @@ def test_the_environment_is_the_one_that_is_promised() -> None:
     assert HOST.name == host.EASYR1
     assert host.broken_pins(HOST) == []
     assert HOST.version.startswith("0.3.3" if CHECKOUT else "0.3.2")
+
+
+class TestInstall:
+    @pytest.fixture(scope="class")
+    def python(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """An environment with all that this one has, and where pip may install."""
+        folder = tmp_path_factory.mktemp("env")
+        venv.create(folder, with_pip=False)
+        (site,) = (folder / "lib").glob("python3*/site-packages")
+        own = sysconfig.get_path("purelib")
+        (site / "zz_environment.pth").write_text(f"import site; site.addsitedir({own!r})\n")
+        return folder / "bin" / "python"
+
+    def pip(self, python: Path, *arguments: str) -> str:
+        command = [sys.executable, "-m", "pip", "--python", str(python), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_installing_us_changes_no_installed_version(
+        self, python: Path, root: Path, tmp_path: Path
+    ) -> None:
+        """Without an index: what would have to be fetched would fail, and what would be moved would show."""
+        source = tmp_path / "source"
+        leave = shutil.ignore_patterns(".git", ".venv", "outputs", "build", "*.egg-info", "__pycache__")
+        shutil.copytree(root, source, symlinks=True, ignore=leave)
+        before = self.frozen(python)
+        assert {"lazyllm-verl", "transformers", "omegaconf"} <= before.keys()
+        self.pip(python, "install", "--no-index", "--no-build-isolation", str(source))
+        after = self.frozen(python)
+        assert after.pop("tpru-verl").startswith("0.")
+        before.pop("tpru-verl", None)
+        assert after == before
+
+    def frozen(self, python: Path) -> dict[str, str]:
+        found = json.loads(self.pip(python, "list", "--format", "json"))
+        return {package["name"]: package["version"] for package in found}
+
+    def test_importing_us_brings_neither_torch_nor_verl(self, python: Path, tmp_path: Path) -> None:
+        code = (
+            "import sys, tpru_verl, tpru_verl.cli, tpru_verl.plan, tpru_verl.doctor, tpru_verl.train\n"
+            "print(*sorted({'torch', 'verl', 'vllm', 'transformers'} & set(sys.modules)))"
+        )
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [str(python), "-c", code]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
