@@ -32,6 +32,10 @@ from tpru_verl.settings import Settings
 CHECKOUT = os.environ.get("TPRU_EASYR1", "")
 STUBS = Path(__file__).parent / "stubs"
 sys.path[:0] = [path for path in (CHECKOUT, str(STUBS)) if path]
+# What is started, Ray's workers too, imports the same EasyR1, the stub and this project; and finds no GPU.
+ROOT = str(Path(__file__).parents[2])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (CHECKOUT, str(STUBS), ROOT)))
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 HOST = host.find()
@@ -40,13 +44,6 @@ NAMES = [name for name in recipes.names(host.EASYR1) if HEAD or "qwen3vl" not in
 Config = dict[str, Any]
 RIGHT, WRONG = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>"
 SCORES = {RIGHT: 1.0, WRONG: 0.125, "The answer: <answer>B</answer>": 0.875, "I see a dog.": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def for_processes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is started imports the same EasyR1, the stub and this project; and no GPU is found."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (CHECKOUT, str(STUBS), str(root)))))
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +82,9 @@ def overrides(prepared: Path, model: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def composed(prepared: Path, model: Path, root: Path) -> Config:
+def composed(prepared: Path, model: Path) -> Config:
     """As `plan` composes it, in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (CHECKOUT, str(STUBS), str(root)))))
-        return cast(Config, plan.compose("tpru_7b", overrides(prepared, model)).settings.config)
+    return cast(Config, plan.compose("tpru_7b", overrides(prepared, model)).settings.config)
 
 
 def configured(arguments: Sequence[str]) -> Any:
