@@ -54,11 +54,11 @@ class Shape:
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         layer = attention + 3 * self.hidden * self.intermediate
         words = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        merged = PATCHES_A_TOKEN * self.vision_hidden
-        tower = self.vision_layers * (
-            4 * self.vision_hidden**2 + 3 * self.vision_hidden * self.vision_intermediate
-        )
-        return self.layers * layer + words + tower + merged * (merged + self.hidden)
+        wide = self.vision_hidden
+        merged = PATCHES_A_TOKEN * wide
+        tower = self.vision_layers * (4 * wide**2 + 3 * wide * self.vision_intermediate)
+        patches = 3 * 2 * self.patch**2 * wide
+        return self.layers * layer + words + patches + tower + merged * (merged + self.hidden)
 
     @property
     def kv_bytes(self) -> int:
