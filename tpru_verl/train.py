@@ -11,13 +11,16 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from tpru_verl.plan import Plan
 from tpru_verl.preflight import try_reward
+
+if TYPE_CHECKING:
+    import psutil
 
 GRACE = 30.0  # seconds that a run has to end after a signal, before its processes are killed
 OUTLIVES = 10.0  # seconds that its processes have to end by themselves once the driver has
@@ -55,7 +58,13 @@ def run(plan: Plan, log: Path, *, stall_timeout: float = 0.0) -> int:
         watch = _Watch(plan.command, environment, kept)
         code = watch.to_the_end(log, stall_timeout)
     if code and not watch.asked_to_end:
-        print(f"tpru: {first_error(log)}\ntpru: the whole log: {log}", file=sys.stderr)
+        # What a run that hangs has raised before says nothing of why it hangs, as a rule: shown, but second.
+        lines = [
+            watch.stalled,
+            f"{'before: ' if watch.stalled else ''}{first_error(log)}",
+            f"the whole log: {log}",
+        ]
+        print("\n".join(f"tpru: {line}" for line in lines if line), file=sys.stderr)
     return 128 - code if code < 0 else code
 
 
@@ -67,11 +76,11 @@ class _Watch:
     environment: Mapping[str, str]
     kept: IO[bytes]
     asked_to_end: bool = False
+    stalled: str = ""  # what was said when it was ended for its silence
     _heard: float = field(default_factory=time.monotonic)  # when it last printed something
     _end_by: float = float("inf")
 
     def to_the_end(self, log: Path, stall_timeout: float) -> int:
-        import psutil
 
         process = subprocess.Popen(
             self.command,
@@ -88,11 +97,11 @@ class _Watch:
                 # Remembered while they have a parent: Ray's processes outlive the driver that started them.
                 known |= {p.pid: p for p in _descendants(process.pid)}
                 silent = time.monotonic() - self._heard
-                if stall_timeout and silent > stall_timeout and not self.asked_to_end:
-                    self._stalled(process, list(known.values()), log, silent)
+                if stall_timeout and silent > stall_timeout and not (self.asked_to_end or self.stalled):
+                    self._end_stalled(process, list(known.values()), log, silent)
                 if time.monotonic() > self._end_by:
                     process.kill()
-                with _Waiting():
+                with suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=1)
         _end(list(known.values()))
         reader.join(timeout=5)
@@ -103,8 +112,9 @@ class _Watch:
             self._heard = time.monotonic()
             self.kept.write(chunk)
             self.kept.flush()
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+            with suppress(OSError, ValueError):  # whoever listened has gone, as in `tpru train | head`
+                sys.stdout.buffer.write(chunk)
+                sys.stdout.buffer.flush()
 
     @contextmanager
     def _forwarding(self, process: subprocess.Popen[bytes]) -> Iterator[None]:
@@ -123,35 +133,19 @@ class _Watch:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stalled(
-        self, process: subprocess.Popen[bytes], known: Sequence[object], log: Path, silent: float
+    def _end_stalled(
+        self, process: subprocess.Popen[bytes], known: Sequence[psutil.Process], log: Path, silent: float
     ) -> None:
         import psutil
 
-        alive = [
-            p
-            for p in [psutil.Process(process.pid), *known]
-            if isinstance(p, psutil.Process) and p.is_running()
-        ]
-        stacks = log.with_suffix(".stacks.txt")
-        said = dump_stacks(alive, stacks)
-        text = f"\ntpru: no output for {silent:.0f} s (--stall-timeout): the run was ended; {said}\n"
-        self.kept.write(text.encode())
-        self.kept.flush()
-        self._heard = time.monotonic()
+        alive = [p for p in [psutil.Process(process.pid), *known] if p.is_running()]
+        said = dump_stacks(alive, log.with_suffix(".stacks.txt"))
+        self.stalled = f"no output for {silent:.0f} s (--stall-timeout): the run was ended; {said}"
         process.send_signal(signal.SIGTERM)
         self._end_by = time.monotonic() + GRACE
 
 
-class _Waiting:
-    """Swallows the timeout of a wait."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        return kind is subprocess.TimeoutExpired
-
-
-def _descendants(pid: int) -> list:
+def _descendants(pid: int) -> list[psutil.Process]:
     import psutil
 
     try:
@@ -160,36 +154,28 @@ def _descendants(pid: int) -> list:
         return []
 
 
-def _end(processes: Sequence) -> None:
+def _end(processes: Sequence[psutil.Process]) -> None:
     """Kill what is left of a run after Ray had time to end by itself."""
     import psutil
 
     _, left = psutil.wait_procs([p for p in processes if p.is_running()], timeout=OUTLIVES)
     for process in left:
-        with _Gone():
+        with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(left, timeout=OUTLIVES)
 
 
-class _Gone:
-    """Swallows that a process has ended meanwhile."""
-
-    def __enter__(self) -> None: ...
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        import psutil
-
-        return kind is not None and issubclass(kind, psutil.NoSuchProcess)
-
-
-def dump_stacks(processes: Sequence, out: Path) -> str:
+def dump_stacks(processes: Sequence[psutil.Process], out: Path) -> str:
     """Write the stacks of the first process, the driver, and of workers among the others to `out`, by py-spy;
     returns in words what was done."""
+    import psutil
+
     tool = shutil.which("py-spy") or shutil.which("py-spy", path=str(Path(sys.executable).parent))
     if tool is None:
         return "no stacks: found no py-spy, expected it on PATH (pip install py-spy)"
     dumped = []
     for process in processes:
-        with _Gone():
+        with suppress(psutil.Error):  # it has ended meanwhile, or is another user's
             title = " ".join(filter(None, process.cmdline())) or process.name()
             worker = title.startswith(("ray::", "VLLM")) and not title.startswith(_SERVICES)
             if worker or process is processes[0]:

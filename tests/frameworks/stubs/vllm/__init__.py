@@ -11,8 +11,6 @@ __version__ = "0.11.0"
 
 
 class _Names(ModuleType):
-    __path__ = ()
-
     def __getattr__(self, name: str) -> object:
         if name.startswith("__"):
             raise AttributeError(name)
@@ -22,7 +20,9 @@ class _Names(ModuleType):
 
 
 for name in ("distributed", "lora", "lora.models", "lora.request", "lora.utils", "lora.worker_manager"):
-    sys.modules[f"{__name__}.{name}"] = _Names(f"{__name__}.{name}")
+    module = _Names(f"{__name__}.{name}")
+    module.__path__ = []  # a package: more can be imported from it
+    sys.modules[module.__name__] = module
 LLM, RequestOutput, SamplingParams = (
     type(name, (), {}) for name in ("LLM", "RequestOutput", "SamplingParams")
 )
