@@ -155,7 +155,7 @@ class TestRecipe:
 
     @pytest.mark.parametrize("name", ["max_model_len", "batched_tokens"])
     def test_token_budgets(self, name: str) -> None:
-        ((text, fix),) = failed(recipe.budget_lines(settings(**{name: 8000})))
+        ((text, fix),) = failed(recipe.budget_lines(settings("veRL", **{name: 8000})))
         assert "prompt and response have up to 8024" in text
         assert fix.endswith("=8024")
 

@@ -59,11 +59,8 @@ def run(plan: Plan, log: Path, *, stall_timeout: float = 0.0) -> int:
         code = watch.to_the_end(log, stall_timeout)
     if code and not watch.asked_to_end:
         # What a run that hangs has raised before says nothing of why it hangs, as a rule: shown, but second.
-        lines = [
-            watch.stalled,
-            f"{'before: ' if watch.stalled else ''}{first_error(log)}",
-            f"the whole log: {log}",
-        ]
+        error = f"before: {first_error(log)}" if watch.stalled else first_error(log)
+        lines = [watch.stalled, error, f"the whole log: {log}"]
         print("\n".join(f"tpru: {line}" for line in lines if line), file=sys.stderr)
     return 128 - code if code < 0 else code
 
