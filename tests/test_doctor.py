@@ -103,10 +103,10 @@ class TestMachine:
         assert (lines["omegaconf"].status, lines["tensordict"].status) == (FAIL, WARN)
 
     def test_probe_imports_for_real(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "none")
+        monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "somebody_elses")
         found = probe(["json", "no_such_module"])
         assert list(found["errors"]) == ["no_such_module"]
-        assert (found["plugin"], found["host_error"], found["cuda"]) == ("off", "", "")
+        assert (found["plugin"], found["host_error"], found["cuda"]) == ("missing", "", "")
 
 
 class TestRecipe:
@@ -173,6 +173,12 @@ class TestRecipe:
         assert failed(recipe._images(settings(), prompts.Prompts(images=9))) == [
             ("up to 9, actor_rollout_ref.rollout.limit_images=7", "actor_rollout_ref.rollout.limit_images=9")
         ]
+
+    def test_the_reward_is_tried_without_fetching_a_data_set(self) -> None:
+        config = settings().config
+        reward = {"path": "pkg://tpru_verl.reward_fns.verl", "name": "compute_score"}
+        on_hub = Settings("veRL", {**config, "reward": {"custom_reward_function": reward}})
+        assert recipe._reward(on_hub).startswith("8 made rows: a right answer")
 
     def test_gpus_and_memory_against_the_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)

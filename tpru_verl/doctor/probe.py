@@ -13,6 +13,9 @@ import sys
 from typing import TypedDict
 
 _MARK = "tpru-probe:"
+# By its path: as a module of this package it would bring our plugin along, and nobody could tell whether
+# veRL did.
+_START = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
 
 
 class Device(TypedDict):
@@ -34,7 +37,7 @@ class Probe(TypedDict):
 def probe(modules: list[str]) -> Probe:
     """Import `modules` one after another, then `verl`, in a fresh process. Raises nothing."""
     nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="missing", host_error="")
-    command = [sys.executable, "-m", __name__, *modules]
+    command = [sys.executable, "-c", _START, *modules]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     except subprocess.TimeoutExpired:
@@ -80,12 +83,11 @@ def _plugin() -> tuple[str, str]:
     listener = logging.Handler(logging.WARNING)
     listener.emit = lambda record: warned.append(record.getMessage())
     logging.getLogger("tpru_verl").addHandler(listener)
-    before = "tpru_verl.plugin" in sys.modules
     if error := _error_of("verl"):
         return "missing", error
     if os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower() == "none":
         return "off", ""
-    if not before and "tpru_verl.plugin" not in sys.modules:
+    if "tpru_verl.plugin" not in sys.modules:
         return "missing", ""
     return (warned[0], "") if warned else ("loaded", "")
 

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tpru_verl import host as hosts
 from tpru_verl import plan as plans
@@ -42,7 +43,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Seen) -> list[Line
         *batch_lines(settings),
         *_tensor_parallel(settings),
         *budget_lines(settings),
-        judged("reward", lambda: str(preflight.try_reward(settings)), "mend the reward, or choose another"),
+        judged("reward", lambda: _reward(settings), "mend the reward, or choose another"),
         *_gpus(settings, seen),
         *_memory(settings, seen, found.longest),
     ]
@@ -224,6 +225,22 @@ def budget_lines(settings: Settings) -> Iterator[Line]:
             yield Line("token budget", FAIL, text, f"{settings.key(name)}={need}")
         else:
             yield Line("token budget", OK, f"{settings.said(name)} of {need} needed")
+
+
+def _reward(settings: Settings) -> str:
+    """On rows of the data, or on made ones where the data are on the Hub: a look is no reason to fetch them."""
+    if any(prompts.is_local(name) for name in settings.files("train_files")):
+        return str(preflight.try_reward(settings))
+    from tpru_verl.demo.scenes import make_rows, write_parquet
+
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.parquet"
+        write_parquet(make_rows(preflight.ROWS, seed=0), rows)
+        data = settings.config.get("data")
+        assert isinstance(data, dict)
+        made = Settings(settings.host, {**settings.config, "data": {**data, "train_files": str(rows)}})
+        said = str(preflight.try_reward(made)).replace("rows of the data", "made rows")
+    return f"{said} (the data are on the Hub; `tpru train` tries it on them)"
 
 
 def _gpus(settings: Settings, seen: Seen) -> Iterator[Line]:
