@@ -228,7 +228,7 @@ def budget_lines(settings: Settings) -> Iterator[Line]:
 
 
 def _reward(settings: Settings) -> str:
-    """On rows of the data, or on made ones where the data are on the Hub: a look is no reason to fetch them."""
+    """On rows of the data; on made ones where the data are on the Hub, which a look does not fetch."""
     if any(prompts.is_local(name) for name in settings.files("train_files")):
         return str(preflight.try_reward(settings))
     from tpru_verl.demo.scenes import make_rows, write_parquet
