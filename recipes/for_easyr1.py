@@ -48,7 +48,7 @@ VARIANTS = {
     "tpru_32b": Variant(
         (
             "As tpru_7b, with Qwen2.5-VL-32B. No 32B recipe was published: only what its size asks for is",
-            "changed. Not run yet; `tpru doctor` estimates 550 GiB of host memory for it on one machine.",
+            "changed. Not run yet; `tpru doctor` estimates 570 GiB of host memory for it on one machine.",
             BOTH,
         ),
         {

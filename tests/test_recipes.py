@@ -219,7 +219,7 @@ def test_easyr1_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "expected veRL 0.9: use recipes/easyr1 there" in done.stderr
 
 
-@pytest.mark.parametrize("size", ["3b", "7b"])
+@pytest.mark.parametrize("size", ["3b", "7b", "32b", "qwen3vl_4b"])
 class TestEasyR1:
     def test_names_files_that_exist(self, size: str, root: Path) -> None:
         config = OmegaConf.load(recipes.EASYR1 / f"tpru_{size}.yaml")
