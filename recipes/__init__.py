@@ -6,10 +6,12 @@ import a package `verl` lying there in place of the real one.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tpru_verl import host as hosts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,9 +20,25 @@ VERL = Path(__file__).parent / "verl"
 EASYR1 = Path(__file__).parent / "easyr1"
 
 
-def names() -> list[str]:
-    """Names of the veRL recipes, as `--config-name` takes them."""
-    return sorted(path.stem for path in VERL.glob("*.yaml"))
+PAPER = "+tpru=paper"  # the published reward and prompt on top of any recipe, in Hydra's words
+
+
+def names(host: str = hosts.VERL) -> list[str]:
+    """Names of the recipes for a host; veRL's `--config-name` takes its own."""
+    return sorted(path.stem for path in (VERL if host == hosts.VERL else EASYR1).glob("*.yaml"))
+
+
+def check_name(recipe: str, host: hosts.Host) -> None:
+    """Raises ValueError for a recipe that this host has not; what it has is listed nearest first."""
+    known = names(host.name)
+    if recipe in known:
+        return
+    nearest = sorted(known, key=lambda name: -SequenceMatcher(None, recipe, name).ratio())
+    other = hosts.EASYR1 if host.name == hosts.VERL else hosts.VERL
+    found = f"found {recipe!r}"
+    if recipe in names(other):
+        found += f", a recipe for {other} alone, beside {host}"
+    raise ValueError(f"recipe: {found}, expected one of {', '.join(nearest)}")
 
 
 def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -33,15 +51,16 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
             the message is one line.
         RuntimeError: veRL is not installed, or the `verl` that is installed is EasyR1.
     """
-    configs = _verl_folder() / "trainer" / "config"
-    if recipe not in names():
-        raise ValueError(f"recipe: found {recipe!r}, expected one of {', '.join(names())}")
+    host = hosts.find()
+    if host.name != hosts.VERL:
+        raise RuntimeError(f"found {host} in {host.folder}, expected veRL 0.9: use recipes/easyr1 there")
+    check_name(recipe, host)
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     try:
-        with initialize_config_dir(config_dir=str(configs), version_base=None):
+        with initialize_config_dir(config_dir=str(host.folder / "trainer/config"), version_base=None):
             config = compose(recipe, overrides=list(overrides))
     except HydraException as error:
         raise ValueError(f"{recipe}: {' '.join(str(error).split())}") from error
@@ -53,15 +72,34 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def _verl_folder() -> Path:
-    spec = importlib.util.find_spec("verl")
-    if spec is None or spec.origin is None:
-        raise RuntimeError(
-            "veRL is not installed: pip install 'tpru-verl[verl]' on a GPU, 'tpru-verl[cpu]' without"
-        )
-    folder = Path(spec.origin).parent
-    if not (folder / "trainer" / "main_ppo.py").exists():
-        raise RuntimeError(
-            f"found EasyR1 or an old veRL in {folder}, expected veRL 0.9: use recipes/easyr1 there"
-        )
-    return folder
+def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
+    """What follows `python -m verl.trainer.main` to train with EasyR1, from any folder.
+
+    The recipe names its template and its reward relative to a clone; here they are whole paths, for EasyR1
+    goes on without a file that it does not find. `+tpru=paper` becomes the keys of the published two.
+
+    Raises:
+        ValueError: no such recipe, or one that this EasyR1 is too old for.
+        RuntimeError: what is installed is not EasyR1.
+    """
+    from tpru_verl.recipes.for_easyr1 import PAPER as PAPER_CHANGES
+
+    host = hosts.find()
+    if host.name != hosts.EASYR1:
+        raise RuntimeError(f"found {host} in {host.folder}, expected EasyR1")
+    check_name(recipe, host)
+    if "qwen3vl" in recipe and not host.knows_qwen3vl:
+        raise ValueError(f"{recipe}: found {host}, expected EasyR1 0.3.3 (its head), which knows Qwen3-VL")
+    package = Path(hosts.__file__).parent
+    paper = PAPER in overrides
+    settings = {
+        "data.format_prompt": f"{package}/prompts/{'paper' if paper or 'paper' in recipe else 'tpru'}.jinja",
+        "worker.reward.reward_function": f"{package}/reward_fns/easyr1.py:compute_score",
+    }
+    if paper:
+        settings |= {key: change.value for key, change in PAPER_CHANGES.items() if key not in settings}
+        settings["trainer.experiment_name"] = "paper"
+    given = [item for item in overrides if item != PAPER]
+    taken = {item.partition("=")[0] for item in given}
+    ours = [f"{key}={value}" for key, value in settings.items() if key not in taken]
+    return [f"config={EASYR1 / f'{recipe}.yaml'}", *ours, *given]

@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 import tpru_verl
-from tpru_verl import cli
-from tpru_verl.plugin import launch
+from tpru_verl import cli, train
+from tpru_verl.plan import Plan
 
 DATA = ["data.train_files=train.parquet", "data.val_files=test.parquet"]
 
@@ -55,30 +55,34 @@ def test_train_on_a_gpu_leaves_the_platform_to_verl(
     assert out.endswith("--config-name tpru_7b +tpru=paper\n")
 
 
-def test_train_hands_over_environment_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[tuple[list[str], dict[str, str]]] = []
+def test_train_checks_then_runs_and_hands_the_exit_code_over(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[tuple[Plan, Path, float]] = []
 
-    def run(command: list[str], environment: dict[str, str]) -> int:
-        started.append((command, environment))
+    def run(plan: Plan, log: Path, *, stall_timeout: float) -> int:
+        started.append((plan, log, stall_timeout))
         return 7
 
-    monkeypatch.setattr(cli, "_run", run)
-    monkeypatch.setattr(launch, "check", lambda config: None)
-    result = CliRunner().invoke(cli.app, ["train", "tpru_tiny_cpu", *DATA])
-    assert result.exit_code == 7
-    ((command, environment),) = started
-    assert command[-len(DATA) :] == DATA
-    assert environment["VERL_PLATFORM"] == "cpu"
-    assert "PATH" in environment
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "check", lambda plan: "fine")
+    code, out, err = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA, "--stall-timeout", "9")
+    assert code == 7
+    assert err == "reward: fine\n"
+    ((plan, log, stall_timeout),) = started
+    assert plan.command[-len(DATA) :] == DATA
+    assert plan.environment["VERL_PLATFORM"] == "cpu"
+    assert out == f"{plan}\n"
+    assert (log.parent, log.name[:14], stall_timeout) == (Path("outputs"), "tpru_tiny_cpu-", 9)
 
 
-def test_run_returns_the_exit_code_of_the_process() -> None:
-    assert (
-        cli._run(
-            [sys.executable, "-c", "import os; raise SystemExit(int(os.environ['CODE']))"], {"CODE": "5"}
-        )
-        == 5
-    )
+def test_train_names_what_is_missing_before_anything_starts(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, _, _ = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA)
+    assert code == "tpru: data.train_files=train.parquet: no such file or folder"
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def run(tmp_path: Path) -> Prepare:
 
 def read(folder: Path, split: str = "train") -> list[Row]:
     return [
-        row for path in sorted(folder.glob(f"{split}-*.parquet")) for row in pq.read_table(path).to_pylist()
+        row
+        for path in sorted(folder.glob(f"data/{split}-*.parquet"))
+        for row in pq.read_table(path).to_pylist()
     ]
 
 
@@ -75,7 +77,7 @@ def test_a_second_run_gives_the_same_bytes_and_replaces_the_first(run: Prepare, 
     assert contents(tmp_path / "other") == first
     run(ROWS[:3])
     assert len(read(tmp_path / "out")) == 3
-    assert not list((tmp_path / "out").glob("test-*"))
+    assert not list((tmp_path / "out").glob("data/test-*"))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -177,7 +179,7 @@ def test_shards_are_cut_by_size_and_named_by_count(
     manifest = run()
     names = [file["name"] for file in manifest["files"]]
     assert len(names) > 2
-    assert names == [f"train-{i:05d}-of-{len(names):05d}.parquet" for i in range(len(names))]
+    assert names == [f"data/train-{i:05d}-of-{len(names):05d}.parquet" for i in range(len(names))]
     assert [[cell["bytes"] for cell in row["images"]] for row in read(tmp_path / "out")] == [
         row["images"] for row in ROWS
     ]
@@ -185,7 +187,7 @@ def test_shards_are_cut_by_size_and_named_by_count(
 
 def test_row_groups_are_small_and_pictures_are_not_compressed_again(run: Prepare, tmp_path: Path) -> None:
     run([reordering(i % 12) for i in range(150)])
-    metadata = pq.read_metadata(tmp_path / "out/train-00000-of-00001.parquet")
+    metadata = pq.read_metadata(tmp_path / "out/data/train-00000-of-00001.parquet")
     assert [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)] == [64, 64, 22]
     group = metadata.row_group(0)
     codecs = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
@@ -214,7 +216,7 @@ def test_verl_trains_on_it_without_conversion(run: Prepare, tmp_path: Path, chec
 
     run()
     processor = AutoProcessor.from_pretrained(checkpoint)
-    shard = str(tmp_path / "out/train-00000-of-00001.parquet")
+    shard = str(tmp_path / "out/data/train-00000-of-00001.parquet")
     config = OmegaConf.create({"prompt_key": "prompt", "image_key": "images", "max_prompt_length": 4096})
     ours = TPRUDataset([shard], processor.tokenizer, config, processor)[0]
     stock = RLHFDataset([shard], processor.tokenizer, config, processor)[0]

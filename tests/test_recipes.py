@@ -196,7 +196,7 @@ def test_verl_is_not_shadowed_inside_the_recipes_folder(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("tpru_8b", DATA, "recipe: found 'tpru_8b', expected one of tpru_32b"),
+        ("tpru_8b", DATA, "recipe: found 'tpru_8b', expected one of tpru_3b, tpru_7b"),
         ("tpru_tiny_cpu", [], "no value for data.train_files, data.val_files; add data.train_files="),
         ("tpru_7b", ["actor_rollout_ref.model.path=null"], "no value for actor_rollout_ref.model.path"),
         ("tpru_7b", ["data.trainfiles=x"], "Could not override 'data.trainfiles'"),
@@ -219,7 +219,7 @@ def test_easyr1_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert "expected veRL 0.9: use recipes/easyr1 there" in done.stderr
 
 
-@pytest.mark.parametrize("size", ["3b", "7b"])
+@pytest.mark.parametrize("size", ["3b", "7b", "32b", "qwen3vl_4b"])
 class TestEasyR1:
     def test_names_files_that_exist(self, size: str, root: Path) -> None:
         config = OmegaConf.load(recipes.EASYR1 / f"tpru_{size}.yaml")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shlex
-import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
-    help="Train vision-language models on temporal and procedural understanding with veRL.",
+    help="Train vision-language models on temporal and procedural understanding with veRL or EasyR1.",
     epilog="Start here: `tpru demo`. Then: `tpru train tpru_7b data.train_files=train.parquet`",
 )
 
@@ -62,33 +60,76 @@ def demo(
     run(out=out, seed=seed, steps=steps, eval_rows=eval_rows)
 
 
+Recipe = Annotated[str, typer.Argument(help="Name of a recipe, such as tpru_7b.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes: Hydra's syntax for veRL, OmegaConf's for EasyR1."),
+]
+
+
 @app.command(
     epilog="Examples: `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet` &nbsp; "
     "`tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`"
 )
 def train(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as tpru_7b.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Changes, in Hydra's syntax."),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after printing the command.")] = False,
+    stall_timeout: Annotated[
+        float,
+        typer.Option(min=0, help="End a run that prints nothing for so many seconds; 0 waits for ever."),
+    ] = 3600,
+    log: Annotated[
+        Path | None, typer.Option(help="Where its output is kept. Default: outputs/RECIPE-DATE-TIME.log")
+    ] = None,
 ) -> None:
-    """Check a recipe, print the exact command that trains it, and run that: veRL's own main_ppo.
+    """Check a recipe, print the exact command that trains it, and run that: veRL's main_ppo or EasyR1's main.
 
-    The command can be copied and run by hand. The exit code is veRL's.
+    Whichever of the two is installed. The reward is tried on real rows first. The command can be copied and
+    run by hand; exit code and signals are passed on, and a failure names the first error of all workers.
     """
-    from tpru_verl import recipes
-    from tpru_verl.plugin import launch
+    from tpru_verl import plan
 
-    config = recipes.compose(recipe, overrides or [])
-    environment = launch.environment(config)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *(overrides or [])]
-    variables = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
-    typer.echo(" ".join([*variables, shlex.join(command)]))
-    if not dry_run:
-        launch.check(config)
-        raise typer.Exit(_run(command, {**os.environ, **environment}))
+    planned = plan.compose(recipe, overrides or [])
+    typer.echo(str(planned))
+    if dry_run:
+        return
+    from tpru_verl import train as work
+
+    typer.echo(f"reward: {work.check(planned)}", err=True)
+    default = Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}.log"
+    raise typer.Exit(work.run(planned, log or default, stall_timeout=stall_timeout))
+
+
+@app.command(
+    epilog="Examples: `tpru doctor` &nbsp; "
+    "`tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`"
+)
+def doctor(
+    overrides: Overrides = None,
+    recipe: Annotated[str | None, typer.Option(help="Check a run of this recipe, too.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Say what is installed, whether it works together, and whether a run would start: a fix per line.
+
+    With `--recipe` also its keys, files, prompt lengths, batch sizes, reward and memory, without starting it.
+    Exit code 0 only when a run would start.
+    """
+    import json
+    from dataclasses import asdict
+
+    from tpru_verl import doctor as work
+    from tpru_verl.terminal import results
+
+    if overrides and recipe is None:
+        raise ValueError(f"found {overrides[0]!r} and no recipe, expected --recipe NAME before it")
+    lines = work.examine(recipe, overrides or [])
+    if as_json:
+        typer.echo(json.dumps([asdict(line) for line in lines], indent=1))
+    else:
+        results().print(work.table(lines))
+        typer.echo(work.verdict(lines))
+    raise typer.Exit(int(any(line.status == work.FAIL for line in lines)))
 
 
 @app.command(epilog="Example: `tpru score outputs/rollouts --json scores.json`")
@@ -113,14 +154,6 @@ def score(
         console.print(table)
     if json_file is not None:
         write_json(json_file, work.summary(tallies))
-
-
-def _run(command: list[str], environment: dict[str, str]) -> int:
-    with subprocess.Popen(command, env=environment) as process:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:  # the process had the same Ctrl-C: let it end Ray and vLLM
-            return process.wait()
 
 
 def main() -> None:

