@@ -9,7 +9,7 @@ from string import ascii_uppercase
 
 import xxhash
 
-from tpru_verl.sample import IMAGE_TAG
+from tpru_verl.sample import IMAGE_TAG, option_spans
 
 _NUMBERED = re.compile(r"<image[ _]?(\d+)>")
 
@@ -115,18 +115,3 @@ def _tags(text: str, start: int, end: int) -> tuple[int, int]:
     """Numbers of the first image tag in text[start:end] and of the first one after it."""
     first = text.count(IMAGE_TAG, 0, start)
     return first, first + text.count(IMAGE_TAG, start, end)
-
-
-def option_spans(problem: str, options: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Where the texts of the options stand in the problem, the last time they are listed; [] if nowhere."""
-    pattern = "".join(
-        rf"(?<![A-Za-z0-9])\(?{letter}[.):]\s*({_words(text)})(?![A-Za-z0-9])[\s,;.]*"
-        for letter, text in options.items()
-    )
-    found = list(re.finditer(pattern, problem)) if options else []
-    return [found[-1].span(i + 1) for i in range(len(options))] if found else []
-
-
-def _words(text: str) -> str:
-    """A pattern for `text` whatever the white space between its words."""
-    return r"\s+".join(map(re.escape, text.split()))
