@@ -240,7 +240,7 @@ def cut(problem: str, options: Mapping[str, str] | None = None) -> tuple[str, di
     return problem[: marker.start() if marker else 0], texts, problem[spans[-1][1] :].lstrip(_SEPARATORS)
 
 
-def pieces_of(text: str, pictures: Iterator[Picture]) -> list[Piece]:
+def pieces_of(text: str, pictures: Iterator[Picture | None]) -> list[Piece]:
     """Cut a text at its tags; "Step 1:" before one, or few words between two, become the caption of one."""
     *stretches, rest = text.split(IMAGE_TAG)
     pieces: list[Piece] = []

@@ -102,7 +102,7 @@ class Local:
         self._limits = (0, 0)
 
     def _prepare_environment(self) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         if on_cpu():
             from tpru_verl.plugin.launch import VLLM_ON_CPU
@@ -199,9 +199,8 @@ class Local:
                     if ahead and len(inside) < WINDOW and (ahead[0][1].done() or not inside):
                         request, prepared = ahead.popleft()
                         try:
-                            name = str(next(llm.request_counter))
-                            engine.add_request(name, prepared.result(), self._params(request))
-                            inside[name] = request
+                            (name,) = llm.enqueue([prepared.result()], self._params(request), use_tqdm=False)
+                            inside[name.partition("-")[0]] = request  # outputs lack what vLLM adds to its number
                         except ValueError as error:  # an image, or a prompt that is too long
                             yield request, Reply(error=line_of(error))
                         continue
