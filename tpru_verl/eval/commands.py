@@ -175,3 +175,59 @@ def _value(text: str) -> object:
         return json.loads(text)
     except ValueError:
         return text
+
+
+@app.command(epilog="Example: `tpru eval compare outputs/eval/base outputs/eval/trained --json gain.json`")
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="The --out of one run.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The --out of another, on the same rows.")],
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Compare the rows that both have, although what was asked differs.")
+    ] = False,
+    samples: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers and changed rows there.")] = None,
+) -> None:
+    """Tell whether B is better than A: paired bootstrap over sources, McNemar's test, the rows that changed.
+
+    Refuses runs whose rows, prompts, pixels or sampling differ.
+    """
+    from tpru_verl.data.files import write_json
+    from tpru_verl.eval import compare as work
+    from tpru_verl.terminal import results
+
+    found = work.compare(a, b, anyway=anyway, samples=samples, seed=seed)
+    console = results()
+    for table in work.tables(found):
+        console.print(table)
+    for one in found:
+        for what in one.differing:
+            console.print(f"{one.title}: not the same: {what}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(work.verdict(one), highlight=False, soft_wrap=True)
+    if json_file is not None:
+        write_json(json_file, work.as_json(found))
+
+
+@app.command(
+    epilog="Examples: `tpru eval export lmms-eval tasks --bench tpru-test,lego-puzzles` &nbsp; "
+    "`tpru eval export vlmevalkit ~/LMUData --bench tpru-test`"
+)
+def export(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="lmms-eval or vlmevalkit; inspect-ai needs no export.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the host will look.")],
+    bench: BenchNames = "tpru-test",
+    data: Data = None,
+    style: Style = "tpru",
+    min_pixels: MinPixels = 16384,
+    max_pixels: MaxPixels = 36864,
+    patch: Annotated[int, typer.Option(help="Side of a patch: 14 (Qwen2.5-VL) or 16 (Qwen3-VL).")] = 14,
+) -> None:
+    """Write the same rows, prompts and pixels for another harness, which then judges with our grader."""
+    from tpru_verl.eval.benchmarks import find
+    from tpru_verl.eval.hosts.rows import export as work
+    from tpru_verl.eval.pixels import Bounds
+
+    sources = _pairs("--data", data)
+    chosen = [(benchmark, sources.get(benchmark.name)) for benchmark in find(bench)]
+    for path in work(host, folder, chosen, style, Bounds(min_pixels, max_pixels, 2 * patch)):
+        typer.echo(path)

@@ -12,7 +12,6 @@ from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Scores = NDArray[np.float64]
 BATCH = 2_000_000  # numbers drawn at once by the bootstrap
@@ -87,6 +86,8 @@ def share(scores: Sequence[float] | Scores, sources: Sequence[str]) -> Share:
     (1998)); where all scores are equal, which tells nothing about sources, the number of sources. Student's t
     with G - 1 degrees of freedom takes the normal's place. Raises ValueError for no rows.
     """
+    from scipy import stats  # not where `wilson` alone is wanted
+
     values = np.asarray(scores, float)
     if not len(values):
         raise ValueError("scores: found 0 rows, expected at least 1")
@@ -146,6 +147,8 @@ def paired(
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p of McNemar's test (Psychometrika 12 (1947)): 1 where no row changed."""
+    from scipy import stats
+
     return float(stats.binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
