@@ -50,6 +50,14 @@ def listed(texts: Sequence[str]) -> dict[str, str]:
     return dict(zip(ascii_uppercase, texts, strict=False))
 
 
+def posed(
+    question: str, options: Mapping[str, str], images: Sequence[bytes]
+) -> tuple[str, tuple[bytes, ...], dict[str, str]]:
+    """Question and options as one problem, its images, and the options as it lists them. Raises as `placed`."""
+    problem, ordered = placed(compose(question, options), images)
+    return problem, ordered, {letter: _NUMBERED.sub(IMAGE_TAG, text) for letter, text in options.items()}
+
+
 def compose(question: str, options: Mapping[str, str]) -> str:
     """Question and options as one text, an option a line."""
     return "\n".join([question.strip(), *(f"{letter}. {text}" for letter, text in options.items())])

@@ -15,7 +15,7 @@ from typing import cast
 
 from tpru_verl.data import source
 from tpru_verl.data.source import Part
-from tpru_verl.eval.item import Item, compose, placed
+from tpru_verl.eval.item import Item, posed
 
 LETTER = "Answer with the option's letter from the given choices directly."
 SELECT = "Please select the correct answer from the options above."  # VLMEvalKit's, for most of its tables
@@ -261,7 +261,7 @@ def of_table(record: Record) -> Item | None:
         return None
     hint = record.text("hint")
     question = record.text("question") if not hint else f"Hint: {hint}\n{record.text('question')}"
-    problem, images = placed(compose(question, options), record.images("image"))
+    problem, images, options = posed(question, options, record.images("image"))
     return Item(
         index,
         problem,

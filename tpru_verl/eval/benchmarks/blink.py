@@ -15,7 +15,7 @@ from tpru_verl.eval.benchmarks.base import (
     picture_of,
     table,
 )
-from tpru_verl.eval.item import Item, compose, listed, placed
+from tpru_verl.eval.item import Item, listed, posed
 
 TASKS = (
     "Art_Style", "Counting", "Forensic_Detection", "Functional_Correspondence", "IQ_Test", "Jigsaw",
@@ -28,7 +28,7 @@ IMAGES = ("image_1", "image_2", "image_3", "image_4")
 def of_hub(record: Record) -> Item:
     options = listed(answers(record.cells["choices"]))
     question, _, _ = record.text("prompt", "question").partition("\nSelect from the following choices")
-    problem, images = placed(compose(question, options), record.images(*IMAGES))
+    problem, images, options = posed(question, options, record.images(*IMAGES))
     return Item(
         record.text("idx"),
         problem,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from tpru_verl.eval.benchmarks.base import Benchmark, Layout, Record, answers, letter_of, picture_of
-from tpru_verl.eval.item import Item, compose, listed, placed
+from tpru_verl.eval.item import Item, listed, posed
 
 INSTRUCTION = (
     "Select the best answer to the above multiple-choice question based on the image. "
@@ -20,7 +20,7 @@ _MARK = re.compile(r"\s*\(?[A-Z][.)]\s*")
 def of_either(record: Record) -> Item:
     texts = answers(record.cells["multi-choice options"])
     options = listed([_MARK.sub("", text, count=1) for text in texts])
-    problem, images = placed(compose(record.text("question"), options), record.images("bytes", "image"))
+    problem, images, options = posed(record.text("question"), options, record.images("bytes", "image"))
     return Item(
         record.text("index") or str(record.number),
         problem,

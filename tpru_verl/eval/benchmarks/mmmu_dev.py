@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 
 from tpru_verl.eval.benchmarks.base import LETTER, Benchmark, Layout, Record, answers, of_table, picture_of
-from tpru_verl.eval.item import Item, compose, listed, placed
+from tpru_verl.eval.item import Item, listed, posed
 
 IMAGES = tuple(f"image_{number}" for number in range(1, 8))
 
@@ -19,7 +19,7 @@ def of_hub(record: Record) -> Item | None:
     if record.text("question_type") != "multiple-choice":
         return None
     options = listed(answers(record.cells["options"]))
-    problem, images = placed(compose(record.text("question"), options), record.images(*IMAGES))
+    problem, images, options = posed(record.text("question"), options, record.images(*IMAGES))
     return Item(
         record.text("id"),
         problem,

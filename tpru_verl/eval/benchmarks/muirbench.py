@@ -6,12 +6,12 @@ Wang et al. 2024, arXiv 2406.09411. A question and its unanswerable counterpart 
 from __future__ import annotations
 
 from tpru_verl.eval.benchmarks.base import LETTER, Benchmark, Layout, Record, answers, of_table
-from tpru_verl.eval.item import Item, compose, listed, placed
+from tpru_verl.eval.item import Item, listed, posed
 
 
 def of_hub(record: Record) -> Item:
     options = listed(answers(record.cells["options"]))
-    problem, images = placed(compose(record.text("question"), options), record.images("image_list"))
+    problem, images, options = posed(record.text("question"), options, record.images("image_list"))
     name, counterpart = record.text("idx"), record.text("counterpart_idx")
     return Item(
         name,
