@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from benchmark_rows import LAYOUTS, blink_hub, lego_tsv, mmcr_tsv, muirbench_hub, plain_tsv, tsv
 from hub import hub
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rows import picture, reordering, write_parquet
 
@@ -189,6 +189,7 @@ TEXTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(TEXTS, st.data())
 def test_rotation_moves_options_with_their_pictures_and_the_answer_with_both(texts: list[str], data: Any) -> None:
     options = listed(texts)
@@ -214,6 +215,7 @@ def test_rotation_moves_options_with_their_pictures_and_the_answer_with_both(tex
     assert len({str(meant(turn)) for turn in rotations(item)}) == len(options)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), max_size=6))
 def test_numbered_tags_keep_every_picture(numbers: list[int]) -> None:
     images = [b"1", b"2", b"3", b"4"]

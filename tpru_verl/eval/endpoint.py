@@ -95,6 +95,9 @@ class Endpoint:
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
 
+    def close(self) -> None:
+        """Nothing is kept open between two calls of `answer`."""
+
     async def _answers(self, requests: Sequence[Request]) -> AsyncIterator[tuple[Request, Reply]]:
         todo, failures = iter(requests), 0
         running: set[asyncio.Task[tuple[Request, Reply]]] = set()

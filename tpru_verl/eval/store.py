@@ -42,7 +42,8 @@ class Store:
                     break
                 try:
                     record = json.loads(line)
-                    self._replies[record.pop("key")] = Reply(**record)
+                    key = record.pop("key")
+                    self._replies[key] = Reply(**record)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(
                         f"{self.path} line {number}: found no stored reply ({error}); remove the line or the file"
