@@ -22,7 +22,9 @@ def cell(seed: int) -> dict[str, Any]:
 
 def parquet(path: Path, rows: Sequence[dict[str, Any]], **types: pa.DataType) -> Path:
     columns = {
-        name: pa.array([row[name] for row in rows], types[name]) if name in types else [row[name] for row in rows]
+        name: pa.array([row[name] for row in rows], types[name])
+        if name in types
+        else [row[name] for row in rows]
         for name in rows[0]
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,8 +64,22 @@ def tpru_tsv(folder: Path) -> Path:
 
 
 MUIR = [
-    ("0", "1", "Ordering", "What is the order?\n<image>\n<image>", ["1-2", "2-1", "None of the choices provided"], "B"),
-    ("1", "0", "Ordering", "What is the order?\n<image>\n<image>", ["1-3", "3-1", "None of the choices provided"], "C"),
+    (
+        "0",
+        "1",
+        "Ordering",
+        "What is the order?\n<image>\n<image>",
+        ["1-2", "2-1", "None of the choices provided"],
+        "B",
+    ),
+    (
+        "1",
+        "0",
+        "Ordering",
+        "What is the order?\n<image>\n<image>",
+        ["1-3", "3-1", "None of the choices provided"],
+        "C",
+    ),
     ("2", "-1", "Counting", "How many are in <image>?", ["one", "two"], "A"),
     ("3", "-1", "Image-Text Matching", "Which picture shows a cat?", ["<image>", "<image>"], "A"),
 ]
@@ -79,7 +95,9 @@ def muirbench_hub(folder: Path) -> Path:
             "question": question,
             "options": options,
             "answer": answer,
-            "image_list": [cell(10 * int(idx) + i) for i in range((question + "".join(options)).count("<image>"))],
+            "image_list": [
+                cell(10 * int(idx) + i) for i in range((question + "".join(options)).count("<image>"))
+            ],
             "counterpart_idx": counterpart,
         }
         for idx, counterpart, task, question, options, answer in MUIR
@@ -94,7 +112,9 @@ def muirbench_tsv(folder: Path) -> Path:
             "question": question,
             **{letter: options[i] if i < len(options) else "" for i, letter in enumerate("ABC")},
             "answer": answer,
-            "image": [picture(10 * int(idx) + i) for i in range((question + "".join(options)).count("<image>"))],
+            "image": [
+                picture(10 * int(idx) + i) for i in range((question + "".join(options)).count("<image>"))
+            ],
             "category": task,
         }
         for idx, _, task, question, options, answer in MUIR
@@ -251,7 +271,15 @@ def mmmu_tsv(folder: Path) -> Path:
     def row(index: int, id_: str, split: str, **options: str) -> dict[str, Any]:
         question = "What is <image 1>?"
         texts = {"A": "", "B": "", **options}
-        return {"index": index, "id": id_, "question": question, **texts, "answer": "A", "image": picture(index), "split": split}
+        return {
+            "index": index,
+            "id": id_,
+            "question": question,
+            **texts,
+            "answer": "A",
+            "image": picture(index),
+            "split": split,
+        }
 
     rows = [
         row(0, "dev_Art_1", "dev", A="a vase", B="a cup"),

@@ -26,7 +26,9 @@ class Asked:
 
 
 Rule = Callable[[Asked], str]
-Fault = Callable[[int, Asked], "tuple[int, bytes] | float | None"]  # status and body, seconds to wait, nothing
+Fault = Callable[
+    [int, Asked], "tuple[int, bytes] | float | None"
+]  # status and body, seconds to wait, nothing
 
 
 def by_prompt(asked: Asked) -> str:
@@ -37,7 +39,11 @@ def by_prompt(asked: Asked) -> str:
         return "I see several pictures."
     letter = letters[number % len(letters)]
     thought = "<think>A is too early, C late.</think>"
-    return f"{thought}<answer>{letter}</answer>" if number % 3 else f"{thought}\n<answer>\\boxed{{{letter}}}</answer>"
+    return (
+        f"{thought}<answer>{letter}</answer>"
+        if number % 3
+        else f"{thought}\n<answer>\\boxed{{{letter}}}</answer>"
+    )
 
 
 @dataclass
@@ -50,7 +56,9 @@ class Endpoint:
 
 
 def _picture(url: str) -> bytes:
-    return Path(url[7:]).read_bytes() if url.startswith("file://") else base64.b64decode(url.partition(",")[2])
+    return (
+        Path(url[7:]).read_bytes() if url.startswith("file://") else base64.b64decode(url.partition(",")[2])
+    )
 
 
 def _asked(body: dict[str, Any]) -> Asked:
@@ -77,7 +85,12 @@ def endpoint(
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.answer(200, json.dumps({"object": "list", "data": [{"id": m, "object": "model"} for m in models]}).encode())
+            self.answer(
+                200,
+                json.dumps(
+                    {"object": "list", "data": [{"id": m, "object": "model"} for m in models]}
+                ).encode(),
+            )
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -92,7 +105,11 @@ def endpoint(
             with lock:
                 running.asked.append(asked)
             choices = [
-                {"index": i, "message": {"role": "assistant", "content": rule(asked)}, "finish_reason": "stop"}
+                {
+                    "index": i,
+                    "message": {"role": "assistant", "content": rule(asked)},
+                    "finish_reason": "stop",
+                }
                 for i in range(body.get("n") or 1)
             ]
             usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}

@@ -117,7 +117,9 @@ def test_words_that_are_asked_for(tmp_path: Path) -> None:
 class TestRefusals:
     def test_missing_columns_are_named(self, tmp_path: Path) -> None:
         path = tsv(tmp_path / "x.tsv", [{"index": 0, "question": "?", "A": "x", "image": picture(0)}])
-        with pytest.raises(ValueError, match=r"x\.tsv: found columns A, image, index, question; expected .*answer"):
+        with pytest.raises(
+            ValueError, match=r"x\.tsv: found columns A, image, index, question; expected .*answer"
+        ):
             load(BENCHMARKS["lego-puzzles"], str(path))
 
     def test_a_broken_row_is_kept_and_says_why(self, tmp_path: Path) -> None:
@@ -138,17 +140,27 @@ class TestRefusals:
             load(BENCHMARKS["blink"], str(path))
 
     def test_names(self) -> None:
-        assert [benchmark.name for benchmark in find("MuirBench,tpru_test,muirbench")] == ["muirbench", "tpru-test"]
-        with pytest.raises(ValueError, match="--bench: found 'mmlu', expected one or more of tpru-test, muirbench"):
+        assert [benchmark.name for benchmark in find("MuirBench,tpru_test,muirbench")] == [
+            "muirbench",
+            "tpru-test",
+        ]
+        with pytest.raises(
+            ValueError, match="--bench: found 'mmlu', expected one or more of tpru-test, muirbench"
+        ):
             find("mmlu")
 
     def test_another_checksum_is_said(self, tmp_path: Path) -> None:
         path = lego_tsv(tmp_path)
-        assert any(hashlib.md5(path.read_bytes()).hexdigest() in note for note in load(BENCHMARKS["lego-puzzles"], str(path)).notes)
+        assert any(
+            hashlib.md5(path.read_bytes()).hexdigest() in note
+            for note in load(BENCHMARKS["lego-puzzles"], str(path)).notes
+        )
 
     def test_no_network_says_what_to_do(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("LMUData", str(tmp_path))
-        with pytest.raises(ValueError, match=r"MMT-Bench_VAL\.tsv: not readable from the Hub.*--data mmtbench=FILE"):
+        with pytest.raises(
+            ValueError, match=r"MMT-Bench_VAL\.tsv: not readable from the Hub.*--data mmtbench=FILE"
+        ):
             load(BENCHMARKS["mmtbench"])
 
 
@@ -174,9 +186,16 @@ def test_from_the_hub_config_by_config(tmp_path: Path) -> None:
 
 
 def run_with_hub(code: str, address: str, folder: Path) -> str:
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": address,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
     environment |= {"LMUData": str(folder), "HF_HUB_DISABLE_XET": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
 
@@ -191,7 +210,9 @@ TEXTS = st.lists(
 
 @settings(deadline=None)
 @given(TEXTS, st.data())
-def test_rotation_moves_options_with_their_pictures_and_the_answer_with_both(texts: list[str], data: Any) -> None:
+def test_rotation_moves_options_with_their_pictures_and_the_answer_with_both(
+    texts: list[str], data: Any
+) -> None:
     options = listed(texts)
     problem = compose(f"Given {IMAGE_TAG} and {IMAGE_TAG}, which?", options)
     images = tuple(bytes([i]) for i in range(problem.count(IMAGE_TAG)))

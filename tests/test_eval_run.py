@@ -132,7 +132,15 @@ class TestEndpoint:
         counter = iter(range(1000))
         source = tpru_hub(tmp_path / "rows")
         with endpoint(lambda asked: f"<think>x</think><answer>{'ABB'[next(counter) % 3]}</answer>") as server:
-            args = ["tiny", "--base-url", server.url, "--out", tmp_path / "out", "--data", f"tpru-test={source}"]
+            args = [
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                f"tpru-test={source}",
+            ]
             code, out, err = tpru(*args, "--n", 3, "--temperature", 1)
         assert code == 0, err
         group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
@@ -152,7 +160,15 @@ class TestEndpoint:
 
         for name, rule in (("knows", knows), ("letter", lambda asked: "<think>x</think><answer>B</answer>")):
             with endpoint(rule) as server:
-                args = ["tiny", "--base-url", server.url, "--out", tmp_path / name, "--data", f"tpru-test={source}"]
+                args = [
+                    "tiny",
+                    "--base-url",
+                    server.url,
+                    "--out",
+                    tmp_path / name,
+                    "--data",
+                    f"tpru-test={source}",
+                ]
                 assert tpru(*args, "--circular")[0] == 0
                 assert len(server.asked) == 25
         group = summary_of(tmp_path / "knows")["benchmarks"]["tpru-test"]
@@ -162,17 +178,29 @@ class TestEndpoint:
 
 
 class TestFaults:
-    def run(self, tpru: Tpru, tmp_path: Path, fault: Any, *more: object) -> tuple[object, dict[str, Any], str]:
+    def run(
+        self, tpru: Tpru, tmp_path: Path, fault: Any, *more: object
+    ) -> tuple[object, dict[str, Any], str]:
         source = tpru_hub(tmp_path / "rows")
         with endpoint(fault=fault) as server:
-            args = ["tiny", "--base-url", server.url, "--out", tmp_path / "out", "--data", f"tpru-test={source}"]
+            args = [
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                f"tpru-test={source}",
+            ]
             code, _, err = tpru(*args, *more)
         found = tmp_path / "out/summary.json"
         return code, json.loads(found.read_text())["benchmarks"]["tpru-test"] if found.exists() else {}, err
 
     @pytest.mark.parametrize("status", [429, 500, 503])
     def test_passing_faults_are_tried_again(self, tpru: Tpru, tmp_path: Path, status: int) -> None:
-        code, group, err = self.run(tpru, tmp_path, lambda number, asked: (status, b"{}") if number < 3 else None)
+        code, group, err = self.run(
+            tpru, tmp_path, lambda number, asked: (status, b"{}") if number < 3 else None
+        )
         assert (code, group["failed"], group["n"]) == (0, 0, 5), err
 
     @pytest.mark.parametrize(
@@ -183,23 +211,35 @@ class TestFaults:
             (b'{"choices": [{"message": {"content": null}, "index": 0}]}', "without content"),
         ],
     )
-    def test_malformed_answers_fail_their_row(self, tpru: Tpru, tmp_path: Path, body: bytes, said: str) -> None:
+    def test_malformed_answers_fail_their_row(
+        self, tpru: Tpru, tmp_path: Path, body: bytes, said: str
+    ) -> None:
         broken = "4 3 2 1\nD"  # in every prompt
         code, group, err = self.run(
-            tpru, tmp_path, lambda number, asked: (200, body) if number == 0 and broken in asked.text else None
+            tpru,
+            tmp_path,
+            lambda number, asked: (200, body) if number == 0 and broken in asked.text else None,
         )
         assert (code, group["failed"], group["n"]) == (0, 1, 5), err
         assert said in err
 
     def test_a_refused_request_names_the_row_and_the_servers_reason(self, tpru: Tpru, tmp_path: Path) -> None:
         reason = b'{"error": {"message": "maximum context length is 512 tokens, the prompt has 700"}}'
-        code, group, err = self.run(tpru, tmp_path, lambda number, asked: (400, reason) if number == 1 else None)
+        code, group, err = self.run(
+            tpru, tmp_path, lambda number, asked: (400, reason) if number == 1 else None
+        )
         assert (code, group["failed"]) == (0, 1)
         assert re.search(r"row test-00000-of-00001.parquet:\d failed: HTTP 400: maximum context length", err)
 
     def test_slow_answers(self, tpru: Tpru, tmp_path: Path) -> None:
         code, group, err = self.run(
-            tpru, tmp_path, lambda number, asked: 1.0 if number == 0 else None, "--timeout", 0.4, "--retries", 0
+            tpru,
+            tmp_path,
+            lambda number, asked: 1.0 if number == 0 else None,
+            "--timeout",
+            0.4,
+            "--retries",
+            0,
         )
         assert (code, group["failed"]) == (0, 1)
         assert "no answer within 0.4 s" in err
@@ -208,14 +248,18 @@ class TestFaults:
         source = tpru_hub(tmp_path / "rows")
         with endpoint() as server:
             pass
-        code, _, _ = tpru("tiny", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}")
+        code, _, _ = tpru(
+            "tiny", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}"
+        )
         assert isinstance(code, str)
         assert re.fullmatch(r"tpru: http://127.*/v1: no answer \(.*\); is the server running\?", code)
 
     def test_wrong_model(self, tpru: Tpru, tmp_path: Path) -> None:
         source = tpru_hub(tmp_path / "rows")
         with endpoint(models=("one", "two")) as server:
-            code, _, _ = tpru("x", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}")
+            code, _, _ = tpru(
+                "x", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}"
+            )
         assert code == f"tpru: {server.url}: found models one, two; expected x"
 
     def test_an_image_that_cannot_be_decoded_is_a_failed_row(self, tpru: Tpru, tmp_path: Path) -> None:
@@ -223,7 +267,15 @@ class TestFaults:
         rows = [reordering(0), reordering(1, images=[picture(0), broken, picture(2), picture(3)])]
         source = write_parquet(tmp_path / "rows.parquet", rows)
         with endpoint() as server:
-            args = ["tiny", "--base-url", server.url, "--out", tmp_path / "out", "--data", f"tpru-test={source}"]
+            args = [
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                f"tpru-test={source}",
+            ]
             code, _, err = tpru(*args)
         group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
         assert (code, group["n"], group["failed"]) == (0, 2, 1)
@@ -250,7 +302,9 @@ class TestFaults:
             def write(self, data: Any) -> int:
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(Store, "__init__", lambda store, path: store.__dict__.update(path=path, _replies={}, _file=Full()))
+        monkeypatch.setattr(
+            Store, "__init__", lambda store, path: store.__dict__.update(path=path, _replies={}, _file=Full())
+        )
         code, group, _ = self.run(tpru, tmp_path, lambda number, asked: None)
         assert group == {}
         assert "No space left on device; 0 responses are kept, the same command goes on" in str(code)
@@ -278,8 +332,18 @@ class TestCompare:
     def runs(self, tpru: Tpru, tmp_path: Path) -> tuple[Path, Path]:
         source = tpru_hub(tmp_path / "rows")
         for name, letter in (("a", "B"), ("b", "A")):
-            with endpoint(lambda asked, letter=letter: f"<think>x</think><answer>{letter}</answer>") as server:
-                tpru("tiny", "--base-url", server.url, "--out", tmp_path / name, "--data", f"tpru-test={source}")
+            with endpoint(
+                lambda asked, letter=letter: f"<think>x</think><answer>{letter}</answer>"
+            ) as server:
+                tpru(
+                    "tiny",
+                    "--base-url",
+                    server.url,
+                    "--out",
+                    tmp_path / name,
+                    "--data",
+                    f"tpru-test={source}",
+                )
         return tmp_path / "a", tmp_path / "b"
 
     def test_flips_and_verdict(self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -303,7 +367,16 @@ class TestCompare:
     ) -> None:
         source = tmp_path / "rows/test-00000-of-00001.parquet"
         with endpoint() as server:
-            tpru("tiny", "--base-url", server.url, "--out", tmp_path / "c", "--data", f"tpru-test={source}", *change)
+            tpru(
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "c",
+                "--data",
+                f"tpru-test={source}",
+                *change,
+            )
         code, _, _ = tpru("compare", runs[0], tmp_path / "c")
         assert "did not ask the same" in str(code)
         assert said in str(code)
@@ -311,7 +384,9 @@ class TestCompare:
         assert code == 0
         assert said in " ".join(out.split())
 
-    def test_other_content_under_the_same_ids(self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    def test_other_content_under_the_same_ids(
+        self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path
+    ) -> None:
         lines = read_lines(runs[1] / "tpru-test.jsonl")
         text = "".join(json.dumps({**line, "digest": "0"}) + "\n" for line in lines)
         (runs[1] / "tpru-test.jsonl").write_text(text)
@@ -339,7 +414,12 @@ SIDES = st.integers(4, 3000)
 
 
 @settings(deadline=None)
-@given(SIDES, SIDES, st.sampled_from([(16384, 36864), (3136, 3136), (784, 12845056), (100352, 602112)]), st.sampled_from([28, 32]))
+@given(
+    SIDES,
+    SIDES,
+    st.sampled_from([(16384, 36864), (3136, 3136), (784, 12845056), (100352, 602112)]),
+    st.sampled_from([28, 32]),
+)
 def test_sizes_are_those_of_training(width: int, height: int, bounds: tuple[int, int], factor: int) -> None:
     from qwen_vl_utils.vision_process import smart_resize
 
@@ -376,12 +456,16 @@ class TestLocal:
 
     def requests(self, images: int = 4) -> list[Request]:
         tags = "<image>" * images
-        item = Item("row-7", f"Which? {tags}", "A", tuple(picture(i, (56, 56)) for i in range(images)), {"A": "x"})
+        item = Item(
+            "row-7", f"Which? {tags}", "A", tuple(picture(i, (56, 56)) for i in range(images)), {"A": "x"}
+        )
         return [Request("k", item, item.problem)]
 
     def test_a_context_too_short_names_rows_and_tokens(self, checkpoint: Path) -> None:
         engine = self.local(checkpoint, max_model_len=40)
-        with pytest.raises(ValueError, match=r"found 1 rows too long for 40 tokens with 32 .*: row-7 \(\d+ tokens\)"):
+        with pytest.raises(
+            ValueError, match=r"found 1 rows too long for 40 tokens with 32 .*: row-7 \(\d+ tokens\)"
+        ):
             engine.start(self.requests())
 
     def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
@@ -415,7 +499,15 @@ def test_vllm_in_process_answers_as_the_demo_does(tpru: Tpru, checkpoint: Path, 
     from tpru_verl.demo.scenes import write_parquet as write_scenes
 
     write_scenes(make_rows(30, seed=9000), tmp_path / "rows.parquet")
-    args = [checkpoint, "--data", f"tpru-test={tmp_path / 'rows.parquet'}", "--style", "bare", "--out", tmp_path / "out"]
+    args = [
+        checkpoint,
+        "--data",
+        f"tpru-test={tmp_path / 'rows.parquet'}",
+        "--style",
+        "bare",
+        "--out",
+        tmp_path / "out",
+    ]
     args += ["--min-pixels", 3136, "--max-pixels", 3136, "--max-tokens", 32]
     code, _, err = tpru(*args)
     assert code == 0, err

@@ -44,7 +44,9 @@ class TestVerdicts:
         assert found.parsed == parsed
         assert found.correct == (parsed == "B")
 
-    @pytest.mark.parametrize("response", ["BDAC", "B, D, A, C", "<think>CABD</think><answer>B-D-A-C</answer>"])
+    @pytest.mark.parametrize(
+        "response", ["BDAC", "B, D, A, C", "<think>CABD</think><answer>B-D-A-C</answer>"]
+    )
     def test_orders(self, response: str) -> None:
         assert judge(ORDER, response).correct
         assert not judge(ORDER, "CABD or BDAC").correct

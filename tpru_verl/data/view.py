@@ -257,14 +257,18 @@ def pieces_of(text: str, pictures: Iterator[Picture | None]) -> list[Piece]:
 def _render(source: Source, rows: list[_Shown], totals: Mapping[str, int], seed: int) -> str:
     tasks, scenes = Counter(row.task for row in rows), Counter(row.scene for row in rows)
     of_files = source.parts[0].path is not None
-    return page_environment().get_template("gallery.html.jinja").render(
-        source=Path(source.name).name or source.name if of_files else source.name,
-        rows=rows,
-        total=sum(totals.values()),
-        seed=seed,
-        tasks={task: (tasks[task], total) for task, total in totals.items() if total},
-        scenes=dict(sorted(scenes.items())),
-        unusable=sum(bool(row.reasons) for row in rows),
+    return (
+        page_environment()
+        .get_template("gallery.html.jinja")
+        .render(
+            source=Path(source.name).name or source.name if of_files else source.name,
+            rows=rows,
+            total=sum(totals.values()),
+            seed=seed,
+            tasks={task: (tasks[task], total) for task, total in totals.items() if total},
+            scenes=dict(sorted(scenes.items())),
+            unusable=sum(bool(row.reasons) for row in rows),
+        )
     )
 
 

@@ -78,16 +78,28 @@ def run(
     circular: Annotated[
         bool, typer.Option("--circular", help="Ask with each option in each place; all must be right.")
     ] = False,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of each benchmark, drawn by the seed.")] = None,
-    base_url: Annotated[str | None, typer.Option(help="An OpenAI-compatible endpoint; key in OPENAI_API_KEY.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each benchmark, drawn by the seed.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible endpoint; key in OPENAI_API_KEY.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once to an endpoint.")] = 32,
     timeout: Annotated[float, typer.Option(help="Seconds for one request to an endpoint.")] = 600.0,
-    retries: Annotated[int, typer.Option(min=0, help="Of a request to an endpoint, with growing pauses.")] = 6,
-    patch: Annotated[int, typer.Option(help="Side of a patch behind an endpoint: 14 (Qwen2.5-VL), 16 (Qwen3-VL).")] = 14,
-    max_model_len: Annotated[int | None, typer.Option(help="vLLM's context. Default: what the rows need.")] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Of a request to an endpoint, with growing pauses.")
+    ] = 6,
+    patch: Annotated[
+        int, typer.Option(help="Side of a patch behind an endpoint: 14 (Qwen2.5-VL), 16 (Qwen3-VL).")
+    ] = 14,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="vLLM's context. Default: what the rows need.")
+    ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of vLLM, such as tensor_parallel_size=2; of the endpoint's request."),
+        typer.Option(
+            metavar="KEY=VALUE", help="Of vLLM, such as tensor_parallel_size=2; of the endpoint's request."
+        ),
     ] = None,
 ) -> None:
     """Ask every row, judge the answers, and write jsonl, summary.json and page.html.
@@ -129,7 +141,9 @@ def run(
     try:
         summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, settings, out, model)
     except KeyboardInterrupt:
-        typer.echo(f"tpru: stopped; what was answered is in {out}, the same command goes on from there", err=True)
+        typer.echo(
+            f"tpru: stopped; what was answered is in {out}, the same command goes on from there", err=True
+        )
         raise typer.Exit(130) from None
     console = results()
     for found in tables(summary):
@@ -182,11 +196,14 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="The --out of one run.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="The --out of another, on the same rows.")],
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Compare the rows that both have, although what was asked differs.")
+        bool,
+        typer.Option("--anyway", help="Compare the rows that both have, although what was asked differs."),
     ] = False,
     samples: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write all numbers and changed rows there.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all numbers and changed rows there.")
+    ] = None,
 ) -> None:
     """Tell whether B is better than A: paired bootstrap over sources, McNemar's test, the rows that changed.
 
@@ -202,7 +219,9 @@ def compare(
         console.print(table)
     for one in found:
         for what in one.differing:
-            console.print(f"{one.title}: not the same: {what}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(
+                f"{one.title}: not the same: {what}", style="yellow", highlight=False, soft_wrap=True
+            )
         console.print(work.verdict(one), highlight=False, soft_wrap=True)
     if json_file is not None:
         write_json(json_file, work.as_json(found))
@@ -213,7 +232,9 @@ def compare(
     "`tpru eval export vlmevalkit ~/LMUData --bench tpru-test`"
 )
 def export(
-    host: Annotated[str, typer.Argument(metavar="HOST", help="lmms-eval or vlmevalkit; inspect-ai needs no export.")],
+    host: Annotated[
+        str, typer.Argument(metavar="HOST", help="lmms-eval or vlmevalkit; inspect-ai needs no export.")
+    ],
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the host will look.")],
     bench: BenchNames = "tpru-test",
     data: Data = None,

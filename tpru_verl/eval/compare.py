@@ -13,7 +13,17 @@ from tpru_verl.eval.results import Line, read_lines, read_summary
 from tpru_verl.eval.statistics import Difference, holm, paired
 
 # Settings under which two runs ask the same; what differs otherwise, such as the engine, may.
-SAME = ("style", "circular", "min_pixels", "max_pixels", "token_side", "n", "temperature", "top_p", "max_tokens")
+SAME = (
+    "style",
+    "circular",
+    "min_pixels",
+    "max_pixels",
+    "token_side",
+    "n",
+    "temperature",
+    "top_p",
+    "max_tokens",
+)
 LISTED = 10  # changed rows in the terminal; the file has all
 
 
@@ -62,7 +72,9 @@ def compare(
         for key in SAME
         if a["settings"].get(key) != b["settings"].get(key)
     ]
-    pairs = [(name, read_lines(first / f"{name}.jsonl"), read_lines(second / f"{name}.jsonl")) for name in names]
+    pairs = [
+        (name, read_lines(first / f"{name}.jsonl"), read_lines(second / f"{name}.jsonl")) for name in names
+    ]
     found = [(name, one, two, [*general, *_differing(one, two)]) for name, one, two in pairs]
     refused = [f"{name}: {what}" for name, _, _, differing in found for what in differing]
     if refused and not anyway:

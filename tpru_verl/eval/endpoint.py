@@ -62,9 +62,13 @@ class Endpoint:
                 names = [model.id async for model in client.models.list()]
             except openai.APIConnectionError as error:
                 reason = line_of(error.__cause__ or error)
-                raise ConnectionError(f"{self.base_url}: no answer ({reason}); is the server running?") from error
+                raise ConnectionError(
+                    f"{self.base_url}: no answer ({reason}); is the server running?"
+                ) from error
             except openai.AuthenticationError as error:
-                raise ValueError(f"{self.base_url}: {_said(error)}; expected a key in OPENAI_API_KEY") from error
+                raise ValueError(
+                    f"{self.base_url}: {_said(error)}; expected a key in OPENAI_API_KEY"
+                ) from error
             except (openai.OpenAIError, ValueError, TypeError):
                 return  # not every server lists its models; the first request will tell
         if names and self.model not in names:
@@ -204,4 +208,8 @@ def _said(error: Exception) -> str:
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     status = getattr(error, "status_code", None)
-    return f"{f'HTTP {status}: ' if status else ''}{line_of(Exception(message)) if message else line_of(error)}"[:500]
+    return (
+        f"{f'HTTP {status}: ' if status else ''}{line_of(Exception(message)) if message else line_of(error)}"[
+            :500
+        ]
+    )

@@ -44,7 +44,9 @@ class Sampling:
         if self.n > 1 and not self.temperature:
             raise ValueError(f"n: found {self.n} at temperature 0, expected --temperature above 0, or 1")
         if self.n < 1 or self.max_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling: found {self}, expected n, max_tokens >= 1, temperature >= 0, 0 < top_p <= 1")
+            raise ValueError(
+                f"sampling: found {self}, expected n, max_tokens >= 1, temperature >= 0, 0 < top_p <= 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,10 @@ class Local:
         self.close()
         from vllm import LLM
 
-        options: dict[str, Any] = {"limit_mm_per_prompt": {"image": max(images, 1)}, "seed": self.sampling.seed}
+        options: dict[str, Any] = {
+            "limit_mm_per_prompt": {"image": max(images, 1)},
+            "seed": self.sampling.seed,
+        }
         if needed:
             options["max_model_len"] = self.max_model_len or _rounded(needed)
         elif self.max_model_len:
@@ -158,9 +163,13 @@ class Local:
             return 0
         limit = self.max_model_len or _context_of(self.model)
         answer = self.sampling.max_tokens
-        long = [(count, r) for r, count in zip(requests, counts, strict=True) if limit and count + answer > limit]
+        long = [
+            (count, r) for r, count in zip(requests, counts, strict=True) if limit and count + answer > limit
+        ]
         if long:
-            rows = ", ".join(f"{r.item.id} ({count:,} tokens)" for count, r in sorted(long, key=lambda x: -x[0])[:8])
+            rows = ", ".join(
+                f"{r.item.id} ({count:,} tokens)" for count, r in sorted(long, key=lambda x: -x[0])[:8]
+            )
             more = f" and {len(long) - 8} more" if len(long) > 8 else ""
             raise ValueError(
                 f"context: found {len(long)} rows too long for {limit:,} tokens with {answer:,} for the answer: "
@@ -200,7 +209,9 @@ class Local:
                         request, prepared = ahead.popleft()
                         try:
                             (name,) = llm.enqueue([prepared.result()], self._params(request), use_tqdm=False)
-                            inside[name.partition("-")[0]] = request  # outputs lack what vLLM adds to its number
+                            inside[name.partition("-")[0]] = (
+                                request  # outputs lack what vLLM adds to its number
+                            )
                         except ValueError as error:  # an image, or a prompt that is too long
                             yield request, Reply(error=line_of(error))
                         continue
@@ -309,7 +320,9 @@ def _fingerprint(model: str) -> str:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return model
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".jinja", ".bin"))
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".jinja", ".bin")
+    )
     facts = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files]
     return f"{folder.resolve()}:{';'.join(facts)}"
 
@@ -321,4 +334,3 @@ def _rounded(tokens: int) -> int:
 def _first_lines(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:3]) or type(error).__name__
-

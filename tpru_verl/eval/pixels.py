@@ -29,7 +29,9 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
-            raise ValueError(f"min_pixels, max_pixels: found {self.least}, {self.most}, expected 0 < min <= max")
+            raise ValueError(
+                f"min_pixels, max_pixels: found {self.least}, {self.most}, expected 0 < min <= max"
+            )
         if self.most < self.factor**2:
             raise ValueError(f"max_pixels: found {self.most}, expected {self.factor**2} (one token) or more")
 

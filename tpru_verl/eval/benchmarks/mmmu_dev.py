@@ -37,7 +37,9 @@ def of_tsv(record: Record) -> Item | None:
     if record.text("split") not in ("dev", "") or not record.options():
         return None
     item = of_table(record)
-    return item and replace(item, id=record.text("id") or item.id, task=item.task or _subject(record.text("id")))
+    return item and replace(
+        item, id=record.text("id") or item.id, task=item.task or _subject(record.text("id"))
+    )
 
 
 def _subject(name: str) -> str:

@@ -1,6 +1,7 @@
-"""The benchmarks as inspect-ai tasks, found by the entry point `inspect_ai`; written for inspect-ai 0.3.
+r"""The benchmarks as inspect-ai tasks, found by the entry point `inspect_ai`; written for inspect-ai 0.3.
 
-    inspect eval tpru_verl/tpru_test --model openai-api/local/NAME -T data=rows.parquet
+    LOCAL_BASE_URL=http://localhost:8000/v1 LOCAL_API_KEY=none \
+        inspect eval tpru_verl/tpru_test --model openai-api/local/NAME -T data=rows.parquet
     inspect eval tpru_verl/muirbench --model vllm/NAME -T style=direct
 
 Pictures stay where their tags are: `multiple_choice()` would write the question anew and put them first.
@@ -53,7 +54,13 @@ def sample_of(row: HostRow) -> Sample:
 
 
 def _task(
-    name: str, data: str | None, style: str, min_pixels: int, max_pixels: int, token_side: int, max_tokens: int
+    name: str,
+    data: str | None,
+    style: str,
+    min_pixels: int,
+    max_pixels: int,
+    token_side: int,
+    max_tokens: int,
 ) -> Task:
     benchmark = BENCHMARKS[name]
     bounds = Bounds(min_pixels, max_pixels, token_side)
@@ -185,5 +192,3 @@ def mme_realworld_lite(
     max_tokens: int = 1024,
 ) -> Task:
     return _task("mme-realworld-lite", data, style, min_pixels, max_pixels, token_side, max_tokens)
-
-

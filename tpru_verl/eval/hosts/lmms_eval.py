@@ -1,4 +1,4 @@
-"""What the lmms-eval tasks of `tpru eval export lmms-eval` call; written for lmms-eval 0.7.3.
+r"""What the lmms-eval tasks of `tpru eval export lmms-eval` call; written for lmms-eval 0.7.3.
 
     tpru eval export lmms-eval tasks --bench tpru-test,lego-puzzles
     lmms-eval --include_path tasks --tasks tpru_test,tpru_lego_puzzles --model openai \

@@ -102,7 +102,9 @@ def export(
             parquet = folder.absolute() / f"{name}.parquet"
             write_parquet(parquet, rows)
             task = folder / f"{name}.yaml"
-            write_text(task, _yaml("task.yaml").replace("TASK", name).replace("PARQUET", json.dumps(str(parquet))))
+            write_text(
+                task, _yaml("task.yaml").replace("TASK", name).replace("PARQUET", json.dumps(str(parquet)))
+            )
             written += [parquet, task]
         else:
             table = folder / f"{vlmevalkit_name(benchmark)}.tsv"
@@ -145,11 +147,15 @@ def write_parquet(path: Path, rows: list[HostRow]) -> None:
 def write_tsv(path: Path, rows: list[HostRow]) -> None:
     """VLMEvalKit's form: index, question (the prompt, with tags), A, B, ..., answer, image as base64."""
     letters = sorted({letter for row in rows for letter in json.loads(row.options)})
-    lines = ["\t".join(_cell(name) for name in ("index", "question", *letters, *TEXTS[:1], *TEXTS[2:], "image"))]
+    lines = [
+        "\t".join(_cell(name) for name in ("index", "question", *letters, *TEXTS[:1], *TEXTS[2:], "image"))
+    ]
     for row in rows:
         options = json.loads(row.options)
         # VLMEvalKit wants a picture in each row, one that cannot be asked included.
-        pictures = [base64.b64encode(image).decode() for image in row.images or [png(Image.new("RGB", (8, 8)))]]
+        pictures = [
+            base64.b64encode(image).decode() for image in row.images or [png(Image.new("RGB", (8, 8)))]
+        ]
         cells = [
             row.id,
             row.prompt,

@@ -1,4 +1,4 @@
-"""VLMEvalKit's own run.py with our data sets beside its own: `--data TPRU_Test`, judged by our grader.
+r"""VLMEvalKit's own run.py with our data sets beside its own: `--data TPRU_Test`, judged by our grader.
 
     tpru eval export vlmevalkit ~/LMUData --bench tpru-test,lego-puzzles
     python -m tpru_verl.eval.hosts.vlmevalkit CHECKOUT --data TPRU_Test --model NAME \
@@ -33,7 +33,9 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(__doc__)
     checkout = Path(arguments[0]).expanduser().resolve()
     if not (checkout / "run.py").is_file() or not (checkout / "vlmeval").is_dir():
-        raise FileNotFoundError(f"{checkout}: found no run.py and vlmeval in it, expected VLMEvalKit's checkout")
+        raise FileNotFoundError(
+            f"{checkout}: found no run.py and vlmeval in it, expected VLMEvalKit's checkout"
+        )
     sys.path.insert(0, str(checkout))
     sys.argv = [str(checkout / "run.py"), *arguments[1:]]
     register()
@@ -74,7 +76,9 @@ def dataset_class(base: Any) -> type:
                 )
             data = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
             if missing := {"index", "question", "image", "failed"} - set(data):
-                raise ValueError(f"{table}: found no {', '.join(sorted(missing))}, expected an exported table")
+                raise ValueError(
+                    f"{table}: found no {', '.join(sorted(missing))}, expected an exported table"
+                )
             return data
 
         def build_prompt(self, line: Any) -> list[dict[str, str]]:
