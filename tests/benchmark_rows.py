@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-
 from rows import picture, reordering, write_parquet
 
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -170,7 +169,7 @@ def blink_hub(folder: Path) -> Path:
             **{f"image_{n}": cell(10 * i + n) if n < 4 else None for n in range(1, 5)},
             "choices": ["the second image", "the third image"],
             "answer": "(B)",
-            "prompt": "Which fits?\nSelect from the following choices.\n(A) the second image\n(B) the third image",
+            "prompt": "Which fits?\nSelect from the following choices.\n(A) the second image\n(B) the third",
         }
         for i in range(3)
     ]
@@ -264,7 +263,7 @@ def mmmu_hub(folder: Path) -> Path:
             "subfield": "Geometry",
         },
     ]
-    return parquet(folder / "data/dev-00000-of-00001.parquet", rows, **{name: FILE for name in images})
+    return parquet(folder / "data/dev-00000-of-00001.parquet", rows, **dict.fromkeys(images, FILE))
 
 
 def mmmu_tsv(folder: Path) -> Path:

@@ -1,10 +1,10 @@
 """The same rows, pixels and verdicts in four harnesses.
 
-The classes at the end are there where their harness is; each has an environment of its own, with this project:
+The classes at the end are there where their harness is; each needs an environment, with this project:
 
-    tests/frameworks/lmms_eval.txt          pytest tests/test_eval_hosts.py -k TestLmmsEval
-    tests/frameworks/inspect_ai.txt         pytest tests/test_eval_hosts.py -k TestInspect
-    VLMEVALKIT=a checkout, and what it needs  pytest tests/test_eval_hosts.py -k TestVLMEvalKit
+    tests/frameworks/lmms_eval.txt      pytest tests/test_eval_hosts.py -k TestLmmsEval
+    tests/frameworks/inspect_ai.txt     pytest tests/test_eval_hosts.py -k TestInspect
+    VLMEVALKIT=CHECKOUT, and its needs  pytest tests/test_eval_hosts.py -k TestVLMEvalKit
 """
 
 import importlib.util
@@ -25,6 +25,7 @@ from benchmark_rows import lego_tsv
 from endpoint import Asked, Endpoint, by_prompt, endpoint
 from PIL import Image
 from rows import picture, reordering, write_parquet
+from test_docs import CHOICES, cases, choice
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.hosts import rows as hosts
@@ -42,7 +43,7 @@ def installed(module: str) -> bool:
 
 @dataclass
 class Sources:
-    """Fixtures of two benchmarks, one row of them with a broken picture, and what `tpru eval` says of them."""
+    """Fixtures of two benchmarks, one row of them with a broken picture."""
 
     paths: dict[str, Path]
 
@@ -152,7 +153,7 @@ def test_a_vlmevalkit_class_reads_what_was_exported(
     parts = made.build_prompt(self, {**data.iloc[0], "image": cells})
     assert [part["type"] for part in parts].count("image") == 4
     assert Image.open(parts[1]["value"]).size == (168, 112)
-    with pytest.raises(FileNotFoundError, match="tpru eval export vlmevalkit .* --bench muirbench"):
+    with pytest.raises(FileNotFoundError, match=r"tpru eval export vlmevalkit .* --bench muirbench"):
         made.load_data(made, "TPRU_MUIRBench")
 
 
@@ -185,6 +186,18 @@ class TestLmmsEval:
             )
             theirs = [(line["accuracy"] == 1, line["unparsed"] == 1) for line in lines]
             assert theirs == [(right, parsed is None) for parsed, right in expected[name].values()]
+
+    def test_its_column_of_the_documentation(self, root: Path) -> None:
+        from lmms_eval.tasks.muirbench.utils import (  # type: ignore[import-not-found]
+            MultiChoiceRegexFilter,
+            muir_aggregation,
+        )
+
+        reader = MultiChoiceRegexFilter(regex_pattern=r"([A-Z])\\.")
+        for response, _, _, theirs in cases(root, CHOICES[0]):
+            (read,) = reader.apply([[response]], [{}])
+            score = muir_aggregation([{"pred": read, "answer": "B", "task": "x"}])
+            assert theirs == ("right" if score else "wrong"), response
 
 
 class TestInspect:
@@ -230,3 +243,16 @@ class TestVLMEvalKit:
             file, *_ = (tmp_path / "out").rglob(f"*{hosts.vlmevalkit_name(BENCHMARKS[name])}_verdicts.json")
             found = {line["id"]: (line["parsed"], line["correct"]) for line in json.loads(file.read_text())}
             assert found == expected[name]
+
+    def test_its_columns_of_the_documentation(self, root: Path) -> None:
+        code = (
+            "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+            "from vlmeval.utils.matching_util import can_infer, can_infer_lego\n"
+            "choices, orders, options = json.loads(sys.argv[2])\n"
+            "print(json.dumps([[can_infer(c, dict(options)) or '-' for c in choices],\n"
+            "  [can_infer_lego(c, 'sort', {x: f'step {x}' for x in 'ABCD'}) or '-' for c in orders]]))"
+        )
+        choices, orders = (cases(root, title) for title in CHOICES)
+        asked = json.dumps([[row[0] for row in choices], [row[0] for row in orders], dict(choice().options)])
+        found = json.loads(call("-c", code, os.environ["VLMEVALKIT"], asked).splitlines()[-1])
+        assert found == [[row[2] for row in choices], [row[2] for row in orders]]

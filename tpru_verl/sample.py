@@ -94,7 +94,7 @@ def option_spans(problem: str, options: Mapping[str, str]) -> list[tuple[int, in
 
 
 def _words(text: str) -> str:
-    """A pattern for `text` whatever the white space between its words, and not for the head of a longer one."""
+    """A pattern for `text`, whatever the white space in it, that does not match the head of a longer one."""
     end = r"(?![A-Za-z0-9])" if text[-1:].isalnum() else ""
     return r"\s+".join(map(re.escape, text.split())) + end
 

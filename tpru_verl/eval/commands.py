@@ -43,15 +43,15 @@ Data = Annotated[
     list[str] | None,
     typer.Option(
         metavar="BENCH=SOURCE",
-        help="Where the rows of a benchmark are: file, folder or Hub id, in the Hub's layout or VLMEvalKit's. "
+        help="Where the rows of a benchmark are: file, folder or Hub id, as the Hub or VLMEvalKit has them. "
         "Default: VLMEvalKit's table in $LMUData, else the Hub.",
     ),
 ]
 Style = Annotated[
     str,
     typer.Option(
-        help="Prompt: tpru (reason, then answer, as in training), direct (the answer alone), benchmark (as its "
-        "authors ask), or another template of `tpru_verl.prompts`."
+        help="Prompt: tpru (reason, then answer, as in training), direct (the answer alone), benchmark (as "
+        "its authors ask), or another template of `tpru_verl.prompts`."
     ),
 ]
 MinPixels = Annotated[int, typer.Option(help="Least pixels of an image; the default is that of the recipes.")]
@@ -59,7 +59,7 @@ MaxPixels = Annotated[int, typer.Option(help="Most pixels of an image; the defau
 
 
 @app.command(
-    epilog="Examples: `tpru eval Qwen/Qwen2.5-VL-7B-Instruct --bench tpru-test,muirbench,lego-puzzles` &nbsp; "
+    epilog="Examples: `tpru eval Qwen/Qwen2.5-VL-7B-Instruct --bench tpru-test,muirbench` &nbsp; "
     "`tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
 )
 def run(

@@ -23,8 +23,9 @@ FAILURES_IN_A_ROW = 20  # requests that fail one after another: the server is br
 class Endpoint:
     """Answers by POST /chat/completions, `concurrency` at a time.
 
-    429, 5xx, time-outs and lost connections are tried `retries` more times by the `openai` client, with pauses
-    that grow or that the server names. A server that is gone ends the run, a request refused fails its row.
+    429, 5xx, time-outs and lost connections are tried `retries` more times by the `openai` client, with
+    pauses that grow or that the server names. A server that is gone ends the run, a request refused fails
+    its row.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Endpoint:
         return {"engine": "endpoint", "base_url": self.base_url, "options": self.extra}
 
     def start(self, requests: Sequence[Request]) -> None:
-        """See that the server is there and has the model. Raises ConnectionError or ValueError, in one line."""
+        """See that the server is there and has the model. Raises ConnectionError, ValueError."""
         if requests and not self._checked:
             asyncio.run(self._check())
             self._checked = True
@@ -119,7 +120,7 @@ class Endpoint:
                         if failures >= FAILURES_IN_A_ROW:
                             raise RuntimeError(
                                 f"{self.base_url}: {failures} requests failed one after another, the last: "
-                                f"{reply.error}; what was answered is kept, the same command goes on from there"
+                                f"{reply.error}; answers are kept, the same command goes on from there"
                             )
                         yield request, reply
             finally:
@@ -151,8 +152,8 @@ class Endpoint:
         except openai.APIConnectionError as error:
             reason = line_of(error.__cause__ or error)
             raise ConnectionError(
-                f"{self.base_url}: no answer any more ({reason}); what was answered is kept, the same command "
-                "goes on from there"
+                f"{self.base_url}: no answer any more ({reason}); answers are kept, the same "
+                "command goes on from there"
             ) from error
         except openai.NotFoundError as error:
             raise ValueError(f"{self.base_url}: {self.model}: {_said(error)}") from error

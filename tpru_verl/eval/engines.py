@@ -78,8 +78,8 @@ def parts_of(prompt: str) -> list[str]:
 class Local:
     """vLLM in this process, on a GPU or a CPU.
 
-    Images are decoded and resized by threads, and handed to vLLM while its engine, a process of its own, is at
-    work on those before.
+    Images are decoded and resized by threads, and handed to vLLM while its engine, a process of its own, is
+    at work on those before.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Local:
             )
             more = f" and {len(long) - 8} more" if len(long) > 8 else ""
             raise ValueError(
-                f"context: found {len(long)} rows too long for {limit:,} tokens with {answer:,} for the answer: "
+                f"context: found {len(long)} rows too long for {limit:,} tokens, {answer:,} for the answer: "
                 f"{rows}{more}; expected a longer --max-model-len, a lower --max-pixels or fewer --max-tokens"
             )
         return max(counts) + answer

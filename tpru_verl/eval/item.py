@@ -53,7 +53,7 @@ def listed(texts: Sequence[str]) -> dict[str, str]:
 def posed(
     question: str, options: Mapping[str, str], images: Sequence[bytes]
 ) -> tuple[str, tuple[bytes, ...], dict[str, str]]:
-    """Question and options as one problem, its images, and the options as it lists them. Raises as `placed`."""
+    """Question and options as one problem, its images, and the options as listed. Raises as `placed`."""
     problem, ordered = placed(compose(question, options), images)
     return problem, ordered, {letter: _NUMBERED.sub(IMAGE_TAG, text) for letter, text in options.items()}
 

@@ -11,7 +11,8 @@ from rich.table import Table
 def tables(summary: Mapping[str, Any]) -> list[Table]:
     """One table over all benchmarks and one for each that has tasks or scenes."""
     settings = summary["settings"]
-    title = f"{summary['model']}: prompt {settings['style']}, {settings['min_pixels']:,} to {settings['max_pixels']:,} pixels"
+    pixels = f"{settings['min_pixels']:,} to {settings['max_pixels']:,} pixels"
+    title = f"{summary['model']}: prompt {settings['style']}, {pixels}"
     pooled = _table(title)
     found = [pooled]
     for benchmark in summary["benchmarks"].values():

@@ -41,7 +41,7 @@ class Sample(TypedDict):
 
 
 class Line(TypedDict):
-    """A row of BENCH.jsonl. `score` is what accuracy is the mean of; `failed` says why nothing was answered."""
+    """A row of BENCH.jsonl. Accuracy is the mean of `score`; `failed` says why nothing was answered."""
 
     id: str
     benchmark: str

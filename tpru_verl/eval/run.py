@@ -28,7 +28,7 @@ from tpru_verl.eval.benchmarks.base import LETTER
 from tpru_verl.eval.engines import Engine, Request, Sampling
 from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import Line, line_of_row, prompts_hash, summarise, versions
-from tpru_verl.eval.store import Reply, Store, key_of
+from tpru_verl.eval.store import Store, key_of
 from tpru_verl.sample import Task
 
 STYLES = ("tpru", "direct", "benchmark")

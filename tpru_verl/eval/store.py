@@ -46,7 +46,7 @@ class Store:
                     self._replies[key] = Reply(**record)
                 except (ValueError, TypeError, KeyError, AttributeError) as error:
                     raise ValueError(
-                        f"{self.path} line {number}: found no stored reply ({error}); remove the line or the file"
+                        f"{self.path} line {number}: found no stored reply ({error}); remove it"
                     ) from error
                 whole += len(line)
         if whole < self.path.stat().st_size:

@@ -19,6 +19,7 @@ from tpru_verl.eval.item import Item, posed
 
 LETTER = "Answer with the option's letter from the given choices directly."
 SELECT = "Please select the correct answer from the options above."  # VLMEvalKit's, for most of its tables
+FOLDER = "LMUData"  # the environment variable that names VLMEvalKit's folder
 _REFERENCE = 64  # characters: a shorter cell of VLMEvalKit's `image` names the row that has the picture
 _ROTATED = 1_000_000  # VLMEvalKit numbers the rotations of a circular table from here
 
@@ -71,7 +72,8 @@ class Benchmark:
 
     `hub` is the Hub id and `revision` the commit that was looked at (None: whatever is newest, and written
     down); `hub_file` is the file to take where the repository is no data set that `datasets` loads,
-    `url` that of a table where the Hub has none; `tsv` is VLMEvalKit's name and `md5` its checksum of that table.
+    `url` that of a table where the Hub has none; `tsv` is VLMEvalKit's name and `md5` its checksum of the
+    table.
     """
 
     name: str
@@ -125,7 +127,7 @@ def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None 
 
 
 def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list[Part]:
-    lmu = Path(os.environ.get("LMUData", "~/LMUData")).expanduser() / f"{benchmark.tsv}.tsv"
+    lmu = Path(os.environ.get(FOLDER, "~/LMUData")).expanduser() / f"{benchmark.tsv}.tsv"
     if data is None and benchmark.tsv and lmu.is_file():
         data = str(lmu)
     if data is not None:

@@ -1,6 +1,6 @@
-"""MME-RealWorld-Lite: large pictures of streets, charts, documents and satellites, options A to E; 1,919 rows.
+"""MME-RealWorld-Lite: large pictures of streets, charts, documents and from above; 1,919 rows.
 
-Zhang et al. 2024, arXiv 2408.13257. Options come as "(A) ..."; E says that the picture does not show it.
+Zhang et al. 2024, arXiv 2408.13257. Options come as "(A) ..."; E says that it is not to be seen.
 """
 
 from __future__ import annotations

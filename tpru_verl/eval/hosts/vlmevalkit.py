@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tpru_verl.eval.benchmarks.base import FOLDER
 from tpru_verl.eval.engines import parts_of
 from tpru_verl.eval.hosts.rows import by_vlmevalkit_name, verdict_of
 from tpru_verl.sample import IMAGE_TAG
@@ -67,7 +68,7 @@ def dataset_class(base: Any) -> type:
         def load_data(self, dataset: str) -> Any:
             import pandas as pd
 
-            root = Path(os.environ.get("LMUData", "~/LMUData")).expanduser()
+            root = Path(os.environ.get(FOLDER, "~/LMUData")).expanduser()
             table = root / f"{dataset}.tsv"
             if not table.is_file():
                 name = by_vlmevalkit_name()[dataset].name
@@ -105,7 +106,7 @@ def dataset_class(base: Any) -> type:
             return paths
 
         def evaluate(self, eval_file: str, **judge_kwargs: object) -> Any:
-            """Accuracy over all rows and by task, and the share that could not be read; verdicts beside them."""
+            """Accuracy over all rows and by task, and what could not be read; verdicts in a file."""
             import pandas as pd
             from vlmeval.smp import dump, load  # type: ignore[import-not-found]
 
