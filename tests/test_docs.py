@@ -41,7 +41,7 @@ def test_forty_outputs(root: Path) -> None:
 def cases(root: Path, title: str) -> list[list[str]]:
     """Cells of the table after a sentence of docs/evaluation.md, responses as they were."""
     text = (root / "docs/evaluation.md").read_text().partition(title)[2]
-    lines = [line for line in text.partition("\n\n|")[2].partition("\n\n")[0].splitlines()][2:]
+    lines = text.partition("\n\n|")[2].partition("\n\n")[0].splitlines()[2:]
     cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
     return [[response.strip("`").replace("⏎", "\n"), *others] for response, *others in cells]
 

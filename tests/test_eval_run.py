@@ -4,7 +4,10 @@ import errno
 import io
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from tpru_verl.eval.engines import Local, Request, Sampling
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.pixels import Bounds
 from tpru_verl.eval.results import read_lines
-from tpru_verl.eval.store import Reply, Store
+from tpru_verl.eval.store import Store
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -282,20 +285,25 @@ class TestFaults:
         assert "row rows.parquet:1 failed: images[1]: found an image that can't be decoded" in err
         assert "images[1]: found an image" in (tmp_path / "out/page.html").read_text()
 
-    def test_ctrl_c_keeps_what_was_answered(
-        self, tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        put = Store.put
-
-        def interrupted(store: Store, key: str, reply: Reply) -> None:
-            put(store, key, reply)
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(Store, "put", interrupted)
-        code, group, err = self.run(tpru, tmp_path, lambda number, asked: None)
-        assert (code, group) == (130, {})
-        assert "stopped; what was answered is in" in err
-        assert len(Store(tmp_path / "out/responses.jsonl")) == 1
+    def test_ctrl_c_keeps_what_was_answered(self, tmp_path: Path) -> None:
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(seed) for seed in range(20)])
+        code = "from tpru_verl.cli import main; main()"
+        with endpoint(fault=lambda number, asked: 0.2) as server:
+            args = ["eval", "tiny", "--base-url", server.url, "--out", tmp_path / "out", "--concurrency", 2]
+            command = [sys.executable, "-c", code, *map(str, args), "--data", f"tpru-test={source}"]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                while len(server.asked) < 4 and process.poll() is None:
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert "stopped; what was answered is in" in " ".join(err.split())
+            assert "Traceback" not in err
+            kept = (tmp_path / "out/responses.jsonl").read_bytes().count(b"\n")
+            before = len(server.asked)
+            assert 2 <= kept <= before
+            assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+            assert len(server.asked) == before + 20 - kept
 
     def test_disk_full(self, tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         class Full(io.BytesIO):

@@ -96,6 +96,7 @@ class Endpoint:
             while (pair := loop.run_until_complete(anext(replies, None))) is not None:
                 yield pair
         finally:
+            loop.run_until_complete(_end_tasks())  # after Ctrl-C: what was waiting, and requests under way
             loop.run_until_complete(replies.aclose())
             loop.run_until_complete(loop.shutdown_default_executor())
             loop.close()
@@ -164,6 +165,13 @@ class Endpoint:
         except ValueError as error:  # what came is no JSON
             return request, Reply(error=f"found an answer that is no completion: {line_of(error)}")
         return request, _reply(found, sampling.n)
+
+
+async def _end_tasks() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def content_of(request: Request, bounds: Bounds) -> list[dict[str, Any]]:
