@@ -62,10 +62,12 @@ def _picture(url: str) -> bytes:
 
 
 def _asked(body: dict[str, Any]) -> Asked:
-    text, images = "", []
+    text = ""
+    images: list[bytes] = []
     for message in body["messages"]:
         content = message["content"]
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        parts: list[Any] = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        for part in parts:
             if part["type"] == "text":
                 text += part["text"]
             else:
@@ -98,10 +100,10 @@ def endpoint(
             with lock:
                 number, running.tried = running.tried, running.tried + 1
             found = fault(number, asked)
-            if isinstance(found, float):
-                time.sleep(found)
-            elif found is not None:
+            if isinstance(found, tuple):
                 return self.answer(*found)
+            if found is not None:
+                time.sleep(found)
             with lock:
                 running.asked.append(asked)
             choices = [

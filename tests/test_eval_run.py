@@ -129,7 +129,7 @@ class TestEndpoint:
             code, _, err = tpru(*args)
             assert code == 0, err
         assert len(server.asked) == 12
-        assert len({asked.text for asked in server.asked}) == 12
+        assert len({(asked.text, *asked.images) for asked in server.asked}) == 12
 
     def test_samples(self, tpru: Tpru, tmp_path: Path) -> None:
         counter = iter(range(1000))
@@ -405,7 +405,7 @@ class TestCompare:
 
 
 def test_page_holds_all_that_it_shows(tpru: Tpru, rows: list[str], tmp_path: Path) -> None:
-    with endpoint(lambda asked: "<script>alert(1)</script>\ud83d"[:25]) as server:
+    with endpoint(lambda asked: "<script>alert(1)</script>\u2028\ud83d") as server:
         code, _, err = tpru("tiny", "--base-url", server.url, "--out", tmp_path / "out", *rows)
     assert code == 0, err
     page = (tmp_path / "out/page.html").read_text()

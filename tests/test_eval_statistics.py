@@ -104,7 +104,7 @@ class TestShare:
     def test_all_right_is_as_sure_as_there_are_sources(self) -> None:
         few, many = share([1.0] * 100, [str(i % 5) for i in range(100)]), share([1.0] * 100, [""] * 100)
         assert few.low < many.low < 1
-        assert many.low == pytest.approx(wilson(100, 100, stats.t.ppf(0.975, 99))[0])
+        assert many.low == pytest.approx(wilson(100, 100, float(stats.t.ppf(0.975, 99)))[0])
 
     def test_the_interval_holds_the_truth_as_often_as_it_says(self) -> None:
         """400 simulated evaluations: 40 sources of 6 rows whose chances differ, truth 0.5."""

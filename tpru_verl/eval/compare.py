@@ -126,9 +126,9 @@ def _compared(
         raise ValueError(f"{name}: found no row that both runs have, expected at least 1")
 
     def difference(pairs: Sequence[tuple[Line, Line]]) -> tuple[float, float, Difference]:
-        scores = [[line["score"] for line in side] for side in zip(*pairs, strict=True)]
-        found = paired(*scores, [line["source"] for line, _ in pairs], samples=samples, seed=seed)
-        return sum(scores[0]) / len(pairs), sum(scores[1]) / len(pairs), found
+        a, b = ([pair[side]["score"] for pair in pairs] for side in (0, 1))
+        found = paired(a, b, [line["source"] for line, _ in pairs], samples=samples, seed=seed)
+        return sum(a) / len(a), sum(b) / len(b), found
 
     by_task: dict[str, list[tuple[Line, Line]]] = {}
     for pair in rows:

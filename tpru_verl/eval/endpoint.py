@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.data.source import line_of
@@ -104,7 +104,7 @@ class Endpoint:
     def close(self) -> None:
         """Nothing is kept open between two calls of `answer`."""
 
-    async def _answers(self, requests: Sequence[Request]) -> AsyncIterator[tuple[Request, Reply]]:
+    async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[Request, Reply], None]:
         todo, failures = iter(requests), 0
         running: set[asyncio.Task[tuple[Request, Reply]]] = set()
         async with self._client() as client:

@@ -198,7 +198,7 @@ class Local:
 
     def _run(self, llm: LLM, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
         engine, todo = llm.llm_engine, iter(requests)
-        ahead: deque[tuple[Request, Future[dict[str, Any]]]] = deque()
+        ahead: deque[tuple[Request, Future[Any]]] = deque()
         inside: dict[str, Request] = {}
         try:
             with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

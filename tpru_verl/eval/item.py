@@ -40,7 +40,11 @@ class Item:
     def digest(self) -> str:
         """Fingerprint of all that is asked and expected: equal rows, equal digests."""
         state = xxhash.xxh3_128()
-        for part in (self.problem.encode("utf-8", "surrogatepass"), self.answer.encode(), *self.images):
+        for part in (
+            self.problem.encode("utf-8", "surrogatepass"),
+            self.answer.encode("utf-8", "surrogatepass"),
+            *self.images,
+        ):
             state.update(len(part).to_bytes(8, "little") + part)
         return state.hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -171,15 +171,17 @@ def versions() -> dict[str, str]:
 def read_lines(path: Path) -> list[Line]:
     """Rows of a BENCH.jsonl. Raises ValueError with the line, FileNotFoundError where there is no file."""
     lines: list[Line] = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, text in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path} line {number}: not readable as json: {error}") from error
-        if not isinstance(line, Mapping) or (missing := set(Line.__annotations__) - set(line)):
-            what = f"no {', '.join(sorted(missing))}" if isinstance(line, Mapping) else type(line).__name__
-            raise ValueError(f"{path} line {number}: found {what}, expected a row of `tpru eval`")
-        lines.append(cast("Line", dict(line)))
+        missing = set(Line.__annotations__) - set(line if isinstance(line, dict) else ())
+        if missing:
+            raise ValueError(
+                f"{path} line {number}: found no {', '.join(sorted(missing))}, expected a row of `tpru eval`"
+            )
+        lines.append(cast("Line", line))
     return lines
 
 
@@ -192,7 +194,8 @@ def read_summary(folder: Path) -> dict:
         )
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        found["benchmarks"], found["settings"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: found no summary of `tpru eval` ({error!r})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as json: {error}") from error
+    if not isinstance(found, dict) or not {"benchmarks", "settings"} <= set(found):
+        raise ValueError(f"{path}: found no benchmarks and settings, expected a summary of `tpru eval`")
     return found

@@ -100,7 +100,7 @@ def evaluate(
                 scores = summarise(lines)
             write_text(
                 out / f"{benchmark.name}.jsonl",
-                "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines),
+                "".join(json.dumps(x) + "\n" for x in lines),
             )
             found[benchmark.name] = {
                 "title": benchmark.title,

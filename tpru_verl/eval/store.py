@@ -63,7 +63,7 @@ class Store:
         """Keep a reply, on disk first. Raises OSError, such as for a full disk; all before it are kept."""
         record = {"key": key, **{name: value for name, value in asdict(reply).items() if name != "error"}}
         try:
-            self._file.write(json.dumps(record, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+            self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise OSError(

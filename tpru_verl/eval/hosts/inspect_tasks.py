@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from inspect_ai import Task, task
-from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessageUser, ContentImage, ContentText, GenerateConfig
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
-from inspect_ai.solver import TaskState, generate
+from inspect_ai import Task, task  # type: ignore[import-not-found]
+from inspect_ai.dataset import MemoryDataset, Sample  # type: ignore[import-not-found]
+from inspect_ai.model import ChatMessageUser, ContentImage, ContentText, GenerateConfig  # type: ignore[import-not-found]
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr  # type: ignore[import-not-found]
+from inspect_ai.solver import TaskState, generate  # type: ignore[import-not-found]
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.endpoint import data_url

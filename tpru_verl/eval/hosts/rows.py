@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def verdict_of(row: Mapping[str, object], response: str) -> Verdict:
 
 
 def export(
-    host: str, folder: Path, benchmarks: list[tuple[Benchmark, str | None]], style: str, bounds: Bounds
+    host: str, folder: Path, benchmarks: Sequence[tuple[Benchmark, str | None]], style: str, bounds: Bounds
 ) -> list[Path]:
     """Write what `host` reads; returns the files. Raises ValueError for an unknown host."""
     if host not in HOSTS:
