@@ -45,7 +45,7 @@ $(STAMP):
 	@if ls $(VENV)/.stamp-* >/dev/null 2>&1; \
 	then echo "pyproject.toml changed: updating $(VENV)"; rm -f $(VENV)/.stamp-*; \
 	else echo "Making $(VENV): about 5 GB and a few minutes"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
-	@$(BIN)/python -m pip install --editable '.[cpu,build,dev]' || { \
+	@$(BIN)/python -m pip install --editable '.[cpu,build,eval,dev]' || { \
 	  echo 'Installation failed. If pip found no torch==2.13.0+cpu: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch, then run make again.'; exit 1; }
 	@$(BIN)/python -m tpru_verl.plugin.torchvision_repair
 	@touch $@

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tpru_verl.eval.item import Item
+from tpru_verl.eval.scoring import judge
 from tpru_verl.grading import grade
 from tpru_verl.sample import parse_options
 
@@ -34,3 +36,29 @@ def test_forty_outputs(root: Path) -> None:
         assert (found.parsed or "-") == read, output
         assert found.score("tpru") == float(score), output
         assert found.score("paper") == pytest.approx(float(published)), output
+
+
+def cases(root: Path, title: str) -> list[list[str]]:
+    """Cells of the table after a sentence of docs/evaluation.md, responses as they were."""
+    text = (root / "docs/evaluation.md").read_text().partition(title)[2]
+    lines = text.partition("\n\n|")[2].partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
+    return [[response.strip("`").replace("⏎", "\n"), *others] for response, *others in cells]
+
+
+CHOICES = ("The options of each row are", "Orders, where BDAC is right")
+
+
+def choice() -> Item:
+    return Item("x", "", "B", (), parse_options(OPTIONS))
+
+
+def test_what_we_make_of_the_cases_of_the_evaluation(root: Path) -> None:
+    rows = cases(root, CHOICES[0])
+    assert len(rows) == 14
+    for response, ours, *_ in rows:
+        assert (judge(choice(), response).parsed or "-") == ours, response
+    orders = cases(root, CHOICES[1])
+    assert len(orders) == 6
+    for response, ours, _ in orders:
+        assert (judge(Item("x", "", "BDAC", ()), response).parsed or "-") == ours, response

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tpru_verl.demo.evaluate import wilson
 from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.eval.statistics import wilson
 from tpru_verl.plugin import launch
 
 

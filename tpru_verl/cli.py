@@ -11,6 +11,7 @@ import typer
 
 from tpru_verl import __version__
 from tpru_verl.data.commands import app as data_app
+from tpru_verl.eval.commands import app as eval_app
 
 app = typer.Typer(
     name="tpru",
@@ -29,6 +30,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.add_typer(data_app, name="data")
+app.add_typer(eval_app, name="eval")
 
 
 @app.callback()

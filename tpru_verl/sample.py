@@ -1,6 +1,7 @@
 """The one data model: what a TPRU row is, and what makes one valid.  Standard library only."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -81,6 +82,21 @@ def _parsed_options(problem: str) -> tuple[tuple[str, str], ...]:
             text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
         options[marker[1]] = " ".join(text.split()).rstrip(",;")
     return tuple(options.items())
+
+
+def option_spans(problem: str, options: Mapping[str, str]) -> list[tuple[int, int]]:
+    """Where the options' texts stand in the problem, the last time that all are listed; [] where nowhere."""
+    pattern = "".join(
+        rf"(?<![A-Za-z0-9])\(?{letter}[.):]\s*({_words(text)})[\s,;]*" for letter, text in options.items()
+    )
+    found = list(re.finditer(pattern, problem)) if options else []
+    return [found[-1].span(i + 1) for i in range(len(options))] if found else []
+
+
+def _words(text: str) -> str:
+    """A pattern for `text`, whatever the white space in it, that does not match the head of a longer one."""
+    end = r"(?![A-Za-z0-9])" if text[-1:].isalnum() else ""
+    return r"\s+".join(map(re.escape, text.split())) + end
 
 
 def recognise_task(problem: str) -> Task | None:

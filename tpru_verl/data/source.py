@@ -198,7 +198,9 @@ def _commit_of(name: str, revision: str | None) -> str | None:
         return revision
 
 
-def load_hub(name: str, split: str = "", *, revision: str | None = None) -> datasets.Dataset:
+def load_hub(
+    name: str, split: str = "", *, revision: str | None = None, config: str | None = None
+) -> datasets.Dataset:
     """A data set of the Hub, on disk and not in memory; `split` may be left out where there is only one.
 
     Raises ValueError for a split that is not there, and with the Hub's reason for what cannot be had.
@@ -208,7 +210,7 @@ def load_hub(name: str, split: str = "", *, revision: str | None = None) -> data
     except ImportError as error:
         raise ValueError(f"{name}: reading from the Hub needs `pip install datasets`") from error
     try:
-        splits = [str(s) for s in datasets.get_dataset_split_names(name, revision=revision)]
+        splits = [str(s) for s in datasets.get_dataset_split_names(name, config, revision=revision)]
     except Exception as error:
         raise ValueError(
             f"{name}: no file or folder of this name, and not readable from the Hub: {line_of(error)}"
@@ -217,7 +219,7 @@ def load_hub(name: str, split: str = "", *, revision: str | None = None) -> data
         found = ", ".join(f"{name}@{s}" for s in splits)
         raise ValueError(f"{name}{'@' * bool(split)}{split}: expected one of its splits: {found}")
     try:
-        rows = datasets.load_dataset(name, split=split or splits[0], revision=revision)
+        rows = datasets.load_dataset(name, config, split=split or splits[0], revision=revision)
     except Exception as error:
         raise ValueError(f"{name}: not readable from the Hub: {line_of(error.__cause__ or error)}") from error
     return undecoded(cast("datasets.Dataset", rows))
@@ -309,6 +311,27 @@ def read_batches(unit: Unit, form: Form) -> Iterator[tuple[list[Row], pa.Array |
     except Exception as error:  # pyarrow's and the Hub's many kinds
         kind = part.path.suffix[1:] if part.path else "a Hub data set"
         raise ValueError(f"{part.name}: not readable as {kind}: {line_of(error)}") from error
+
+
+def all_columns(part: Part) -> Iterator[dict[str, object]]:
+    """Every row with all its columns as they came, BATCH_ROWS in memory at a time.
+
+    Raises ValueError where the file is broken.
+    """
+    try:
+        if part.hub is not None:
+            for table in cast("Iterator[pa.Table]", part.hub.with_format("arrow").iter(BATCH_ROWS)):
+                yield from table.to_pylist()
+        elif part.path is not None and part.path.suffix == ".parquet":
+            with pq.ParquetFile(part.path) as file:
+                for batch in file.iter_batches(BATCH_ROWS):
+                    yield from batch.to_pylist()
+        else:
+            yield from _plain_rows(part)
+    except ValueError:
+        raise
+    except Exception as error:  # pyarrow's and the Hub's many kinds
+        raise ValueError(f"{part.name}: not readable: {line_of(error)}") from error
 
 
 def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], pa.Array | None]]:
@@ -413,7 +436,7 @@ def _row(part: Part, number: int, record: Mapping[str, object], form: Form) -> R
         problem = messages_text(problem)
         answer = answer.get("ground_truth") if isinstance(answer, Mapping) else None
     if isinstance(cells, str):
-        cells = _cells_of_text(cells)
+        cells = cells_of_text(cells)
     elif isinstance(cells, (bytes, Mapping)):
         cells = [cells]
     if form.kind == "vlmevalkit":
@@ -421,7 +444,7 @@ def _row(part: Part, number: int, record: Mapping[str, object], form: Form) -> R
     return Row(part.name, number, problem, answer, cells, part.folder, given)
 
 
-def _cells_of_text(text: str) -> list[object]:
+def cells_of_text(text: str) -> list[object]:
     """One picture or path, or a list of them written out, as tables without nested cells hold it."""
     text = text.strip()
     if not text.startswith("["):

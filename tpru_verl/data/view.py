@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import xxhash
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tpru_verl.data import images
 from tpru_verl.data.source import Form, Part, Row, Unit, line_of, read_rows
 from tpru_verl.data.validate import problems_of_row
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.files import write_text
-from tpru_verl.sample import IMAGE_TAG, Task, parse_options
+from tpru_verl.sample import IMAGE_TAG, Task, option_spans, parse_options
 
 LEAST_THUMBNAIL = 16  # pixels
 ENLARGED = 96  # pixels: images no larger are shown twice as large, unsmoothed
@@ -34,12 +34,15 @@ _CAPTION = re.compile(
     r"(.*?)(?<!\w)((?:frame|step|image|picture|photo|figure) ?\d+) ?[:.]", re.DOTALL | re.IGNORECASE
 )
 
+_MARKER = re.compile(r"\(?[A-Z][.):]\s*$")  # of the first option, before its text
+_SEPARATORS = " \t\n\r,;"
+
 Place = tuple[str, int]  # a row's file and its number in it
 Drawn = tuple[int, Place]  # its key, which is random but for the seed; the smallest ones are shown
 
 
 @dataclass(frozen=True)
-class _Picture:
+class Picture:
     uri: str
     width: int  # pixels on the page
     height: int
@@ -47,13 +50,13 @@ class _Picture:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A stretch of a text and the image that follows it: none after the last stretch, or none to be had."""
 
     text: str
     caption: str = ""
     tagged: bool = False  # whether there is an image tag
-    picture: _Picture | None = None
+    picture: Picture | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +71,9 @@ class _Shown:
     id: str
     file: str
     number: int
-    question: list[_Piece]
-    options: dict[str, list[_Piece]]
-    rest: list[_Piece]
+    question: list[Piece]
+    options: dict[str, list[Piece]]
+    rest: list[Piece]
     answer: str
     reasons: list[str]
 
@@ -180,10 +183,10 @@ def show_unit(unit: Unit, form: Form, *, places: frozenset[Place], side: int) ->
 
 
 def _show(row: Row, side: int) -> _Shown:
-    reasons, pictures = list(problems_of_row(row)), list[_Picture]()
+    reasons, pictures = list(problems_of_row(row)), list[Picture]()
     if not reasons:
         try:
-            pictures = [_picture(data, side) for data in row.images()]
+            pictures = [picture_of(data, side) for data in row.images()]
         except Exception as error:  # beyond its header a file may be broken in ways of many kinds
             reasons.append(
                 f"images: found one that can't be decoded ({line_of(error)}), expected a whole one"
@@ -197,9 +200,9 @@ def _show(row: Row, side: int) -> _Shown:
         row.row_id,
         row.file,
         row.number,
-        _pieces(question, remaining),
-        {letter: _pieces(text, remaining) for letter, text in options.items()},
-        _pieces(rest, remaining),
+        pieces_of(question, remaining),
+        {letter: pieces_of(text, remaining) for letter, text in options.items()},
+        pieces_of(rest, remaining),
         str(row.answer).strip(),
         reasons,
     )
@@ -212,67 +215,73 @@ def _task(row: Row) -> str:
         return UNNAMED_TASK
 
 
-def _picture(data: bytes, side: int) -> _Picture:
+def picture_of(data: bytes, side: int) -> Picture:
     small, buffer = images.thumbnail(data, side), io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     enlarged = max(small.size) <= ENLARGED
     scale = 2 if enlarged else 1
     uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return _Picture(uri, scale * small.width, scale * small.height, enlarged)
+    return Picture(uri, scale * small.width, scale * small.height, enlarged)
 
 
-def cut(problem: str) -> tuple[str, dict[str, str], str]:
-    """Question, options (letter -> text) and what follows them; the options are those of `parse_options`.
+def cut(problem: str, options: Mapping[str, str] | None = None) -> tuple[str, dict[str, str], str]:
+    """Question, options (letter -> text) and what follows them.
 
-    Every image tag is in one of the three, in the order of the text.
+    The options are those given, else those of `parse_options`. Every image tag is in one of the three, in
+    the order of the text.
     """
-    options = parse_options(problem)
-    pattern = "".join(
-        rf"(?<![A-Za-z0-9])\(?{letter}[.):]\s*({_words(text)})[\s,;]*" for letter, text in options.items()
-    )
-    matches = list(re.finditer(pattern, problem)) if options else []
-    if not matches:
+    known = parse_options(problem) if options is None else options
+    spans = option_spans(problem, known)
+    if not spans:
         return problem, {}, ""
-    last = matches[-1]
-    return problem[: last.start()], dict(zip(options, last.groups(), strict=True)), problem[last.end() :]
+    marker = _MARKER.search(problem[: spans[0][0]])
+    texts = {letter: problem[start:end] for letter, (start, end) in zip(known, spans, strict=True)}
+    return problem[: marker.start() if marker else 0], texts, problem[spans[-1][1] :].lstrip(_SEPARATORS)
 
 
-def _words(text: str) -> str:
-    """A pattern for `text` whatever the whitespace between its words."""
-    return r"\s+".join(map(re.escape, text.split()))
-
-
-def _pieces(text: str, pictures: Iterator[_Picture]) -> list[_Piece]:
+def pieces_of(text: str, pictures: Iterator[Picture | None]) -> list[Piece]:
     """Cut a text at its tags; "Step 1:" before one, or few words between two, become the caption of one."""
     *stretches, rest = text.split(IMAGE_TAG)
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     for stretch in stretches:
         words, caption = stretch.strip(), ""
         if captioned := _CAPTION.fullmatch(words):
             words, caption = captioned.groups()
         elif pieces and len(words) <= CAPTION:
             words, caption = "", words.rstrip(" :")
-        pieces.append(_Piece(words.strip(), caption, True, next(pictures, None)))
-    return [*pieces, _Piece(rest.strip())] if rest.strip() else pieces
+        pieces.append(Piece(words.strip(), caption, True, next(pictures, None)))
+    return [*pieces, Piece(rest.strip())] if rest.strip() else pieces
 
 
 def _render(source: Source, rows: list[_Shown], totals: Mapping[str, int], seed: int) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": "{:,}".format, "words": _sentence, "sha256": _sha256}
-    template = Path(__file__).with_name("gallery.html.jinja").read_text(encoding="utf-8")
     tasks, scenes = Counter(row.task for row in rows), Counter(row.scene for row in rows)
     of_files = source.parts[0].path is not None
-    return environment.from_string(template).render(
-        source=Path(source.name).name or source.name if of_files else source.name,
-        rows=rows,
-        total=sum(totals.values()),
-        seed=seed,
-        tasks={task: (tasks[task], total) for task, total in totals.items() if total},
-        scenes=dict(sorted(scenes.items())),
-        unusable=sum(bool(row.reasons) for row in rows),
+    return (
+        page_environment()
+        .get_template("gallery.html.jinja")
+        .render(
+            source=Path(source.name).name or source.name if of_files else source.name,
+            rows=rows,
+            total=sum(totals.values()),
+            seed=seed,
+            tasks={task: (tasks[task], total) for task, total in totals.items() if total},
+            scenes=dict(sorted(scenes.items())),
+            unusable=sum(bool(row.reasons) for row in rows),
+        )
     )
+
+
+def page_environment(*folders: Path) -> Environment:
+    """For pages of rows: the templates of `folders` and of this one, whose `rows.jinja` they share."""
+    environment = Environment(
+        loader=FileSystemLoader([*folders, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": "{:,}".format, "words": _sentence, "sha256": _sha256}
+    return environment
 
 
 def _sentence(name: str) -> str:

@@ -14,7 +14,6 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from math import sqrt
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -40,16 +39,6 @@ class Score(TypedDict):
     greedy: float
 
 
-def wilson(right: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927): never outside [0, 1], sound near its ends."""
-    if not 0 <= right <= n or n == 0:
-        raise ValueError(f"right, n: found {right}, {n}, expected 0 <= right <= n and n > 0")
-    share = right / n
-    centre = share + z * z / (2 * n)
-    spread = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
-
-
 def score(answers: Path) -> dict[str, Score]:
     """`pooled` and one entry a task, from what `evaluate` wrote."""
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
@@ -60,6 +49,8 @@ def score(answers: Path) -> dict[str, Score]:
 
 def _score(rows: Sequence[dict[str, Any]]) -> Score:
     right = round(sum(row["accuracy"] for row in rows))
+    from tpru_verl.eval.statistics import wilson
+
     low, high = wilson(right, len(rows))
     return Score(
         accuracy=right / len(rows),

@@ -1,0 +1,526 @@
+"""`tpru eval` as a user calls it: an endpoint by rule, resumption, faults, comparison, the page."""
+
+import errno
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_rows import lego_tsv, muirbench_hub, tpru_hub
+from endpoint import Asked, by_prompt, endpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from rows import picture, reordering, write_parquet
+
+from tpru_verl import cli
+from tpru_verl.eval.endpoint import Endpoint
+from tpru_verl.eval.engines import Local, Request, Sampling
+from tpru_verl.eval.item import Item
+from tpru_verl.eval.pixels import Bounds
+from tpru_verl.eval.results import read_lines
+from tpru_verl.eval.store import Store
+
+Tpru = Callable[..., tuple[object, str, str]]
+
+
+@pytest.fixture
+def tpru(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Tpru:
+    """Exit code (or message), standard output and standard error of `tpru eval ARGS`."""
+
+    def call(*args: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tpru", "eval", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capfd.readouterr()
+        return caught.value.code, out, " ".join(err.split())
+
+    return call
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[str]:
+    """Options that name three benchmarks' fixtures."""
+    muir, lego = muirbench_hub(tmp_path / "muir"), lego_tsv(tmp_path / "lego")
+    sources = {"tpru-test": tpru_hub(tmp_path / "tpru"), "muirbench": muir, "lego-puzzles": lego}
+    data = [part for name, path in sources.items() for part in ("--data", f"{name}={path}")]
+    return ["--bench", ",".join(sources), *data]
+
+
+def summary_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "summary.json").read_text())
+
+
+class TestEndpoint:
+    def test_three_benchmarks(self, tpru: Tpru, rows: list[str], tmp_path: Path) -> None:
+        with endpoint() as server:
+            code, out, err = tpru("tiny", "--base-url", server.url, "--out", tmp_path / "out", *rows)
+        assert code == 0, err
+        assert "images of 16,384 to 36,864 pixels" in err
+        assert "found 5 rows, published 461" in err
+        summary = summary_of(tmp_path / "out")
+        assert {name: group["n"] for name, group in summary["benchmarks"].items()} == {
+            "tpru-test": 5,
+            "muirbench": 4,
+            "lego-puzzles": 3,
+        }
+        assert summary["settings"]["min_pixels"] == 16384
+        lines = read_lines(tmp_path / "out/tpru-test.jsonl")
+        answers = {asked.text: by_prompt(asked) for asked in server.asked}
+        for line in lines:
+            (sample,) = line["samples"]
+            assert sample["response"] == answers[sample["prompt"]]
+            assert sample["correct"] == (sample["parsed"] == line["answer"]) == (line["score"] == 1)
+        group = summary["benchmarks"]["tpru-test"]
+        assert group["accuracy"] == sum(line["score"] for line in lines) / 5
+        assert group["low"] <= group["accuracy"] <= group["high"]
+        assert "TPRU-Test" in out
+        assert "temporal reordering" not in out  # one task alone needs no table
+
+    def test_pictures_stand_in_their_places_with_the_pixels_of_training(
+        self, tpru: Tpru, tmp_path: Path
+    ) -> None:
+        from qwen_vl_utils import fetch_image
+
+        row = reordering(1, images=[picture(i, (640, 480), "JPEG") for i in range(4)])
+        source = write_parquet(tmp_path / "rows.parquet", [row])
+        with endpoint() as server:
+            tpru("tiny", "--base-url", server.url, "--out", tmp_path / "out", "--data", f"tpru-test={source}")
+        (asked,) = server.asked
+        assert asked.text.startswith(row["problem"])
+        for sent, stored in zip(asked.images, row["images"], strict=True):
+            element = {"image": Image.open(io.BytesIO(stored)), "min_pixels": 16384, "max_pixels": 36864}
+            assert Image.open(io.BytesIO(sent)).tobytes() == fetch_image(element).tobytes()
+
+    def test_a_second_run_asks_nothing_again(self, tpru: Tpru, rows: list[str], tmp_path: Path) -> None:
+        with endpoint() as server:
+            args = ["tiny", "--base-url", server.url, "--out", tmp_path / "out", *rows]
+            tpru(*args)
+            first, asked = summary_of(tmp_path / "out"), len(server.asked)
+            code, _, err = tpru(*args)
+            assert (code, len(server.asked)) == (0, asked)
+            assert "5 answers are there already, 0 to be asked" in err
+            again = summary_of(tmp_path / "out")
+            assert again["benchmarks"]["muirbench"]["tasks"] == first["benchmarks"]["muirbench"]["tasks"]
+            tpru(*args, "--style", "direct")
+            assert len(server.asked) == 2 * asked
+
+    def test_a_run_that_was_ended_goes_on(self, tpru: Tpru, rows: list[str], tmp_path: Path) -> None:
+        up = [False]
+
+        def gone(number: int, asked: Asked) -> tuple[int, bytes] | None:
+            return (404, b'{"error": {"message": "no such model"}}') if number >= 7 and not up[0] else None
+
+        with endpoint(fault=gone) as server:
+            args = ["tiny", "--base-url", server.url, "--out", tmp_path / "out", "--concurrency", 1, *rows]
+            code, _, _ = tpru(*args)
+            assert "no such model" in str(code)
+            assert not (tmp_path / "out/summary.json").exists()
+            with (tmp_path / "out/responses.jsonl").open("ab") as file:
+                file.write(b'{"key": "abc", "tex')  # killed while it wrote
+            up[0] = True
+            code, _, err = tpru(*args)
+            assert code == 0, err
+        assert len(server.asked) == 12
+        assert len({(asked.text, *asked.images) for asked in server.asked}) == 12
+
+    def test_samples(self, tpru: Tpru, tmp_path: Path) -> None:
+        counter = iter(range(1000))
+        source = tpru_hub(tmp_path / "rows")
+        with endpoint(lambda asked: f"<think>x</think><answer>{'ABB'[next(counter) % 3]}</answer>") as server:
+            args = [
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                f"tpru-test={source}",
+            ]
+            code, out, err = tpru(*args, "--n", 3, "--temperature", 1)
+        assert code == 0, err
+        group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
+        # One row's answer is B, which two of three samples say, one's is A.
+        assert group["accuracy"] == pytest.approx((2 / 3 + 1 / 3) / 5)
+        assert group["pass_at"]["3"] == pytest.approx(2 / 5)
+        assert group["majority"] == pytest.approx(1 / 5)
+        assert "pass@3 40.0%" in out
+
+    def test_circular(self, tpru: Tpru, tmp_path: Path) -> None:
+        source = tpru_hub(tmp_path / "rows")
+
+        def knows(asked: Asked) -> str:
+            """The option that reads 3 1 4 2, wherever it stands: the truth of the row whose answer is B."""
+            (letter,) = re.findall(r"^([A-E])\. 3 1 4 2$", asked.text, re.MULTILINE)
+            return f"<think>x</think><answer>{letter}</answer>"
+
+        for name, rule in (("knows", knows), ("letter", lambda asked: "<think>x</think><answer>B</answer>")):
+            with endpoint(rule) as server:
+                args = [
+                    "tiny",
+                    "--base-url",
+                    server.url,
+                    "--out",
+                    tmp_path / name,
+                    "--data",
+                    f"tpru-test={source}",
+                ]
+                assert tpru(*args, "--circular")[0] == 0
+                assert len(server.asked) == 25
+        group = summary_of(tmp_path / "knows")["benchmarks"]["tpru-test"]
+        assert (group["accuracy"], group["plain"]) == (0.2, 0.2)
+        group = summary_of(tmp_path / "letter")["benchmarks"]["tpru-test"]
+        assert (group["accuracy"], group["plain"]) == (0, 0.2)
+
+
+class TestFaults:
+    def run(
+        self, tpru: Tpru, tmp_path: Path, fault: Any, *more: object
+    ) -> tuple[object, dict[str, Any], str]:
+        source = tpru_hub(tmp_path / "rows")
+        with endpoint(fault=fault) as server:
+            args = [
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                f"tpru-test={source}",
+            ]
+            code, _, err = tpru(*args, *more)
+        found = tmp_path / "out/summary.json"
+        return code, json.loads(found.read_text())["benchmarks"]["tpru-test"] if found.exists() else {}, err
+
+    @pytest.mark.parametrize("status", [429, 500, 503])
+    def test_passing_faults_are_tried_again(self, tpru: Tpru, tmp_path: Path, status: int) -> None:
+        code, group, err = self.run(
+            tpru, tmp_path, lambda number, asked: (status, b"{}") if number < 3 else None
+        )
+        assert (code, group["failed"], group["n"]) == (0, 0, 5), err
+
+    @pytest.mark.parametrize(
+        ("body", "said"),
+        [
+            (b"<html>", "no completion"),
+            (b'{"choices": []}', "found 0 choices, expected 1"),
+            (b'{"choices": [{"message": {"content": null}, "index": 0}]}', "without content"),
+        ],
+    )
+    def test_malformed_answers_fail_their_row(
+        self, tpru: Tpru, tmp_path: Path, body: bytes, said: str
+    ) -> None:
+        broken = "4 3 2 1\nD"  # in every prompt
+        code, group, err = self.run(
+            tpru,
+            tmp_path,
+            lambda number, asked: (200, body) if number == 0 and broken in asked.text else None,
+        )
+        assert (code, group["failed"], group["n"]) == (0, 1, 5), err
+        assert said in err
+
+    def test_a_refused_request_names_the_row_and_the_servers_reason(self, tpru: Tpru, tmp_path: Path) -> None:
+        reason = b'{"error": {"message": "maximum context length is 512 tokens, the prompt has 700"}}'
+        code, group, err = self.run(
+            tpru, tmp_path, lambda number, asked: (400, reason) if number == 1 else None
+        )
+        assert (code, group["failed"]) == (0, 1)
+        assert re.search(r"row test-00000-of-00001.parquet:\d failed: HTTP 400: maximum context length", err)
+
+    def test_slow_answers(self, tpru: Tpru, tmp_path: Path) -> None:
+        code, group, err = self.run(
+            tpru,
+            tmp_path,
+            lambda number, asked: 1.0 if number == 0 else None,
+            "--timeout",
+            0.4,
+            "--retries",
+            0,
+        )
+        assert (code, group["failed"]) == (0, 1)
+        assert "no answer within 0.4 s" in err
+
+    def test_endpoint_down(self, tpru: Tpru, tmp_path: Path) -> None:
+        source = tpru_hub(tmp_path / "rows")
+        with endpoint() as server:
+            pass
+        code, _, _ = tpru(
+            "tiny", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}"
+        )
+        assert isinstance(code, str)
+        assert re.fullmatch(r"tpru: http://127.*/v1: no answer \(.*\); is the server running\?", code)
+
+    def test_wrong_model(self, tpru: Tpru, tmp_path: Path) -> None:
+        source = tpru_hub(tmp_path / "rows")
+        with endpoint(models=("one", "two")) as server:
+            code, _, _ = tpru(
+                "x", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}"
+            )
+        assert code == f"tpru: {server.url}: found models one, two; expected x"
+
+    def test_an_image_that_cannot_be_decoded_is_a_failed_row(self, tpru: Tpru, tmp_path: Path) -> None:
+        broken = picture(1)[:200] + bytes(100)
+        rows = [reordering(0), reordering(1, images=[picture(0), broken, picture(2), picture(3)])]
+        source = write_parquet(tmp_path / "rows.parquet", rows)
+        with endpoint() as server:
+            args = [
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "out",
+                "--data",
+                f"tpru-test={source}",
+            ]
+            code, _, err = tpru(*args)
+        group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
+        assert (code, group["n"], group["failed"]) == (0, 2, 1)
+        assert "row rows.parquet:1 failed: images[1]: found an image that can't be decoded" in err
+        assert "images[1]: found an image" in (tmp_path / "out/page.html").read_text()
+
+    def test_ctrl_c_keeps_what_was_answered(self, tmp_path: Path) -> None:
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(seed) for seed in range(20)])
+        code = "from tpru_verl.cli import main; main()"
+        with endpoint(fault=lambda number, asked: 0.2) as server:
+            args = ["eval", "tiny", "--base-url", server.url, "--out", tmp_path / "out", "--concurrency", 2]
+            command = [sys.executable, "-c", code, *map(str, args), "--data", f"tpru-test={source}"]
+            with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+                while len(server.asked) < 4 and process.poll() is None:
+                    time.sleep(0.05)
+                process.send_signal(signal.SIGINT)
+                _, err = process.communicate(timeout=60)
+            assert process.returncode == 130
+            assert "stopped; what was answered is in" in " ".join(err.split())
+            assert "Traceback" not in err
+            kept = (tmp_path / "out/responses.jsonl").read_bytes().count(b"\n")
+            before = len(server.asked)
+            assert 2 <= kept <= before
+            assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+            assert len(server.asked) == before + 20 - kept
+
+    def test_disk_full(self, tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Full(io.BytesIO):
+            def write(self, data: Any) -> int:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(
+            Store, "__init__", lambda store, path: store.__dict__.update(path=path, _replies={}, _file=Full())
+        )
+        code, group, _ = self.run(tpru, tmp_path, lambda number, asked: None)
+        assert group == {}
+        assert "No space left on device; 0 responses are kept, the same command goes on" in str(code)
+
+    @pytest.mark.parametrize(
+        ("args", "said"),
+        [
+            (["--bench", "x"], "--bench: found 'x'"),
+            (["--data", "x"], "--data: found 'x', expected the form KEY=VALUE"),
+            (["--data", "muirbench=x"], "--data: found 'muirbench'"),
+            (["--n", "2"], "n: found 2 at temperature 0"),
+            (["--max-pixels", "100"], "found 16384, 100, expected 0 < min <= max"),
+            (["--data", "tpru-test=/nowhere.parquet"], "no such file"),
+        ],
+    )
+    def test_what_a_user_can_get_wrong(self, tpru: Tpru, tmp_path: Path, args: list[str], said: str) -> None:
+        code, _, _ = tpru("m", "--base-url", "http://127.0.0.1:9/v1", "--out", tmp_path / "o", *args)
+        assert str(code).startswith("tpru: ")
+        assert said in str(code)
+        assert "\n" not in str(code)
+
+
+class TestCompare:
+    @pytest.fixture
+    def runs(self, tpru: Tpru, tmp_path: Path) -> tuple[Path, Path]:
+        source = tpru_hub(tmp_path / "rows")
+        for name, letter in (("a", "B"), ("b", "A")):
+            with endpoint(
+                lambda asked, letter=letter: f"<think>x</think><answer>{letter}</answer>"
+            ) as server:
+                tpru(
+                    "tiny",
+                    "--base-url",
+                    server.url,
+                    "--out",
+                    tmp_path / name,
+                    "--data",
+                    f"tpru-test={source}",
+                )
+        return tmp_path / "a", tmp_path / "b"
+
+    def test_flips_and_verdict(self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path) -> None:
+        code, out, err = tpru("compare", *runs, "--json", tmp_path / "gain.json")
+        assert code == 0, err
+        assert "no difference that 5 rows can show" in out
+        found = json.loads((tmp_path / "gain.json").read_text())["tpru-test"]
+        assert [(flip["answer"], flip["gained"]) for flip in found["flips"]] == [("B", False), ("A", True)]
+        assert found["difference"]["mcnemar"] == 1
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (["--style", "direct"], "style: tpru and direct"),
+            (["--max-pixels", "50176"], "max_pixels: 36864 and 50176"),
+            (["--limit", "3"], "rows: 2 in one alone"),
+        ],
+    )
+    def test_refuses_what_was_not_asked_the_same(
+        self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path, change: list[str], said: str
+    ) -> None:
+        source = tmp_path / "rows/test-00000-of-00001.parquet"
+        with endpoint() as server:
+            tpru(
+                "tiny",
+                "--base-url",
+                server.url,
+                "--out",
+                tmp_path / "c",
+                "--data",
+                f"tpru-test={source}",
+                *change,
+            )
+        code, _, _ = tpru("compare", runs[0], tmp_path / "c")
+        assert "did not ask the same" in str(code)
+        assert said in str(code)
+        code, out, _ = tpru("compare", runs[0], tmp_path / "c", "--anyway")
+        assert code == 0
+        assert said in " ".join(out.split())
+
+    def test_other_content_under_the_same_ids(
+        self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path
+    ) -> None:
+        lines = read_lines(runs[1] / "tpru-test.jsonl")
+        text = "".join(json.dumps({**line, "digest": "0"}) + "\n" for line in lines)
+        (runs[1] / "tpru-test.jsonl").write_text(text)
+        assert "rows: 5 of one id with other content" in str(tpru("compare", *runs)[0])
+
+    def test_no_run(self, tpru: Tpru, tmp_path: Path) -> None:
+        assert "found no summary.json" in str(tpru("compare", tmp_path, tmp_path)[0])
+
+
+def test_page_holds_all_that_it_shows(tpru: Tpru, rows: list[str], tmp_path: Path) -> None:
+    with endpoint(lambda asked: "<script>alert(1)</script>\u2028\ud83d") as server:
+        code, _, err = tpru("tiny", "--base-url", server.url, "--out", tmp_path / "out", *rows)
+    assert code == 0, err
+    page = (tmp_path / "out/page.html").read_text()
+    assert "<script>alert" not in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("<article") == 12
+    assert page.count("<img") == sum(asked.text.count("<image>") for asked in server.asked)
+    for published in ("GPT-4o", "75.7 %", "TPRU-32B", "23.4 %"):
+        assert published in page
+
+
+SIDES = st.integers(4, 3000)
+
+
+@settings(deadline=None)
+@given(
+    SIDES,
+    SIDES,
+    st.sampled_from([(16384, 36864), (3136, 3136), (784, 12845056), (100352, 602112)]),
+    st.sampled_from([28, 32]),
+)
+def test_sizes_are_those_of_training(width: int, height: int, bounds: tuple[int, int], factor: int) -> None:
+    from qwen_vl_utils.vision_process import smart_resize
+
+    least, most = bounds
+    if most < factor**2:
+        return
+    try:
+        rows, columns = smart_resize(height, width, factor, least, most)
+    except ValueError:
+        rows = columns = 0
+    if min(rows, columns) <= 0:
+        with pytest.raises(ValueError, match=r"expected sides within|too narrow"):
+            Bounds(least, most, factor).target(width, height)
+    else:
+        assert Bounds(least, most, factor).target(width, height) == (columns, rows)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1"])
+def test_colours_are_those_of_training(mode: str) -> None:
+    from qwen_vl_utils import fetch_image
+
+    image = Image.open(io.BytesIO(picture(3, (300, 200)))).convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    buffer = io.BytesIO()
+    image.convert(mode).save(buffer, "PNG")
+    element = {"image": Image.open(io.BytesIO(buffer.getvalue())), "min_pixels": 16384, "max_pixels": 36864}
+    assert Bounds().prepared(buffer.getvalue()).tobytes() == fetch_image(element).tobytes()
+
+
+class TestLocal:
+    def local(self, checkpoint: Path, **changes: Any) -> Local:
+        options = {"min_pixels": 3136, "max_pixels": 3136, "max_model_len": None} | changes
+        return Local(str(checkpoint), Sampling(max_tokens=32), **options)
+
+    def requests(self, images: int = 4) -> list[Request]:
+        tags = "<image>" * images
+        item = Item(
+            "row-7", f"Which? {tags}", "A", tuple(picture(i, (56, 56)) for i in range(images)), {"A": "x"}
+        )
+        return [Request("k", item, item.problem)]
+
+    def test_a_context_too_short_names_rows_and_tokens(self, checkpoint: Path) -> None:
+        engine = self.local(checkpoint, max_model_len=40)
+        with pytest.raises(
+            ValueError, match=r"found 1 rows too long for 40 tokens, 32 .*: row-7 \(\d+ tokens\)"
+        ):
+            engine.start(self.requests())
+
+    def test_a_folder_that_is_no_model(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no config\.json in it"):
+            self.local(tmp_path)
+
+    def test_a_model_trained_on_is_another_one(self, checkpoint: Path, tmp_path: Path) -> None:
+        import shutil
+
+        copy = shutil.copytree(checkpoint, tmp_path / "model")
+        before = self.local(copy).identity
+        (copy / "model.safetensors").touch()
+        assert self.local(copy).identity != before
+
+
+def test_endpoints_are_told_apart() -> None:
+    one, other = (Endpoint("m", url, Bounds(), Sampling()) for url in ("http://a/v1", "http://b/v1"))
+    assert one.identity != other.identity
+
+
+def test_damage_inside_the_store_is_named(tmp_path: Path) -> None:
+    (tmp_path / "responses.jsonl").write_text('{"key": "a", "texts": []}\nnonsense\n')
+    with pytest.raises(ValueError, match=r"responses\.jsonl line 2: found no stored reply"):
+        Store(tmp_path / "responses.jsonl")
+
+
+@pytest.mark.e2e
+def test_vllm_in_process_answers_as_the_demo_does(tpru: Tpru, checkpoint: Path, tmp_path: Path) -> None:
+    """The tiny model by real vLLM; a second call finds every answer, and starts nothing."""
+    from tpru_verl.demo.scenes import make_rows
+    from tpru_verl.demo.scenes import write_parquet as write_scenes
+
+    write_scenes(make_rows(30, seed=9000), tmp_path / "rows.parquet")
+    args = [
+        checkpoint,
+        "--data",
+        f"tpru-test={tmp_path / 'rows.parquet'}",
+        "--style",
+        "bare",
+        "--out",
+        tmp_path / "out",
+    ]
+    args += ["--min-pixels", 3136, "--max-pixels", 3136, "--max-tokens", 32]
+    code, _, err = tpru(*args)
+    assert code == 0, err
+    group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
+    assert (group["n"], group["failed"], group["unparsed"], group["format"]) == (30, 0, 0, 1)
+    code, _, err = tpru(*args)
+    assert (code, "30 answers are there already, 0 to be asked" in err) == (0, True)
+    assert summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]["accuracy"] == group["accuracy"]

@@ -1,0 +1,1 @@
+"""`tpru eval`: benchmarks, engines, statistics, comparison, pages, and tasks for other harnesses."""

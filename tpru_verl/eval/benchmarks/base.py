@@ -1,0 +1,304 @@
+"""What a benchmark is, and how its rows are read: from the Hub's layout, or from VLMEvalKit's table of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from string import ascii_uppercase
+from typing import cast
+
+from tpru_verl.data import source
+from tpru_verl.data.source import Part
+from tpru_verl.eval.item import Item, posed
+
+LETTER = "Answer with the option's letter from the given choices directly."
+SELECT = "Please select the correct answer from the options above."  # VLMEvalKit's, for most of its tables
+FOLDER = "LMUData"  # the environment variable that names VLMEvalKit's folder
+_REFERENCE = 64  # characters: a shorter cell of VLMEvalKit's `image` names the row that has the picture
+_ROTATED = 1_000_000  # VLMEvalKit numbers the rotations of a circular table from here
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row as it came; `folder` is where its paths start."""
+
+    place: str  # file and row, as messages call them
+    number: int
+    cells: Mapping[str, object]
+    folder: Path | None
+
+    def text(self, *names: str) -> str:
+        """The first of `names` that holds something, as text; "" where none does."""
+        values = (self.cells.get(name) for name in names)
+        return next((str(value).strip() for value in values if not _empty(value)), "")
+
+    def images(self, *names: str) -> list[bytes]:
+        """Encoded files of the columns, in order. Raises ValueError for a cell that holds none."""
+        found: list[bytes] = []
+        for name in names:
+            cell = self.cells.get(name)
+            if isinstance(cell, str) and cell:
+                cell = source.cells_of_text(cell)
+            for part in cell if isinstance(cell, list) else [] if _empty(cell) else [cell]:
+                found.append(source.image_bytes(part, self.folder))
+        return found
+
+    def options(self) -> dict[str, str]:
+        """Texts of the columns A, B, ..., as far as they are filled."""
+        return {letter: text for letter in ascii_uppercase if (text := self.text(letter))}
+
+
+def _empty(value: object) -> bool:
+    return value is None or value == "" or value != value  # NaN
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one kind of table become items; `item` returns None for a row that is left out."""
+
+    columns: tuple[str, ...]  # that must be there
+    item: Callable[[Record], Item | None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A benchmark: where its rows come from, how many were published, and how its authors ask.
+
+    `hub` is the Hub id and `revision` the commit that was looked at (None: whatever is newest, and written
+    down); `hub_file` is the file to take where the repository is no data set that `datasets` loads,
+    `url` that of a table where the Hub has none; `tsv` is VLMEvalKit's name and `md5` its checksum of the
+    table.
+    """
+
+    name: str
+    title: str
+    hub: str
+    rows: int
+    layouts: tuple[Layout, ...]
+    instruction: str | Callable[[Item], str] = LETTER
+    template: str | None = None  # of the style `benchmark`, in place of `instruction`
+    revision: str | None = None
+    split: str = "test"
+    configs: tuple[str, ...] = ()
+    hub_file: str = ""
+    url: str = ""  # of the table, where the Hub has no such rows
+    note: str = ""  # which rows are left out
+    tsv: str = ""
+    md5: str = ""
+    read: Callable[[Part], Iterator[Item]] | None = None  # where the package's own rows are read
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The items of a benchmark, where they came from, and what is to be said about that."""
+
+    benchmark: Benchmark
+    items: list[Item]
+    origin: str
+    revision: str | None
+    notes: list[str] = field(default_factory=list)
+
+
+def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None = None) -> Loaded:
+    """All items: from `data` (file, folder, Hub id), else from $LMUData, else from the Hub.
+
+    Raises ValueError or FileNotFoundError in one line for what cannot be read or lacks columns.
+    """
+    parts = _parts(benchmark, data, revision)
+    items: list[Item] = []
+    left_out = 0
+    for part in parts:
+        for item in (benchmark.read or _reader(benchmark))(part):
+            if item is None:
+                left_out += 1
+            else:
+                items.append(item)
+    if not items:
+        raise ValueError(f"{benchmark.name}: {parts[0].name}: found 0 rows, expected {benchmark.rows}")
+    notes = [f"{left_out} rows left out: {benchmark.note}"] if left_out else []
+    notes += _mismatches(benchmark, parts, len(items))
+    return Loaded(benchmark, _distinct(items), data or parts[0].name, parts[0].commit, notes)
+
+
+def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list[Part]:
+    lmu = Path(os.environ.get(FOLDER, "~/LMUData")).expanduser() / f"{benchmark.tsv}.tsv"
+    if data is None and benchmark.tsv and lmu.is_file():
+        data = str(lmu)
+    if data is not None:
+        return source.parts_of(data, revision=revision)
+    revision = revision or benchmark.revision
+    if benchmark.url:
+        return [Part(str(_downloaded(benchmark, lmu)), lmu)]
+    if benchmark.hub_file:
+        return [_hub_file(benchmark, revision)]
+    return [
+        Part(
+            f"{benchmark.hub}{f' ({config})' if config else ''}@{benchmark.split}",
+            None,
+            source.load_hub(benchmark.hub, benchmark.split, revision=revision, config=config or None),
+            revision,
+        )
+        for config in benchmark.configs or ("",)
+    ]
+
+
+def _downloaded(benchmark: Benchmark, path: Path) -> Path:
+    """VLMEvalKit's table in its own folder, under its own name; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with urllib.request.urlopen(benchmark.url, timeout=60) as answer, unfinished.open("wb") as file:
+            shutil.copyfileobj(answer, file)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(
+            f"{benchmark.url}: {source.line_of(error)}; --data {benchmark.name}=FILE takes a local copy"
+        ) from error
+    unfinished.replace(path)
+    return path
+
+
+def _hub_file(benchmark: Benchmark, revision: str | None) -> Part:
+    try:
+        from huggingface_hub import hf_hub_download
+
+        path = hf_hub_download(benchmark.hub, benchmark.hub_file, repo_type="dataset", revision=revision)
+    except Exception as error:
+        raise ValueError(
+            f"{benchmark.hub}: {benchmark.hub_file}: not readable from the Hub: {source.line_of(error)}; "
+            f"--data {benchmark.name}=FILE takes a local copy"
+        ) from error
+    return Part(f"{benchmark.hub}/{benchmark.hub_file}", Path(path), None, revision)
+
+
+def _reader(benchmark: Benchmark) -> Callable[[Part], Iterator[Item | None]]:
+    def read(part: Part) -> Iterator[Item | None]:
+        columns = set(source.columns_of(part))
+        layout = next((known for known in benchmark.layouts if columns.issuperset(known.columns)), None)
+        if layout is None:
+            expected = " or ".join(", ".join(known.columns) for known in benchmark.layouts)
+            found = ", ".join(sorted(columns))
+            raise ValueError(
+                f"{part.name}: found columns {found}; expected those of {benchmark.name}: {expected}"
+            )
+        for record in records(part):
+            yield _item(layout, record)
+
+    return read
+
+
+def _item(layout: Layout, record: Record) -> Item | None:
+    """An item also of a row that is broken: it is counted as failed, and named."""
+    try:
+        item = layout.item(record)
+    except ValueError as error:
+        name = record.text("id", "idx", "index") or str(record.number)
+        return Item(name, "", "", (), broken=f"{record.place}: {error}")
+    if item is None or item.broken:
+        return item
+    problem = f"answer: found {item.answer!r}, expected one of {', '.join(item.options)}"
+    wrong = item.options and item.answer not in item.options
+    return replace(item, broken=f"{record.place}: {problem}") if wrong else item
+
+
+def records(part: Part) -> Iterator[Record]:
+    """Every row with all its columns. Raises ValueError where the file is broken."""
+    rows = source.all_columns(part)
+    if part.path is None or part.path.suffix != ".tsv":
+        for number, cells in enumerate(rows):
+            yield Record(f"{part.name} row {number}", number, cells, part.folder)
+        return
+    table = list(rows)
+    pictures = {str(row.get("index")): row.get("image") for row in table}
+    for number, row in enumerate(table):
+        image = row.get("image")
+        if isinstance(image, str) and 0 < len(image) <= _REFERENCE and image in pictures:
+            row = {**row, "image": pictures[image]}
+        yield Record(f"{part.name} row {number}", number, row, part.folder)
+
+
+def _mismatches(benchmark: Benchmark, parts: Sequence[Part], found: int) -> list[str]:
+    notes = []
+    if found != benchmark.rows:
+        notes.append(
+            f"found {found:,} rows, published {benchmark.rows:,}: not the whole benchmark, or another"
+        )
+    path = parts[0].path
+    if path is not None and benchmark.md5 and path.name == f"{benchmark.tsv}.tsv":
+        md5 = _md5(path)
+        if md5 != benchmark.md5:
+            notes.append(f"{path.name}: found MD5 {md5}, VLMEvalKit names {benchmark.md5}")
+    return notes
+
+
+def _md5(path: Path) -> str:
+    state = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    """Ids made distinct: results are stored and compared by them."""
+    seen: dict[str, int] = {}
+    named = []
+    for item in items:
+        seen[item.id] = number = seen.get(item.id, 0) + 1
+        named.append(item if number == 1 else replace(item, id=f"{item.id}#{number}"))
+    return named
+
+
+def table(*more: str) -> Layout:
+    """The layout of VLMEvalKit's tables of multiple choice; `more` are further columns that must be there."""
+    return Layout(("index", "question", "A", "B", "answer", "image", *more), of_table)
+
+
+def of_table(record: Record) -> Item | None:
+    """A row of VLMEvalKit's table. Rows that are rotations of another are left out: `circular` makes them."""
+    index, options = record.text("index"), record.options()
+    if index.isdigit() and int(index) >= _ROTATED:
+        return None
+    hint = record.text("hint")
+    question = record.text("question") if not hint else f"Hint: {hint}\n{record.text('question')}"
+    problem, images, options = posed(question, options, record.images("image"))
+    return Item(
+        index,
+        problem,
+        record.text("answer"),
+        images,
+        options,
+        task=record.text("category", "l2-category", "l2_category"),
+        source=picture_of(images),
+    )
+
+
+def picture_of(images: Sequence[bytes]) -> str:
+    """A source for questions that are asked about one and the same picture."""
+    return hashlib.sha256(images[0]).hexdigest()[:16] if images else ""
+
+
+def letter_of(text: str) -> str:
+    """The letter in `(A)`, `A` or `A.`."""
+    match = re.fullmatch(r"\(?([A-Z])\)?\.?", text.strip())
+    return match[1] if match else text.strip()
+
+
+def answers(cells: object) -> list[str]:
+    """Options that a column holds as a list, or as the text of one. Raises ValueError for anything else."""
+    if isinstance(cells, str):
+        import ast
+
+        try:
+            cells = ast.literal_eval(cells)
+        except (SyntaxError, ValueError) as error:
+            raise ValueError(f"options: found {cells[:40]!r}, expected a list") from error
+    if not isinstance(cells, Sequence):
+        raise ValueError(f"options: found {type(cells).__name__}, expected a list")
+    return [str(cell) for cell in cast("Sequence[object]", cells)]

@@ -1,0 +1,223 @@
+"""`tpru eval compare A B`: is B better than A, on the same rows, asked the same?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tpru_verl.eval.results import Line, read_lines, read_summary
+from tpru_verl.eval.statistics import Difference, holm, paired
+
+# Settings under which two runs ask the same; what differs otherwise, such as the engine, may.
+SAME = (
+    "style",
+    "circular",
+    "min_pixels",
+    "max_pixels",
+    "token_side",
+    "n",
+    "temperature",
+    "top_p",
+    "max_tokens",
+)
+LISTED = 10  # changed rows in the terminal; the file has all
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A row that is right in one run alone."""
+
+    id: str
+    task: str
+    answer: str
+    a: str | None
+    b: str | None
+    gained: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One benchmark: accuracies, what differs pooled and per task, and the rows that changed."""
+
+    benchmark: str
+    title: str
+    a: float
+    b: float
+    pooled: Difference
+    tasks: dict[str, tuple[float, float, Difference]]
+    flips: list[Flip]
+    differing: list[str] = field(default_factory=list)  # what was not the same, where that was allowed
+
+
+def compare(
+    first: Path, second: Path, *, anyway: bool = False, samples: int = 10_000, seed: int = 0
+) -> list[Compared]:
+    """Each benchmark that both runs have. `anyway` takes the rows that both have, whatever else differs.
+
+    Raises ValueError with all that differs where rows, prompts, pixels or sampling do.
+    """
+    a, b = read_summary(first), read_summary(second)
+    names = [name for name in a["benchmarks"] if name in b["benchmarks"]]
+    if not names:
+        raise ValueError(
+            f"{second}: found {', '.join(b['benchmarks'])}, expected one of {', '.join(a['benchmarks'])}, "
+            f"as in {first}"
+        )
+    general = [
+        f"{key}: {a['settings'].get(key)} and {b['settings'].get(key)}"
+        for key in SAME
+        if a["settings"].get(key) != b["settings"].get(key)
+    ]
+    pairs = [
+        (name, read_lines(first / f"{name}.jsonl"), read_lines(second / f"{name}.jsonl")) for name in names
+    ]
+    found = [(name, one, two, [*general, *_differing(one, two)]) for name, one, two in pairs]
+    refused = [f"{name}: {what}" for name, _, _, differing in found for what in differing]
+    if refused and not anyway:
+        raise ValueError(
+            f"{first} and {second} did not ask the same, so that a difference says nothing about the models: "
+            f"{'; '.join(dict.fromkeys(refused))}. --anyway compares the rows that both have"
+        )
+    return [
+        _compared(name, a["benchmarks"][name]["title"], one, two, differing, samples, seed)
+        for name, one, two, differing in found
+    ]
+
+
+def _differing(one: Sequence[Line], two: Sequence[Line]) -> list[str]:
+    digests = [{line["id"]: line["digest"] for line in lines} for lines in (one, two)]
+    found = []
+    if apart := sorted(digests[0].keys() ^ digests[1].keys()):
+        found.append(f"rows: {len(apart)} in one alone, such as {apart[0]}")
+    common = digests[0].keys() & digests[1].keys()
+    if changed := sorted(name for name in common if digests[0][name] != digests[1][name]):
+        found.append(f"rows: {len(changed)} of one id with other content, such as {changed[0]}")
+    prompts = [{line["id"]: _prompts(line) for line in lines if line["samples"]} for lines in (one, two)]
+    asked = prompts[0].keys() & prompts[1].keys()
+    if others := sorted(name for name in asked if prompts[0][name] != prompts[1][name]):
+        found.append(f"prompts: {len(others)} differ, such as that of {others[0]}")
+    return found
+
+
+def _prompts(line: Line) -> set[tuple[int, str]]:
+    return {(sample["rotation"], sample["prompt"]) for sample in line["samples"]}
+
+
+def _compared(
+    name: str,
+    title: str,
+    one: Sequence[Line],
+    two: Sequence[Line],
+    differing: list[str],
+    samples: int,
+    seed: int,
+) -> Compared:
+    other = {line["id"]: line for line in two}
+    rows = [
+        (line, other[line["id"]])
+        for line in one
+        if line["id"] in other and other[line["id"]]["digest"] == line["digest"]
+    ]
+    if not rows:
+        raise ValueError(f"{name}: found no row that both runs have, expected at least 1")
+
+    def difference(pairs: Sequence[tuple[Line, Line]]) -> tuple[float, float, Difference]:
+        a, b = ([pair[side]["score"] for pair in pairs] for side in (0, 1))
+        found = paired(a, b, [line["source"] for line, _ in pairs], samples=samples, seed=seed)
+        return sum(a) / len(a), sum(b) / len(b), found
+
+    by_task: dict[str, list[tuple[Line, Line]]] = {}
+    for pair in rows:
+        by_task.setdefault(pair[0]["task"], []).append(pair)
+    tasks = {task: difference(by_task[task]) for task in sorted(by_task) if task} if len(by_task) > 1 else {}
+    corrected = holm([found.p for _, _, found in tasks.values()])
+    tasks = {
+        task: (a, b, replace(found, holm=p))
+        for (task, (a, b, found)), p in zip(tasks.items(), corrected, strict=True)
+    }
+    flips = [
+        Flip(a["id"], a["task"], a["answer"], a["parsed"], b["parsed"], b["score"] > a["score"])
+        for a, b in rows
+        if a["score"] != b["score"]
+    ]
+    first, second, pooled = difference(rows)
+    return Compared(name, title, first, second, pooled, tasks, flips, differing)
+
+
+def verdict(found: Compared) -> str:
+    """One sentence: a difference counts as real where its interval leaves out 0."""
+    pooled = found.pooled
+    points = f"{100 * pooled.mean:+.1f} points [{100 * pooled.low:+.1f}, {100 * pooled.high:+.1f}]"
+    if pooled.low > 0:
+        return f"{found.title}: B is better, {points}"
+    if pooled.high < 0:
+        return f"{found.title}: B is worse, {points}"
+    return f"{found.title}: no difference that {pooled.n:,} rows can show, {points}"
+
+
+def tables(found: Sequence[Compared]) -> list[Table]:
+    """For a terminal: differences, and the first of the rows that changed."""
+    made = []
+    for one in found:
+        table = Table(title=f"{one.title}: B minus A on {one.pooled.n:,} rows", title_justify="left")
+        for column in ("", "rows", "A", "B", "points", "95 %", "p", "p (Holm)", "McNemar", "gained", "lost"):
+            table.add_column(column, justify="left" if not column else "right")
+        for task, (a, b, difference) in one.tasks.items():
+            table.add_row(task.replace("_", " "), *_cells(a, b, difference))
+        table.add_row("all", *_cells(one.a, one.b, one.pooled), style="bold")
+        table.caption = "p: paired bootstrap over sources; McNemar takes rows for independent"
+        made.append(table)
+        if one.flips:
+            made.append(_flips(one))
+    return made
+
+
+def _cells(a: float, b: float, found: Difference) -> tuple[str, ...]:
+    p: Callable[[float | None], str] = lambda value: "" if value is None else f"{value:.4f}"  # noqa: E731
+    return (
+        f"{found.n:,}",
+        f"{a:.1%}",
+        f"{b:.1%}",
+        f"{100 * found.mean:+.1f}",
+        f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+        p(found.p),
+        p(found.holm),
+        p(found.mcnemar),
+        str(found.gained),
+        str(found.lost),
+    )
+
+
+def _flips(one: Compared) -> Table:
+    table = Table(title=f"{len(one.flips)} rows changed", title_justify="left")
+    for column in ("row", "task", "right answer", "A", "B", ""):
+        table.add_column(column)
+    for flip in one.flips[:LISTED]:
+        said = [answer or "not to be read" for answer in (flip.a, flip.b)]
+        table.add_row(flip.id, flip.task, flip.answer, *said, "gained" if flip.gained else "lost")
+    if len(one.flips) > LISTED:
+        table.caption = f"the first {LISTED}; --json writes all"
+    return table
+
+
+def as_json(found: Sequence[Compared]) -> dict[str, Any]:
+    """Everything, all changed rows included."""
+    return {
+        one.benchmark: {
+            "a": one.a,
+            "b": one.b,
+            "difference": asdict(one.pooled),
+            "tasks": {
+                task: {"a": a, "b": b, "difference": asdict(difference)}
+                for task, (a, b, difference) in one.tasks.items()
+            },
+            "flips": [asdict(flip) for flip in one.flips],
+            "differing": one.differing,
+            "verdict": verdict(one),
+        }
+        for one in found
+    }

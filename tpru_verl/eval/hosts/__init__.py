@@ -1,0 +1,1 @@
+"""The same rows, pixels and verdicts inside other harnesses: lmms-eval, inspect-ai and VLMEvalKit."""

@@ -1,0 +1,81 @@
+"""An image as training shows it to the model: white behind what is transparent, resized between two bounds.
+
+The arithmetic is that of qwen_vl_utils 0.0.14 (`to_rgb`, `smart_resize`, `fetch_image`), through which veRL
+sends every image; a test holds the two together. Written anew because that package needs torch, which
+who evaluates an endpoint has no use for.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+
+from PIL import Image
+
+from tpru_verl.data.images import FORMATS, MAX_PIXELS, MAX_RATIO
+
+MIN, MAX = 16384, 36864  # of the recipes: 21 to 47 visual tokens at 28 x 28 pixels each
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Least and most pixels of an image, and the side of a visual token (patch x merged patches)."""
+
+    least: int = MIN
+    most: int = MAX
+    factor: int = 28
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= self.most:
+            raise ValueError(
+                f"min_pixels, max_pixels: found {self.least}, {self.most}, expected 0 < min <= max"
+            )
+        if self.most < self.factor**2:
+            raise ValueError(f"max_pixels: found {self.most}, expected {self.factor**2} (one token) or more")
+
+    def target(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing. Raises ValueError for sides that no bound can hold."""
+        if max(width, height) > MAX_RATIO * min(width, height):
+            raise ValueError(f"found {width} x {height} pixels, expected sides within 1 : {MAX_RATIO}")
+        sides = [max(self.factor, round(side / self.factor) * self.factor) for side in (width, height)]
+        area = width * height
+        if math.prod(sides) > self.most:
+            beta = math.sqrt(area / self.most)
+            sides = [math.floor(side / beta / self.factor) * self.factor for side in (width, height)]
+        elif math.prod(sides) < self.least:
+            beta = math.sqrt(self.least / area)
+            sides = [math.ceil(side * beta / self.factor) * self.factor for side in (width, height)]
+        if min(sides) <= 0:
+            raise ValueError(f"found {width} x {height} pixels, too narrow for max_pixels={self.most}")
+        return sides[0], sides[1]
+
+    def prepared(self, data: bytes) -> Image.Image:
+        """Decode and resize. Raises ValueError for what is no whole picture."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
+                with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                    if image.width * image.height > MAX_PIXELS:
+                        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
+                    size = self.target(*image.size)
+                    return _rgb(image).resize(size)
+        except Exception as error:  # Pillow's readers raise many kinds
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"found an image that can't be decoded ({reason}; {len(data)} bytes)") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode != "RGBA":
+        return image.convert("RGB")
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.split()[3])
+    return white
+
+
+def png(image: Image.Image) -> bytes:
+    """The same pixels as a file: lossless, so that an endpoint sees what a local engine does."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

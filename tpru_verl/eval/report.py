@@ -1,0 +1,51 @@
+"""A summary for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def tables(summary: Mapping[str, Any]) -> list[Table]:
+    """One table over all benchmarks and one for each that has tasks or scenes."""
+    settings = summary["settings"]
+    pixels = f"{settings['min_pixels']:,} to {settings['max_pixels']:,} pixels"
+    title = f"{summary['model']}: prompt {settings['style']}, {pixels}"
+    pooled = _table(title)
+    found = [pooled]
+    for benchmark in summary["benchmarks"].values():
+        _row(pooled, benchmark["title"], benchmark)
+        for kind in ("tasks", "scenes"):
+            if len(benchmark[kind]) > 1:
+                table = _table(f"{benchmark['title']}, by {kind[:-1]}")
+                for name, group in benchmark[kind].items():
+                    _row(table, name.replace("_", " "), group)
+                found.append(table)
+    pooled.caption = "95 % intervals, clustered by source; unparsed and failed rows count as wrong"
+    return found
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    for column in ("", "rows", "sources", "accuracy", "95 %", "unparsed", "cut off", "failed", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    return table
+
+
+def _row(table: Table, name: str, group: Mapping[str, Any]) -> None:
+    more = [f"pass@{k} {share:.1%}" for k, share in group.get("pass_at", {}).items() if k != "1"]
+    more += [f"majority {group['majority']:.1%}"] if "majority" in group else []
+    more += [f"options in place {group['plain']:.1%}"] if "plain" in group else []
+    table.add_row(
+        name,
+        f"{group['n']:,}",
+        f"{group['clusters']:,}",
+        f"{group['accuracy']:.1%}",
+        f"{group['low']:.1%} to {group['high']:.1%}",
+        f"{group['unparsed']:.1%}",
+        f"{group['cut_off']:.1%}",
+        str(group["failed"]),
+        ", ".join(more),
+    )

