@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +18,8 @@ from numpy.typing import NDArray
 from tpru_verl.build.clips import Clip
 from tpru_verl.build.filters import Filters, bits_between, change_between
 
-POOL = 20  # wrong frames among which the choice is made
-DRAWS = 96  # sets of them that are tried
+POOL = 16  # wrong frames among which the choice is made
+DRAWS = 64  # sets of them that are tried
 _COARSE = 2  # pixels of the thumbnail that are averaged: as coarse as `tpru data audit` looks
 
 Floats = NDArray[np.float64]
@@ -32,91 +34,102 @@ class Ref(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A frame that is seen in a row, with what is compared of it."""
+class Bench:
+    """Frames that are compared with each other; they are called by their places on it."""
 
-    ref: Ref
+    refs: list[Ref]
     hash: NDArray[np.uint8]
     grey: NDArray[np.uint8]
+    size: NDArray[np.int64]
+    filters: Filters
+
+    @classmethod
+    def of(cls, frames: Sequence[tuple[Clip, tuple[int, int], int]], filters: Filters) -> Bench:
+        """From (clip, its place, frame)."""
+        return cls(
+            [Ref(*place, frame) for _, place, frame in frames],
+            np.stack([clip.hash[frame] for clip, _, frame in frames]),
+            np.stack([clip.grey[frame] for clip, _, frame in frames]),
+            np.array([clip.size[frame] for clip, _, frame in frames]),
+            filters,
+        )
+
+    @cached_property
+    def bits(self) -> Floats:
+        """(frames, frames) bits in which hashes differ."""
+        return bits_between(self.hash[:, None], self.hash).astype(np.float64)
+
+    @cached_property
+    def pixels(self) -> Floats:
+        """(frames, frames) mean absolute difference of coarse thumbnails, in grey levels."""
+        frames, side = len(self.grey), self.grey.shape[1] // _COARSE
+        coarse = self.grey.reshape(frames, side, _COARSE, side, _COARSE).mean((2, 4), dtype=np.float32)
+        return np.stack([np.abs(coarse - one).mean((1, 2)) for one in coarse]).astype(np.float64)
+
+    @cached_property
+    def apart(self) -> NDArray[np.bool_]:
+        """(frames, frames) whether a person can tell the two."""
+        change = np.stack([change_between(one, self.grey) for one in self.grey])
+        return (self.bits >= self.filters.min_bits) & (change >= self.filters.min_change)
+
+    def all_apart(self, places: Sequence[int]) -> bool:
+        """Whether no two of these frames look alike."""
+        apart = self.apart[np.ix_(places, places)]
+        return bool(apart[~np.eye(len(places), dtype=bool)].all())
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the right frame is to stand among the wrong ones: how many of them are to be nearer, and so on."""
+
+    nearness: int
+    oddness: int
     size: int
 
     @classmethod
-    def of(cls, clip: Clip, place: tuple[int, int], frame: int) -> Candidate:
-        return cls(Ref(*place, frame), clip.hash[frame], clip.grey[frame], clip.size[frame])
-
-
-def tell_apart(one: Candidate, others: Sequence[Candidate], filters: Filters) -> bool:
-    """Whether a person can tell `one` from each of `others`."""
-    if not others:
-        return True
-    bits = bits_between(one.hash, np.stack([other.hash for other in others]))
-    change = change_between(one.grey, np.stack([other.grey for other in others]))
-    return bool((bits >= filters.min_bits).all() and (change >= filters.min_change).all())
+    def drawn(cls, wrong: int, rng: np.random.Generator) -> Ranks:
+        return cls(*(int(rank) for rank in rng.integers(0, wrong + 1, 3)))
 
 
 def wrong_frames(
-    right: Candidate,
-    given: Sequence[Candidate],
-    pool: Sequence[Candidate],
+    bench: Bench,
+    right: int,
+    given: Sequence[int],
+    pool: Sequence[int],
     count: int,
-    filters: Filters,
+    ranks: Ranks,
     rng: np.random.Generator,
-) -> list[Candidate]:
+) -> tuple[list[int], float]:
     """`count` frames of `pool`, or one more where there is one: a spare for rows without a right choice.
 
-    Fewer than `count` when too few differ from what the row shows and from each other. The spare comes last.
+    None when too few differ from what the row shows and from each other. The spare comes last. The number
+    says how far the right frame is from standing at `ranks` among them.
     """
-    kept: list[Candidate] = []
-    shown = [right, *given]
-    for candidate in pool:
-        near = bits_between(right.hash, candidate.hash) <= filters.max_bits
-        if len(kept) < POOL and near and tell_apart(candidate, [*shown, *kept], filters):
-            kept.append(candidate)
-    if len(kept) <= count:
-        return kept
-    sets = np.stack([rng.permutation(len(kept))[: count + 1] for _ in range(DRAWS)])
-    best = int(np.argmin(_unevenness(right, given, kept, sets[:, :count], rng)))
-    return [kept[i] for i in sets[best]]
+    kept: list[int] = []
+    for frame in pool:
+        near = bench.bits[right, frame] <= bench.filters.max_bits
+        if len(kept) < POOL and near and bench.apart[frame, [right, *given, *kept]].all():
+            kept.append(frame)
+    if len(kept) < count:
+        return [], np.inf
+    size = min(count + 1, len(kept))
+    every = list(permutations(kept, size)) if len(kept) <= count + 1 else []
+    sets = np.array(every or rng.permuted(np.tile(kept, (DRAWS, 1)), axis=1)[:, :size])
+    uneven = _unevenness(bench, right, given, sets[:, :count], ranks)
+    best = int(np.argmin(uneven))
+    return sets[best].tolist(), float(uneven[best])
 
 
 def _unevenness(
-    right: Candidate,
-    given: Sequence[Candidate],
-    pool: Sequence[Candidate],
-    sets: NDArray[np.int64],
-    rng: np.random.Generator,
+    bench: Bench, right: int, given: Sequence[int], sets: NDArray[np.int64], ranks: Ranks
 ) -> Floats:
-    """(draws,) how far the right frame's rank in each set of wrong ones is from ranks drawn evenly.
-
-    `sets` has a line of places in `pool` for each draw.
-    """
-    wrong = sets.shape[1]
-    total = np.zeros(len(sets))
-    nearness, oddness, size = (int(rank) for rank in rng.integers(0, wrong + 1, 3))
-    for between in (_pixels, _bits):
-        to_given = between([right, *pool], given)  # (1 + pool, given)
-        for distance, weight in ((to_given.mean(1), 4), (to_given[:, 0], 1), (to_given[:, -1], 1)):
-            total += weight * np.abs((distance[1:][sets] < distance[0]).sum(1) - nearness)
-        among = between(pool, pool)
-        to_right = between(pool, [right])[:, 0]
-        of_right = to_right[sets].sum(1)
-        of_wrong = to_right[sets] + among[sets[:, :, None], sets[:, None, :]].sum(2)
-        total += 2 * np.abs((of_wrong < of_right[:, None]).sum(1) - oddness)
-    sizes = np.array([candidate.size for candidate in pool])
-    return total + np.abs((sizes[sets] < right.size).sum(1) - size)
-
-
-def _pixels(some: Sequence[Candidate], others: Sequence[Candidate]) -> Floats:
-    """(some, others) mean absolute difference of coarse thumbnails, in grey levels."""
-    a, b = (_coarse(np.stack([candidate.grey for candidate in each])) for each in (some, others))
-    return np.abs(a[:, None] - b).mean(2)
-
-
-def _coarse(grey: NDArray[np.uint8]) -> Floats:
-    n, side = len(grey), grey.shape[1] // _COARSE
-    return grey.reshape(n, side, _COARSE, side, _COARSE).mean((2, 4)).reshape(n, -1)
-
-
-def _bits(some: Sequence[Candidate], others: Sequence[Candidate]) -> Floats:
-    a, b = (np.stack([candidate.hash for candidate in each]) for each in (some, others))
-    return bits_between(a[:, None], b).astype(np.float64)
+    """(draws,) how far the right frame stands from `ranks` in each of `sets`, lines of frames."""
+    total = np.abs((bench.size[sets] < bench.size[right]).sum(1) - ranks.size).astype(np.float64)
+    for between in (bench.pixels, bench.bits):
+        to_given = between[:, given]
+        for distance, weight in ((to_given.mean(1), 3), (to_given[:, 0], 1), (to_given[:, -1], 1)):
+            total += weight * np.abs((distance[sets] < distance[right]).sum(1) - ranks.nearness)
+        to_right = between[right][sets]
+        of_wrong = to_right + between[sets[:, :, None], sets[:, None, :]].sum(2)
+        total += 5 * np.abs((of_wrong < to_right.sum(1)[:, None]).sum(1) - ranks.oddness)
+    return total

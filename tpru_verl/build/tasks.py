@@ -14,13 +14,14 @@ from string import ascii_uppercase
 import numpy as np
 import xxhash
 
-from tpru_verl.build.candidates import Candidate, Ref, tell_apart, wrong_frames
+from tpru_verl.build.candidates import Bench, Ranks, Ref, wrong_frames
 from tpru_verl.build.clips import Clip
 from tpru_verl.build.filters import Filters
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
 
 WRONG = 3  # wrong options beside the right one and "None of the choices provided"
-TRIES = 8  # draws of steps before a clip is given up
+TRIES = 8  # draws of steps, of which the one with the hardest wrong candidates is taken
+EVEN = 4.0  # unevenness of wrong candidates that is good enough
 ABOUT_CHARACTERS = 400
 LETTERS = ascii_uppercase[: WRONG + 2]
 
@@ -95,10 +96,11 @@ def drafts_of(
     about = plain_text(clip.about) or plain_text("; ".join(dict.fromkeys(filter(None, clip.text))))
     others = [plain_text(other.clip.about) for other in near]
     not_about = [text for text in (plain_text(wrong_text), *others) if text and not _same(text, about)]
+    bench = _bench(clip, place, near, options, filters, seed)
     for task in options.tasks:
         for number in range(options.rows_per_clip):
             row_id = f"{clip.id}/{task.value}/{number}"
-            drawn = _draw(task, clip, place, near, options, filters, seeded(seed, row_id))
+            drawn = _draw(task, bench, len(clip), options, seeded(seed, row_id))
             if isinstance(drawn, str):
                 yield row_id, drawn
                 continue
@@ -109,45 +111,50 @@ def drafts_of(
 
 def _draw(
     task: Task,
-    clip: Clip,
-    place: Place,
-    near: Sequence[Near],
+    bench: Bench,
+    own: int,
     options: Options,
-    filters: Filters,
     rng: np.random.Generator,
 ) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
-    """Steps, what of them is asked for, and wrong frames; or the reason why there are none."""
-    fitting = [steps for steps in options.steps if steps <= len(clip)]
+    """Steps, what of them is asked for, and wrong frames; or the reason why there are none.
+
+    The first `own` frames of the bench are the clip's.
+    """
+    fitting = [steps for steps in options.steps if steps <= own]
     if not fitting:
         return "fewer frames than steps"
-    reason = "cyclic"
+    reason, best, least = "cyclic", None, np.inf
+    ranks = Ranks.drawn(WRONG, rng)
     for _ in range(TRIES):
         count = int(rng.choice(fitting))
-        chosen = _spread(len(clip), count, rng)
-        steps = [Candidate.of(clip, place, frame) for frame in chosen]
-        if not all(tell_apart(step, steps[:i], filters) for i, step in enumerate(steps)):
+        steps = _spread(own, count, rng)
+        if not bench.all_apart(steps):
             continue  # two moments alike, as the first and the last of a cycle: the order can't be told
-        refs = tuple(step.ref for step in steps)
+        refs = tuple(bench.refs[step] for step in steps)
         if task is Task.TEMPORAL_REORDERING:
             return refs, (), ()
         asked = _asked(task, count, options.gaps)
-        pool = _pool(clip, place, near, chosen, asked, rng)
-        given = [step for i, step in enumerate(steps) if i not in asked]
-        right = steps[asked[0]]
-        if len(asked) > 1:  # the other missing ones are shown, too
-            given += [steps[i] for i in asked[1:]]
         wanted = WRONG + 1 - len(asked)
-        wrong = wrong_frames(right, given, pool, wanted, filters, rng)
-        if len(wrong) >= wanted:
-            return refs, asked, tuple(candidate.ref for candidate in wrong)
-        reason = "too few wrong candidates"
-    return reason
+        right, *others = (steps[i] for i in asked)  # where several are missing, all of them are shown
+        given = [step for i, step in enumerate(steps) if i not in asked]
+        pool = [int(i) for i in rng.permutation(_wrong(steps, asked, own, len(bench.refs)))]
+        wrong, uneven = wrong_frames(bench, right, [*given, *others], pool, wanted, ranks, rng)
+        if uneven < least:
+            best, least = (refs, asked, tuple(bench.refs[frame] for frame in wrong)), uneven
+        elif not wrong:
+            reason = "too few wrong candidates"
+        if least <= EVEN or own == count:
+            break
+    return best or reason
 
 
 def _spread(frames: int, steps: int, rng: np.random.Generator) -> list[int]:
-    """Places of evenly distant frames; with others between them, which make hard candidates, where it can be."""
+    """Places of evenly distant frames, rather near ones, with others between them where there are enough.
+
+    What lies between them and beyond them makes hard candidates.
+    """
     widest = (frames - 1) // (steps - 1)
-    stride = int(rng.integers(min(2, widest), widest + 1))
+    stride = int(rng.integers(min(2, widest), widest + 1, 2).min())
     start = int(rng.integers(0, frames - stride * (steps - 1)))
     return [start + stride * step for step in range(steps)]
 
@@ -160,25 +167,25 @@ def _asked(task: Task, steps: int, gaps: int) -> tuple[int, ...]:
     return tuple(range(steps - 2 * gaps, steps - 1, 2)) if gaps > 1 else (steps - 2,)
 
 
-def _pool(
-    clip: Clip,
-    place: Place,
-    near: Sequence[Near],
-    steps: Sequence[int],
-    asked: Sequence[int],
-    rng: np.random.Generator,
-) -> list[Candidate]:
-    """Frames that are wrong: of other moments of the clip first, then of clips near it."""
-    admissible: set[int] = set()
+def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) -> list[int]:
+    """Frames that fill no gap: of other moments of the clip, and of other clips."""
+    admissible = set(steps)
     for gap in asked:  # what lies between the neighbours of a gap would fill it, too
-        low = steps[gap - 1] if gap else -1
-        admissible |= set(range(low, steps[gap + 1] + 1))
-    own = [frame for frame in range(len(clip)) if frame not in admissible and frame not in steps]
-    pool = [Candidate.of(clip, place, own[i]) for i in rng.permutation(len(own))]
-    alike = [other for other in near if other.clip.form == clip.form]
-    foreign = [(other, frame) for other in alike for frame in range(len(other.clip))]
-    chosen = rng.permutation(len(foreign))[: 2 * (WRONG + 1) if len(pool) <= WRONG else 0]
-    return pool + [Candidate.of(foreign[i][0].clip, foreign[i][0].place, foreign[i][1]) for i in chosen]
+        admissible |= set(range(steps[gap - 1] if gap else 0, steps[gap + 1]))
+    return [frame for frame in range(frames) if frame not in admissible]
+
+
+def _bench(
+    clip: Clip, place: Place, near: Sequence[Near], options: Options, filters: Filters, seed: int
+) -> Bench:
+    """The clip's frames and, where these are few, some of other clips that are encoded alike."""
+    frames = [(clip, place, frame) for frame in range(len(clip))]
+    if len(clip) < min(options.steps) + 2 * (WRONG + 1):
+        alike = [other for other in near if other.clip.form == clip.form]
+        foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
+        chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 2 * (WRONG + 1)]
+        frames += [foreign[i] for i in chosen]
+    return Bench.of(frames, filters)
 
 
 def plain_text(text: str) -> str:
