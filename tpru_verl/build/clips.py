@@ -202,7 +202,9 @@ class Label:
 def read_labels(path: Path) -> Iterator[Label]:
     reader = _open(path)
     for batch in map(reader.get_batch, range(reader.num_record_batches)):
-        line = {name: batch.column(name)[0].as_py() for name in ("id", "scene", "group", "digest", "leak_hash")}
+        line = {
+            name: batch.column(name)[0].as_py() for name in ("id", "scene", "group", "digest", "leak_hash")
+        }
         digests = line.pop("digest")
         line["leak_hash"] = np.frombuffer(line["leak_hash"], np.uint64)
         yield Label(**line, digests=[digests[i : i + 8] for i in range(0, len(digests), 8)])

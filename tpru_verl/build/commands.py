@@ -42,37 +42,65 @@ def build(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier result in it is replaced.")
     ],
-    sampling: Annotated[How, _panel(FROM, "Of videos: at even times, at changes of the picture, key frames.")] = How.uniform,
-    every: Annotated[float | None, _panel(FROM, "Seconds between frames. Default: 24 a video, 0.2 to 2 s.")] = None,
+    sampling: Annotated[
+        How, _panel(FROM, "Of videos: at even times, at changes of the picture, key frames.")
+    ] = How.uniform,
+    every: Annotated[
+        float | None, _panel(FROM, "Seconds between frames. Default: 24 a video, 0.2 to 2 s.")
+    ] = None,
     scene_change: Annotated[float, _panel(FROM, "Share of pixels that change, for --sampling scene.")] = 0.2,
     max_side: Annotated[int, _panel(FROM, "Pixels of a video's frames.", min=16)] = 640,
     clip_frames: Annotated[int, _panel(FROM, "Most frames of a clip; longer sequences become several.")] = 24,
     episodes: Annotated[int, _panel(FROM, "Of a simulator.", min=1)] = 100,
     min_contrast: Annotated[float, _panel(CLEAN, "Grey levels of spread; below: blank.", min=0)] = 4.0,
-    min_sharpness: Annotated[float, _panel(CLEAN, "Variance of the Laplacian; below: blurred.", min=0)] = 12.0,
-    min_bits: Annotated[int, _panel(CLEAN, "Of 256 of the hash, to the frame before; below: duplicate.", min=0)] = 4,
-    min_change: Annotated[float, _panel(CLEAN, "Share of pixels that change; below: order not visible.", min=0)] = 0.005,
-    max_bits: Annotated[int, _panel(CLEAN, "Of 256: wrong candidates are at most as far from the right one.")] = 120,
+    min_sharpness: Annotated[
+        float, _panel(CLEAN, "Variance of the Laplacian; below: blurred.", min=0)
+    ] = 12.0,
+    min_bits: Annotated[
+        int, _panel(CLEAN, "Of 256 of the hash, to the frame before; below: duplicate.", min=0)
+    ] = 4,
+    min_change: Annotated[
+        float, _panel(CLEAN, "Share of pixels that change; below: order not visible.", min=0)
+    ] = 0.005,
+    max_bits: Annotated[
+        int, _panel(CLEAN, "Of 256: wrong candidates are at most as far from the right one.")
+    ] = 120,
     task: Annotated[list[Task] | None, _panel(ASKING, "A task, once or more. Default: all three.")] = None,
     steps: Annotated[str, _panel(ASKING, "Steps of a row; several numbers are drawn from: 3,4,5.")] = "4",
     rows_per_clip: Annotated[int, _panel(ASKING, "Of each task.", min=1)] = 1,
     gaps: Annotated[int, _panel(ASKING, "Missing steps of next-frame rows.", min=1, max=3)] = 1,
-    free_form: Annotated[bool, _panel(ASKING, "Orders without options, for rewards that pay in part.")] = False,
-    negatives: Annotated[float, _panel(ASKING, "Share of rows whose answer is None of the choices provided.")] = 0.2,
-    mismatches: Annotated[float, _panel(ASKING, "Of these, with a text that does not fit; the rest miss the answer.")] = 0.5,
-    endpoint: Annotated[str | None, _panel(MODEL, "OpenAI-compatible, as http://localhost:8000/v1. The key: OPENAI_API_KEY.")] = None,
+    free_form: Annotated[
+        bool, _panel(ASKING, "Orders without options, for rewards that pay in part.")
+    ] = False,
+    negatives: Annotated[
+        float, _panel(ASKING, "Share of rows whose answer is None of the choices provided.")
+    ] = 0.2,
+    mismatches: Annotated[
+        float, _panel(ASKING, "Of these, with a text that does not fit; the rest miss the answer.")
+    ] = 0.5,
+    endpoint: Annotated[
+        str | None, _panel(MODEL, "OpenAI-compatible, as http://localhost:8000/v1. The key: OPENAI_API_KEY.")
+    ] = None,
     model: Annotated[str | None, _panel(MODEL, "Its name there.")] = None,
-    ask: Annotated[str, _panel(MODEL, "What of it: some of judge, describe, contradict.")] = "judge,describe,contradict",
+    ask: Annotated[
+        str, _panel(MODEL, "What of it: some of judge, describe, contradict.")
+    ] = "judge,describe,contradict",
     concurrency: Annotated[int, _panel(MODEL, "Requests at a time.", min=1)] = 8,
     timeout: Annotated[float, _panel(MODEL, "Seconds for an answer.", min=0.1)] = 120.0,
     retries: Annotated[int, _panel(MODEL, "After errors 429 and 5xx, waiting longer each time.", min=0)] = 6,
-    answers: Annotated[Path | None, _panel(MODEL, "Folder that keeps its answers. Default: beside OUT.")] = None,
-    split: Annotated[str | None, _panel(RESULT, "As train=0.95,test=0.05; a source group is in one of them.")] = None,
+    answers: Annotated[
+        Path | None, _panel(MODEL, "Folder that keeps its answers. Default: beside OUT.")
+    ] = None,
+    split: Annotated[
+        str | None, _panel(RESULT, "As train=0.95,test=0.05; a source group is in one of them.")
+    ] = None,
     against: Annotated[str | None, _panel(RESULT, "Test rows whose pictures must not occur.")] = None,
     seed: Annotated[int, _panel(RESULT, "Of all that is drawn.")] = 0,
     template: Annotated[str, _panel(RESULT, "Prompt template of the column `prompt`.")] = "tpru",
     audit: Annotated[bool, _panel(RESULT, "Look for shortcuts; the verdict goes into the card.")] = True,
-    engine: Annotated[Engine, _panel(RESULT, "Processes of this machine, or Ray Data on a cluster.")] = Engine.processes,
+    engine: Annotated[
+        Engine, _panel(RESULT, "Processes of this machine, or Ray Data on a cluster.")
+    ] = Engine.processes,
     workers: Annotated[int | None, _panel(RESULT, "Processes. Default: one a core.", min=1)] = None,
 ) -> None:
     """Turn videos, pictures, episodes or simulators into rows of the three tasks, with hard wrong candidates.

@@ -10,7 +10,7 @@ import numpy as np
 from tpru_verl.build.tasks import LETTERS, seeded
 from tpru_verl.sample import Task
 
-BLOCK = 20  # rows among which the places of negatives are drawn
+BLOCK = 5  # rows among which the places of negatives are drawn
 
 
 @dataclass

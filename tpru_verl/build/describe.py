@@ -202,7 +202,9 @@ class Describer:
         }
         uris = (f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}" for picture in pictures)
         content: list = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
-        words = f"{question.words} Answer with a JSON object with {' and '.join(question.fields)}, nothing else."
+        words = (
+            f"{question.words} Answer with a JSON object with {' and '.join(question.fields)}, nothing else."
+        )
         content.append({"type": "text", "text": words})
         try:
             made = self._client.chat.completions.create(

@@ -22,7 +22,16 @@ import xxhash
 from tpru_verl import __version__
 from tpru_verl.build import engine, plan
 from tpru_verl.build.card import card_of
-from tpru_verl.build.clips import Counts, Item, Label, Writer, read_clip, read_counts, read_images, read_labels
+from tpru_verl.build.clips import (
+    Counts,
+    Item,
+    Label,
+    Writer,
+    read_clip,
+    read_counts,
+    read_images,
+    read_labels,
+)
 from tpru_verl.build.describe import Describer
 from tpru_verl.build.filters import Filters, clips_of
 from tpru_verl.build.sources import items_of
@@ -106,7 +115,11 @@ def _build(
     labels = _labels(files)
     for place in plan.leaked(labels, hashes):
         counts.dropped.append(
-            {"id": labels.pop(place).id, "reason": "leak", "detail": f"has a picture of {against and against.name}"}
+            {
+                "id": labels.pop(place).id,
+                "reason": "leak",
+                "detail": f"has a picture of {against and against.name}",
+            }
         )
     told = stages.tell(describer, files, labels, counts) if describer else {}
     if not labels:
@@ -139,12 +152,16 @@ def check_settings(settings: Settings) -> None:
 def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
     if against is None:
         return np.zeros(0, np.uint64)
-    return np.concatenate([row.hashes for row in fingerprints(against, workers=workers)] or [np.zeros(0, np.uint64)])
+    return np.concatenate(
+        [row.hashes for row in fingerprints(against, workers=workers)] or [np.zeros(0, np.uint64)]
+    )
 
 
 def _show_left_out(counts: Counts) -> None:
     for lost in counts.dropped[:SHOWN]:
-        console.print(f"left out: {lost['id']}: {lost['detail']}", style="yellow", markup=False, soft_wrap=True)
+        console.print(
+            f"left out: {lost['id']}: {lost['detail']}", style="yellow", markup=False, soft_wrap=True
+        )
     if more := len(counts.dropped) - SHOWN:
         if more > 0:
             console.print(f"left out: {more} more, listed in {prepare.DROPPED}", style="yellow")
@@ -292,7 +309,9 @@ class _Stages:
         folder = self.folder("clips", marks, size, *decided)
         units = [self.items[start : start + size] for start in range(0, len(self.items), size)]
         tasks = [
-            ScanTask(unit, folder / f"{i:06d}.arrow", settings.filters, shortest, settings.clip_frames, leak_hash)
+            ScanTask(
+                unit, folder / f"{i:06d}.arrow", settings.filters, shortest, settings.clip_frames, leak_hash
+            )
             for i, unit in enumerate(units)
         ]
         counts = Counts()
@@ -309,7 +328,9 @@ class _Stages:
         for number, saying in describer.look_at(files, told, labels):
             for clip, said in saying.items():
                 if said.rejected and (label := labels.pop((number, clip), None)):
-                    counts.dropped.append({"id": label.id, "reason": "rejected by the model", "detail": said.rejected})
+                    counts.dropped.append(
+                        {"id": label.id, "reason": "rejected by the model", "detail": said.rejected}
+                    )
         return told
 
     def draft(
@@ -339,7 +360,9 @@ class _Stages:
                 lost.update(without)
                 yield rows
 
-        folder = self.folder("plan", files, settings, splits, sorted(told), [p.read_text() for p in told.values()])
+        folder = self.folder(
+            "plan", files, settings, splits, sorted(told), [p.read_text() for p in told.values()]
+        )
         shutil.rmtree(folder)
         folder.mkdir()
         try:
@@ -350,7 +373,9 @@ class _Stages:
         return plans, ledger, lost
 
     def write(self, plans: Sequence[Path], files: Sequence[Path]) -> list[dict[str, object]]:
-        folder = self.folder("rows", files, [xxhash.xxh3_128_hexdigest(p.read_bytes()) for p in plans], self.settings.template)
+        folder = self.folder(
+            "rows", files, [xxhash.xxh3_128_hexdigest(p.read_bytes()) for p in plans], self.settings.template
+        )
         shards = Counter(path.stem.rpartition("-")[0] for path in plans)
         tasks: list[WriteTask] = []
         for path in plans:
@@ -392,7 +417,10 @@ def _manifest(
     def spread(values: Sequence[float]) -> dict[str, float]:
         if not values:
             return {}
-        return {f"{q} %": round(float(v), 5) for q, v in zip(quantiles, np.percentile(values, quantiles), strict=True)}
+        return {
+            f"{q} %": round(float(v), 5)
+            for q, v in zip(quantiles, np.percentile(values, quantiles), strict=True)
+        }
 
     return {
         "made_by": MADE_BY,
@@ -409,8 +437,12 @@ def _manifest(
             "written": sum(ledger.rows.values()),
             "splits": dict(ledger.rows),
             "tasks": {split: dict(sorted(tasks.items())) for split, tasks in sorted(ledger.tasks.items())},
-            "answers": {name: dict(sorted(letters.items())) for name, letters in sorted(ledger.letters.items())},
-            "negatives": {name: dict(sorted(kinds.items())) for name, kinds in sorted(ledger.negatives.items())},
+            "answers": {
+                name: dict(sorted(letters.items())) for name, letters in sorted(ledger.letters.items())
+            },
+            "negatives": {
+                name: dict(sorted(kinds.items())) for name, kinds in sorted(ledger.negatives.items())
+            },
         },
         "files": files,
         "versions": {"tpru_verl": __version__, "pyarrow": pa.__version__},
@@ -418,7 +450,12 @@ def _manifest(
 
 
 def _finish(
-    out: Path, stages: _Stages, manifest: dict[str, object], counts: Counts, plans: Sequence[Path], audit: bool
+    out: Path,
+    stages: _Stages,
+    manifest: dict[str, object],
+    counts: Counts,
+    plans: Sequence[Path],
+    audit: bool,
 ) -> dict[str, object]:
     """Move the shards together, audit them, write manifest and card, and put all in place."""
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
@@ -436,7 +473,11 @@ def _finish(
         files = manifest["files"]
         assert isinstance(files, list)
         files += [
-            {"name": name, "bytes": path.stat().st_size, "xxh3_128": prepare.checksum_of(path, xxhash.xxh3_128())}
+            {
+                "name": name,
+                "bytes": path.stat().st_size,
+                "xxh3_128": prepare.checksum_of(path, xxhash.xxh3_128()),
+            }
             for name in names
             if (path := unfinished / name).exists()
         ]

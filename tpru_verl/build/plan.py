@@ -62,7 +62,9 @@ def leaked(labels: Mapping[Place, Label], hashes: NDArray[np.uint64]) -> set[Pla
     return found
 
 
-def splits_of(labels: Mapping[Place, Label], shares: Mapping[str, float] | None, seed: int) -> dict[Place, str]:
+def splits_of(
+    labels: Mapping[Place, Label], shares: Mapping[str, float] | None, seed: int
+) -> dict[Place, str]:
     """Split of each clip. Clips that share a source group or a picture stay together.
 
     Raises ValueError where that leaves too few groups.
@@ -83,7 +85,9 @@ def splits_of(labels: Mapping[Place, Label], shares: Mapping[str, float] | None,
     return {place: name for name, group in zip(names, drawn, strict=True) for place in group}
 
 
-def neighbours_of(labels: Mapping[Place, Label], splits: Mapping[Place, str]) -> dict[Place, tuple[Place, ...]]:
+def neighbours_of(
+    labels: Mapping[Place, Label], splits: Mapping[Place, str]
+) -> dict[Place, tuple[Place, ...]]:
     """The next clips of the same scene and split, those of the same source group first."""
     scenes: dict[tuple[str, str], list[Place]] = {}
     for place, label in labels.items():

@@ -122,7 +122,9 @@ class Line:
             raise ValueError(f"{self.name}: images: found {type(images).__name__}, expected a list of paths")
         if not isinstance(texts, list) or (texts and len(texts) != len(images)):
             found = len(texts) if isinstance(texts, list) else type(texts).__name__
-            raise ValueError(f"{self.name}: texts: found {found}, expected one for each of {len(images)} images")
+            raise ValueError(
+                f"{self.name}: texts: found {found}, expected one for each of {len(images)} images"
+            )
         about = self._text("text")
         for number, cell in enumerate(images):
             try:

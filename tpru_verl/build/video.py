@@ -16,7 +16,6 @@ from tpru_verl.build.filters import change_between, jpeg
 from tpru_verl.data.images import MAX_PIXELS
 
 if TYPE_CHECKING:
-    import av
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter

@@ -73,7 +73,9 @@ def validate(
     from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)
-    found = work.validate(opened, deep=deep, against=open_source(against) if against else None, workers=workers)
+    found = work.validate(
+        opened, deep=deep, against=open_source(against) if against else None, workers=workers
+    )
     if report is not None:
         found.write(report)
     console = results()
