@@ -41,16 +41,18 @@ class Bench:
     hash: NDArray[np.uint8]
     grey: NDArray[np.uint8]
     size: NDArray[np.int64]
+    own: int  # the first ones, which are of one clip
     filters: Filters
 
     @classmethod
     def of(cls, frames: Sequence[tuple[Clip, tuple[int, int], int]], filters: Filters) -> Bench:
-        """From (clip, its place, frame)."""
+        """From (clip, its place, frame), one clip's frames first."""
         return cls(
             [Ref(*place, frame) for _, place, frame in frames],
             np.stack([clip.hash[frame] for clip, _, frame in frames]),
             np.stack([clip.grey[frame] for clip, _, frame in frames]),
             np.array([clip.size[frame] for clip, _, frame in frames]),
+            sum(place == frames[0][1] for _, place, _ in frames),
             filters,
         )
 
@@ -80,7 +82,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the right frame is to stand among the wrong ones: how many of them are to be nearer, and so on."""
+    """Where the right frame is to stand: how many wrong ones are to be nearer than it, and so on."""
 
     nearness: int
     oddness: int
@@ -107,7 +109,8 @@ def wrong_frames(
     """
     kept: list[int] = []
     for frame in pool:
-        near = bench.bits[right, frame] <= bench.filters.max_bits
+        # Other moments of the clip are near in time; those of other clips have to be so in looks.
+        near = frame < bench.own or bench.bits[right, frame] <= bench.filters.max_bits
         if len(kept) < POOL and near and bench.apart[frame, [right, *given, *kept]].all():
             kept.append(frame)
     if len(kept) < count:

@@ -15,7 +15,8 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         "# Rows of temporal and procedural questions",
         "",
         f"{rows['written']} rows from {manifest['clips']} clips of {manifest['source']['items']} items of "
-        f"`{manifest['source']['name']}`, made by `tpru build` {__version__}, seed {manifest['settings']['seed']}.",
+        f"`{manifest['source']['name']}`, made by `tpru build` {__version__}, seed "
+        f"{manifest['settings']['seed']}.",
         "",
         *_table("split", "rows", rows["splits"]),
         *_table("split and task", "answers", {k: _listed(v) for k, v in rows["answers"].items()}),
@@ -23,7 +24,8 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         "A mismatch row describes something else than its pictures show, a missing-answer row lists no right "
         'choice; in both "None of the choices provided" is right.',
         "",
-        f"Of {frames['read']} frames {frames['kept']} were kept. Left out: {_listed(frames['left_out']) or 'none'}. "
+        f"Of {frames['read']} frames {frames['kept']} were kept. Left out: "
+        f"{_listed(frames['left_out']) or 'none'}. "
         f"Items and clips left out: {_listed(manifest['left_out']) or 'none'}. "
         f"Rows that could not be made: {_listed(manifest['rows_that_could_not_be']) or 'none'}.",
         "",
@@ -36,9 +38,9 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
     for split, verdict in manifest["audit"].items():
         body += [f"## What `tpru data audit` says of {split}", "", verdict, ""]
     body += [
-        "`provenance.jsonl` names the clip, frame and time of every picture of every row; `manifest.json` has all "
-        "settings, counts and checksums. Clocks and counters in pictures are not looked for. The licence is that of "
-        "the source.",
+        "`provenance.jsonl` names the clip, frame and time of every picture of every row; `manifest.json` "
+        "has all settings, counts and checksums. Clocks and counters in pictures are not looked for. The licence "
+        "is that of the source.",
     ]
     return "\n".join([*card_head(splits), "", *body]) + "\n"
 

@@ -1,4 +1,4 @@
-"""What passes from stage to stage: frames, and clips of frames that passed the filters, in files of their own.
+"""What passes from stage to stage: frames, and clips of frames that passed the filters, in files.
 
 A file of clips is an Arrow file with one clip a batch, so that any clip, and of it any column, can be read
 without the rest. It appears whole or not at all.

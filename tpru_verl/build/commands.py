@@ -35,8 +35,8 @@ def build(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of videos or of folders of pictures, a video, a jsonl of episodes, a LeRobot data set, or "
-            "a simulator: sim:bricks, sim:gui, sim:minigrid, sim:metaworld.",
+            help="Folder of videos or of folders of pictures, a video, a jsonl of episodes, a LeRobot data "
+            "set, or a simulator: sim:bricks, sim:gui, sim:minigrid, sim:metaworld.",
         ),
     ],
     out: Annotated[
@@ -63,7 +63,7 @@ def build(
         float, _panel(CLEAN, "Share of pixels that change; below: order not visible.", min=0)
     ] = 0.005,
     max_bits: Annotated[
-        int, _panel(CLEAN, "Of 256: wrong candidates are at most as far from the right one.")
+        int, _panel(CLEAN, "Of 256: wrong frames of other clips are at most as far from the right one.")
     ] = 120,
     task: Annotated[list[Task] | None, _panel(ASKING, "A task, once or more. Default: all three.")] = None,
     steps: Annotated[str, _panel(ASKING, "Steps of a row; several numbers are drawn from: 3,4,5.")] = "4",

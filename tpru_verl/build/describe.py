@@ -62,8 +62,8 @@ class Question:
 QUESTIONS = {
     "judge": Question(
         "judge",
-        "These images are frames of one sequence, in the order shown. Say whether they are clean (sharp, nothing "
-        "but the scene itself: no title cards, clocks, counters or collages) and whether they are in "
+        "These images are frames of one sequence, in the order shown. Say whether they are clean (sharp, "
+        "nothing but the scene itself: no title cards, clocks, counters or collages) and whether they are in "
         "chronological order, as far as one can see.",
         {"clean": {"type": "boolean"}, "chronological": {"type": "boolean"}},
     ),
@@ -76,8 +76,8 @@ QUESTIONS = {
     "contradict": Question(
         "contradict",
         "These images are frames of one sequence. Write one sentence that describes another sequence in the "
-        "same place with the same things: likely, of the same length and style, but wrong for these images. It "
-        'continues the words "These photos show".',
+        "same place with the same things: likely, of the same length and style, but wrong for these images. "
+        'It continues the words "These photos show".',
         _DESCRIPTION,
     ),
 }

@@ -6,6 +6,7 @@ have to be on a disk that all machines see.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -33,7 +34,7 @@ def _with_ray(tasks: Sequence[Given], work: Callable[[Given], Made], workers: in
     except ImportError:
         raise ValueError('--engine ray needs `pip install "ray[data]"`') from None
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

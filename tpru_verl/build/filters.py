@@ -42,7 +42,9 @@ class Filters:
     min_sharpness: float = 12.0  # variance of the Laplacian of 128 pixels; below it a frame is blurred
     min_bits: int = 4  # of 256 of the perceptual hash; below it a frame is a duplicate of the one before
     min_change: float = 0.005  # share of pixels that change; below it the order of two frames is not visible
-    max_bits: int = 120  # of 256: wrong candidates farther from the right one are too easy; chance is 128
+    max_bits: int = (
+        120  # of 256: frames of other clips farther from the right one are too easy; chance is 128
+    )
 
 
 @dataclass(frozen=True)

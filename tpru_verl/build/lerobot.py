@@ -115,5 +115,5 @@ def _place(
     names = {"chunk_index": row[f"{where}/chunk_index"], "file_index": row[f"{where}/file_index"]}
     if kind == "image":
         return 0.0, None, names
-    times = float(row[f"{where}/from_timestamp"]), float(row[f"{where}/to_timestamp"])
-    return *times, {**names, "video_key": camera}
+    start, end = float(row[f"{where}/from_timestamp"]), float(row[f"{where}/to_timestamp"])
+    return start, end, {**names, "video_key": camera}

@@ -162,9 +162,9 @@ def _show_left_out(counts: Counts) -> None:
         console.print(
             f"left out: {lost['id']}: {lost['detail']}", style="yellow", markup=False, soft_wrap=True
         )
-    if more := len(counts.dropped) - SHOWN:
-        if more > 0:
-            console.print(f"left out: {more} more, listed in {prepare.DROPPED}", style="yellow")
+    if len(counts.dropped) > SHOWN:
+        more = len(counts.dropped) - SHOWN
+        console.print(f"left out: {more} more, listed in {prepare.DROPPED}", style="yellow")
 
 
 def _labels(files: Sequence[Path]) -> dict[Place, Label]:

@@ -100,7 +100,7 @@ def drafts_of(
     for task in options.tasks:
         for number in range(options.rows_per_clip):
             row_id = f"{clip.id}/{task.value}/{number}"
-            drawn = _draw(task, bench, len(clip), options, seeded(seed, row_id))
+            drawn = _draw(task, bench, options, seeded(seed, row_id))
             if isinstance(drawn, str):
                 yield row_id, drawn
                 continue
@@ -112,14 +112,11 @@ def drafts_of(
 def _draw(
     task: Task,
     bench: Bench,
-    own: int,
     options: Options,
     rng: np.random.Generator,
 ) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
-    """Steps, what of them is asked for, and wrong frames; or the reason why there are none.
-
-    The first `own` frames of the bench are the clip's.
-    """
+    """Steps, what of them is asked for, and wrong frames; or the reason why there are none."""
+    own = bench.own
     fitting = [steps for steps in options.steps if steps <= own]
     if not fitting:
         return "fewer frames than steps"

@@ -54,6 +54,7 @@ def frames_of(
     """
     try:
         import av
+        import av.error
     except ImportError:
         raise ValueError('videos need `pip install "tpru-verl[build]"`') from None
     try:
@@ -62,7 +63,7 @@ def frames_of(
             if not container.streams.video:
                 raise ValueError(f"{path}: found no video stream, expected one")
             yield from _sampled(container, sampling, start, end, about)
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         size = path.stat().st_size if path.is_file() else 0
         reason = error.strerror or type(error).__name__
         raise ValueError(f"{path}: found {size} bytes that are no whole video ({reason})") from error
@@ -83,17 +84,17 @@ def _sampled(
     every = sampling.every or _distance(container, stream, start, end)
     if sampling.how == "keyframes":
         context.skip_frame = "NONKEY"
-    rate = float(stream.average_rate or 0)
+    rate, aspect = float(stream.average_rate or 0), float(stream.sample_aspect_ratio or 1)
     jumps = _Jumps(container, stream) if sampling.how == "uniform" else None
     reformatter = VideoReformatter()
     last: np.ndarray | None = None
     for frame in _evenly(container, stream, every, start, end, jumps):
         if sampling.how == "scene":
-            grey = reformatter.reformat(frame, GREY, GREY, "gray").to_ndarray()
+            grey = np.asarray(reformatter.reformat(frame, GREY, GREY, "gray").to_ndarray(), np.uint8)
             if last is not None and change_between(grey, last) < sampling.scene_change:
                 continue
             last = grey
-        picture = _upright(frame, reformatter, sampling.max_side)
+        picture = _upright(frame, reformatter, sampling.max_side, aspect)
         yield Frame(jpeg(picture), round((frame.time or 0) * rate), frame.time, about=about)
 
 
@@ -152,10 +153,9 @@ def _evenly(
             return
 
 
-def _upright(frame: VideoFrame, reformatter: VideoReformatter, max_side: int) -> Image.Image:
-    """As a player shows it: scaled, pixels square, turned by what the file says."""
-    aspect = float(frame.sample_aspect_ratio or 1) if hasattr(frame, "sample_aspect_ratio") else 1.0
-    width, height = frame.width * (aspect or 1.0), float(frame.height)
+def _upright(frame: VideoFrame, reformatter: VideoReformatter, max_side: int, aspect: float) -> Image.Image:
+    """As a player shows it: scaled, pixels square, turned by what the file says. `aspect` is of a pixel."""
+    width, height = frame.width * aspect, float(frame.height)
     scale = min(1.0, max_side / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = reformatter.reformat(frame, *size, "rgb24").to_ndarray()

@@ -4,6 +4,7 @@ What is to be done is in the text alone, not in the pictures. Title, wares, word
 episode to episode.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import atexit

@@ -1,12 +1,14 @@
 """Meta-World's manipulation tasks, solved by the scripted policies that come with them (MuJoCo, off-screen).
 
-Without a display, MuJoCo needs EGL (Debian: libegl1 libgl1-mesa-dri). The sentence of a task is language_world's.
+Without a display, MuJoCo needs EGL (Debian: libegl1 libgl1-mesa-dri). Tasks are described by language_world.
 """
 
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
 
@@ -20,11 +22,11 @@ from PIL import Image
 from tpru_verl.build.clips import Frame
 from tpru_verl.build.filters import jpeg
 
-# Tasks whose policy solves each of five draws, and in which something visibly moves besides the arm.
+# Tasks in which something visibly moves besides the arm.
 SCENES = (
-    "assembly", "basketball", "box-close", "button-press", "coffee-pull", "dial-turn", "door-open", "drawer-close",
-    "drawer-open", "faucet-open", "hammer", "lever-pull", "peg-insert-side", "pick-place", "plate-slide", "push",
-    "shelf-place", "sweep-into", "window-open",
+    "assembly", "basketball", "box-close", "button-press", "coffee-pull", "dial-turn", "door-open",
+    "drawer-close", "drawer-open", "faucet-open", "hammer", "lever-pull", "peg-insert-side", "pick-place",
+    "plate-slide", "push", "shelf-place", "sweep-into", "window-open",
 )  # fmt: skip
 WIDTH, HEIGHT = 480, 360  # pixels
 MOST_STEPS, EVERY, AFTER = 400, 5, 10  # of the simulation: at most, a frame, beyond success
@@ -35,9 +37,8 @@ def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
     """One episode up to success, every few steps of it. Raises ValueError where the policy fails."""
     # A fresh environment: what `reset(seed)` gives depends on what was drawn before.
     name = f"{scene}-v3"
-    environment = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"](
-        seed=int(rng.integers(2**31))
-    )
+    make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"]
+    environment = make(seed=int(rng.integers(2**31)))
     policy, camera = ENV_POLICY_MAP[name](), _camera()
     about = f"how a robot arm is to {TASK_DESCRIPTIONS[scene]}"
     observation, _ = environment.reset()
@@ -69,7 +70,7 @@ def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
 
 
 def _moved(before: np.ndarray, now: np.ndarray) -> str:
-    """What the hand did, by its place in metres and how far it is open (0 to 1): the first four observations."""
+    """What the hand did, by the first four observations: its place in metres, how far it is open (0 to 1)."""
     (x, y, z), opened = now[:3] - before[:3], now[3] - before[3]
     if abs(opened) > OPENED:
         return f"the gripper {'opens' if opened > 0 else 'closes'}"

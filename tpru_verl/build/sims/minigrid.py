@@ -1,5 +1,6 @@
-"""MiniGrid's BabyAI levels, solved by the bot that comes with them: seen from above, a frame after each action."""
+"""MiniGrid's BabyAI levels, solved by the bot that comes with them: seen from above, a frame an action."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import contextlib
@@ -21,7 +22,7 @@ SIDE = 384  # pixels at most
 
 
 def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
-    """An episode with its mission; the subgoals are the text of the steps. Raises ValueError where the bot fails."""
+    """An episode; its mission and subgoals are the text. Raises ValueError where the bot fails."""
     with contextlib.redirect_stdout(io.StringIO()):  # levels report each draw that they reject
         environment = gymnasium.make(f"BabyAI-{scene}-v0", render_mode="rgb_array")
         try:
