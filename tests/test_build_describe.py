@@ -62,7 +62,11 @@ class Stub:
         finally:
             with self._lock:
                 self.at_once -= 1
-        message = {"choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}]}
+        message = {
+            "choices": [
+                {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": content}}
+            ]
+        }
         whole = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", **message}
         data = json.dumps(whole if status == 200 else {"error": {"message": content}}).encode()
         if content == "not even json":
@@ -139,7 +143,15 @@ def test_busy_servers_are_asked_again(described: Run, stub: Stub, tmp_path: Path
     assert contents(tmp_path / "out") == contents(tmp_path / "other")
 
 
-MALFORMED = ["", "yes", "[]", "{}", '{"clean": "very", "chronological": true}', '{"clean": tru', "not even json"]
+MALFORMED = [
+    "",
+    "yes",
+    "[]",
+    "{}",
+    '{"clean": "very", "chronological": true}',
+    '{"clean": tru',
+    "not even json",
+]
 
 
 @pytest.mark.parametrize("content", MALFORMED)

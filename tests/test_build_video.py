@@ -25,7 +25,9 @@ def shown(frame: Frame) -> Image.Image:
 
 
 def apart(one: Image.Image, other: Image.Image) -> float:
-    return float(np.abs(np.asarray(one.convert("L"), np.int16) - np.asarray(other.convert("L"), np.int16)).mean())
+    return float(
+        np.abs(np.asarray(one.convert("L"), np.int16) - np.asarray(other.convert("L"), np.int16)).mean()
+    )
 
 
 def test_even_times_and_what_is_seen_then(tmp_path: Path) -> None:
@@ -113,7 +115,9 @@ def test_broken_videos_are_listed_and_the_rest_is_kept(
     assert manifest["left_out"] == {"too few frames": 1, "unreadable": 4}
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
     assert len(lines) == 5
-    assert [name for name in ("empty", "noise", "cut", "playlist", "short") if f"{name}.mp4" in "".join(lines)]
+    assert [
+        name for name in ("empty", "noise", "cut", "playlist", "short") if f"{name}.mp4" in "".join(lines)
+    ]
     assert "expected at least 4" in next(line for line in lines if "short.mp4" in line)
     frames = [frame for line in provenance(tmp_path / "out").values() for frame in line["frames"]]
     assert all(frame["index"] == pytest.approx(25 * frame["time"], abs=1) for frame in frames)

@@ -80,17 +80,18 @@ class Bench:
         return bool(apart[~np.eye(len(places), dtype=bool)].all())
 
 
-@dataclass(frozen=True)
-class Ranks:
+class Ranks(NamedTuple):
     """Where the right frame is to stand: how many wrong ones are to be nearer than it, and so on."""
 
-    nearness: int
-    oddness: int
-    size: int
+    nearness: int  # to the given frames
+    to_first: int  # of the given frames
+    to_last: int
+    oddness: int  # among the candidates
+    size: int  # in bytes
 
     @classmethod
     def drawn(cls, wrong: int, rng: np.random.Generator) -> Ranks:
-        return cls(*(int(rank) for rank in rng.integers(0, wrong + 1, 3)))
+        return cls(*rng.integers(0, wrong + 1, len(cls._fields)).tolist())
 
 
 def wrong_frames(
@@ -129,10 +130,14 @@ def _unevenness(
     """(draws,) how far the right frame stands from `ranks` in each of `sets`, lines of frames."""
     total = np.abs((bench.size[sets] < bench.size[right]).sum(1) - ranks.size).astype(np.float64)
     for between in (bench.pixels, bench.bits):
-        to_given = between[:, given]
-        for distance, weight in ((to_given.mean(1), 3), (to_given[:, 0], 1), (to_given[:, -1], 1)):
-            total += weight * np.abs((distance[sets] < distance[right]).sum(1) - ranks.nearness)
+        for frames, rank, weight in (
+            (given, ranks.nearness, 2),
+            (given[:1], ranks.to_first, 2),
+            (given[-1:], ranks.to_last, 3),
+        ):
+            distance = between[:, frames].mean(1)
+            total += weight * np.abs((distance[sets] < distance[right]).sum(1) - rank)
         to_right = between[right][sets]
         of_wrong = to_right + between[sets[:, :, None], sets[:, None, :]].sum(2)
-        total += 5 * np.abs((of_wrong < to_right.sum(1)[:, None]).sum(1) - ranks.oddness)
+        total += 4 * np.abs((of_wrong < to_right.sum(1)[:, None]).sum(1) - ranks.oddness)
     return total

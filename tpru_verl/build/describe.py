@@ -223,8 +223,8 @@ class Describer:
         except openai.APIConnectionError as error:
             found = f"found no answer after {self.retries + 1} tries ({line_of(error.__cause__ or error)})"
             raise ValueError(f"--endpoint {self.endpoint}: {found}; {_KEPT}") from error
-        except openai.OpenAIError as error:  # an answer that is no chat completion at all
-            raise ValueError(f"--endpoint {self.endpoint}: found {line_of(error)[:200]}; {_KEPT}") from error
+        except (openai.OpenAIError, json.JSONDecodeError):  # an answer that is no chat completion at all
+            return None
         choices = getattr(made, "choices", None)
         return choices[0].message.content if choices else None
 

@@ -20,8 +20,8 @@ from tpru_verl.build.filters import Filters
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
 
 WRONG = 3  # wrong options beside the right one and "None of the choices provided"
-TRIES = 8  # draws of steps, of which the one with the hardest wrong candidates is taken
-EVEN = 4.0  # unevenness of wrong candidates that is good enough
+TRIES = 10  # draws of steps, of which the one with the hardest wrong candidates is taken
+EVEN = 2.0  # unevenness of wrong candidates that is good enough
 ABOUT_CHARACTERS = 400
 LETTERS = ascii_uppercase[: WRONG + 2]
 

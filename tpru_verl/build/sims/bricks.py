@@ -1,7 +1,7 @@
 """Brick by brick: small models that are put together on a plate, seen from above at an angle.
 
 Every brick rests on the plate or on a brick below it. What is built is fixed by the scene, its colours, sizes
-and place by the draw.
+and place by the draw. Half of the models are taken apart: more bricks are no sign of a later moment.
 """
 
 from __future__ import annotations
@@ -51,16 +51,21 @@ class Brick(NamedTuple):
 
 
 def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
-    """The empty plate, then a frame after each brick."""
+    """A frame before the first brick and after each one."""
     colours = [str(name) for name in rng.permutation(list(_COLOURS))[: int(rng.integers(2, 4))]]
     bricks = build(scene, colours, rng)
     ground, plate = _GROUNDS[int(rng.integers(len(_GROUNDS)))], _COLOURS[str(rng.choice(["green", "brown"]))]
-    about = f"how bricks in {' and '.join(colours)} are put together: {_NAMES.get(scene, f'a {scene}')}"
-    yield Frame(_png(draw([], ground, plate)), 0, text="the plate is empty", about=about)
-    for count, brick in enumerate(bricks, start=1):
-        where = "on the plate" if brick.z == 0 else f"on top, in course {brick.z + 1}"
-        text = f"one {brick.name} is put {where}"
-        yield Frame(_png(draw(bricks[:count], ground, plate)), count, text=text, about=about)
+    apart = bool(rng.integers(2))
+    model = f"{_NAMES.get(scene, f'a {scene}')} of {' and '.join(colours)} bricks"
+    about = f"{model}, taken apart brick by brick" if apart else f"{model}, built brick by brick"
+    counts = range(len(bricks) + 1)
+    for number, count in enumerate(reversed(counts) if apart else counts):
+        text = "before the first brick"
+        if number:
+            brick = bricks[count] if apart else bricks[count - 1]
+            where = "the plate" if brick.z == 0 else f"course {brick.z}"
+            text = f"one {brick.name} is {'taken off' if apart else 'put on'} {where}"
+        yield Frame(_png(draw(bricks[:count], ground, plate)), number, text=text, about=about)
 
 
 def build(scene: str, colours: Sequence[str], rng: np.random.Generator) -> list[Brick]:
