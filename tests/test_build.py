@@ -352,8 +352,8 @@ def test_bricks_are_built_from_the_ground_up(build: Run, tmp_path: Path) -> None
     from tpru_verl.build.sims import bricks
 
     for seed in range(20):
-        for scene in bricks.SCENES:
-            placed = bricks.build(scene, ["red", "blue"], np.random.default_rng(seed))
+        for kind in bricks.KINDS:
+            placed = bricks.build(kind, ["red", "blue"], np.random.default_rng(seed))
             assert all(bricks.supported(brick, placed[:i]) for i, brick in enumerate(placed))
     manifest = build("sim:bricks", "out", "--episodes", 10)
     assert manifest["rows"]["written"] >= 27

@@ -131,9 +131,9 @@ def _unevenness(
     total = np.abs((bench.size[sets] < bench.size[right]).sum(1) - ranks.size).astype(np.float64)
     for between in (bench.pixels, bench.bits):
         for frames, rank, weight in (
-            (given, ranks.nearness, 2),
-            (given[:1], ranks.to_first, 2),
-            (given[-1:], ranks.to_last, 3),
+            (given, ranks.nearness, 3),
+            (given[:1], ranks.to_first, 1),
+            (given[-1:], ranks.to_last, 2),
         ):
             distance = between[:, frames].mean(1)
             total += weight * np.abs((distance[sets] < distance[right]).sum(1) - rank)

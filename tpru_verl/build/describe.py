@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 MOST_FRAMES = 8  # of a clip that the model is shown
 SIDE = 384  # pixels of the pictures that it is shown
-ANSWER_TOKENS = 200
+ANSWER_TOKENS = 256
 ASKED_AGAIN = 3  # times, where the answer has not the form asked for
 
-_DESCRIPTION = {"description": {"type": "string", "minLength": 1, "maxLength": 400}}
+_DESCRIPTION = {"description": {"type": "string", "minLength": 1, "maxLength": 240}}
 
 
 @dataclass(frozen=True)

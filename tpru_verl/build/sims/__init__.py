@@ -1,6 +1,7 @@
 """Sources that anyone can regenerate: episodes played by a simulator, with the true text of each step.
 
-A simulator is a module with `SCENES` and `play(scene, rng)`, which yields the frames of one episode.
+A simulator is a module with `KINDS`, which take turns, `play(kind, rng)`, which yields the frames of one
+episode, and `SCENE_BY_KIND`, whether kinds are scenes of their own or share one.
 """
 
 from __future__ import annotations
@@ -29,9 +30,13 @@ class Simulated:
         return f"{self.name}-{self.seed}-{self.number:06d}"
 
     @property
+    def kind(self) -> str:
+        kinds = _module(self.name).KINDS
+        return kinds[self.number % len(kinds)]
+
+    @property
     def scene(self) -> str:
-        scenes = _module(self.name).SCENES
-        return f"{self.name}/{scenes[self.number % len(scenes)]}"
+        return f"{self.name}/{self.kind}" if _module(self.name).SCENE_BY_KIND else self.name
 
     @property
     def group(self) -> str:
@@ -39,7 +44,7 @@ class Simulated:
 
     def frames(self) -> Iterator[Frame]:
         rng = np.random.default_rng([self.seed, self.number])
-        return _module(self.name).play(self.scene.partition("/")[2], rng)
+        return _module(self.name).play(self.kind, rng)
 
 
 def episodes_of(name: str, episodes: int, seed: int) -> Iterator[Simulated]:

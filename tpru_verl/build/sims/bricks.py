@@ -1,6 +1,6 @@
 """Brick by brick: small models that are put together on a plate, seen from above at an angle.
 
-Every brick rests on the plate or on a brick below it. What is built is fixed by the scene, its colours, sizes
+Every brick rests on the plate or on a brick below it. What is built is fixed by its kind, its colours, sizes
 and place by the draw. Half of the models are taken apart: more bricks are no sign of a later moment.
 """
 
@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from tpru_verl.build.clips import Frame
 
-SCENES = ("wall", "tower", "stairs", "pyramid", "gate")
+SCENE_BY_KIND = True
+KINDS = ("wall", "tower", "stairs", "pyramid", "gate")
 _NAMES = {"stairs": "stairs"}
 SIDE = 384  # pixels
 PLATE = 10  # studs
@@ -50,13 +51,13 @@ class Brick(NamedTuple):
         return f"{self.colour} {min(self.width, self.depth)}x{max(self.width, self.depth)} brick"
 
 
-def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
+def play(kind: str, rng: np.random.Generator) -> Iterator[Frame]:
     """A frame before the first brick and after each one."""
     colours = [str(name) for name in rng.permutation(list(_COLOURS))[: int(rng.integers(2, 4))]]
-    bricks = build(scene, colours, rng)
+    bricks = build(kind, colours, rng)
     ground, plate = _GROUNDS[int(rng.integers(len(_GROUNDS)))], _COLOURS[str(rng.choice(["green", "brown"]))]
     apart = bool(rng.integers(2))
-    model = f"{_NAMES.get(scene, f'a {scene}')} of {' and '.join(colours)} bricks"
+    model = f"{_NAMES.get(kind, f'a {kind}')} of {' and '.join(colours)} bricks"
     about = f"{model}, taken apart brick by brick" if apart else f"{model}, built brick by brick"
     counts = range(len(bricks) + 1)
     for number, count in enumerate(reversed(counts) if apart else counts):
@@ -68,7 +69,7 @@ def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
         yield Frame(_png(draw(bricks[:count], ground, plate)), number, text=text, about=about)
 
 
-def build(scene: str, colours: Sequence[str], rng: np.random.Generator) -> list[Brick]:
+def build(kind: str, colours: Sequence[str], rng: np.random.Generator) -> list[Brick]:
     """The bricks of a model, in an order in which each is supported when it comes."""
     x, y = int(rng.integers(0, 2)), int(rng.integers(2, 6))
     bricks: list[Brick] = []
@@ -76,19 +77,19 @@ def build(scene: str, colours: Sequence[str], rng: np.random.Generator) -> list[
     def add(x: int, y: int, z: int, width: int, depth: int) -> None:
         bricks.append(Brick(x, y, z, width, depth, colours[int(rng.integers(len(colours)))]))
 
-    if scene == "wall":
+    if kind == "wall":
         for z in range(int(rng.integers(3, 5))):
             for i in range(4):
                 add(x + 2 * i, y, z, 2, 2)
-    elif scene == "tower":
+    elif kind == "tower":
         for z in range(int(rng.integers(9, 13))):
             along = z % 2 == 0
             add(x + 3, y, z, 4 if along else 2, 2 if along else 4)
-    elif scene == "stairs":
+    elif kind == "stairs":
         for step in range(4):
             for z in range(step + 1):
                 add(x + 2 * step, y, z, 2, 3)
-    elif scene == "pyramid":
+    elif kind == "pyramid":
         for z in range(4):
             for i in range(4 - z):
                 add(x + z + 2 * i, y, z, 2, 2)

@@ -24,7 +24,8 @@ from tpru_verl.build.clips import Frame
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-SCENES = ("shop", "booking", "settings")
+SCENE_BY_KIND = True
+KINDS = ("shop", "booking", "settings")
 WIDTH, HEIGHT = 360, 640  # pixels
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -47,23 +48,23 @@ _COMMON = {
 }  # fmt: skip
 
 
-def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
+def play(kind: str, rng: np.random.Generator) -> Iterator[Frame]:
     """One errand, from the list to its end. Raises ValueError without a browser."""
 
     def pick(values: tuple[str, ...], count: int) -> list[str]:
         return [values[i] for i in rng.permutation(len(values))[:count]]
 
     (title,), (name,), (place,) = pick(_TITLES, 1), pick(_NAMES, 1), pick(_PLACES, 1)
-    things, switches = pick(_THINGS[scene], 6), pick(_SWITCHES, 4)
+    things, switches = pick(_THINGS[kind], 6), pick(_SWITCHES, 4)
     chosen, count = int(rng.integers(6)), int(rng.integers(1, 4))
     values = [f"{int(rng.integers(2, 90))}.{int(rng.integers(100)):02d}" for _ in things]
     hue = float(rng.uniform())
     plan = {
-        "flow": scene,
-        "title": f"{title} {scene}",
-        "things": list(zip(things, [""] * 6 if scene == "settings" else values, strict=True)),
+        "flow": kind,
+        "title": f"{title} {kind}",
+        "things": list(zip(things, [""] * 6 if kind == "settings" else values, strict=True)),
         "switches": switches,
-        "words": {**_COMMON, **_WORDS[scene]},
+        "words": {**_COMMON, **_WORDS[kind]},
         "colours": {
             "ink": _hex(hue, 0.38, 0.55),
             "soft": _hex(hue, 0.86, 0.5),
@@ -71,7 +72,7 @@ def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
         },
     }
     steps: list[tuple[str, str, str]] = [("tap", f"thing{chosen}", f"tap {things[chosen]}")]
-    if scene == "settings":
+    if kind == "settings":
         turned = sorted(int(i) for i in rng.permutation(4)[: 1 + count])
         steps += [("tap", f"switch{i}", f"turn on {switches[i]}") for i in turned]
         steps += [("type", "note", f"type {name} as the note"), ("tap", "save", "tap Confirm")]
@@ -82,8 +83,8 @@ def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
         steps += [("tap", "next", f"tap {words['next']}"), ("type", "name", f"type {name} as the name")]
         steps += [("type", "place", f"type {place} as the address"), ("tap", "send", "tap Check")]
         steps += [("tap", "confirm", "tap Confirm")]
-        unit = "of" if scene == "shop" else "nights in"
-        about = f"how {name} orders {count} {unit} {things[chosen]} in {title} {scene}"
+        unit = "of" if kind == "shop" else "nights in"
+        about = f"how {name} orders {count} {unit} {things[chosen]} in {title} {kind}"
     yield from _shots(plan, steps, {"name": name, "place": place, "note": name}, about)
 
 

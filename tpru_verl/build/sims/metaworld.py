@@ -23,7 +23,8 @@ from tpru_verl.build.clips import Frame
 from tpru_verl.build.filters import jpeg
 
 # Tasks in which something visibly moves besides the arm.
-SCENES = (
+SCENE_BY_KIND = False  # one table for all of them
+KINDS = (
     "assembly", "basketball", "box-close", "button-press", "coffee-pull", "dial-turn", "door-open",
     "drawer-close", "drawer-open", "faucet-open", "hammer", "lever-pull", "peg-insert-side", "pick-place",
     "plate-slide", "push", "shelf-place", "sweep-into", "window-open",
@@ -33,14 +34,14 @@ MOST_STEPS, EVERY, AFTER = 400, 5, 10  # of the simulation: at most, a frame, be
 MOVED, OPENED = 0.005, 0.05  # metres, and share, between two frames
 
 
-def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
+def play(kind: str, rng: np.random.Generator) -> Iterator[Frame]:
     """One episode up to success, every few steps of it. Raises ValueError where the policy fails."""
     # A fresh environment: what `reset(seed)` gives depends on what was drawn before.
-    name = f"{scene}-v3"
+    name = f"{kind}-v3"
     make: Any = ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{name}-goal-observable"]
     environment = make(seed=int(rng.integers(2**31)))
     policy, camera = ENV_POLICY_MAP[name](), _camera()
-    about = f"how a robot arm is to {TASK_DESCRIPTIONS[scene]}"
+    about = f"how a robot arm is to {TASK_DESCRIPTIONS[kind]}"
     observation, _ = environment.reset()
     environment.model.vis.quality.offsamples = 0
     renderer = mujoco.Renderer(environment.model, HEIGHT, WIDTH)
@@ -65,7 +66,7 @@ def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
         renderer.close()
         environment.close()
     if not done:
-        raise ValueError(f"found {scene} not solved by its policy after {MOST_STEPS} steps")
+        raise ValueError(f"found {kind} not solved by its policy after {MOST_STEPS} steps")
     yield from frames
 
 

@@ -16,15 +16,16 @@ from PIL import Image
 
 from tpru_verl.build.clips import Frame
 
-SCENES = ("GoToLocal", "PickupLoc", "PutNextLocal", "GoToObjMaze", "UnlockPickup", "Pickup")
+SCENE_BY_KIND = True
+KINDS = ("GoToLocal", "PickupLoc", "PutNextLocal", "GoToObjMaze", "UnlockPickup", "Pickup")
 MOST_ACTIONS = 200
 SIDE = 384  # pixels at most
 
 
-def play(scene: str, rng: np.random.Generator) -> Iterator[Frame]:
+def play(kind: str, rng: np.random.Generator) -> Iterator[Frame]:
     """An episode; its mission and subgoals are the text. Raises ValueError where the bot fails."""
     with contextlib.redirect_stdout(io.StringIO()):  # levels report each draw that they reject
-        environment = gymnasium.make(f"BabyAI-{scene}-v0", render_mode="rgb_array")
+        environment = gymnasium.make(f"BabyAI-{kind}-v0", render_mode="rgb_array")
         try:
             yield from _episode(environment, int(rng.integers(2**31)))
         finally:
