@@ -1,4 +1,4 @@
-"""A model behind an endpoint: what it says is used, kept, and asked for once; what it fails to say is one line."""
+"""A model behind an endpoint: what it says is used, kept, asked for once; what it fails to say is a line."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ class Stub:
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 stub.answer(self)
 
             def log_message(self, *_: object) -> None:

@@ -1,4 +1,4 @@
-"""Frames of videos and of LeRobot data: times as the file has them, upright, and one line for what is broken."""
+"""Frames of videos and of LeRobot data: at their times, upright, and one line for what is broken."""
 
 import io
 import json
@@ -203,7 +203,7 @@ def in_columns(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [v2, v3, in_columns])
-def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path) -> None:  # noqa: ANN001, F811
+def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path) -> None:  # noqa: F811
     root = make(tmp_path / "robot")
     first, second = lerobot.episodes_of(root, Sampling(every=0.2))
     times = [round(frame.time or 0, 2) for frame in second.frames()]

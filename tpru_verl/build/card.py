@@ -39,8 +39,8 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         body += [f"## What `tpru data audit` says of {split}", "", verdict, ""]
     body += [
         "`provenance.jsonl` names the clip, frame and time of every picture of every row; `manifest.json` "
-        "has all settings, counts and checksums. Clocks and counters in pictures are not looked for. The licence "
-        "is that of the source.",
+        "has all settings, counts and checksums. Clocks and counters in pictures are not looked for. The "
+        "licence is that of the source.",
     ]
     return "\n".join([*card_head(splits), "", *body]) + "\n"
 
