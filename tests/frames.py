@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
 import av
 import numpy as np
@@ -68,6 +69,8 @@ def video(
 
 class Given:
     """An item whose frames are at hand."""
+
+    usual_frames: ClassVar[int] = 4
 
     def __init__(self, frames: Sequence[Frame], name: str = "item") -> None:
         self.id, self.scene, self.group = name, "scene", name

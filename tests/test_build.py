@@ -13,7 +13,7 @@ from rows import Row
 from test_data_prepare import contents, read
 
 from tpru_verl import cli
-from tpru_verl.build import pipeline
+from tpru_verl.build import pipeline, stages
 from tpru_verl.data.validate import validate
 from tpru_verl.data.work import Source
 from tpru_verl.sample import NONE_OPTION, parse_options
@@ -122,8 +122,8 @@ def test_an_ended_run_goes_on_where_it_was(
             build(source)
     assert not (tmp_path / "out").exists()
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / ".out.work").rglob("*.*")}
-    monkeypatch.setattr(pipeline, "clips_of", ended)  # would end the run if a file of clips were missing
-    monkeypatch.setattr(pipeline.prepare, "open_shard", ended)
+    monkeypatch.setattr(stages, "clips_of", ended)  # would end the run if a file of clips were missing
+    monkeypatch.setattr(stages.prepare, "open_shard", ended)
     build(source)
     assert shards
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -211,7 +211,7 @@ def test_the_nearest_candidate_is_right_less_often_than_by_a_blind_draw(
 
 
 def test_texts_are_one_plain_line() -> None:
-    assert plain_text(" a <image>\n b. ") == "a b"
+    assert plain_text(" a <image>\n</think> b. ") == "a b"
     assert len(plain_text("word " * 200)) <= 400
     assert seeded(1, "a").integers(2**60) == seeded(1, "a").integers(2**60)
     assert (

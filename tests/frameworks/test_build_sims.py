@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tpru_verl.build.filters import Filters
-from tpru_verl.build.pipeline import Settings, build
+from tpru_verl.build.pipeline import build
 from tpru_verl.build.sims import episodes_of
+from tpru_verl.build.stages import Settings
 
 
 def test_an_episode_is_the_same_each_time_and_says_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:

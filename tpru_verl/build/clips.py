@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -62,9 +62,11 @@ class Frame:
 class Item(Protocol):
     """One thing that a source holds: a video, a folder of pictures, an episode.
 
-    `group` is what may never be in two splits; `frames` raises ValueError or OSError, in one line, for what
-    cannot be used.
+    `group` is what may never be in two splits, `usual_frames` says about how much work an item is. `frames`
+    raises ValueError or OSError, in one line, for what cannot be used.
     """
+
+    usual_frames: ClassVar[int]
 
     @property
     def id(self) -> str: ...
@@ -154,6 +156,11 @@ class Writer:
         self._unfinished.unlink(missing_ok=True)
 
 
+def file_of(folder: Path, number: int) -> Path:
+    """Where the clips of that unit of work are."""
+    return folder / f"{number:06d}.arrow"
+
+
 def counts_file(path: Path) -> Path:
     return path.with_suffix(".json")
 
@@ -165,10 +172,6 @@ def read_counts(path: Path) -> Counts:
 @lru_cache(maxsize=16)
 def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
     return pa.ipc.open_file(pa.memory_map(str(path)))
-
-
-def number_of_clips(path: Path) -> int:
-    return _open(path).num_record_batches
 
 
 def read_clip(path: Path, number: int) -> Clip:

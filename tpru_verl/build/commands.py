@@ -109,8 +109,8 @@ def build(
     source, options and seed give the same bytes.
     """
     from tpru_verl.build.filters import Filters
-    from tpru_verl.build.pipeline import Settings
     from tpru_verl.build.pipeline import build as work
+    from tpru_verl.build.stages import Settings
     from tpru_verl.build.tasks import Options
     from tpru_verl.build.video import Sampling
     from tpru_verl.data.commands import open_source, shares_of

@@ -10,17 +10,18 @@ import base64
 import io
 import json
 from collections import deque
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import xxhash
 
-from tpru_verl.build.clips import read_clip, read_images
-from tpru_verl.build.plan import Told, read_told
+from tpru_verl.build.clips import file_of, read_clip, read_images
+from tpru_verl.build.plan import Told, read_told, told_file
 from tpru_verl.build.tasks import Place, plain_text
 from tpru_verl.data.files import write_json
 from tpru_verl.data.images import thumbnail
@@ -125,37 +126,25 @@ class Describer:
         )
 
     def look_at(
-        self, files: Sequence[Path], told: Mapping[int, Path], wanted: Container[Place]
+        self, clips: Path, told: Path, places: Sequence[Place]
     ) -> Iterator[tuple[int, dict[int, Told]]]:
-        """What the model says of the clips `wanted` of each file; written to `told`, a file for each.
+        """What the model says of the clips at `places`, in order; written to `told`, a file for each file.
 
         Raises ValueError, in one line, where the endpoint does not answer; what it said before is kept.
         """
-        from tpru_verl.build.clips import number_of_clips
-
         pool = ThreadPoolExecutor(self.concurrency)
-        waiting: deque[tuple[int, dict[int, Future[Told]]]] = deque()
+        waiting: deque[tuple[Path, int, dict[int, Future[Told]]]] = deque()
         try:
-            for number, path in enumerate(files):
-                futures = {}
-                if not told[number].exists():
-                    clips = [clip for clip in range(number_of_clips(path)) if (number, clip) in wanted]
-                    futures = {clip: pool.submit(self._tell, path, clip) for clip in clips}
-                waiting.append((number, futures))
-                while sum(len(each) for _, each in waiting) > 4 * self.concurrency:
-                    yield self._finished(told, *waiting.popleft())
+            for number, members in groupby(places, key=lambda place: place[0]):
+                path, source = told_file(told, number), file_of(clips, number)
+                new = [] if path.exists() else [clip for _, clip in members]
+                waiting.append((path, number, {clip: pool.submit(self._tell, source, clip) for clip in new}))
+                while sum(len(futures) for *_, futures in waiting) > 4 * self.concurrency:
+                    yield _finished(*waiting.popleft())
             while waiting:
-                yield self._finished(told, *waiting.popleft())
+                yield _finished(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
-
-    def _finished(
-        self, told: Mapping[int, Path], number: int, futures: Mapping[int, Future[Told]]
-    ) -> tuple[int, dict[int, Told]]:
-        path = told[number]
-        if not path.exists():
-            write_json(path, {clip: asdict(future.result()) for clip, future in futures.items()})
-        return number, read_told(path)
 
     def _tell(self, path: Path, number: int) -> Told:
         clip = read_clip(path, number)
@@ -227,6 +216,12 @@ class Describer:
             return None
         choices = getattr(made, "choices", None)
         return choices[0].message.content if choices else None
+
+
+def _finished(path: Path, number: int, futures: Mapping[int, Future[Told]]) -> tuple[int, dict[int, Told]]:
+    if not path.exists():
+        write_json(path, {clip: asdict(future.result()) for clip, future in futures.items()})
+    return number, read_told(path)
 
 
 _KEPT = "what was done is kept: run the same command again"

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 
@@ -21,6 +22,7 @@ from tpru_verl.data.source import image_bytes, line_of
 class Recorded:
     """One episode as one camera saw it; the tasks' words are what it is about."""
 
+    usual_frames: ClassVar[int] = 64
     root: Path
     number: int
     about: str

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from tpru_verl.build.clips import Clip, Label, read_clip
+from tpru_verl.build.clips import Clip, Label, file_of, read_clip
 from tpru_verl.build.deal import Deal
 from tpru_verl.build.filters import Filters
 from tpru_verl.build.tasks import Draft, Near, Options, Place, ask, drafts_of, seeded
@@ -42,8 +42,8 @@ class Told:
 class DraftTask:
     """The clips of one file: the place of each, its split and the clips near it."""
 
-    files: Mapping[int, Path]  # of this and the neighbours' clips
-    told: Mapping[int, Path]
+    folder: Path  # of the files of clips
+    told: Path | None  # folder of what a model said of them
     clips: Sequence[tuple[Place, str, tuple[Place, ...]]]
     options: Options
     filters: Filters
@@ -120,14 +120,18 @@ def draft(task: DraftTask) -> tuple[Drafted, Counter[str]]:
 
 def _clip(task: DraftTask, place: Place) -> tuple[Clip, Told]:
     file, number = place
-    told = read_told(task.told[file]).get(number, Told()) if file in task.told else Told()
-    clip = _read(task.files[file], number)
+    told = read_told(told_file(task.told, file)).get(number, Told()) if task.told else Told()
+    clip = _read(file_of(task.folder, file), number)
     return (replace(clip, about=told.about) if told.about and not clip.about else clip), told
 
 
 @lru_cache(maxsize=64)
 def _read(path: Path, number: int) -> Clip:
     return read_clip(path, number)
+
+
+def told_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
 
 
 @lru_cache(maxsize=16)

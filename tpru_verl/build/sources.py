@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from tpru_verl.build import video
 from tpru_verl.build.clips import Frame, Item
@@ -22,6 +23,7 @@ SIMULATED = "sim:"  # SOURCE of a simulator, as in sim:minigrid
 class Video:
     """A video file below `root`, named by its relative path."""
 
+    usual_frames: ClassVar[int] = 64
     root: Path
     path: Path
     sampling: video.Sampling
@@ -46,6 +48,7 @@ class Video:
 class Pictures:
     """A folder of pictures in the order of their names, 2 before 10; bytes stay as they are."""
 
+    usual_frames: ClassVar[int] = 4
     root: Path
     path: Path
 
@@ -77,6 +80,7 @@ class Pictures:
 class Line:
     """An episode: one line of a jsonl file, read when it is needed."""
 
+    usual_frames: ClassVar[int] = 4
     path: Path
     number: int
     offset: int

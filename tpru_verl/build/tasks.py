@@ -6,6 +6,7 @@ all rows, so that letters are balanced and the share of negatives is met. `ask` 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -24,6 +25,8 @@ TRIES = 10  # draws of steps, of which the one with the hardest wrong candidates
 EVEN = 2.0  # unevenness of wrong candidates that is good enough
 ABOUT_CHARACTERS = 400
 LETTERS = ascii_uppercase[: WRONG + 2]
+
+_TAG = re.compile(r"</?\w+>")  # of an image, of a thought, of an answer
 
 Place = tuple[int, int]  # of a clip: number of its file, number in the file
 
@@ -187,7 +190,7 @@ def _bench(
 
 def plain_text(text: str) -> str:
     """One line without tags, and without the stop at its end; the head of what is too long."""
-    line = " ".join(text.replace(IMAGE_TAG, " ").split())
+    line = " ".join(_TAG.sub(" ", text).split())
     if len(line) > ABOUT_CHARACTERS:
         line = line[:ABOUT_CHARACTERS].rpartition(" ")[0]
     return line.rstrip(" .;,")

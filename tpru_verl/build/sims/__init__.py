@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ NAMES = ("bricks", "gui", "metaworld", "minigrid")
 class Simulated:
     """One episode; the same name, seed and number give the same one."""
 
+    usual_frames: ClassVar[int] = 32
     name: str
     seed: int
     number: int
