@@ -92,7 +92,7 @@ def clip(frames: int, seed: int = 0, about: str = "", name: str = "") -> Clip:
         index=list(range(frames)),
         time=[None] * frames,
         text=[""] * frames,
-        hash=rng.integers(0, 256, (frames, 32), dtype=np.uint8) & 0x33,
+        hash=rng.integers(0, 256, (frames, 32), dtype=np.uint8) & np.uint8(0x33),
         grey=rng.integers(0, 256, (frames, 64, 64), dtype=np.uint8),
         leak_hash=np.zeros(0, np.uint64),
         size=[int(size) for size in rng.integers(1000, 2000, frames)],

@@ -36,7 +36,7 @@ class Stub:
             def do_POST(self) -> None:
                 stub.answer(self)
 
-            def log_message(self, *_: object) -> None:
+            def log_message(self, format: str, *args: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -72,7 +72,8 @@ class Bench:
     def apart(self) -> NDArray[np.bool_]:
         """(frames, frames) whether a person can tell the two."""
         change = np.stack([change_between(one, self.grey) for one in self.grey])
-        return (self.bits >= self.filters.min_bits) & (change >= self.filters.min_change)
+        differ = (change > 0) & (change >= self.filters.min_change)
+        return differ & (self.bits >= self.filters.min_bits)
 
     def all_apart(self, places: Sequence[int]) -> bool:
         """Whether no two of these frames look alike."""

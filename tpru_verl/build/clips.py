@@ -7,6 +7,7 @@ without the rest. It appears whole or not at all.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -96,6 +97,11 @@ class Clip:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    @property
+    def item(self) -> str:
+        """What its item is called: a long one has several clips."""
+        return re.sub(r"#\d+$", "", self.id)
 
 
 @dataclass

@@ -36,7 +36,7 @@ Grey = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Filters:
-    """The thresholds. A threshold of 0 turns its filter off."""
+    """The thresholds. A threshold of 0 turns its filter off; the very same frame is never kept twice."""
 
     min_contrast: float = 4.0  # standard deviation of grey levels; below it a frame is blank
     min_sharpness: float = 12.0  # variance of the Laplacian of 128 pixels; below it a frame is blurred

@@ -140,7 +140,14 @@ def _provenance(line: Mapping, folder: Path) -> str:
     frames: list[dict[str, object]] = []
     for file, number, frame in line["images"]:
         clip = read_clip(file_of(folder, file), number)
-        frames.append({"clip": clip.id, "index": clip.index[frame], "time": clip.time[frame]})
+        frames.append(
+            {
+                "clip": clip.id,
+                "index": clip.index[frame],
+                "time": clip.time[frame],
+                "text": clip.text[frame],
+            }
+        )
     kept = ("row_id", "split", "task", "scene", "group", "clip", "answer", "negative", "seed")
     filters = ["blank", "blurred", "frozen", "too small a change", "duplicate", "cyclic"]
     content = {**{name: line[name] for name in kept}, "filters_passed": filters, "frames": frames}

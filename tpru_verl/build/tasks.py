@@ -96,8 +96,7 @@ def drafts_of(
 
     `near` are clips whose frames and texts may serve as wrong ones, `wrong_text` is one written for this.
     """
-    about = plain_text(clip.about) or plain_text("; ".join(dict.fromkeys(filter(None, clip.text))))
-    others = [plain_text(other.clip.about) for other in near]
+    about, others = _about(clip), [_about(other.clip) for other in near]
     not_about = [text for text in (plain_text(wrong_text), *others) if text and not _same(text, about)]
     bench = _bench(clip, place, near, options, filters, seed)
     for task in options.tasks:
@@ -181,7 +180,8 @@ def _bench(
     """The clip's frames and, where these are few, some of other clips that are encoded alike."""
     frames = [(clip, place, frame) for frame in range(len(clip))]
     if len(clip) < min(options.steps) + 2 * (WRONG + 1):
-        alike = [other for other in near if other.clip.form == clip.form]
+        # Not of the same item: an earlier moment of it would fit before step 2, too.
+        alike = [o for o in near if o.clip.form == clip.form and o.clip.item != clip.item]
         foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
         chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 2 * (WRONG + 1)]
         frames += [foreign[i] for i in chosen]
@@ -194,6 +194,11 @@ def plain_text(text: str) -> str:
     if len(line) > ABOUT_CHARACTERS:
         line = line[:ABOUT_CHARACTERS].rpartition(" ")[0]
     return line.rstrip(" .;,")
+
+
+def _about(clip: Clip) -> str:
+    """What the clip is about or, where nothing says that, what is done in it."""
+    return plain_text(clip.about) or plain_text("; ".join(dict.fromkeys(filter(None, clip.text))))
 
 
 def _same(one: str, other: str) -> bool:
