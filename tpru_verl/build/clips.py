@@ -180,9 +180,15 @@ def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
     return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
+@lru_cache(maxsize=64)
+def _batch(path: Path, number: int) -> pa.RecordBatch:
+    return _open(path).get_batch(number)
+
+
+@lru_cache(maxsize=64)
 def read_clip(path: Path, number: int) -> Clip:
     """All of a clip but its pictures: the pages that hold those are not touched."""
-    batch = _open(path).get_batch(number)
+    batch = _batch(path, number)
     line = {name: batch.column(name)[0].as_py() for name in _CLIP}
     frames = len(line["index"])
     line["hash"] = np.frombuffer(line["hash"], np.uint8).reshape(frames, HASH_BYTES)
@@ -193,7 +199,7 @@ def read_clip(path: Path, number: int) -> Clip:
 
 def read_images(path: Path, number: int, frames: Sequence[int]) -> list[bytes]:
     """The encoded pictures of those frames."""
-    images = _open(path).get_batch(number).column("images")[0].values
+    images = _batch(path, number).column("images")[0].values
     return [images[frame].as_py() for frame in frames]
 
 

@@ -63,19 +63,17 @@ def look_at(data: bytes, *, leak_hash: bool = False) -> Look:
     import imagehash
 
     try:
-        small = thumbnail(data, HASHED)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            image.draft("L", (HASHED, HASHED))  # of a JPEG, brightness alone and at that scale
+            small = image.convert("L")
+        small.thumbnail((HASHED, HASHED), Image.Resampling.BOX)
+        leak = hash_of(thumbnail(data, HASHED)) if leak_hash else None
     except (OSError, SyntaxError) as error:
         raise ValueError(f"found an image that can't be decoded ({error}), expected a whole one") from error
-    full = small.convert("L")
-    bits: NDArray[np.bool_] = imagehash.phash(full, 16).hash
-    grey = np.asarray(full.resize((GREY, GREY), Image.Resampling.BOX))
-    return Look(
-        np.packbits(bits.ravel()),
-        grey,
-        hash_of(small) if leak_hash else None,
-        float(grey.std()),
-        sharpness(np.asarray(full, np.float32)),
-    )
+    bits: NDArray[np.bool_] = imagehash.phash(small, 16).hash
+    grey = np.asarray(small.resize((GREY, GREY), Image.Resampling.BOX))
+    pixels = np.asarray(small, np.float32)
+    return Look(np.packbits(bits.ravel()), grey, leak, float(grey.std()), sharpness(pixels))
 
 
 def sharpness(grey: NDArray[np.float32]) -> float:

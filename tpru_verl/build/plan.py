@@ -121,13 +121,8 @@ def draft(task: DraftTask) -> tuple[Drafted, Counter[str]]:
 def _clip(task: DraftTask, place: Place) -> tuple[Clip, Told]:
     file, number = place
     told = read_told(told_file(task.told, file)).get(number, Told()) if task.told else Told()
-    clip = _read(file_of(task.folder, file), number)
+    clip = read_clip(file_of(task.folder, file), number)
     return (replace(clip, about=told.about) if told.about and not clip.about else clip), told
-
-
-@lru_cache(maxsize=64)
-def _read(path: Path, number: int) -> Clip:
-    return read_clip(path, number)
 
 
 def told_file(folder: Path, number: int) -> Path:
