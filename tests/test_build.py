@@ -84,6 +84,15 @@ def test_answers_are_right_by_the_frames_numbers(build: Run, tmp_path: Path) -> 
     assert kinds == {"": 24 - 5, "missing answer": 5}
 
 
+def test_without_negatives_none_is_not_offered(build: Run, tmp_path: Path) -> None:
+    manifest = build(scenes(tmp_path / "in"), "out", "--negatives", 0)
+    assert all(kinds == {"positive": 8} for kinds in manifest["rows"]["negatives"].values())
+    for row in read(tmp_path / "out"):
+        assert list(parse_options(row["problem"])) == ["A", "B", "C", "D"]
+        assert NONE_OPTION not in row["problem"]
+    assert not validate(Source.open(str(tmp_path / "out")), workers=1).findings
+
+
 def test_any_number_of_workers_gives_the_same_bytes(build: Run, tmp_path: Path) -> None:
     source = scenes(tmp_path / "in")
     build(source)
@@ -233,6 +242,12 @@ def test_a_bad_episode_is_one_line_and_the_rest_is_kept(
     assert said in shown[0]
     (dropped,) = json.loads((tmp_path / "out/dropped.json").read_text())
     assert said in dropped["detail"]
+
+
+def test_the_second_of_two_episodes_of_one_id_is_left_out(build: Run, tmp_path: Path) -> None:
+    manifest = build(episodes(tmp_path / "in/all.jsonl", [{"id": "a"}, {"id": "b"}, {"id": "a"}]))
+    assert manifest["left_out"] == {"id": 1}
+    assert {line["clip"] for line in provenance(tmp_path / "out").values()} == {"a", "b"}
 
 
 def test_a_broken_picture_costs_its_folder_alone(build: Run, tmp_path: Path) -> None:

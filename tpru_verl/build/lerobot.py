@@ -60,6 +60,8 @@ class Recorded:
         with pq.ParquetFile(self.path) as file:
             for batch in file.iter_batches(64, columns=columns):
                 for row in batch.to_pylist():
+                    if missing := [name for name in columns if name not in row]:
+                        raise ValueError(f"{self.id}: found no column {missing[0]} in {self.path.name}")
                     if row["episode_index"] == self.number and row["frame_index"] % step == 0:
                         data = image_bytes(row[self.camera], self.root)
                         yield Frame(data, row["frame_index"], row["timestamp"], about=self.about)

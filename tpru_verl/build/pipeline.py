@@ -82,7 +82,7 @@ def _build(
     hashes = _hashes(against, stages.workers)
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
-    labels = _labels(clips, files)
+    labels = _labels(clips, files, counts)
     for place in plan.leaked(labels, hashes):
         counts.dropped.append(
             {
@@ -137,15 +137,17 @@ def _show_left_out(counts: Counts) -> None:
         console.print(f"left out: {more} more, listed in {prepare.DROPPED}", style="yellow")
 
 
-def _labels(clips: Path, files: int) -> dict[Place, Label]:
-    labels = {
-        (number, clip): label
-        for number in range(files)
-        for clip, label in enumerate(read_labels(file_of(clips, number)))
-    }
-    twice = [name for name, times in Counter(label.id for label in labels.values()).items() if times > 1]
-    if twice:
-        raise ValueError(f"id: found {twice[0]!r} for several clips, expected a name of its own for each")
+def _labels(clips: Path, files: int, counts: Counts) -> dict[Place, Label]:
+    """All clips but those that are called as one before them, which are listed."""
+    labels: dict[Place, Label] = {}
+    names: set[str] = set()
+    for number in range(files):
+        for clip, label in enumerate(read_labels(file_of(clips, number))):
+            if label.id in names:
+                counts.dropped.append({"id": label.id, "reason": "id", "detail": "has the id of another one"})
+                continue
+            names.add(label.id)
+            labels[number, clip] = label
     return labels
 
 
@@ -215,7 +217,10 @@ def _finish(
             for path in sorted(shards.glob("*.jsonl")):
                 file.write(path.read_bytes())
         for path in shards.glob("*.parquet"):
-            os.link(path, unfinished / path.name)
+            try:
+                os.link(path, unfinished / path.name)  # a run that is ended here finds it still
+            except OSError:  # not every file system has links
+                shutil.copyfile(path, unfinished / path.name)
         if counts.dropped:
             write_json(unfinished / prepare.DROPPED, counts.dropped)
         names = (PROVENANCE, prepare.DROPPED)

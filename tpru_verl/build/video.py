@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Sampling:
     every: float | None = None
     scene_change: float = 0.2  # share of pixels that have to change, for `scene`
     max_side: int = 640
-    threads: int = 1
+    threads: int = field(default=1, repr=False)  # decides no byte of the result
 
 
 def frames_of(
