@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tpru_verl import __version__
+from tpru_verl.build.commands import build
 from tpru_verl.data.commands import app as data_app
 from tpru_verl.eval.commands import app as eval_app
 
@@ -31,6 +32,10 @@ def _show_version(wanted: bool) -> None:
 
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
+app.command(
+    epilog="Examples: `tpru build videos rows --every 1` &nbsp; "
+    "`tpru build sim:bricks rows --episodes 500 --split train=0.9,test=0.1`"
+)(build)
 
 
 @app.callback()

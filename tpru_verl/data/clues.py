@@ -291,10 +291,10 @@ def look_at(data: bytes, *, hashed: bool) -> Look:
         small.save(buffer, "BMP")  # the hash starts from this very thumbnail: no second decoding of the file
         value = perceptual_hash(buffer.getvalue())
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return Look(value, grey, len(data), image.size, _encoding(image, data))
+        return Look(value, grey, len(data), image.size, encoding_of(image, data))
 
 
-def _encoding(image: Image.Image, data: bytes) -> str:
+def encoding_of(image: Image.Image, data: bytes) -> str:
     """Format, mode, names of header fields, JPEG tables, PNG's compression level, WebP's kind."""
     tables = getattr(image, "quantization", None)
     at = data.find(b"IDAT") + 4

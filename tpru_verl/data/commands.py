@@ -34,7 +34,7 @@ Deep = Annotated[bool, typer.Option("--deep", help="Decode every image in full."
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")]
 
 
-def _open(
+def open_source(
     name: str,
     revision: str | None = None,
     problem: str | None = None,
@@ -72,8 +72,10 @@ def validate(
     from tpru_verl.data import validate as work
     from tpru_verl.terminal import results
 
-    opened = _open(source, revision, problem_key, answer_key, image_key)
-    found = work.validate(opened, deep=deep, against=_open(against) if against else None, workers=workers)
+    opened = open_source(source, revision, problem_key, answer_key, image_key)
+    found = work.validate(
+        opened, deep=deep, against=open_source(against) if against else None, workers=workers
+    )
     if report is not None:
         found.write(report)
     console = results()
@@ -118,16 +120,16 @@ def prepare(
     from tpru_verl.data.prepare import Options
     from tpru_verl.data.prepare import prepare as work
 
-    opened = _open(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
-    options = Options(seed, template, _shares(split), drop_invalid, deep)
-    other = _open(against) if against else None
+    options = Options(seed, template, shares_of(split), drop_invalid, deep)
+    other = open_source(against) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     typer.echo(json.dumps(manifest["rows"], indent=1))
     typer.echo(f"{out}: written, with manifest.json and README.md")
 
 
-def _shares(text: str | None) -> dict[str, float] | None:
+def shares_of(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
     try:
@@ -172,7 +174,7 @@ def stats(
     from tpru_verl.data.prepare import Asked
     from tpru_verl.terminal import results
 
-    opened = _open(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
     console = results()
     tokens = None
@@ -209,7 +211,7 @@ def view(
     """Write a gallery: one HTML file with images, questions, options, answers, and filters."""
     from tpru_verl.data.view import write_gallery
 
-    opened = _open(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key)
     typer.echo(f"Look at {write_gallery(opened, out, limit=limit, seed=seed, workers=workers)}")
 
 
@@ -232,7 +234,7 @@ def audit(
     from tpru_verl.data import audit as work
     from tpru_verl.terminal import results
 
-    opened = _open(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key)
     found = work.audit(opened, seed=seed, workers=workers)
     console = results()
     for table in work.tables(found):

@@ -23,6 +23,7 @@ LEAST_SIDE = 4  # pixels; Qwen's processor enlarges any image to 28 x 28, but th
 MAX_RATIO = 200  # of the sides: smart_resize of Qwen2-VL's processor raises beyond
 PLAIN_MODES = ("RGB", "L", "1", "P", "RGBA", "LA")
 HASH_SIDE = 8  # a perceptual hash has 64 bits
+HASHED = 128  # pixels of the thumbnail that is hashed
 _ORIENTATION = 0x0112  # EXIF
 
 Encoded = bytes | memoryview
@@ -222,11 +223,16 @@ def perceptual_hash(data: bytes) -> np.uint64:
     Raises ValueError for an image that can't be decoded, and without `imagehash`.
     """
     try:
+        return hash_of(thumbnail(data, HASHED))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"found an image that can't be decoded ({error})") from error
+
+
+def hash_of(small: Image.Image) -> np.uint64:
+    """The perceptual hash of a thumbnail of HASHED pixels. Raises ValueError without `imagehash`."""
+    try:
         import imagehash
     except ImportError:
         raise ValueError('perceptual hashes need `pip install "tpru-verl[build]"`') from None
-    try:
-        bits: NDArray[np.bool_] = imagehash.phash(thumbnail(data, 128), HASH_SIDE).hash
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"found an image that can't be decoded ({error})") from error
+    bits: NDArray[np.bool_] = imagehash.phash(small, HASH_SIDE).hash
     return np.packbits(bits.ravel()).view(np.uint64)[0]

@@ -39,7 +39,7 @@ SHARD_BYTES = 512 * 2**20
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _STRINGS = ("task", "scene", "source_id", "row_id")
-_COLUMNS: dict[str, pa.DataType] = {
+COLUMNS: dict[str, pa.DataType] = {
     "problem": pa.string(),
     "answer": pa.string(),
     "images": pa.list_(_IMAGE),
@@ -100,8 +100,8 @@ def prepare(
         ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none.
         OSError: no space left.
     """
-    _check_shares(options.split)
-    _check_is_ours(out)
+    check_shares(options.split)
+    check_is_ours(out)
     report = Report.of(source)
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -117,7 +117,7 @@ def prepare(
             findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
             write_json(unfinished / DROPPED, findings)
         (unfinished / CARD).write_text(_card(manifest, sorted(writer.shards)))
-        _put_in_place(unfinished, out)
+        put_in_place(unfinished, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(f"{out}: no space left, after {_size(unfinished) / 2**20:.0f} MiB") from error
@@ -156,7 +156,7 @@ def _kept(report: Report) -> list[Seen]:
     return [row for row in report.seen if (row.file, row.row) not in unusable]
 
 
-def _check_shares(split: Mapping[str, float] | None) -> None:
+def check_shares(split: Mapping[str, float] | None) -> None:
     if split is None:
         return
     if any(not 0 < share <= 1 for share in split.values()) or abs(sum(split.values()) - 1) > 1e-6:
@@ -164,7 +164,7 @@ def _check_shares(split: Mapping[str, float] | None) -> None:
         raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")
 
 
-def _check_is_ours(out: Path) -> None:
+def check_is_ours(out: Path) -> None:
     """Whatever is in the way and not an earlier result is the user's, and stays."""
     if not out.exists():
         return
@@ -193,16 +193,23 @@ def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str
         by_group.setdefault(group, []).append(i)
     # By content, so that neither the order of files nor of rows moves a row to another split.
     drawn = sorted(by_group.values(), key=lambda group: _draw(options.seed, rows, group))
-    names, result = list(shares), {}
-    bounds = [sum(list(shares.values())[: i + 1]) * len(rows) for i in range(len(names))]
+    names = shared_out([len(group) for group in drawn], shares)
+    return {
+        (rows[i].file, rows[i].row): name for name, group in zip(names, drawn, strict=True) for i in group
+    }
+
+
+def shared_out(sizes: Sequence[int], shares: Mapping[str, float]) -> list[str]:
+    """The split of each group, in the order given. Raises ValueError where a split would be empty."""
+    names, result = list(shares), list[str]()
+    bounds = [sum(list(shares.values())[: i + 1]) * sum(sizes) for i in range(len(names))]
     done = 0
-    for group in drawn:
-        middle = done + len(group) / 2
-        name = next((n for n, bound in zip(names, bounds, strict=True) if middle < bound), names[-1])
-        done += len(group)
-        result |= {(rows[i].file, rows[i].row): name for i in group}
-    if missing := [name for name in names if name not in result.values()]:
-        found = f"{len(drawn)} groups of rows that share a source or a picture"
+    for size in sizes:
+        middle = done + size / 2
+        result.append(next((n for n, bound in zip(names, bounds, strict=True) if middle < bound), names[-1]))
+        done += size
+    if missing := [name for name in names if name not in result]:
+        found = f"{len(sizes)} groups of rows that share a source or a picture"
         raise ValueError(f"--split: found {found}, expected enough for {missing[0]}={shares[missing[0]]:g}")
     return result
 
@@ -212,8 +219,13 @@ def _draw(seed: int, rows: Sequence[Seen], group: Sequence[int]) -> bytes:
 
 
 def _groups(rows: Sequence[Seen]) -> list[int]:
-    """Number of each row's group: connected by `source_id` or by an identical image (union-find)."""
-    parent = list(range(len(rows)))
+    """Number of each row's group: connected by `source_id` or by an identical image."""
+    return connected([(*row.images, *([row.group] if row.group else [])) for row in rows])
+
+
+def connected(keys: Sequence[Sequence[str | bytes]]) -> list[int]:
+    """Number of each one's group: who has a key in common is in one (union-find)."""
+    parent = list(range(len(keys)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -221,10 +233,10 @@ def _groups(rows: Sequence[Seen]) -> list[int]:
         return i
 
     first: dict[str | bytes, int] = {}
-    for i, row in enumerate(rows):
-        for key in (*row.images, *([row.group] if row.group else [])):
+    for i, own in enumerate(keys):
+        for key in own:
             parent[root(i)] = root(first.setdefault(key, i))
-    return [root(i) for i in range(len(rows))]
+    return [root(i) for i in range(len(keys))]
 
 
 class _Writer:
@@ -233,7 +245,7 @@ class _Writer:
     def __init__(self, source: Source, folder: Path, options: Options, counter: PromptCounter | None) -> None:
         self.source, self.folder, self.options, self.counter = source, folder, options, counter
         self.shards: dict[str, _Shards] = {}
-        self._columns = {**_COLUMNS, **(_COUNTS if counter else {})}
+        self._columns = {**COLUMNS, **(_COUNTS if counter else {})}
         # Checksums need no interpreter: beside writing they cost next to nothing.
         self._pool = ThreadPoolExecutor(1)
 
@@ -283,17 +295,23 @@ def _table(
 
 
 def _record(row: Row, template: str, index: int) -> Record:
-    task = row.task
-    problem, answer = str(row.problem), str(row.answer).strip()
+    names = {"scene": row.field("scene"), "source_id": row.source_id, "row_id": row.row_id}
     given = row.field("data_source")
-    extra = {"task": task.value if task else "", "scene": row.field("scene"), "source_id": row.source_id}
+    record = record_of(str(row.problem), str(row.answer).strip(), row.task, names, template, index)
+    return {**record, "data_source": given} if given else record
+
+
+def record_of(
+    problem: str, answer: str, task: Task | None, names: Mapping[str, str], template: str, index: int
+) -> Record:
+    """All columns but the images; `names` are scene, source_id and row_id."""
     return {
         "problem": problem,
         "answer": answer,
-        "data_source": given or (task.data_source if task else "tpru/unrecognised"),
+        "data_source": task.data_source if task else "tpru/unrecognised",
         "prompt": [{"role": "user", "content": render(problem, task, template)}],
         "reward_model": {"style": "rule", "ground_truth": answer},
-        "extra_info": {**extra, "row_id": row.row_id, "index": index},
+        "extra_info": {"task": task.value if task else "", **names, "index": index},
     }
 
 
@@ -302,7 +320,7 @@ def _images(rows: Sequence[Row], images: pa.Array | None, chosen: Sequence[int])
     kept = [rows[i] for i in chosen]
     if images is None or not all(_lies_in_table(row) for row in kept):
         cells = [[{"bytes": data, "path": None} for data in row.images()] for row in kept]
-        return pa.array(cells, _COLUMNS["images"])
+        return pa.array(cells, COLUMNS["images"])
     taken = images if len(kept) == len(images) else images.take(pa.array(chosen))
     files = taken.flatten()
     paths: list[str | None] = [None] * len(files)
@@ -329,7 +347,7 @@ class _Shards:
         self, folder: Path, split: str, columns: Mapping[str, pa.DataType], checksums: ThreadPoolExecutor
     ) -> None:
         self.folder, self.split, self.rows = folder, split, 0
-        self.schema = pa.schema(list(columns.items()), metadata={"huggingface": _features(columns)})
+        self.schema = schema_of(columns)
         self._checksums = checksums
         self._closed: list[tuple[Path, int, Future[str]]] = []  # temporary name, rows, checksum
         self._waiting: list[pa.Table] = []  # less than a row group
@@ -366,17 +384,7 @@ class _Shards:
         return self.folder / SHARDS / f"{self.split}-{len(self._closed)}.unfinished"
 
     def _write_group(self, group: pa.Table) -> None:
-        if self._writer is None:
-            # Encoded pictures do not shrink any further: compressing them would be most of the work.
-            compression = dict.fromkeys(_leaves(self.schema), "ZSTD")
-            compression["images.list.element.bytes"] = "NONE"
-            self._writer = pq.ParquetWriter(
-                self._path,
-                self.schema,
-                compression=cast(str, compression),  # its annotation forgets the form a column
-                use_dictionary=False,
-                write_statistics=False,
-            )
+        self._writer = self._writer or open_shard(self._path, self.schema)
         self._writer.write_table(group, row_group_size=GROUP_ROWS)
         self._written += len(group)
         self._bytes += group.nbytes
@@ -386,9 +394,27 @@ class _Shards:
     def _close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-            checksum = self._checksums.submit(_checksum, self._path, xxhash.xxh3_128())
+            checksum = self._checksums.submit(checksum_of, self._path, xxhash.xxh3_128())
             self._closed.append((self._path, self._written, checksum))
         self._writer, self._bytes, self._written = None, 0, 0
+
+
+def schema_of(columns: Mapping[str, pa.DataType] = COLUMNS) -> pa.Schema:
+    """With what `datasets` wants to know of the columns."""
+    return pa.schema(list(columns.items()), metadata={"huggingface": _features(columns)})
+
+
+def open_shard(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # Encoded pictures do not shrink any further: compressing them would be most of the work.
+    compression = dict.fromkeys(_leaves(schema), "ZSTD")
+    compression["images.list.element.bytes"] = "NONE"
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression=cast(str, compression),  # its annotation forgets the form a column
+        use_dictionary=False,
+        write_statistics=False,
+    )
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
@@ -452,11 +478,11 @@ def _left_out(part: Part, source: Source) -> set[str]:
 def _described(part: Part) -> dict[str, object]:
     if part.path is None:
         return {"name": part.name, "rows": len(part.hub or ())}
-    size, checksum = part.path.stat().st_size, _checksum(part.path, xxhash.xxh3_128())
+    size, checksum = part.path.stat().st_size, checksum_of(part.path, xxhash.xxh3_128())
     return {"name": part.path.name, "bytes": size, "xxh3_128": checksum}
 
 
-def _checksum(path: Path, digest: Digest) -> str:
+def checksum_of(path: Path, digest: Digest) -> str:
     with path.open("rb") as file:
         while block := file.read(2**22):
             digest.update(block)
@@ -468,11 +494,11 @@ def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
     source, rows = manifest["source"], manifest["rows"]
     assert isinstance(source, Mapping)
     assert isinstance(rows, Mapping)
-    files = [f"  - split: {split}\n    path: {SHARDS}/{split}-*.parquet" for split in splits]
+    check_shares(options.split)
+    check_is_ours(out)
+    report = Report.of(source)
     tasks = [f"| {task} | {count} |" for task, count in rows["tasks"].items()]
     revision = f" at revision `{source['revision']}`" if source["revision"] else ""
-    head = ["---", "task_categories:", "- visual-question-answering", "tags:", "- tpru"]
-    head += ["configs:", "- config_name: default", "  data_files:", *files, "---"]
     body = [
         "# Rows prepared for training",
         "",
@@ -488,10 +514,17 @@ def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
         f"`reward_model`, `extra_info` (veRL). `{MANIFEST}` has checksums, options and versions. The licence "
         "is that of the source.",
     ]
-    return "\n".join([*head, "", *body]) + "\n"
+    return "\n".join([*card_head(splits), "", *body]) + "\n"
 
 
-def _put_in_place(unfinished: Path, out: Path) -> None:
+def card_head(splits: Sequence[str]) -> list[str]:
+    """What the Hub reads of a data set card: which files are which split."""
+    files = [f"  - split: {split}\n    path: {split}-*.parquet" for split in splits]
+    head = ["---", "task_categories:", "- visual-question-answering", "tags:", "- tpru"]
+    return [*head, "configs:", "- config_name: default", "  data_files:", *files, "---"]
+
+
+def put_in_place(unfinished: Path, out: Path) -> None:
     """Two renames: a crash between them leaves the old folder beside the new one, whole."""
     replaced = out.absolute().with_name(f".{out.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -6,9 +6,10 @@ import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from rich.progress import (
 
 from tpru_verl.data.source import Form, Keys, Part, Unit, form_of, parts_of, units_of
 
+Given = TypeVar("Given")
 Result = TypeVar("Result")
 console = Console(stderr=True)  # stdout is for results
 
@@ -61,12 +63,33 @@ class Source:
 def each_unit(
     source: Source, work: Callable[[Unit, Form], Result], *, title: str, workers: int | None = None
 ) -> Iterator[tuple[Unit, Result]]:
-    """Yield what `work` makes of each unit, in order, with a progress bar on stderr.
+    """Yield what `work` makes of each unit, in order, with a progress bar on stderr; else as `in_order`."""
+    tasks = [(unit, source.form(unit)) for unit in source.units]
+    sizes = [unit.rows or 0 for unit in source.units]
+    results = in_order(tasks, partial(_apply, work), title=title, workers=workers, sizes=sizes)
+    yield from zip(source.units, results, strict=True)
 
-    At most two units a worker are under way, so memory does not grow with the source. `work` has to be a
-    module's function, or a `functools.partial` of one. An exception of `work` ends it all.
+
+def _apply(work: Callable[[Unit, Form], Result], task: tuple[Unit, Form]) -> Result:
+    return work(*task)
+
+
+def in_order(
+    tasks: Sequence[Given],
+    work: Callable[[Given], Result],
+    *,
+    title: str,
+    workers: int | None = None,
+    sizes: Sequence[int] | None = None,
+    run: Callable[[Sequence[Given], Callable[[Given], Result], int], Iterator[Result]] | None = None,
+) -> Iterator[Result]:
+    """Yield what `work` makes of each task, in order, with a progress bar on stderr that counts `sizes`.
+
+    At most two tasks a worker are under way, so memory does not grow with their number. `work` has to be a
+    module's function, or a `functools.partial` of one. An exception of `work` ends it all. `run` is another
+    way to have the work done than by processes.
     """
-    workers = min(workers or os.cpu_count() or 1, len(source.units))
+    workers = max(1, min(workers or os.cpu_count() or 1, len(tasks)))
     columns = (
         TextColumn(title),
         BarColumn(),
@@ -75,34 +98,28 @@ def each_unit(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
-        bar = progress.add_task(title, total=source.rows)
-        run = _here if workers == 1 else _in_processes
-        for unit, result in run(source, work, workers):
-            progress.update(bar, advance=unit.rows or 0)
-            yield unit, result
+        sizes = sizes or [1] * len(tasks)
+        bar = progress.add_task(title, total=sum(sizes) or None)
+        run = run or (_here if workers == 1 else _in_processes)
+        for size, result in zip(sizes, run(tasks, work, workers), strict=True):
+            progress.update(bar, advance=size)
+            yield result
 
 
-def _here(
-    source: Source, work: Callable[[Unit, Form], Result], workers: int
-) -> Iterator[tuple[Unit, Result]]:
-    for unit in source.units:
-        yield unit, work(unit, source.form(unit))
+def _here(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
+    yield from map(work, tasks)
 
 
-def _in_processes(
-    source: Source, work: Callable[[Unit, Form], Result], workers: int
-) -> Iterator[tuple[Unit, Result]]:
+def _in_processes(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
     # A fork of a process with Arrow's threads may hang; Ctrl-C is for this process to answer.
     pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    waiting: deque[tuple[Unit, Future[Result]]] = deque()
+    waiting: deque[Future[Result]] = deque()
     try:
-        for unit in source.units:
+        for task in tasks:
             if len(waiting) == 2 * workers:
-                first, future = waiting.popleft()
-                yield first, future.result()
-            waiting.append((unit, pool.submit(work, unit, source.form(unit))))
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(work, task))
         while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
+            yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

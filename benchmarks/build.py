@@ -1,0 +1,160 @@
+"""`tpru build` against the limits: decoding alone for videos, rows a second for pictures, memory by videos.
+
+    python benchmarks/build.py                       # made videos and pictures
+    python benchmarks/build.py --video FILE          # a video of yours
+
+A video is repeated until there are LEAST_FRAMES of it. Decoding alone is PyAV over the same files, all
+frames, with one thread a core, as `tpru build --workers 1` has. The time that a process takes to start is not
+counted. Frames a second are frames of the file, whether looked at
+or not; uniform sampling may jump over some, which `--sampling scene` never does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import psutil
+from data_tools import pictures
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+TPRU = "from tpru_verl.cli import main; main()"
+START = "import tpru_verl.build.pipeline, av, imagehash"  # what a process costs before the first frame
+LEAST_FRAMES = 1500
+BUILD = ("build", "--no-audit")
+
+
+def made_video(path: Path, seconds: int = 60, size: tuple[int, int] = (1280, 720)) -> Path:
+    """H.264, 25 frames a second: squares that travel before a noisy ground."""
+    rng = np.random.default_rng(0)
+    ground = np.asarray(Image.fromarray(rng.integers(0, 255, (9, 16, 3), np.uint8)).resize(size), np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=25, options={"preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(25 * seconds):
+            frame = (ground + rng.normal(0, 3, (size[1], 1, 3))).clip(0, 255).astype(np.uint8)
+            for square in range(3):
+                left = (number * (square + 2) * 2 + 300 * square) % (size[0] - 120)
+                frame[100 + 200 * square :][:120, left : left + 120] = (250, 80 * square, 40)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
+        container.mux(stream.encode(None))
+    return path
+
+
+def decode(paths: list[Path], threads: int) -> tuple[int, float]:
+    """Frames, and seconds to decode them all."""
+    began, frames = time.perf_counter(), 0
+    for path in paths:
+        with av.open(str(path)) as container:
+            context = container.streams.video[0].codec_context
+            context.thread_count, context.thread_type = threads, "AUTO"
+            frames += sum(1 for _ in container.decode(video=0))
+    return frames, time.perf_counter() - began
+
+
+def run(*arguments: object, code: str = TPRU) -> tuple[float, float]:
+    """Seconds and peak memory (GiB, resident, of the process and its workers)."""
+    began, peak = time.perf_counter(), 0
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        try:
+            family = [process, *process.children(recursive=True)]
+            peak = max(peak, sum(each.memory_info().rss for each in family))
+        except psutil.Error:  # one has just ended
+            pass
+        time.sleep(0.05)
+    if process.returncode:
+        sys.exit(f"{' '.join(map(str, arguments))}: ended with exit code {process.returncode}")
+    return time.perf_counter() - began, peak / 2**30
+
+
+def videos(table: Table, folder: Path, path: Path) -> None:
+    frames, _ = decode([path], 1)
+    copies = max(1, -(-LEAST_FRAMES // frames))
+    source = folder / "videos"
+    source.mkdir()
+    paths = [Path(shutil.copy(path, source / f"{i}{path.suffix}")) for i in range(copies)]
+    threads = os.cpu_count() or 1
+    began, _ = run(code=START)
+    frames, alone = decode(paths, threads)
+    table.add_row(
+        f"PyAV alone, {path.name} x {copies}", f"{frames:,} frames", f"{frames / alone:,.0f}", "1.00", ""
+    )
+    for how in (("--every", 1), ("--sampling", "scene", "--every", 0.2)):
+        seconds, memory = run(BUILD[0], source, folder / "rows", BUILD[1], "--workers", 1, *how)
+        rate = frames / (seconds - began)
+        name = " ".join(map(str, how))
+        table.add_row(
+            name, f"{frames:,} frames", f"{rate:,.0f}", f"{alone / (seconds - began):.2f}", f"{memory:.2f}"
+        )
+
+
+def stills(table: Table, folder: Path, sequences: int) -> None:
+    """Folders of four 640 x 480 JPEGs: one row of each task from each."""
+    pool = pictures(400)
+    rng = np.random.default_rng(0)
+    for take in range(sequences):
+        target = folder / "stills" / f"scene{take % 5}" / f"{take:06d}"
+        target.mkdir(parents=True)
+        for place, i in enumerate(rng.permutation(len(pool))[:4]):
+            (target / f"{place}.jpg").write_bytes(pool[i])
+    seconds, memory = run(BUILD[0], folder / "stills", folder / "rows", BUILD[1], "--max-bits", 256)
+    table.add_row(
+        "folders of 4 JPEGs",
+        f"{3 * sequences:,} rows",
+        f"{3 * sequences / seconds:,.0f}",
+        "",
+        f"{memory:.2f}",
+    )
+    one = (BUILD[0], folder / "stills", folder / "rows", BUILD[1], "--task", "temporal_reordering")
+    seconds, memory = run(*one)
+    table.add_row(
+        "the same, one row each", f"{sequences:,} rows", f"{sequences / seconds:,.0f}", "", f"{memory:.2f}"
+    )
+
+
+def memory(table: Table, folder: Path, path: Path, counts: list[int]) -> None:
+    for count in counts:
+        source = folder / f"{count}"
+        source.mkdir()
+        for i in range(count):
+            os.link(path, source / f"{i}{path.suffix}")
+        seconds, peak = run(BUILD[0], source, folder / "rows", BUILD[1], "--every", 1)
+        table.add_row(
+            "memory by videos", f"{count} videos", f"{count / seconds:,.1f} videos", "", f"{peak:.2f}"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--video", type=Path, nargs="*", default=[])
+    parser.add_argument("--sequences", type=int, default=1500, help="folders of pictures")
+    parser.add_argument("--videos", type=int, nargs="+", default=[8, 64], help="for the memory")
+    options = parser.parse_args()
+    table = Table("what", "how much", "a second", "of decoding alone", "peak GiB")
+    with tempfile.TemporaryDirectory() as name:
+        for number, path in enumerate(options.video or [made_video(Path(name) / "made.mp4")]):
+            (folder := Path(name) / f"v{number}").mkdir()
+            videos(table, folder, path)
+        stills(table, Path(name), options.sequences)
+        short = made_video(Path(name) / "short.mp4", 10)
+        (folder := Path(name) / "memory").mkdir()
+        memory(table, folder, short, options.videos)
+    Console().print(f"{os.cpu_count()} cores", table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Pure parts of the builder: filters, wrong frames, words, letters."""
+
+from collections import Counter
+from itertools import permutations
+
+import numpy as np
+import pytest
+from frames import Given, clip, encoded, moment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from tpru_verl.build import candidates, tasks
+from tpru_verl.build.clips import Counts, Frame
+from tpru_verl.build.deal import Deal
+from tpru_verl.build.filters import Filters, clips_of
+from tpru_verl.build.tasks import LETTERS, Draft, Near, Options, ask, drafts_of, plain_text, seeded
+from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task, parse_options, problems_of, recognise_task
+
+FILTERS = Filters()
+
+
+def filtered(pictures: list[Image.Image], filters: Filters = FILTERS) -> tuple[list[int], Counts]:
+    """Numbers of the frames that are kept, and what was counted."""
+    frames = [Frame(encoded(picture, quality=92), i) for i, picture in enumerate(pictures)]
+    counts = Counts()
+    made = [*clips_of(Given(frames), filters, counts, shortest=1, longest=99)]
+    return [number for clip, _ in made for number in clip.index], counts
+
+
+def steps(count: int) -> list[Image.Image]:
+    return [moment(0, i / (count - 1)) for i in range(count)]
+
+
+def test_blank_blurred_frozen_and_unchanged_frames_are_counted_by_reason() -> None:
+    pictures = steps(6)
+    blank = Image.new("RGB", pictures[0].size, (90, 90, 90))
+    blurred = pictures[2].filter(ImageFilter.GaussianBlur(12))
+    nearly = pictures[3].copy()
+    nearly.paste((255, 255, 255), (100, 80, 105, 85))
+    shown = [pictures[0], blank, pictures[1], blurred, pictures[3], nearly, pictures[4], pictures[4]]
+    kept, counts = filtered(shown)
+    assert kept == [0, 2, 4, 6]
+    assert counts.dropped_frames == {"blank": 1, "blurred": 1, "too small a change": 1, "frozen": 1}
+    assert (counts.frames, counts.kept_frames) == (8, 4)
+
+
+def test_a_brighter_copy_is_a_duplicate() -> None:
+    pictures = steps(4)
+    brighter = Image.eval(pictures[1], lambda level: round(level * 0.85 + 20))
+    kept, counts = filtered([pictures[0], pictures[1], brighter, pictures[2]], Filters(min_bits=30))
+    assert kept == [0, 1, 3]
+    assert counts.dropped_frames == {"duplicate": 1}
+
+
+def test_thresholds_of_zero_leave_out_nothing_but_the_very_same() -> None:
+    pictures = [Image.new("RGB", (64, 64), (level, level, level)) for level in (0, 60, 60, 120)]
+    kept, counts = filtered(pictures, Filters(min_contrast=0, min_sharpness=0, min_bits=0, min_change=0))
+    assert (kept, counts.dropped_frames) == ([0, 1, 3], {"frozen": 1})
+
+
+def test_pictures_stored_in_several_ways_are_stored_in_one() -> None:
+    frames = [Frame(encoded(picture, "PNG" if i % 2 else "JPEG"), i) for i, picture in enumerate(steps(4))]
+    ((_, images),) = clips_of(Given(frames), FILTERS, Counts(), shortest=4, longest=9)
+    assert all(image[:3] == b"\xff\xd8\xff" for image in images)
+    frames[0] = Frame(encoded(moment(0, 0, (120, 96))), 0)
+    with pytest.raises(ValueError, match="found images of 2 sizes"):
+        next(iter(clips_of(Given(frames), FILTERS, Counts(), shortest=4, longest=9)))
+
+
+def test_a_cycle_makes_no_row() -> None:
+    there = clip(4)
+    there.hash[3], there.grey[3] = there.hash[0], there.grey[0]
+    drafts = [*drafts_of(there, (0, 0), [], "", Options(), FILTERS, 0)]
+    assert [reason for _, reason in (d for d in drafts if not isinstance(d, Draft))] == ["cyclic"] * 3
+
+
+def test_other_clips_of_the_same_video_lend_no_frames() -> None:
+    """They could show an earlier moment, which would fit before step 2, too."""
+    options = Options(tasks=(Task.PREVIOUS_FRAME_REVIEW,))
+    near = [Near(clip(24, 1, name="a.mp4"), (0, 0))]
+    (lost,) = drafts_of(clip(4, name="a.mp4#1"), (0, 1), near, "", options, FILTERS, 0)
+    assert lost == ("a.mp4#1/previous_frame_review/0", "too few wrong candidates")
+
+
+def test_foreign_frames_are_near_in_looks_and_encoded_alike() -> None:
+    own, far, other = clip(4), clip(8, 1, name="far"), clip(8, 2, name="other")
+    far.hash[:] = ~own.hash[0]
+    object.__setattr__(other, "form", "PNG")
+    near = [Near(far, (0, 1)), Near(other, (0, 2))]
+    options = Options(tasks=(Task.NEXT_FRAME_PREDICTION,))
+    assert [*drafts_of(own, (0, 0), near, "", options, FILTERS, 0)] == [
+        ("clip-0/next_frame_prediction/0", "too few wrong candidates")
+    ]
+    same = [Near(clip(8, 3, name="same"), (0, 3))]
+    (draft,) = drafts_of(own, (0, 0), same, "", options, FILTERS, 0)
+    assert isinstance(draft, Draft)
+    assert {ref.clip for ref in draft.wrong} == {3}
+
+
+@st.composite
+def drafted(draw: st.DrawFn) -> tuple[Draft, Options, int]:
+    seed = draw(st.integers(0, 2**32))
+    options = Options(
+        tasks=(draw(st.sampled_from(list(Task))),),
+        steps=tuple(draw(st.lists(st.integers(3, 8), min_size=1, max_size=3))),
+        gaps=draw(st.integers(1, 3)),
+    )
+    about, other = draw(st.text(max_size=80)), draw(st.text(max_size=80))
+    near = [Near(clip(6, seed + 1, other, "near"), (0, 1))]
+    (draft,) = drafts_of(
+        clip(draw(st.integers(16, 24)), seed, about), (0, 0), near, "", options, FILTERS, seed
+    )
+    assert isinstance(draft, Draft)
+    return draft, options, seed
+
+
+@settings(max_examples=150, deadline=None)
+@given(drafted(), st.sampled_from(LETTERS), st.sampled_from(LETTERS), st.booleans())
+def test_every_row_asks_what_it_should(
+    given_: tuple[Draft, Options, int], letter: str, none_letter: str, kind: bool
+) -> None:
+    draft, _, seed = given_
+    negative = ""
+    if letter == none_letter:
+        possible = draft.negatives
+        negative = possible[kind % len(possible)] if possible else ""
+        if not negative:
+            return
+    row = ask(draft, letter, none_letter, negative, np.random.default_rng(seed))
+    assert problems_of(row.problem, row.answer, len(row.images)) == []
+    assert len({*row.images}) == len(row.images)
+    options = parse_options(row.problem)
+    assert list(options) == list(LETTERS)
+    texts = [text for text in options.values() if text != IMAGE_TAG]
+    assert len({*texts}) == len(texts)
+    assert options[none_letter] == NONE_OPTION
+    assert row.answer == letter
+    right_shown = set(draft.right) <= set(row.images)
+    if not draft.asked:
+        assert set(row.images) == set(draft.steps)
+        order = " ".join(str(row.images.index(step) + 1) for step in draft.steps)
+        assert (order in options.values()) == (negative != "missing answer")
+        assert negative or options[letter] == order
+        orders = [tuple(map(int, text.split())) for text in texts if text != NONE_OPTION]
+        assert all(order[::-1] in orders for order in orders), "no order stands out by its neighbours"
+    else:
+        assert right_shown == (negative != "missing answer")
+        assert recognise_task(row.problem) is draft.task or len(draft.asked) > 1
+    if len(draft.asked) == 1 and not negative:
+        candidates = [letter for letter, text in options.items() if text == IMAGE_TAG]
+        shown = dict(zip(candidates, row.images[-len(candidates) :], strict=True))
+        assert shown[letter] == draft.right[0]
+    text = draft.about if negative != "mismatch" else ""
+    assert text in row.problem
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(list(Task)),
+    st.sampled_from([0, 0.1, 0.2, 0.35, 1.0]),
+    st.integers(1, 200),
+    st.integers(0, 99),
+)
+def test_letters_are_balanced_and_the_share_of_negatives_is_met(
+    task: Task, share: float, rows: int, seed: int
+) -> None:
+    deal = Deal(task, share, 0.5, seed, "train")
+    dealt = [deal.next(("mismatch", "missing answer")) for _ in range(rows)]
+    negatives = [kind for *_, kind in dealt if kind]
+    assert abs(len(negatives) - share * rows) <= 3
+    assert abs(negatives.count("mismatch") - len(negatives) / 2) <= 1
+    assert all((letter == none) == bool(kind) for letter, none, kind in dealt)
+    if task is Task.TEMPORAL_REORDERING:
+        counts = Counter(letter for letter, _, kind in dealt if not kind)
+        letters = "ABCD"
+    else:
+        counts = Counter(letter for letter, *_ in dealt)
+        letters = LETTERS if share else "ABCD"
+    if counts:
+        found = [counts[letter] for letter in letters]
+        assert max(found) - min(found) <= 1
+
+
+def test_a_negative_that_cannot_be_is_made_later() -> None:
+    deal = Deal(Task.NEXT_FRAME_PREDICTION, 0.5, 0.5, 0, "train")
+    assert all(kind == "" for *_, kind in (deal.next(()) for _ in range(10)))
+    assert [kind for *_, kind in (deal.next(("missing answer",)) for _ in range(5))] == ["missing answer"] * 5
+
+
+def nearest(seeds: range) -> int:
+    """In how many rows on a straight way the right candidate is the nearest to the given frames."""
+    found = 0
+    for seed in seeds:
+        line = clip(24, seed)
+        for frame in range(24):
+            line.grey[frame], line.size[frame] = 8 * frame, 1000
+            line.hash[frame] = np.packbits(np.arange(256) < 10 * frame)
+        options = Options(tasks=(Task.NEXT_FRAME_PREDICTION,))
+        (draft,) = drafts_of(line, (0, 0), [], "", options, FILTERS, seed)
+        assert isinstance(draft, Draft)
+        marks = [ref.frame for i, ref in enumerate(draft.steps) if i not in draft.asked]
+        apart = [sum(abs(ref.frame - mark) for mark in marks) for ref in (*draft.right, *draft.wrong[:3])]
+        found += all(other >= apart[0] for other in apart[1:])
+    return found
+
+
+def test_the_nearest_candidate_is_right_less_often_than_by_a_blind_draw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen = nearest(range(80))
+    monkeypatch.setattr(candidates, "DRAWS", 1)
+    monkeypatch.setattr(tasks, "TRIES", 1)
+    assert chosen < 0.7 * nearest(range(80))
+
+
+def test_texts_are_one_plain_line() -> None:
+    assert plain_text(" a <image>\n</think> b. ") == "a b"
+    assert len(plain_text("word " * 200)) <= 400
+    assert seeded(1, "a").integers(2**60) == seeded(1, "a").integers(2**60)
+    assert (
+        len({int(seeded(s, n).integers(2**60)) for s, n in permutations([1, 2, 3], 2) for n in [str(n)]}) == 6
+    )

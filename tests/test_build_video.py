@@ -1,0 +1,226 @@
+"""Frames of videos and of LeRobot data: at their times, upright, and one line for what is broken."""
+
+import io
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from frames import SIZE, encoded, moment, video
+from PIL import Image
+from test_build import Run, build, provenance  # noqa: F401
+
+from tpru_verl.build import lerobot
+from tpru_verl.build.clips import Frame
+from tpru_verl.build.video import Sampling, frames_of
+
+EVEN = [i / 25 for i in range(150)]  # six seconds
+
+
+def shown(frame: Frame) -> Image.Image:
+    return Image.open(io.BytesIO(frame.data))
+
+
+def apart(one: Image.Image, other: Image.Image) -> float:
+    return float(
+        np.abs(np.asarray(one.convert("L"), np.int16) - np.asarray(other.convert("L"), np.int16)).mean()
+    )
+
+
+def test_even_times_and_what_is_seen_then(tmp_path: Path) -> None:
+    frames = [*frames_of(video(tmp_path / "a.mp4", EVEN), Sampling(every=0.5))]
+    assert [frame.time for frame in frames] == pytest.approx([i / 2 for i in range(12)], abs=0.03)
+    for frame in frames:
+        assert frame.time is not None
+        assert apart(shown(frame), moment(0, frame.time / EVEN[-1])) < 6
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_jumping_to_key_frames_finds_the_same_frames(tmp_path: Path, suffix: str) -> None:
+    path = video(tmp_path / f"a.{suffix}", [i / 25 for i in range(400)], key_every=10)
+    jumping = [*frames_of(path, Sampling(every=2.5))]
+    every = {frame.time: frame.data for frame in frames_of(path, Sampling(every=0.02))}
+    assert len(jumping) == 7
+    assert all(every[frame.time] == frame.data for frame in jumping)
+
+
+def test_a_variable_frame_rate_is_read_by_its_times(tmp_path: Path) -> None:
+    times = [0, 0.04, 0.08, 1.0, 1.04, 2.5, 2.54, 2.58, 4.0]
+    frames = [*frames_of(video(tmp_path / "a.mp4", times), Sampling(every=0.5))]
+    assert [frame.time for frame in frames] == pytest.approx([0, 1.0, 2.5, 4.0], abs=0.01)
+    for frame in frames:
+        assert frame.time is not None
+        assert apart(shown(frame), moment(0, frame.time / 4.0)) < 6
+
+
+def turned(path: Path) -> Path:
+    """The same mp4 with the display matrix of a quarter turn in its track header (ISO 14496-12, `tkhd`)."""
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    quarter = (0, 1 << 16, 0, -(1 << 16), 0, 0, SIZE[1] << 16, 0, 1 << 30)
+    data[at : at + 36] = struct.pack(">9i", *quarter)
+    path.write_bytes(data)
+    return path
+
+
+def test_rotation_metadata_turns_the_picture(tmp_path: Path) -> None:
+    (first, *_) = frames_of(turned(video(tmp_path / "a.mp4", EVEN[:20])), Sampling(every=0.5))
+    expected = moment(0, 0).rotate(-90, expand=True)  # the matrix says: a quarter turn clockwise
+    assert shown(first).size == SIZE[::-1]
+    assert apart(shown(first), expected) < 6 < apart(shown(first), expected.rotate(180))
+
+
+def test_frames_are_scaled_to_the_longest_side(tmp_path: Path) -> None:
+    (first, *_) = frames_of(video(tmp_path / "a.mp4", EVEN[:5]), Sampling(max_side=64))
+    assert shown(first).size == (64, 48)
+
+
+def test_scene_sampling_takes_what_has_changed(tmp_path: Path) -> None:
+    import av
+
+    path = tmp_path / "slides.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+        for number in range(40):
+            frame = av.VideoFrame.from_image(moment(number // 10, 0.3))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    frames = [*frames_of(path, Sampling("scene", every=0.2))]
+    assert [round(frame.time or 0) for frame in frames] == [0, 1, 2, 3]
+    keys = [*frames_of(path, Sampling("keyframes", every=0.1))]
+    assert 1 <= len(keys) < 40
+
+
+def test_broken_videos_are_listed_and_the_rest_is_kept(
+    build: Run,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "in" / "kitchen"
+    folder.mkdir(parents=True)
+    sound = video(folder / "sound.mp4", EVEN)
+    data = sound.read_bytes()
+    (folder / "empty.mp4").touch()
+    (folder / "noise.mp4").write_bytes(bytes(range(256)) * 40)
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "playlist.mp4").write_text("ffconcat version 1.0\nfile 'sound.mp4'\n")
+    video(folder / "short.mp4", EVEN[:3])
+    manifest = build(tmp_path / "in", "out", "--every", "0.25")
+    assert manifest["clips"] == 1
+    assert manifest["rows"]["written"] == 3
+    assert manifest["left_out"] == {"too few frames": 1, "unreadable": 4}
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
+    assert len(lines) == 5
+    assert [
+        name for name in ("empty", "noise", "cut", "playlist", "short") if f"{name}.mp4" in "".join(lines)
+    ]
+    assert "expected at least 4" in next(line for line in lines if "short.mp4" in line)
+    frames = [frame for line in provenance(tmp_path / "out").values() for frame in line["frames"]]
+    assert all(frame["index"] == pytest.approx(25 * frame["time"], abs=1) for frame in frames)
+
+
+def test_long_videos_become_several_clips_of_one_group(build: Run, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "in").mkdir()
+    video(tmp_path / "in/a.mp4", [i / 10 for i in range(300)])
+    manifest = build(tmp_path / "in", "out", "--every", "0.5", "--clip-frames", "20")
+    assert manifest["clips"] == 3
+    lines = provenance(tmp_path / "out").values()
+    assert {line["clip"] for line in lines} == {"a.mp4", "a.mp4#1", "a.mp4#2"}
+    assert {line["group"] for line in lines} == {"a.mp4"}
+
+
+def info(root: Path, version: str, kind: str, **more: str) -> None:
+    camera = {"dtype": kind, "shape": [*SIZE[::-1], 3]}
+    content = {"codebase_version": version, "fps": 25, "chunks_size": 1000, **more}
+    content["features"] = {"observation.images.top": camera, "action": {"dtype": "float32"}}
+    (root / "meta").mkdir(parents=True)
+    (root / "meta/info.json").write_text(json.dumps(content))
+
+
+def v2(root: Path) -> Path:
+    template = "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"
+    info(root, "v2.1", "video", video_path=template, data_path="")
+    lines = [{"episode_index": i, "tasks": [f"do {i}"], "length": 75} for i in range(2)]
+    (root / "meta/episodes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    folder = root / "videos/chunk-000/observation.images.top"
+    folder.mkdir(parents=True)
+    for i in range(2):
+        video(folder / f"episode_{i:06d}.mp4", EVEN[:75], seed=i)
+    return root
+
+
+def v3(root: Path) -> Path:
+    """Both episodes in one file: three seconds each."""
+    info(
+        root,
+        "v3.0",
+        "video",
+        video_path="videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4",
+        data_path="data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet",
+    )
+    key = "videos/observation.images.top"
+    columns = {
+        "episode_index": [0, 1],
+        "tasks": [["do 0"], ["do 1"]],
+        f"{key}/chunk_index": [0, 0],
+        f"{key}/file_index": [0, 0],
+        f"{key}/from_timestamp": [0.0, 3.0],
+        f"{key}/to_timestamp": [3.0, 6.0],
+        "stats/action/mean": [[0.0], [0.0]],
+    }
+    (root / "meta/episodes/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table(columns), root / "meta/episodes/chunk-000/file-000.parquet")
+    folder = root / key / "chunk-000"
+    folder.mkdir(parents=True)
+    video(folder / "file-000.mp4", EVEN)
+    return root
+
+
+def in_columns(root: Path) -> Path:
+    """Version 3 with pictures in parquet."""
+    data_path = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+    info(root, "v3.0", "image", video_path="", data_path=data_path)
+    columns = {"episode_index": [0, 1], "tasks": [["do 0"], ["do 1"]]}
+    where = {"data/chunk_index": [0, 0], "data/file_index": [0, 0]}
+    (root / "meta/episodes/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table({**columns, **where}), root / "meta/episodes/chunk-000/file-000.parquet")
+    frames = [(episode, number) for episode in range(2) for number in range(75)]
+    table = {
+        "episode_index": [episode for episode, _ in frames],
+        "frame_index": [number for _, number in frames],
+        "timestamp": [number / 25 for _, number in frames],
+        "observation.images.top": [
+            {"bytes": encoded(moment(e, n / 75), "PNG"), "path": None} for e, n in frames
+        ],
+    }
+    (root / "data/chunk-000").mkdir(parents=True)
+    pq.write_table(pa.table(table), root / "data/chunk-000/file-000.parquet")
+    return root
+
+
+@pytest.mark.parametrize("make", [v2, v3, in_columns])
+def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path) -> None:  # noqa: F811
+    root = make(tmp_path / "robot")
+    first, second = lerobot.episodes_of(root, Sampling(every=0.2))
+    times = [round(frame.time or 0, 2) for frame in second.frames()]
+    begin = 3.0 if make is v3 else 0.0
+    assert times == pytest.approx([begin + i / 5 for i in range(15)], abs=0.03)
+    assert (first.about, second.about) == ("do 0", "do 1")
+    manifest = build(root, "out", "--every", "0.2")
+    assert manifest["clips"] == 2
+
+
+def test_lerobot_data_that_is_broken_is_one_line(build: Run, tmp_path: Path) -> None:  # noqa: F811
+    root = v2(tmp_path / "robot")
+    (root / "videos/chunk-000/observation.images.top/episode_000001.mp4").unlink()
+    manifest = build(root, "out", "--every", "0.2")
+    assert (manifest["clips"], manifest["left_out"]) == (1, {"unreadable": 1})
+    assert "found no file videos/chunk-000" in (tmp_path / "out/dropped.json").read_text()
+    (root / "meta/info.json").write_text("{}")
+    with pytest.raises(SystemExit) as stop:
+        build(root)
+    assert "not readable as a LeRobot data set" in str(stop.value.code)

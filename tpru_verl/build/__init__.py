@@ -1,0 +1,1 @@
+"""Frames in, rows out: sources, filters, descriptions, tasks, negatives, splits and a manifest."""

@@ -1,0 +1,53 @@
+"""The data set card of a build: what is in it, where it came from, what was left out, what an audit says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tpru_verl import __version__
+from tpru_verl.data.prepare import card_head
+
+
+def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
+    rows, frames = manifest["rows"], manifest["frames"]
+    body = [
+        "# Rows of temporal and procedural questions",
+        "",
+        f"{rows['written']} rows from {manifest['clips']} clips of {manifest['source']['items']} items of "
+        f"`{manifest['source']['name']}`, made by `tpru build` {__version__}, seed "
+        f"{manifest['settings']['seed']}.",
+        "",
+        *_table("split", "rows", rows["splits"]),
+        *_table("split and task", "answers", {k: _listed(v) for k, v in rows["answers"].items()}),
+        *_table("split and task", "rows by kind", {k: _listed(v) for k, v in rows["negatives"].items()}),
+        "A mismatch row describes something else than its pictures show, a missing-answer row lists no right "
+        'choice; in both "None of the choices provided" is right.',
+        "",
+        f"Of {frames['read']} frames {frames['kept']} were kept. Left out: "
+        f"{_listed(frames['left_out']) or 'none'}. "
+        f"Items and clips left out: {_listed(manifest['left_out']) or 'none'}. "
+        f"Rows that could not be made: {_listed(manifest['rows_that_could_not_be']) or 'none'}.",
+        "",
+    ]
+    if manifest["against"]:
+        body += [f"No row has a picture of `{manifest['against']}`, by perceptual hash.", ""]
+    if manifest["model"]:
+        model = manifest["model"]
+        body += [f"`{model['model']}` was asked to {', '.join(model['asked'])}.", ""]
+    for split, verdict in manifest["audit"].items():
+        body += [f"## What `tpru data audit` says of {split}", "", verdict, ""]
+    body += [
+        "`provenance.jsonl` names the clip, frame and time of every picture of every row; `manifest.json` "
+        "has all settings, counts and checksums. Clocks and counters in pictures are not looked for. The "
+        "licence is that of the source.",
+    ]
+    return "\n".join([*card_head(splits), "", *body]) + "\n"
+
+
+def _table(left: str, right: str, lines: Mapping[str, object]) -> list[str]:
+    return [f"| {left} | {right} |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in lines.items()), ""]
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

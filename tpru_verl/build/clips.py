@@ -1,0 +1,225 @@
+"""What passes from stage to stage: frames, and clips of frames that passed the filters, in files.
+
+A file of clips is an Arrow file with one clip a batch, so that any clip, and of it any column, can be read
+without the rest. It appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+from numpy.typing import NDArray
+
+GREY = 64  # pixels of the grey thumbnail's sides
+HASH_BYTES = 32  # a perceptual hash of 16 x 16 bits
+
+_SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "scene": pa.string(),
+        "group": pa.string(),
+        "about": pa.string(),
+        "form": pa.string(),
+        "index": pa.list_(pa.int64()),
+        "time": pa.list_(pa.float64()),
+        "text": pa.list_(pa.string()),
+        "hash": pa.binary(),
+        "grey": pa.binary(),
+        "leak_hash": pa.binary(),
+        "size": pa.list_(pa.int64()),
+        "digest": pa.binary(),
+        "images": pa.list_(pa.binary()),
+    }
+)
+
+
+_CLIP = tuple(name for name in _SCHEMA.names if name not in ("digest", "images"))
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One encoded picture of a source.
+
+    `index` is its number in the source (of a video's frame, of a file in its folder, of a step), `time` is
+    in seconds, `text` says what is done at this step, `about` what the whole episode is about.
+    """
+
+    data: bytes
+    index: int
+    time: float | None = None
+    text: str = ""
+    about: str = ""
+
+
+class Item(Protocol):
+    """One thing that a source holds: a video, a folder of pictures, an episode.
+
+    `group` is what may never be in two splits, `usual_frames` says about how much work an item is. `frames`
+    raises ValueError or OSError, in one line, for what cannot be used.
+    """
+
+    usual_frames: ClassVar[int]
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def scene(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+    def frames(self) -> Iterator[Frame]: ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A run of frames of one item. Arrays have one line a frame."""
+
+    id: str
+    scene: str
+    group: str
+    about: str
+    form: str  # how its pictures are encoded, and their size: alike for all of them
+    index: list[int]
+    time: list[float | None]
+    text: list[str]
+    hash: NDArray[np.uint8]  # (frames, HASH_BYTES)
+    grey: NDArray[np.uint8]  # (frames, GREY, GREY)
+    leak_hash: NDArray[np.uint64]  # (frames,), as `tpru data validate --against` compares; else empty
+    size: list[int]  # bytes of each picture
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def item(self) -> str:
+        """What its item is called: a long one has several clips."""
+        return re.sub(r"#\d+$", "", self.id)
+
+
+@dataclass
+class Counts:
+    """What became of a unit's items, in words that the manifest repeats."""
+
+    items: int = 0
+    frames: int = 0
+    kept_frames: int = 0
+    clips: int = 0
+    dropped_frames: dict[str, int] = field(default_factory=dict)
+    dropped: list[dict[str, str]] = field(default_factory=list)  # items and clips: id, reason, detail
+    # Between neighbours that were compared: bits that differ, and the share of pixels that changed.
+    bits: list[int] = field(default_factory=list)
+    change: list[float] = field(default_factory=list)
+
+    def add(self, other: Counts) -> None:
+        self.items += other.items
+        self.frames += other.frames
+        self.kept_frames += other.kept_frames
+        self.clips += other.clips
+        for reason, count in other.dropped_frames.items():
+            self.dropped_frames[reason] = self.dropped_frames.get(reason, 0) + count
+        self.dropped += other.dropped
+        self.bits = (self.bits + other.bits)[:MAX_COMPARED]
+        self.change = (self.change + other.change)[:MAX_COMPARED]
+
+
+MAX_COMPARED = 50_000  # pairs whose distances are kept: enough for quantiles
+
+
+class Writer:
+    """Writes one file of clips; `close` gives it its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unfinished = path.with_name(f".{path.name}.unfinished")
+        self._file = pa.OSFile(str(self._unfinished), "wb")
+        self._writer = pa.ipc.new_file(self._file, _SCHEMA)
+
+    def add(self, clip: Clip, images: Sequence[bytes]) -> None:
+        line = {name: getattr(clip, name) for name in _CLIP}
+        line |= {name: line[name].tobytes() for name in ("hash", "grey", "leak_hash")}
+        line |= {
+            "digest": b"".join(xxhash.xxh3_64_digest(image) for image in images),
+            "images": list(images),
+        }
+        self._writer.write_batch(pa.RecordBatch.from_pylist([line], _SCHEMA))
+
+    def close(self, counts: Counts) -> None:
+        self._writer.close()
+        self._file.close()
+        counts_file(self.path).write_text(json.dumps(vars(counts)))
+        self._unfinished.replace(self.path)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._unfinished.unlink(missing_ok=True)
+
+
+def file_of(folder: Path, number: int) -> Path:
+    """Where the clips of that unit of work are."""
+    return folder / f"{number:06d}.arrow"
+
+
+def counts_file(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+def read_counts(path: Path) -> Counts:
+    return Counts(**json.loads(counts_file(path).read_text()))
+
+
+@lru_cache(maxsize=16)
+def _open(path: Path) -> pa.ipc.RecordBatchFileReader:
+    return pa.ipc.open_file(pa.memory_map(str(path)))
+
+
+@lru_cache(maxsize=64)
+def _batch(path: Path, number: int) -> pa.RecordBatch:
+    return _open(path).get_batch(number)
+
+
+@lru_cache(maxsize=64)
+def read_clip(path: Path, number: int) -> Clip:
+    """All of a clip but its pictures: the pages that hold those are not touched."""
+    batch = _batch(path, number)
+    line = {name: batch.column(name)[0].as_py() for name in _CLIP}
+    frames = len(line["index"])
+    line["hash"] = np.frombuffer(line["hash"], np.uint8).reshape(frames, HASH_BYTES)
+    line["grey"] = np.frombuffer(line["grey"], np.uint8).reshape(frames, GREY, GREY)
+    line["leak_hash"] = np.frombuffer(line["leak_hash"], np.uint64)
+    return Clip(**line)
+
+
+def read_images(path: Path, number: int, frames: Sequence[int]) -> list[bytes]:
+    """The encoded pictures of those frames."""
+    images = _batch(path, number).column("images")[0].values
+    return [images[frame].as_py() for frame in frames]
+
+
+@dataclass(frozen=True)
+class Label:
+    """What dividing clips among splits has to know of one."""
+
+    id: str
+    scene: str
+    group: str
+    digests: list[bytes]  # of its pictures
+    leak_hash: NDArray[np.uint64]
+
+
+def read_labels(path: Path) -> Iterator[Label]:
+    reader = _open(path)
+    for batch in map(reader.get_batch, range(reader.num_record_batches)):
+        line = {
+            name: batch.column(name)[0].as_py() for name in ("id", "scene", "group", "digest", "leak_hash")
+        }
+        digests = line.pop("digest")
+        line["leak_hash"] = np.frombuffer(line["leak_hash"], np.uint64)
+        yield Label(**line, digests=[digests[i : i + 8] for i in range(0, len(digests), 8)])
