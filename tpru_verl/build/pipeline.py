@@ -211,16 +211,17 @@ def _finish(
     """Move the shards together, audit them, write manifest and card, and put all in place."""
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    (unfinished / prepare.SHARDS).mkdir(parents=True)
     try:
         with (unfinished / PROVENANCE).open("wb") as file:
             for path in sorted(shards.glob("*.jsonl")):
                 file.write(path.read_bytes())
         for path in shards.glob("*.parquet"):
+            placed = unfinished / prepare.SHARDS / path.name
             try:
-                os.link(path, unfinished / path.name)  # a run that is ended here finds it still
+                os.link(path, placed)  # a run that is ended here finds it still
             except OSError:  # not every file system has links
-                shutil.copyfile(path, unfinished / path.name)
+                shutil.copyfile(path, placed)
         if counts.dropped:
             write_json(unfinished / prepare.DROPPED, counts.dropped)
         names = (PROVENANCE, prepare.DROPPED)

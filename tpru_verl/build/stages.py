@@ -254,7 +254,10 @@ class Stages:
             first = int(number) * plan.SHARD_ROWS
             tasks.append(WriteTask(path, clips, folder / name, self.settings.template, first))
         results = self._run(tasks, write, "Writing shards")
-        described = [{"name": task.path.name, **result} for task, result in zip(tasks, results, strict=True)]
+        described = [
+            {"name": f"{prepare.SHARDS}/{task.path.name}", **result}
+            for task, result in zip(tasks, results, strict=True)
+        ]
         return folder, described
 
 
