@@ -208,6 +208,15 @@ def _decoding_problem(data: bytes) -> str | None:
     return None
 
 
+def upright(data: bytes) -> Image.Image:
+    """Decode to RGB as a person sees it: EXIF orientation applied. Raises ValueError."""
+    try:
+        with _opened(data) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:
+        raise ValueError(f"found an image that can't be decoded ({str(error).splitlines()[0]})") from error
+
+
 def thumbnail(data: bytes, side: int) -> Image.Image:
     """An upright RGB picture of at most `side` pixels; a JPEG is decoded at that scale, which is quicker."""
     with _opened(data) as image:
