@@ -35,7 +35,7 @@ _EXCEPTION = re.compile(
 # Ray's own, which wrap the error of a worker; they count where nothing else is found.
 _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "WorkerCrashedError", "OutOfMemoryError")
 
-# Of Ray's own, which hold no work of the run.
+# Processes of Ray that hold no work of the run.
 _SERVICES = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
