@@ -295,7 +295,7 @@ def test_hub_id_goes_to_the_hub(build: Build, tmp_path: Path, monkeypatch: pytes
 
 
 def test_hub_that_does_not_answer(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str, revision: str | None) -> list[str]:
+    def offline(name: str, config: str | None, revision: str | None) -> list[str]:
         raise ConnectionError("no route\nand a long story")
 
     monkeypatch.setattr(module.datasets, "get_dataset_split_names", offline)
