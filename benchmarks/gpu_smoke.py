@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -64,11 +65,13 @@ TINY = [
 ]
 
 
-def command(recipe: str, folder: Path, steps: int) -> tuple[list[str], dict[str, str]]:
+def command(
+    recipe: str, folder: Path, steps: int, further: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
     """The command that trains, and the variables it needs. Raises what `recipes.compose` raises."""
     files = [f"data.train_files={folder}/train.parquet", f"data.val_files={folder}/test.parquet"]
     own = [f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder}/checkpoints"]
-    overrides = [*files, *TINY, *own]
+    overrides = [*files, *TINY, *own, *further]
     environment = launch.environment(recipes.compose(recipe, overrides))
     environment["VERL_FILE_LOGGER_PATH"] = str(folder / "metrics.jsonl")
     return [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *overrides], environment
@@ -94,12 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
     parser.add_argument("--recipe", default="tpru_7b", help="tpru_7b (GPU) or tpru_tiny_cpu")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, as Hydra has them")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
         write_parquet(make_rows(15, seed=2), folder / "test.parquet")
-        run, environment = command(arguments.recipe, folder, arguments.steps)
+        run, environment = command(arguments.recipe, folder, arguments.steps, arguments.overrides)
         process = subprocess.Popen(run, env={**os.environ, **environment}, start_new_session=True)
         try:
             code = process.wait()

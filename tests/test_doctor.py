@@ -235,6 +235,7 @@ class TestMemory:
 
 
 class TestCommand:
+    @pytest.mark.alone
     def test_a_run_that_would_start(self, root: Path, tmp_path: Path) -> None:
         """For real, in a process of its own."""
         rows = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(8)])
