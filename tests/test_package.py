@@ -130,7 +130,7 @@ class TestMake:
     def test_installs_nothing_the_second_time(self, root: Path, tmp_path: Path) -> None:
         shutil.copy(root / "pyproject.toml", tmp_path)
         self.stamp(tmp_path)
-        assert self.make(root, tmp_path, "-n", "test").stdout.strip() == ".venv/bin/python -m pytest"
+        assert self.make(root, tmp_path, "-n", "test").stdout.count("\n") == 1
 
     def test_installs_again_when_a_pin_changed(self, root: Path, tmp_path: Path) -> None:
         pyproject = tmp_path / "pyproject.toml"

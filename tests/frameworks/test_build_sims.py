@@ -26,7 +26,7 @@ def test_an_episode_is_the_same_each_time_and_says_what_is_done(capsys: pytest.C
 def test_missions_become_rows_and_mismatches(tmp_path: Path) -> None:
     settings = Settings(filters=Filters(min_change=0.001), episodes=12)
     manifest = build("sim:minigrid", tmp_path / "out", settings, audit=False, workers=1)
-    (path,) = (tmp_path / "out").glob("*.parquet")
+    (path,) = (tmp_path / "out").rglob("*.parquet")
     rows = pq.read_table(path, columns=["problem", "answer"]).to_pylist()
     lines = [json.loads(line) for line in (tmp_path / "out/provenance.jsonl").read_text().splitlines()]
     assert len(rows) == len(lines) > 12

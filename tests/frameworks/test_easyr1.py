@@ -330,7 +330,7 @@ class TestInstall:
     ) -> None:
         """Without an index: what would have to be fetched would fail, and what would be moved would show."""
         source = tmp_path / "source"
-        leave = shutil.ignore_patterns(".git", ".venv", "outputs", "build", "*.egg-info", "__pycache__")
+        leave = shutil.ignore_patterns(".git", ".venv", "outputs", "*.egg-info", "__pycache__")
         shutil.copytree(root, source, symlinks=True, ignore=leave)
         before = self.frozen(python)
         assert {"lazyllm-verl", "transformers", "omegaconf"} <= before.keys()
