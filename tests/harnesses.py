@@ -38,10 +38,15 @@ Verdicts = dict[str, tuple[str | None, bool]]  # row -> what was read, whether i
 
 
 def call(*args: object, **environment: str) -> str:
-    """Standard output of a program that succeeds."""
+    """Standard output of a program that succeeds, run from elsewhere: this folder's metadata is no install."""
     env = {**os.environ, "OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(
-        [sys.executable, *map(str, args)], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, *map(str, args)],
+        env=env,
+        cwd=sys.prefix,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
