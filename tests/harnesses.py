@@ -38,7 +38,7 @@ Verdicts = dict[str, tuple[str | None, bool]]  # row -> what was read, whether i
 
 
 def call(*args: object, **environment: str) -> str:
-    """Standard output of a program that succeeds, run from elsewhere: this folder's metadata is no install."""
+    """Standard output of a program that succeeds; not run here, where our metadata is that of no install."""
     env = {**os.environ, "OPENAI_API_KEY": "none", "HF_HUB_OFFLINE": "1", **environment}
     done = subprocess.run(
         [sys.executable, *map(str, args)],
