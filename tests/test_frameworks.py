@@ -4,8 +4,10 @@ The pins of the frameworks exclude each other's. `make test` makes an environmen
 the list, without what they depend on, in front of the packages of `.venv`.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -13,20 +15,15 @@ import pytest
 FOLDER = Path(__file__).parent / "frameworks"
 
 
-STARTS_RAY = {"easyr1"}
-NAMES = [
-    pytest.param(path.stem, marks=pytest.mark.alone) if path.stem in STARTS_RAY else path.stem
-    for path in sorted(FOLDER.glob("*.txt"))
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.txt")))
 def test_in_its_own_environment(name: str) -> None:
     python = Path(sys.prefix, "frameworks", name, "bin", "python")
     if not python.exists():
         pytest.fail(f"{python} is not there; `make frameworks` makes it")
     command = [python, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", FOLDER / f"test_{name}.py"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=540)
+    with tempfile.TemporaryDirectory(prefix="ray") as alone:  # or Ray would join one of another test
+        environment = {**os.environ, "RAY_TMPDIR": alone}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
     assert "skipped" not in done.stdout
