@@ -14,14 +14,6 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What starts Ray or vLLM, or looks for a Ray that runs, is done by one process of pytest-xdist."""
-    for item in items:
-        if item.get_closest_marker("e2e") or item.get_closest_marker("alone"):
-            item.add_marker(pytest.mark.xdist_group("alone"))
-
-
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The project's folder."""

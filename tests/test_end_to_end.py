@@ -1,10 +1,11 @@
-"""veRL's real trainer on this machine's CPU: Ray, FSDP2, vLLM; checkpoint, resume, merge.
+"""veRL's real trainer on this machine's CPU: Ray, FSDP2, vLLM; checkpoint, resume, merge, two ranks.
 
 One run after another in one folder, because each starts from what the one before left: minutes in all.
 """
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,11 +123,8 @@ def test_a_run_resumes_where_the_last_one_stopped_and_ends_when_a_worker_is_kill
     )
     try:
         wait_until(lambda: "step:3 -" in runs.log.read_text(), process)
-        victims = [
-            child
-            for child in psutil.Process(process.pid).children(recursive=True)
-            if "TPRUAgentLoopWorker" in " ".join(child.cmdline())
-        ]
+        started = psutil.Process(process.pid).children(recursive=True)
+        victims = [child for child in started if "TPRUAgentLoopWorker" in " ".join(child.cmdline())]
         assert victims, "no agent-loop worker among the processes"
         victims[0].send_signal(signal.SIGKILL)
         # Stock veRL polls for ever for the rollouts that the dead worker will not bring.
@@ -134,7 +132,7 @@ def test_a_run_resumes_where_the_last_one_stopped_and_ends_when_a_worker_is_kill
         assert "died" in runs.log.read_text()
     finally:
         end_tree(process.pid)
-    assert not [p for p in psutil.process_iter() if "TPRUAgentLoopWorker" in p.name()]
+    assert not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     first = runs.steps()[0]
     assert first["training/global_step"] == 3
     # The weights that vLLM samples from are the resumed ones, not those of the model path.
@@ -197,6 +195,19 @@ def test_merged_weights_answer_in_vllm(runs: Runs) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert score(answers)["pooled"]["n"] == 6
     assert all(json.loads(line)["response"] for line in answers.read_text().splitlines())
+
+
+def test_the_smoke_script_runs_on_two_ranks(root: Path) -> None:
+    command = [sys.executable, str(root / "benchmarks/gpu_smoke.py"), "--recipe", "tpru_tiny_cpu"]
+    ranks = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2"]
+    done = subprocess.run(
+        [*command, "--steps", "1", *ranks], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "timing_s/update_actor" in done.stdout
+    correlation = re.search(r"rollout_actor_probs_pearson_corr\D+([\d.]+)", done.stdout)
+    assert correlation is not None
+    assert float(correlation[1]) > 0.99
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
