@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_smoke.py                 # one GPU
     python benchmarks/gpu_smoke.py --recipe tpru_tiny_cpu --steps 2    # the same script without a GPU
+    python benchmarks/gpu_smoke.py --out smoke                         # rows, log, metrics are kept there
 
 Prints seconds per phase, memory, and how far vLLM's probabilities are from the trainer's.
 """
@@ -97,10 +98,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
     parser.add_argument("--recipe", default="tpru_7b", help="tpru_7b (GPU) or tpru_tiny_cpu")
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="a new folder, to keep rows and metrics in")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, as Hydra has them")
     arguments = parser.parse_args()
+    if arguments.out and arguments.out.exists():
+        parser.error(f"--out {arguments.out}: found something there, expected a new folder")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = arguments.out.absolute() if arguments.out else Path(name)
+        if arguments.out:
+            folder.mkdir(parents=True)
         write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
         write_parquet(make_rows(15, seed=2), folder / "test.parquet")
         run, environment = command(arguments.recipe, folder, arguments.steps, arguments.overrides)

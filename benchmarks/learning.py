@@ -134,8 +134,8 @@ def main() -> None:
     for seed in args.seeds:
         write_parquet(make_rows(24 * args.steps, seed=seed), args.out / f"train-{seed}.parquet")
     table = Table("", "seed", "before", "last", "steps to target", "seconds", "s a step")
-    for setting in args.settings:
-        for seed in args.seeds:
+    for seed in args.seeds:
+        for setting in args.settings:
             points = curve(run(setting, seed, args))
             there = reached(points, args.target)
             cells = (str(there[0]), f"{there[1]:.0f}") if there else (f"more than {points[-1][0]}", "")

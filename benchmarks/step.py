@@ -3,8 +3,10 @@
     python benchmarks/step.py
     python benchmarks/step.py --steps 40 --only ours actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=128
 
-The tiny recipe of the demo, 16 prompts x 8. "Stock" has veRL's own agent loop, and of our mends only those
-without which veRL does not run on a CPU at all (benchmarks/stock.py). Further arguments override both.
+The tiny recipe of the demo, 16 prompts x 8. "Stock" has veRL's own agent loop, vLLM as veRL sets it up,
+and of our mends only those without which veRL does not run on a CPU at all (benchmarks/stock.py). Further
+arguments override both. CPU seconds are those of all processes of the run: what others do beside it changes
+them less than seconds.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -32,8 +36,8 @@ WARM_UP = 3  # steps that are not counted
 HERE = Path(__file__).parent
 
 
-def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> list[dict[str, float]]:
-    """The metrics of each step after the first few."""
+def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list[dict[str, float]], float]:
+    """The metrics of each step after the first few, and CPU seconds a step."""
     own = [
         f"data.train_files={folder}/train.parquet",
         f"data.val_files={folder}/test.parquet",
@@ -47,6 +51,7 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> list[dict[
     ]
     if kind == "stock":
         own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
+        own.append("~actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend")
     composed = [item for item in [*own, *overrides] if not item.startswith("hydra.")]
     metrics = folder / f"{kind}.jsonl"
     environment = {**os.environ, **launch.environment(recipes.compose(RECIPE, composed))}
@@ -60,13 +65,31 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> list[dict[
             command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
+            spent = [
+                _spent(psutil.Process(process.pid), metrics, count) for count in (WARM_UP, WARM_UP + steps)
+            ]
             code = process.wait()
         finally:
             end_tree(process.pid)
     if code != 0:
         sys.exit(f"{kind}: exit code {code}\n{(folder / f'{kind}.log').read_text()[-3000:]}")
     lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
-    return [line for line in lines if "timing_s/step" in line][WARM_UP:]
+    return [line for line in lines if "timing_s/step" in line][WARM_UP:], (spent[1] - spent[0]) / steps
+
+
+def _spent(run: psutil.Process, metrics: Path, steps: int) -> float:
+    """CPU seconds of all processes of the run when it has done that many steps; 0 when it ended before."""
+    while True:
+        try:
+            if metrics.exists() and metrics.read_text().count('"timing_s/step"') >= steps:
+                times = [process.cpu_times() for process in (run, *run.children(recursive=True))]
+                return sum(each.user + each.system for each in times)
+            if run.status() == psutil.STATUS_ZOMBIE:
+                return 0.0
+        except psutil.NoSuchProcess:  # one has just ended
+            if not run.is_running():
+                return 0.0
+        time.sleep(0.1)
 
 
 def main() -> None:
@@ -85,17 +108,22 @@ def main() -> None:
         config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *args.overrides])
         batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
         found = {kind: run(kind, args.steps, folder, args.overrides) for kind in kinds}
-    columns = ("", *(f"{phase}, s" for phase in PHASES), "trajectories/s", "least", "most")
+    columns = ("", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", "least", "most")
     table = Table(*columns, title=f"{batch} trajectories a step, medians of {args.steps} steps")
-    for kind, steps in found.items():
+    for kind, (steps, spent) in found.items():
         phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)
         rates = [batch / step["timing_s/step"] for step in steps]
         spread = (f"{value:.1f}" for value in (median(rates), min(rates), max(rates)))
-        table.add_row(kind, *phases, *spread)
+        table.add_row(kind, *phases, f"{spent:.2f}", *spread)
     Console().print(table)
     if len(found) == 2:
-        slow, fast = (median(s["timing_s/step"] for s in found[kind]) for kind in ("stock", "ours"))
-        print(f"ours: {slow / fast:.2f} times stock")
+        (slow, slow_cpu), (fast, fast_cpu) = (
+            (median(step["timing_s/step"] for step in found[kind][0]), found[kind][1])
+            for kind in ("stock", "ours")
+        )
+        print(
+            f"ours: {slow / fast:.2f} times stock; of CPU seconds stock takes {slow_cpu / fast_cpu:.2f} times"
+        )
 
 
 if __name__ == "__main__":

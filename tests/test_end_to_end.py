@@ -1,11 +1,10 @@
-"""veRL's real trainer on this machine's CPU: Ray, FSDP2, vLLM; checkpoint, resume, merge, two ranks.
+"""veRL's real trainer on this machine's CPU: Ray, FSDP2 on two ranks, vLLM; checkpoint, resume, merge.
 
 One run after another in one folder, because each starts from what the one before left: minutes in all.
 """
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ import pytest
 pytest.importorskip("verl")
 from tpru_verl import recipes
 from tpru_verl.demo.processes import end_tree
-from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin import launch
 
 pytestmark = pytest.mark.e2e
@@ -34,18 +32,17 @@ SMALL = [
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=8",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=8",
-    "trainer.save_freq=1",
+    "trainer.n_gpus_per_node=2",
+    "ray_kwargs.ray_init.num_gpus=2",
     "trainer.val_before_train=false",
 ]
 
 
 class Runs:
-    """Starts veRL's module as a user would, in one folder of its own."""
+    """Starts veRL's module as a user would, in the folder that the first run makes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        write_parquet(make_rows(16, seed=5), folder / "train.parquet")
-        write_parquet(make_rows(6, seed=6), folder / "test.parquet")
 
     def start(self, *overrides: str) -> subprocess.Popen:
         files = [
@@ -70,16 +67,6 @@ class Runs:
     def log(self) -> Path:
         return self.folder / "log"
 
-    def run(self, *overrides: str) -> list[dict]:
-        """Run to the end; returns the metrics of each training step."""
-        process = self.start(*overrides)
-        try:
-            code = process.wait(timeout=420)
-        finally:
-            end_tree(process.pid)
-        assert code == 0, self.log.read_text()[-6000:]
-        return self.steps()
-
     def steps(self) -> list[dict]:
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         return [line["data"] for line in lines if "timing_s/step" in line["data"]]
@@ -88,19 +75,31 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     folder = tmp_path_factory.mktemp("end_to_end")
-    yield Runs(folder)
+    yield Runs(folder / "runs")
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
-    steps = runs.run(
-        "trainer.total_training_steps=2",
+def test_the_smoke_script_trains_validates_and_leaves_a_checkpoint(runs: Runs, root: Path) -> None:
+    command = [sys.executable, str(root / "benchmarks/gpu_smoke.py"), "--recipe", "tpru_tiny_cpu"]
+    overrides = [
+        *SMALL,
+        "trainer.save_freq=1",
         "trainer.test_freq=2",
         # A step so large that vLLM could not agree with the trainer unless the new weights had reached it.
         "actor_rollout_ref.actor.optim.lr=3e-3",
         "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
         f"trainer.rollout_data_dir={runs.folder}/rollouts",
+    ]
+    done = subprocess.run(
+        [*command, "--steps", "2", "--out", str(runs.folder), *overrides],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
     )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    assert "timing_s/update_actor" in done.stdout  # its table
+    steps = runs.steps()
     assert [step["training/global_step"] for step in steps] == [1, 2]
     assert min(step[CORRELATION] for step in steps) > 0.99
     assert max(step["training/rollout_probs_diff_mean"] for step in steps) < FOLLOWS
@@ -109,9 +108,11 @@ def test_two_steps_train_validate_and_leave_a_checkpoint(runs: Runs) -> None:
     assert steps[0]["actor/grad_norm"] > 0  # the second step's answers may all be wrong alike
     validated = {key for key in steps[-1] if key.startswith("val-core/")}
     assert len(validated) == 3, validated  # one curve a task
-    assert (runs.folder / "checkpoints/global_step_2/actor").is_dir()
+    actor = runs.folder / "checkpoints/global_step_2/actor"
+    assert len(list(actor.glob("model_world_size_2_rank_*.pt"))) == 2
     rollouts = [json.loads(line) for line in (runs.folder / "rollouts/1.jsonl").read_text().splitlines()]
     assert len(rollouts) == 4 * 8
+    (runs.folder / "metrics.jsonl").unlink()  # the next run's own start there
 
 
 def test_a_run_resumes_where_the_last_one_stopped_and_ends_when_a_worker_is_killed(runs: Runs) -> None:
@@ -132,7 +133,9 @@ def test_a_run_resumes_where_the_last_one_stopped_and_ends_when_a_worker_is_kill
         assert "died" in runs.log.read_text()
     finally:
         end_tree(process.pid)
-    assert not [p for p in started if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    # Ray's own need a moment after their driver's end.
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in left)
     first = runs.steps()[0]
     assert first["training/global_step"] == 3
     # The weights that vLLM samples from are the resumed ones, not those of the model path.
@@ -193,21 +196,8 @@ def test_merged_weights_answer_in_vllm(runs: Runs) -> None:
     environment.pop("VERL_PLATFORM", None)
     done = subprocess.run(command, env=environment, timeout=300, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert score(answers)["pooled"]["n"] == 6
+    assert score(answers)["pooled"]["n"] == 15
     assert all(json.loads(line)["response"] for line in answers.read_text().splitlines())
-
-
-def test_the_smoke_script_runs_on_two_ranks(root: Path) -> None:
-    command = [sys.executable, str(root / "benchmarks/gpu_smoke.py"), "--recipe", "tpru_tiny_cpu"]
-    ranks = ["trainer.n_gpus_per_node=2", "ray_kwargs.ray_init.num_gpus=2"]
-    done = subprocess.run(
-        [*command, "--steps", "1", *ranks], capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "timing_s/update_actor" in done.stdout
-    correlation = re.search(r"rollout_actor_probs_pearson_corr\D+([\d.]+)", done.stdout)
-    assert correlation is not None
-    assert float(correlation[1]) > 0.99
 
 
 def wait_until(condition, process: subprocess.Popen, seconds: float = 240) -> None:

@@ -86,6 +86,42 @@ def test_the_trainer_polls_faster_and_an_explicit_interval_wins() -> None:
     assert replay_buffer(poll_interval=3.0).poll_interval == 3.0
 
 
+class TestOneCopyInTransfer:
+    def test_samples_share_their_prompts_pixels_on_the_wire_and_behind_it(self) -> None:
+        from transfer_queue.utils.serial_utils import decode, encode
+
+        pixels = torch.rand(40, 6)
+        samples = [{"pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, i]])} for i in range(8)]
+        frames = encode({"multi_modal_inputs": samples, "again": pixels})
+        assert sum(memoryview(frame).nbytes == pixels.nbytes for frame in frames) == 1
+        got = decode(frames)
+        assert len({sample["pixel_values"].data_ptr() for sample in got["multi_modal_inputs"]}) == 1
+        for sample, one in zip(got["multi_modal_inputs"], samples, strict=True):
+            assert all(torch.equal(sample[key], one[key]) for key in one)
+        assert torch.equal(got["again"], pixels)
+
+    def test_only_the_very_same_values_are_shared(self) -> None:
+        from transfer_queue.utils.serial_utils import decode, encode
+
+        whole = torch.arange(24, dtype=torch.float32).view(4, 6)
+        views = [
+            whole,
+            whole.view(6, 4),
+            whole[:2],
+            whole[1:3],
+            whole.t(),
+            whole.t(),
+            whole.view(torch.int32),
+        ]
+        views += [whole.t() + 1 for _ in range(4)] + [torch.empty(0), torch.empty(0, 3)]
+        views += [torch.nested.as_nested_tensor([whole[0, :2], whole[1]], layout=torch.jagged)]
+        for _ in range(2):  # a message knows nothing of those before it
+            for got, sent in zip(decode(encode(views)), views, strict=True):
+                pairs = zip(got.unbind(), sent.unbind(), strict=True) if sent.is_nested else [(got, sent)]
+                assert all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+            whole += 1
+
+
 class FakeRay(ModuleType):
     """As much of Ray as the liveness check asks: an actor that lives until told otherwise."""
 

@@ -10,6 +10,7 @@
 | a failed weight update leaves the sender waiting for ever | `notice_failed_weight_update` |
 | with one mini-batch a step, the actor's pass runs twice for one log-probability | `on_policy` |
 | a prompt's images are encoded again for each of its samples | `vision.share_images` |
+| TransferQueue sends and keeps a prompt's pixel values once for each of its samples | `one_copy_in_transfer` |
 | a missing model or too little room comes out minutes later, in a worker | `check_before_start` |
 """
 
@@ -26,6 +27,7 @@ from tpru_verl.plugin import launch, on_policy, vision
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
+    import torch
     import zmq
     from ray import ObjectRef
     from ray.actor import ActorHandle
@@ -50,6 +52,7 @@ def apply() -> None:
     when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
     for modeling in vision.TOWERS:
         when_imported(modeling)(vision.share_images)
+    when_imported("transfer_queue.utils.serial_utils")(one_copy_in_transfer)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_rollout")(notice_failed_weight_update)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(generate_group)
 
@@ -184,6 +187,38 @@ def _liveness_check() -> Callable[[], None]:
                 answers[actor.__ray_ready__.remote()] = actor
 
     return check
+
+
+def one_copy_in_transfer(serial_utils: ModuleType) -> None:
+    """A message of TransferQueue lays down the memory of a tensor once for each place that it has in the
+    message. Laid down once, the n samples of a prompt share its pixel values on the way, in the storage,
+    whose values point into the messages it got, and in the worker that fetches them.
+    """
+    from contextvars import ContextVar
+
+    encoder = serial_utils.MsgpackEncoder
+    require(encoder, "encode", "_encode_regular_tensor")
+    encode, encode_tensor = encoder.encode, encoder._encode_regular_tensor
+    laid_down: ContextVar[dict[tuple[object, ...], object]] = ContextVar("laid_down")
+
+    def encode_sharing(self, obj: object):
+        token = laid_down.set({})
+        try:
+            return encode(self, obj)
+        finally:
+            laid_down.reset(token)
+
+    def _encode_regular_tensor(self, obj: torch.Tensor):
+        # Others are copied first, and the memory of the original may be another tensor's by now.
+        if obj.device.type != "cpu" or not obj.is_contiguous():
+            return encode_tensor(self, obj)
+        known, place = laid_down.get(), (obj.data_ptr(), obj.dtype, obj.shape)
+        if place not in known:
+            known[place] = encode_tensor(self, obj)
+        return known[place]
+
+    encoder.encode = encode_sharing
+    encoder._encode_regular_tensor = _encode_regular_tensor
 
 
 def notice_failed_weight_update(vllm_rollout: ModuleType) -> None:
