@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +36,6 @@ TRAINING, PREFILL, DECODING, COLLECTIVE = 0.4, 0.5, 0.6, 0.8
 HOP, LEAST_DECODING, AROUND = 3e-6, 0.004, 3.0
 # Measured on one thread of this project's machine (benchmarks/image_preparation.py): five 640 x 480 JPEGs.
 PREPARATION = 0.057
-AGENT_LOOP_WORKERS = 8  # veRL's default, for the whole run
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,12 @@ def bandwidth(world: int, per_node: int) -> float:
     return COLLECTIVE * (NVLINK if world <= per_node else min(NVLINK, per_node * ADAPTER))
 
 
+def agent_loop_workers(recipe: Settings) -> int:
+    """Of the whole run; veRL's default is 8, whatever the number of nodes."""
+    rollout = cast("dict[str, dict]", recipe.config["actor_rollout_ref"])["rollout"]
+    return max(1, rollout["agent"]["num_workers"])
+
+
 def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     world, per_node = recipe.world, recipe.integer("gpus")
     tensor_parallel, n = recipe.integer("tensor_parallel"), recipe.integer("n")
@@ -158,7 +163,7 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     looks = int(bool(recipe["kl_loss"])) + int(recipe.integer("mini_batch") < prompts)
     look = (micro * one + vision * max(1, micro / n)) / (PEAK * TRAINING)
     return Step(
-        images=prompts * PREPARATION / AGENT_LOOP_WORKERS,
+        images=prompts * PREPARATION / agent_loop_workers(recipe),
         prefill=prefill / (tensor_parallel * PEAK * PREFILL),
         decoding=decoding,
         weights=memory.WEIGHT * shape.parameters * share / speed + ring,
@@ -171,22 +176,21 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     )
 
 
-def settings_of(recipe: str, gpus: int, grown: bool, overrides: list[str]) -> Settings:
+def composed(recipe: str, overrides: list[str]) -> DictConfig:
+    return recipes.compose(recipe, ["data.train_files=x", "data.val_files=x", *overrides])
+
+
+def settings_of(config: DictConfig, gpus: int, grown: bool) -> Settings:
     """The recipe on that many GPUs; `grown`: with as many rows a GPU and step as on its own number."""
-    own = ["data.train_files=x", "data.val_files=x"]
-    plain = Settings(hosts.VERL, _plain(recipe, own))
-    per_node = min(gpus, plain.integer("gpus"))
-    own += [f"trainer.nnodes={gpus // per_node}", f"trainer.n_gpus_per_node={per_node}"]
+    changed = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    own = changed.trainer.nnodes * changed.trainer.n_gpus_per_node
+    changed.trainer.n_gpus_per_node = min(gpus, config.trainer.n_gpus_per_node)
+    changed.trainer.nnodes = gpus // changed.trainer.n_gpus_per_node
     if grown:
-        factor = gpus / plain.world
-        own += [
-            f"{plain.key(name)}={round(plain.integer(name) * factor)}" for name in ("batch", "mini_batch")
-        ]
-    return Settings(hosts.VERL, _plain(recipe, [*own, *overrides]))
-
-
-def _plain(recipe: str, overrides: list[str]) -> dict[str, object]:
-    return cast("dict[str, object]", OmegaConf.to_container(recipes.compose(recipe, overrides), resolve=True))
+        changed.data.train_batch_size = round(changed.data.train_batch_size * gpus / own)
+        actor = changed.actor_rollout_ref.actor
+        actor.ppo_mini_batch_size = round(actor.ppo_mini_batch_size * gpus / own)
+    return Settings(hosts.VERL, cast("dict[str, object]", OmegaConf.to_container(changed)))
 
 
 def show(names: list[str], counts: list[int], grown: bool, overrides: list[str]) -> Table:
@@ -194,8 +198,9 @@ def show(names: list[str], counts: list[int], grown: bool, overrides: list[str])
     title = "Rows a step grow with the GPUs" if grown else "Rows a step as in the recipe"
     table = Table(*columns, "traj./s", "GiB a GPU", "GiB a host", "bottleneck", title=title)
     for name in names:
+        config = composed(name, overrides)
         for gpus in counts:
-            recipe = settings_of(name, gpus, grown, overrides)
+            recipe = settings_of(config, gpus, grown)
             shape = memory.shape_of(recipe.text("model"))
             if shape is None:
                 raise SystemExit(f"{recipe.said('model')}: found neither a folder nor a model known by name")
@@ -259,9 +264,8 @@ def counted(shape: Shape, tokens: int, grid: tuple[int, int]) -> tuple[int, int,
         pixels = torch.zeros(patches, 3 * 2 * shape.patch**2, dtype=torch.bfloat16, device="meta")
         states = tower.patch_embed(pixels)
         angles = torch.zeros(patches, 80, device="meta")
-        lengths = torch.tensor([0, patches], dtype=torch.int32, device="meta")
+        lengths = torch.tensor([0, patches], dtype=torch.int32)
         for block in tower.blocks:
-            block.attn.config._attn_implementation = "eager"
             states = block(states, cu_seqlens=lengths, position_embeddings=(angles.cos(), angles.sin()))
         tower.merger(states)
     parameters = sum(parameter.numel() for parameter in model.parameters())

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
-from tpru_verl.data.work import in_order
+from tpru_verl.data.work import Run, here, processes
 
 ENGINES = ("processes", "ray")
 
@@ -19,12 +20,16 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def run(
-    tasks: Sequence[Given], work: Callable[[Given], Made], *, title: str, engine: str, workers: int | None
-) -> Iterator[Made]:
-    """What `work`, a module's function, makes of each task, in the order of the tasks."""
-    run_tasks = _with_ray if engine == "ray" else None
-    yield from in_order(tasks, work, title=title, workers=workers, run=run_tasks)
+@contextmanager
+def opened(engine: str, workers: int | None) -> Iterator[Run]:
+    """How all stages of a build have their work done: a `run` for `in_order`."""
+    if engine == "ray":
+        yield _with_ray
+    elif workers == 1:
+        yield here
+    else:
+        with processes(workers) as run:
+            yield run
 
 
 def _with_ray(tasks: Sequence[Given], work: Callable[[Given], Made], workers: int) -> Iterator[Made]:

@@ -64,7 +64,10 @@ def look_at(data: bytes, *, leak_hash: bool = False) -> Look:
 
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            image.draft("L", (HASHED, HASHED))  # of a JPEG, brightness alone and at that scale
+            # Of a JPEG, brightness alone, at no more than the scale that is looked at.
+            image.draft(
+                "L", (image.width * HASHED // max(image.size), image.height * HASHED // max(image.size))
+            )
             small = image.convert("L")
         small.thumbnail((HASHED, HASHED), Image.Resampling.BOX)
         leak = hash_of(thumbnail(data, HASHED)) if leak_hash else None
@@ -91,7 +94,7 @@ def bits_between(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[n
 def change_between(one: Grey, others: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Share of pixels by which `one` (GREY, GREY) differs from each of `others` (..., GREY, GREY)."""
     apart = np.abs(others.astype(np.int16) - one)
-    return (apart > LEVEL).mean(axis=(-2, -1))
+    return np.count_nonzero(apart > LEVEL, axis=(-2, -1)) / (GREY * GREY)
 
 
 @dataclass

@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from tpru_verl import __version__
-from tpru_verl.build import plan
+from tpru_verl.build import engine, plan
 from tpru_verl.build.card import card_of
 from tpru_verl.build.clips import Counts, Label, file_of, read_labels
 from tpru_verl.build.describe import Describer
@@ -61,9 +61,10 @@ def build(
     prepare.check_is_ours(out)
     items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
     work = out.absolute().with_name(f".{out.name}.work")
-    stages = Stages(items, work, settings, with_engine, workers)
     try:
-        return _build(source, out, stages, settings, describer, against, audit)
+        with engine.opened(with_engine, workers) as run:
+            stages = Stages(items, work, settings, run, workers)
+            return _build(source, out, stages, settings, describer, against, audit)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(f"{out}: no space left; what is done stays in {work} for the next run") from error

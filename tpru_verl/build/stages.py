@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from tpru_verl import __version__
-from tpru_verl.build import engine, plan
+from tpru_verl.build import plan
 from tpru_verl.build.clips import Counts, Item, Label, Writer, file_of, read_clip, read_counts, read_images
 from tpru_verl.build.describe import Describer
 from tpru_verl.build.filters import Filters, clips_of
@@ -24,6 +24,7 @@ from tpru_verl.build.tasks import Options, Place
 from tpru_verl.build.video import Sampling
 from tpru_verl.data import prepare
 from tpru_verl.data.source import line_of
+from tpru_verl.data.work import Run, in_order
 from tpru_verl.files import write_text
 from tpru_verl.sample import Task
 
@@ -158,13 +159,13 @@ class Stages:
     """The stages of one build, and their files."""
 
     def __init__(
-        self, items: list[Item], work: Path, settings: Settings, with_engine: str, workers: int | None
+        self, items: list[Item], work: Path, settings: Settings, run: Run, workers: int | None
     ) -> None:
         self.items, self.work, self.settings = items, work, settings
-        self.engine, self.workers = with_engine, workers
+        self.run, self.workers = run, workers
 
     def _run(self, tasks: Sequence[Given], work: Callable[[Given], Made], title: str) -> Iterator[Made]:
-        return engine.run(tasks, work, title=title, engine=self.engine, workers=self.workers)
+        return in_order(tasks, work, title=title, workers=self.workers, run=self.run)
 
     def folder(self, name: str, *decided_by: object) -> Path:
         """A stage's folder, named by what decides its content; those of other settings are removed."""

@@ -8,10 +8,11 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +29,14 @@ from tpru_verl.data.source import Form, Keys, Part, Unit, form_of, parts_of, uni
 Given = TypeVar("Given")
 Result = TypeVar("Result")
 console = Console(stderr=True)  # stdout is for results
+
+
+class Run(Protocol):
+    """Has the work done on tasks, by so many workers, and yields the results in order."""
+
+    def __call__(
+        self, tasks: Sequence[Given], work: Callable[[Given], Result], workers: int, /
+    ) -> Iterator[Result]: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,7 @@ def in_order(
     title: str,
     workers: int | None = None,
     sizes: Sequence[int] | None = None,
-    run: Callable[[Sequence[Given], Callable[[Given], Result], int], Iterator[Result]] | None = None,
+    run: Run | None = None,
 ) -> Iterator[Result]:
     """Yield what `work` makes of each task, in order, with a progress bar on stderr that counts `sizes`.
 
@@ -100,26 +109,39 @@ def in_order(
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         sizes = sizes or [1] * len(tasks)
         bar = progress.add_task(title, total=sum(sizes) or None)
-        run = run or (_here if workers == 1 else _in_processes)
+        run = run or (here if workers == 1 else _in_processes)
         for size, result in zip(sizes, run(tasks, work, workers), strict=True):
             progress.update(bar, advance=size)
             yield result
 
 
-def _here(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
+def here(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
+    """A `run` without processes."""
     yield from map(work, tasks)
 
 
 def _in_processes(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
+    with processes(workers) as run:
+        yield from run(tasks, work, workers)
+
+
+@contextmanager
+def processes(workers: int | None) -> Iterator[Run]:
+    """A `run` for `in_order` whose processes stay until the end: each spends a second on its imports."""
     # A fork of a process with Arrow's threads may hang; Ctrl-C is for this process to answer.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    waiting: deque[Future[Result]] = deque()
-    try:
+    interrupts = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(workers or os.cpu_count() or 1, get_context("spawn"), *interrupts)
+
+    def run(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
+        waiting: deque[Future[Result]] = deque()
         for task in tasks:
             if len(waiting) == 2 * workers:
                 yield waiting.popleft().result()
             waiting.append(pool.submit(work, task))
         while waiting:
             yield waiting.popleft().result()
+
+    try:
+        yield run
     finally:
         pool.shutdown(cancel_futures=True)

@@ -172,7 +172,9 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estim
 
 
 def _host(recipe: Settings, shape: Shape) -> int:
-    """What is offloaded, the reference, vLLM's weights asleep, and pixels of all trajectories of a step."""
+    """What is offloaded, the reference, vLLM's weights asleep, and the pixels of a step: with veRL a prompt's
+    samples share them (`plugin.patches.one_copy_in_transfer`), EasyR1 has them once a trajectory.
+    """
     size, nodes = shape.parameters, max(1, recipe.integer("nodes"))
     offloaded = (WEIGHT if recipe["params_offload"] else 0) + (ADAM if recipe["optimizer_offload"] else 0)
     # EasyR1 loads the reference in bf16, veRL as the actor.
@@ -180,8 +182,7 @@ def _host(recipe: Settings, shape: Shape) -> int:
     replicas = recipe.world // max(1, recipe.integer("tensor_parallel"))
     pixels = cast(int, recipe["max_pixels"] or 0)
     patches = pixels // shape.patch**2 * max(1, recipe.integer("limit_images"))
-    trajectories = recipe.integer("batch") * max(1, recipe.integer("n"))
+    copies = 1 if recipe.host == hosts.VERL else max(1, recipe.integer("n"))
+    rows = recipe.integer("batch") * copies
     values = PIXEL_VALUES * shape.patch**2 // 14**2
-    return (
-        size * (offloaded + reference) + replicas * size * HALF + trajectories * patches * values
-    ) // nodes
+    return (size * (offloaded + reference) + replicas * size * HALF + rows * patches * values) // nodes

@@ -10,7 +10,7 @@
 | a failed weight update leaves the sender waiting for ever | `notice_failed_weight_update` |
 | with one mini-batch a step, the actor's pass runs twice for one log-probability | `on_policy` |
 | a prompt's images are encoded again for each of its samples | `vision.share_images` |
-| TransferQueue sends and keeps a prompt's pixel values once for each of its samples | `one_copy_in_transfer` |
+| TransferQueue carries a prompt's pixel values once for each of its samples | `one_copy_in_transfer` |
 | a missing model or too little room comes out minutes later, in a worker | `check_before_start` |
 """
 

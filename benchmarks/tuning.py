@@ -1,0 +1,78 @@
+"""What each setting of the tiny recipe costs or saves a step, through veRL's own main_ppo on a CPU.
+
+    python benchmarks/tuning.py                       # all; docs/tuning.md has the table
+    python benchmarks/tuning.py --only "mini-batches"
+
+One run of the recipe for each line, changed in one place. CPU seconds are those of all processes of the run,
+seconds are medians: on a machine that others share, trust the former. A GPU's balance is another one: there
+the model's arithmetic counts more, and what Ray, vLLM's scheduler and Python cost counts less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+from step import WARM_UP, run
+
+from tpru_verl.demo.scenes import make_rows, write_parquet
+
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+VLLM = f"{ROLLOUT}.engine_kwargs.vllm"
+CHANGES = {
+    "the recipe": [],
+    "no prefix caching": [f"{ROLLOUT}.enable_prefix_caching=false"],
+    "prefix caching in blocks of 32 tokens, not 128": [f"+{VLLM}.block_size=32"],
+    "no chunked prefill": [f"{ROLLOUT}.enable_chunked_prefill=false"],
+    "no cache of processed images": [f"+{VLLM}.mm_processor_cache_gb=0"],
+    "vLLM's worker in a process of its own": [f"{VLLM}.distributed_executor_backend=mp"],
+    "micro-batches of 16 sequences, not 64": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=16"],
+    "micro-batches of 128 sequences": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=128"],
+    "dynamic batch size, 6,144 tokens": [
+        f"{ACTOR}.use_dynamic_bsz=true",
+        f"{ACTOR}.ppo_max_token_len_per_gpu=6144",
+    ],
+    "two mini-batches a step": [f"{ACTOR}.ppo_mini_batch_size=8"],
+    "a reference model (KL loss)": [f"{ACTOR}.use_kl_loss=true"],
+    "groups of one score left out": [
+        "algorithm.filter_groups.enable=true",
+        "algorithm.filter_groups.metric=reward",
+    ],
+    "two agent-loop workers": [f"{ROLLOUT}.agent.num_workers=2"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=10, help=f"counted; {WARM_UP} more come first")
+    parser.add_argument("--only", default="", help="lines that have this in their name, beside the recipe")
+    args = parser.parse_args()
+    table = Table("", "rollout, s", "update, s", "step, s", "CPU s a step", "of the recipe's")
+    table.title = f"Tiny recipe, 16 prompts x 8, medians of {args.steps} steps"
+    base = 0.0
+    for name, overrides in CHANGES.items():
+        if overrides and args.only not in name:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            # Filtering may ask for more prompts than a step has.
+            write_parquet(make_rows(48 * (args.steps + WARM_UP), seed=1), Path(folder, "train.parquet"))
+            write_parquet(make_rows(3, seed=2), Path(folder, "test.parquet"))
+            steps, spent = run("ours", args.steps, Path(folder), overrides)
+        base = base or spent
+        seconds = (
+            f"{median(s.get(f'timing_s/{phase}', 0.0) for s in steps):.2f}"
+            for phase in ("gen", "update_actor", "step")
+        )
+        table.add_row(name, *seconds, f"{spent:.2f}", f"{spent / base:.2f}")
+        print(f"{name}: {spent:.2f} CPU s a step", flush=True)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
