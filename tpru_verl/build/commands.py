@@ -12,6 +12,7 @@ import typer
 
 from tpru_verl.sample import Task
 
+PARTLY = 3  # exit code: the result is written, and something of the source could not be read
 FROM, CLEAN, ASKING, MODEL, RESULT = "Frames", "Filters (0 turns one off)", "Rows", "Model", "Result"
 
 
@@ -105,8 +106,9 @@ def build(
 ) -> None:
     """Turn videos, pictures, episodes or simulators into rows of the three tasks, with hard wrong candidates.
 
-    What is unusable is left out, counted and listed; a run that was ended goes on where it was. The same
-    source, options and seed give the same bytes.
+    What is unusable is left out, counted and listed; where something could not be read, the exit code is 3
+    beside a whole result of the rest. A run that was ended goes on where it was. The same source, options
+    and seed give the same bytes.
     """
     from tpru_verl.build.filters import Filters
     from tpru_verl.build.pipeline import build as work
@@ -114,6 +116,7 @@ def build(
     from tpru_verl.build.tasks import Options
     from tpru_verl.build.video import Sampling
     from tpru_verl.data.commands import open_source, shares_of
+    from tpru_verl.data.prepare import DROPPED
 
     processes = workers or os.cpu_count() or 1
     settings = Settings(
@@ -155,6 +158,12 @@ def build(
     shown = ("frames", "clips", "left_out", "rows_that_could_not_be", "rows", "audit")
     typer.echo(json.dumps({name: manifest[name] for name in shown}, indent=1))
     typer.echo(f"{out}: written; next: tpru data view {out}")
+    left_out = manifest["left_out"]
+    assert isinstance(left_out, dict)
+    if lost := left_out.get("unreadable", 0):
+        told = f"{source}: {lost} could not be read, listed in {out / DROPPED}; the rows are of the rest"
+        typer.echo(told, err=True)
+        raise typer.Exit(PARTLY)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
