@@ -3,10 +3,9 @@
     python benchmarks/step.py
     python benchmarks/step.py --steps 40 --only ours actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=128
 
-The tiny recipe of the demo, 16 prompts x 8. "Stock" has veRL's own agent loop, vLLM as veRL sets it up,
-and of our mends only those without which veRL does not run on a CPU at all (benchmarks/stock.py). Further
-arguments override both. CPU seconds are those of all processes of the run: what others do beside it changes
-them less than seconds.
+The tiny recipe of the demo, 16 prompts x 8. "Stock" has veRL's own agent loop, and of our mends only those
+without which veRL does not run on a CPU at all (benchmarks/stock). Further arguments override both. CPU
+seconds are those of all processes of the run: what others do beside it changes them less than seconds.
 """
 
 from __future__ import annotations
@@ -51,14 +50,12 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list
     ]
     if kind == "stock":
         own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
-        own.append("~actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend")
     composed = [item for item in [*own, *overrides] if not item.startswith("hydra.")]
     metrics = folder / f"{kind}.jsonl"
     environment = {**os.environ, **launch.environment(recipes.compose(RECIPE, composed))}
     environment["VERL_FILE_LOGGER_PATH"] = str(metrics)
     if kind == "stock":
-        environment["VERL_USE_EXTERNAL_MODULES"] = "stock"
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE), environment.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(HERE / "stock"), environment.get("PYTHONPATH", "")])
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *own, *overrides]
     with (folder / f"{kind}.log").open("w") as log:
         process = subprocess.Popen(

@@ -29,7 +29,6 @@ CHANGES = {
     "prefix caching in blocks of 32 tokens, not 128": [f"+{VLLM}.block_size=32"],
     "no chunked prefill": [f"{ROLLOUT}.enable_chunked_prefill=false"],
     "no cache of processed images": [f"+{VLLM}.mm_processor_cache_gb=0"],
-    "vLLM's worker in a process of its own": [f"{VLLM}.distributed_executor_backend=mp"],
     "micro-batches of 16 sequences, not 64": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=16"],
     "micro-batches of 128 sequences": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=128"],
     "dynamic batch size, 6,144 tokens": [

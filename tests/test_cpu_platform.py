@@ -1,5 +1,6 @@
 """veRL's CPU platform, and the vision tower that does not loop over images."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -72,3 +73,39 @@ def test_the_vision_tower_computes_what_it_did(checkpoint: Path, tmp_path: Path)
     for stock, ours in zip(results[""], results["cpu"], strict=True):
         for expected, found in zip(stock, ours, strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+
+
+def test_vllm_waits_asleep_for_its_own_messages() -> None:
+    code = """
+import multiprocessing, time
+from tpru_verl.plugin import vllm_process
+vllm_process.register()
+from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+def read(handle, ready, results):
+    queue = MessageQueue.create_from_handle(handle, 0)
+    ready.set()
+    queue.wait_until_ready()
+    results.put((queue._spin_condition.busy_loop_s, [queue.dequeue(timeout=20) for _ in range(4)]))
+
+context = multiprocessing.get_context("fork")
+queue, ready, results = MessageQueue(1, 1), context.Event(), context.Queue()
+reader = context.Process(target=read, args=(queue.export_handle(), ready, results))
+reader.start()
+ready.wait()
+queue.wait_until_ready()
+for message in range(4):
+    time.sleep(0.1)
+    queue.enqueue(message)
+assert results.get(timeout=20) == (0, [0, 1, 2, 3])
+reader.join()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "VERL_PLATFORM": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

