@@ -8,6 +8,8 @@ import pytest
 from endpoint import Endpoint, by_prompt, endpoint
 from harnesses import BENCHES, Sources, call, ours, seen, write_sources
 
+from tpru_verl.eval.benchmarks import BENCHMARKS
+
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
@@ -40,3 +42,17 @@ def test_same_rows_same_verdicts(server: Endpoint, sources: Sources, tmp_path: P
         }
         assert verdicts == expected[name]
     assert seen(server.asked) == asked
+
+
+def test_each_benchmark_is_listed_and_takes_its_options() -> None:
+    from inspect import signature
+
+    from inspect_ai import list_tasks  # type: ignore[import-not-found]
+
+    from tpru_verl.eval.hosts import inspect_tasks
+
+    file = Path(inspect_tasks.__file__)
+    listed = {task.name for task in list_tasks(file.name, root_dir=file.parent)}
+    assert listed == {name.replace("-", "_") for name in BENCHMARKS}
+    options = ["data", "style", "min_pixels", "max_pixels", "token_side", "max_tokens"]
+    assert all([*signature(getattr(inspect_tasks, name)).parameters] == options for name in listed)
