@@ -343,9 +343,7 @@ class TestCompare:
         assert code == 0
         assert said in " ".join(out.split())
 
-    def test_other_content_under_the_same_ids(
-        self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    def test_other_content_under_the_same_ids(self, tpru: Tpru, runs: tuple[Path, Path]) -> None:
         lines = read_lines(runs[1] / "tpru-test.jsonl")
         text = "".join(json.dumps({**line, "digest": "0"}) + "\n" for line in lines)
         (runs[1] / "tpru-test.jsonl").write_text(text)
