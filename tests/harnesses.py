@@ -12,29 +12,40 @@ from endpoint import Asked, Endpoint
 from PIL import Image
 from rows import picture, reordering, write_parquet
 
+from tpru_verl.eval.benchmarks import BENCHMARKS
+from tpru_verl.eval.hosts import rows as hosts
+from tpru_verl.eval.pixels import Bounds
 from tpru_verl.eval.results import read_lines
 
-BENCHES = ("tpru-test", "lego-puzzles")
+Sources = dict[str, Path]  # benchmark -> its fixture
+Verdicts = dict[str, tuple[str | None, bool]]  # row -> what was read, whether it is right
+Question = tuple[str, tuple[bytes, ...]]  # a prompt and the pixels of its pictures
 
 
 @dataclass
-class Sources:
+class OwnRun:
+    """What `tpru eval` made of `sources`, and what it asked to get there."""
+
+    server: Endpoint
+    sources: Sources
+    verdicts: dict[str, Verdicts]
+    asked: set[Question]
+
+    def asked_since(self) -> set[Question]:
+        return seen(self.server.asked)
+
+
+def write_sources(folder: Path) -> Sources:
     """Fixtures of two benchmarks, one row of them with a broken picture."""
-
-    paths: dict[str, Path]
-
-    def options(self) -> list[str]:
-        return [f"--data={name}={path}" for name, path in self.paths.items()]
-
-
-def write_sources(tmp_path: Path) -> Sources:
     rows = [reordering(seed, answer="BADCE"[seed % 5]) for seed in range(8)]
     rows.append(reordering(9, images=[picture(0), b"no picture", picture(2), picture(3)]))
-    tpru = write_parquet(tmp_path / "rows" / "test.parquet", rows)
-    return Sources({"tpru-test": tpru, "lego-puzzles": lego_tsv(tmp_path / "lego")})
+    tpru = write_parquet(folder / "rows" / "test.parquet", rows)
+    return {"tpru-test": tpru, "lego-puzzles": lego_tsv(folder / "lego")}
 
 
-Verdicts = dict[str, tuple[str | None, bool]]  # row -> what was read, whether it is right
+def export(host: str, out: Path, sources: Sources) -> None:
+    chosen = [(BENCHMARKS[name], str(path)) for name, path in sources.items()]
+    hosts.export(host, out, chosen, "tpru", Bounds())
 
 
 def call(*args: object, **environment: str) -> str:
@@ -52,33 +63,24 @@ def call(*args: object, **environment: str) -> str:
     return done.stdout
 
 
-def ours(server: Endpoint, sources: Sources, out: Path) -> dict[str, Verdicts]:
-    code = "import sys; from tpru_verl.cli import main; main()"
-    call(
-        "-c",
-        code,
-        "eval",
-        "tiny",
-        "--base-url",
-        server.url,
-        "--bench",
-        ",".join(BENCHES),
-        "--out",
-        out,
-        *sources.options(),
-    )
+def own_run(server: Endpoint, sources: Sources, out: Path) -> OwnRun:
+    """Runs `tpru eval`, and empties what the server was asked: what comes then is the harness's."""
+    code = "from tpru_verl.cli import main; main()"
+    args = ["eval", "tiny", "--base-url", server.url, "--bench", ",".join(sources), "--out", out]
+    call("-c", code, *args, *(f"--data={name}={path}" for name, path in sources.items()))
     found = {
         name: {line["id"]: (line["parsed"], line["score"] == 1) for line in read_lines(out / f"{name}.jsonl")}
-        for name in BENCHES
+        for name in sources
     }
     verdicts = [verdict for lines in found.values() for verdict in lines.values()]
     assert {right for _, right in verdicts} == {True, False}  # or to agree would be easy
     assert None in {parsed for parsed, _ in verdicts}
-    return found
+    asked = seen(server.asked)
+    server.asked.clear()
+    return OwnRun(server, sources, found, asked)
 
 
-def seen(asked: list[Asked]) -> set[tuple[str, tuple[bytes, ...]]]:
-    """Prompts with the pixels of their pictures."""
+def seen(asked: list[Asked]) -> set[Question]:
     return {
         (one.text, tuple(Image.open(io.BytesIO(image)).convert("RGB").tobytes() for image in one.images))
         for one in asked

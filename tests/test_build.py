@@ -368,7 +368,7 @@ def test_the_audit_is_in_the_card(build: Run, tmp_path: Path) -> None:
     assert str(tmp_path) not in card + json.dumps(manifest)
 
 
-def test_bricks_are_built_from_the_ground_up(build: Run, tmp_path: Path) -> None:
+def test_bricks_are_built_from_the_ground_up(build: Run) -> None:
     import numpy as np
 
     from tpru_verl.build.sims import bricks

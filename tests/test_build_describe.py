@@ -179,7 +179,7 @@ def test_requests_run_at_once_but_not_more_than_said(described: Run, stub: Stub)
 
 
 def test_a_server_that_is_too_slow_or_gone_is_one_line_and_what_is_done_is_kept(
-    described: Run, stub: Stub, tmp_path: Path
+    described: Run, stub: Stub
 ) -> None:
     def stuck(question: str, number: int) -> Reply:
         if number > 6:

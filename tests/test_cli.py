@@ -56,7 +56,7 @@ def test_train_on_a_gpu_leaves_the_platform_to_verl(
 
 
 def test_train_checks_then_runs_and_hands_the_exit_code_over(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[tuple[Plan, Path, float]] = []
 

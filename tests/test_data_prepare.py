@@ -196,7 +196,7 @@ def test_row_groups_are_small_and_pictures_are_not_compressed_again(run: Prepare
 
 
 def test_datasets_reads_it_with_decoded_pictures_and_the_splits_of_the_card(
-    run: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Prepare, tmp_path: Path
 ) -> None:
     datasets = pytest.importorskip("datasets")
     run(split={"train": 0.75, "test": 0.25})

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harnesses import Sources, write_sources
+from harnesses import export, write_sources
 from PIL import Image
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
@@ -18,14 +18,10 @@ from tpru_verl.eval.hosts.vlmevalkit import dataset_class
 from tpru_verl.eval.pixels import Bounds
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return write_sources(tmp_path)
-
-
 class TestExport:
-    def test_rows_say_what_our_own_run_would(self, sources: Sources) -> None:
-        rows = [*hosts.rows_of(BENCHMARKS["tpru-test"], str(sources.paths["tpru-test"]), "tpru", Bounds())]
+    def test_rows_say_what_our_own_run_would(self, tmp_path: Path) -> None:
+        source = str(write_sources(tmp_path)["tpru-test"])
+        rows = [*hosts.rows_of(BENCHMARKS["tpru-test"], source, "tpru", Bounds())]
         assert len(rows) == 9
         assert [bool(row.failed) for row in rows] == [False] * 8 + [True]
         assert "images[1]: found an image that can't be decoded" in rows[-1].failed
@@ -48,13 +44,10 @@ def test_inspect_finds_the_tasks_by_entry_point() -> None:
     assert found.value == "tpru_verl.eval.hosts.inspect_tasks"
 
 
-def test_a_vlmevalkit_class_reads_what_was_exported(
-    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_vlmevalkit_class_reads_what_was_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without VLMEvalKit: its base class is stood in for by the two attributes that are used."""
     monkeypatch.setenv("LMUData", str(tmp_path / "lmu"))
-    chosen = [(BENCHMARKS[name], str(path)) for name, path in sources.paths.items()]
-    hosts.export("vlmevalkit", tmp_path / "lmu", chosen, "tpru", Bounds())
+    export("vlmevalkit", tmp_path / "lmu", write_sources(tmp_path))
     made: Any = dataset_class(SimpleNamespace().__class__)
     assert "TPRU_LEGO" in made.supported_datasets()
     data = made.load_data(made, "TPRU_LEGO")

@@ -54,6 +54,11 @@ def rows(tmp_path: Path) -> list[str]:
     return ["--bench", ",".join(sources), *data]
 
 
+def asking(url: str, out: Path, source: Path) -> list[object]:
+    """Arguments of a run over rows of TPRU-Test."""
+    return ["tiny", "--base-url", url, "--out", out, "--data", f"tpru-test={source}"]
+
+
 def summary_of(out: Path) -> dict[str, Any]:
     return json.loads((out / "summary.json").read_text())
 
@@ -92,7 +97,7 @@ class TestEndpoint:
         row = reordering(1, images=[picture(i, (640, 480), "JPEG") for i in range(4)])
         source = write_parquet(tmp_path / "rows.parquet", [row])
         with endpoint() as server:
-            tpru("tiny", "--base-url", server.url, "--out", tmp_path / "out", "--data", f"tpru-test={source}")
+            tpru(*asking(server.url, tmp_path / "out", source))
         (asked,) = server.asked
         assert asked.text.startswith(row["problem"])
         for sent, stored in zip(asked.images, row["images"], strict=True):
@@ -135,15 +140,7 @@ class TestEndpoint:
         counter = iter(range(1000))
         source = tpru_hub(tmp_path / "rows")
         with endpoint(lambda asked: f"<think>x</think><answer>{'ABB'[next(counter) % 3]}</answer>") as server:
-            args = [
-                "tiny",
-                "--base-url",
-                server.url,
-                "--out",
-                tmp_path / "out",
-                "--data",
-                f"tpru-test={source}",
-            ]
+            args = asking(server.url, tmp_path / "out", source)
             code, out, err = tpru(*args, "--n", 3, "--temperature", 1)
         assert code == 0, err
         group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
@@ -163,16 +160,7 @@ class TestEndpoint:
 
         for name, rule in (("knows", knows), ("letter", lambda asked: "<think>x</think><answer>B</answer>")):
             with endpoint(rule) as server:
-                args = [
-                    "tiny",
-                    "--base-url",
-                    server.url,
-                    "--out",
-                    tmp_path / name,
-                    "--data",
-                    f"tpru-test={source}",
-                ]
-                assert tpru(*args, "--circular")[0] == 0
+                assert tpru(*asking(server.url, tmp_path / name, source), "--circular")[0] == 0
                 assert len(server.asked) == 25
         group = summary_of(tmp_path / "knows")["benchmarks"]["tpru-test"]
         assert (group["accuracy"], group["plain"]) == (0.2, 0.2)
@@ -186,16 +174,7 @@ class TestFaults:
     ) -> tuple[object, dict[str, Any], str]:
         source = tpru_hub(tmp_path / "rows")
         with endpoint(fault=fault) as server:
-            args = [
-                "tiny",
-                "--base-url",
-                server.url,
-                "--out",
-                tmp_path / "out",
-                "--data",
-                f"tpru-test={source}",
-            ]
-            code, _, err = tpru(*args, *more)
+            code, _, err = tpru(*asking(server.url, tmp_path / "out", source), *more)
         found = tmp_path / "out/summary.json"
         return code, json.loads(found.read_text())["benchmarks"]["tpru-test"] if found.exists() else {}, err
 
@@ -251,9 +230,7 @@ class TestFaults:
         source = tpru_hub(tmp_path / "rows")
         with endpoint() as server:
             pass
-        code, _, _ = tpru(
-            "tiny", "--base-url", server.url, "--out", tmp_path / "o", "--data", f"tpru-test={source}"
-        )
+        code, _, _ = tpru(*asking(server.url, tmp_path / "o", source))
         assert isinstance(code, str)
         assert re.fullmatch(r"tpru: http://127.*/v1: no answer \(.*\); is the server running\?", code)
 
@@ -270,16 +247,7 @@ class TestFaults:
         rows = [reordering(0), reordering(1, images=[picture(0), broken, picture(2), picture(3)])]
         source = write_parquet(tmp_path / "rows.parquet", rows)
         with endpoint() as server:
-            args = [
-                "tiny",
-                "--base-url",
-                server.url,
-                "--out",
-                tmp_path / "out",
-                "--data",
-                f"tpru-test={source}",
-            ]
-            code, _, err = tpru(*args)
+            code, _, err = tpru(*asking(server.url, tmp_path / "out", source))
         group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
         assert (code, group["n"], group["failed"]) == (0, 2, 1)
         assert "row rows.parquet:1 failed: images[1]: found an image that can't be decoded" in err
@@ -343,15 +311,7 @@ class TestCompare:
             with endpoint(
                 lambda asked, letter=letter: f"<think>x</think><answer>{letter}</answer>"
             ) as server:
-                tpru(
-                    "tiny",
-                    "--base-url",
-                    server.url,
-                    "--out",
-                    tmp_path / name,
-                    "--data",
-                    f"tpru-test={source}",
-                )
+                tpru(*asking(server.url, tmp_path / name, source))
         return tmp_path / "a", tmp_path / "b"
 
     def test_flips_and_verdict(self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -375,16 +335,7 @@ class TestCompare:
     ) -> None:
         source = tmp_path / "rows/test-00000-of-00001.parquet"
         with endpoint() as server:
-            tpru(
-                "tiny",
-                "--base-url",
-                server.url,
-                "--out",
-                tmp_path / "c",
-                "--data",
-                f"tpru-test={source}",
-                *change,
-            )
+            tpru(*asking(server.url, tmp_path / "c", source), *change)
         code, _, _ = tpru("compare", runs[0], tmp_path / "c")
         assert "did not ask the same" in str(code)
         assert said in str(code)
@@ -392,9 +343,7 @@ class TestCompare:
         assert code == 0
         assert said in " ".join(out.split())
 
-    def test_other_content_under_the_same_ids(
-        self, tpru: Tpru, runs: tuple[Path, Path], tmp_path: Path
-    ) -> None:
+    def test_other_content_under_the_same_ids(self, tpru: Tpru, runs: tuple[Path, Path]) -> None:
         lines = read_lines(runs[1] / "tpru-test.jsonl")
         text = "".join(json.dumps({**line, "digest": "0"}) + "\n" for line in lines)
         (runs[1] / "tpru-test.jsonl").write_text(text)

@@ -1,4 +1,4 @@
-"""benchmarks/gpu_smoke.py: its command composes for every recipe, and its CPU path runs to the table."""
+"""benchmarks/gpu_smoke.py: its command and its table; test_end_to_end.py runs it on a CPU."""
 
 import json
 from importlib import import_module

@@ -360,7 +360,7 @@ class TestPrompts:
             expected = [whole_count(processor, row, template, bounds, told) for row in rows]
             assert counter.count(rows) == expected
 
-    def test_of_a_template_that_looks_at_the_text(self, make: Make, tiny: Qwen2_5_VLProcessor) -> None:
+    def test_of_a_template_that_looks_at_the_text(self, make: Make) -> None:
         processor = make("qwen3")
         processor.chat_template = (
             "{% macro show(content) %}{% for part in content %}{% if part.type == 'image' %}"

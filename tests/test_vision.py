@@ -71,7 +71,7 @@ def test_outputs_and_gradients_are_the_stock_towers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_the_tower_sees_each_image_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tower_sees_each_image_once(name: str) -> None:
     module, _, ours = tower(name)
     seen: list[int] = []
     module.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))

@@ -8,7 +8,6 @@ from pathlib import Path
 from tpru_verl import host as hosts
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-_FSDP = f"{_ACTOR}.fsdp_config"
 # Our name: veRL's key, EasyR1's key ("" where it has none). docs/recipe-mapping.md has all keys of a recipe.
 KEYS = {
     "model": ("actor_rollout_ref.model.path", "worker.actor.model.model_path"),

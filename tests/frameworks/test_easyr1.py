@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from outputs import SCORES
 from rows import picture, reordering, write_parquet
 
 from tpru_verl import host, plan, preflight, recipes
@@ -42,8 +43,6 @@ HOST = host.find()
 HEAD = HOST.knows_qwen3vl
 NAMES = [name for name in recipes.names(host.EASYR1) if HEAD or "qwen3vl" not in name]
 Config = dict[str, Any]
-RIGHT, WRONG = "<think>x</think><answer>B</answer>", "<think>x</think><answer>A</answer>"
-SCORES = {RIGHT: 1.0, WRONG: 0.125, "The answer: <answer>B</answer>": 0.875, "I see a dog.": 0.0}
 
 
 @pytest.fixture(scope="module")

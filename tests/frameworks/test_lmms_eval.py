@@ -1,49 +1,30 @@
 """lmms-eval's own command gives our rows our verdicts."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from endpoint import Endpoint, by_prompt, endpoint
-from harnesses import BENCHES, Sources, call, ours, seen, write_sources
+from harnesses import OwnRun, call, export
 from test_docs import CHOICES, cases
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.hosts import rows as hosts
-from tpru_verl.eval.pixels import Bounds
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return write_sources(tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Endpoint]:
-    with endpoint(by_prompt) as running:
-        yield running
-
-
-def test_same_rows_same_verdicts(server: Endpoint, sources: Sources, tmp_path: Path) -> None:
-    expected = ours(server, sources, tmp_path / "ours")
-    asked = seen(server.asked)
-    server.asked.clear()
-    chosen = [(BENCHMARKS[name], str(path)) for name, path in sources.paths.items()]
-    hosts.export("lmms-eval", tmp_path / "tasks", chosen, "tpru", Bounds())
-    names = ",".join(hosts.task_name(BENCHMARKS[name]) for name in BENCHES)
-    model = f"model=tiny,base_url={server.url},api_key=none"
+def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
+    export("lmms-eval", tmp_path / "tasks", own.sources)
+    names = ",".join(hosts.task_name(BENCHMARKS[name]) for name in own.sources)
+    model = f"model=tiny,base_url={own.server.url},api_key=none"
     args = ["--model", "openai", "--model_args", model, "--batch_size", 1, "--log_samples"]
     args += ["--include_path", tmp_path / "tasks", "--tasks", names, "--output_path", tmp_path / "out"]
     call("-m", "lmms_eval", *args, HF_HOME=str(tmp_path / "home"))
-    assert seen(server.asked) == asked
-    for name in BENCHES:
+    assert own.asked_since() == own.asked
+    for name in own.sources:
         (samples,) = (tmp_path / "out").rglob(f"*samples_{hosts.task_name(BENCHMARKS[name])}.jsonl")
         lines = sorted(
             (json.loads(line) for line in samples.read_text().splitlines()), key=lambda x: x["doc_id"]
         )
         theirs = [(line["accuracy"] == 1, line["unparsed"] == 1) for line in lines]
-        assert theirs == [(right, parsed is None) for parsed, right in expected[name].values()]
+        assert theirs == [(right, parsed is None) for parsed, right in own.verdicts[name].values()]
 
 
 def test_its_column_of_the_documentation(root: Path) -> None:

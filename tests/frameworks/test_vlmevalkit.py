@@ -2,45 +2,26 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from endpoint import Endpoint, by_prompt, endpoint
-from harnesses import BENCHES, Sources, call, ours, seen, write_sources
+from harnesses import OwnRun, call, export
 from test_docs import CHOICES, cases, choice
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.hosts import rows as hosts
-from tpru_verl.eval.pixels import Bounds
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Sources:
-    return write_sources(tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Endpoint]:
-    with endpoint(by_prompt) as running:
-        yield running
-
-
-def test_same_rows_same_verdicts(server: Endpoint, sources: Sources, tmp_path: Path) -> None:
-    expected = ours(server, sources, tmp_path / "ours")
-    asked = seen(server.asked)
-    server.asked.clear()
-    chosen = [(BENCHMARKS[name], str(path)) for name, path in sources.paths.items()]
-    hosts.export("vlmevalkit", tmp_path / "lmu", chosen, "tpru", Bounds())
-    names = [hosts.vlmevalkit_name(BENCHMARKS[name]) for name in BENCHES]
-    args = [os.environ["VLMEVALKIT"], "--data", *names, "--model", "tiny", "--base-url", server.url]
+def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
+    export("vlmevalkit", tmp_path / "lmu", own.sources)
+    names = [hosts.vlmevalkit_name(BENCHMARKS[name]) for name in own.sources]
+    args = [os.environ["VLMEVALKIT"], "--data", *names, "--model", "tiny", "--base-url", own.server.url]
     args += ["--local-media", "--judge", "exact_matching", "--work-dir", tmp_path / "out"]
     call("-m", "tpru_verl.eval.hosts.vlmevalkit", *args, LMUData=str(tmp_path / "lmu"))
-    assert seen(server.asked) == asked
-    for name in BENCHES:
+    assert own.asked_since() == own.asked
+    for name in own.sources:
         file, *_ = (tmp_path / "out").rglob(f"*{hosts.vlmevalkit_name(BENCHMARKS[name])}_verdicts.json")
         found = {line["id"]: (line["parsed"], line["correct"]) for line in json.loads(file.read_text())}
-        assert found == expected[name]
+        assert found == own.verdicts[name]
 
 
 def test_its_columns_of_the_documentation(root: Path) -> None:

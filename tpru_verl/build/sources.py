@@ -20,35 +20,9 @@ SIMULATED = "sim:"  # SOURCE of a simulator, as in sim:minigrid
 
 
 @dataclass(frozen=True)
-class Video:
-    """A video file below `root`, named by its relative path."""
+class _Below:
+    """Something below `root`, or `root` itself, named by its relative path."""
 
-    usual_frames: ClassVar[int] = 64
-    root: Path
-    path: Path
-    sampling: video.Sampling
-
-    @property
-    def id(self) -> str:
-        return self.path.relative_to(self.root).as_posix()
-
-    @property
-    def scene(self) -> str:
-        return _scene(self.root, self.path)
-
-    @property
-    def group(self) -> str:
-        return _group(self.root, self.path)
-
-    def frames(self) -> Iterator[Frame]:
-        return video.frames_of(_inside(self.root, self.path), self.sampling)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """A folder of pictures in the order of their names, 2 before 10; bytes stay as they are."""
-
-    usual_frames: ClassVar[int] = 4
     root: Path
     path: Path
 
@@ -58,14 +32,42 @@ class Pictures:
 
     @property
     def scene(self) -> str:
-        return _scene(self.root, self.path)
+        """The topmost folder below the source, or the source's own name."""
+        parts = self.path.relative_to(self.root).parts
+        return parts[0] if len(parts) > 1 else self.root.name
 
     @property
     def group(self) -> str:
-        return _group(self.root, self.path)
+        """The two topmost parts: what lies in one folder of a scene was taken together."""
+        parts = self.path.relative_to(self.root).parts
+        return "/".join(parts[:2]) if parts else self.path.name
+
+    def _inside(self) -> Path:
+        """`path`, which a link may lead out of `root`: then ValueError."""
+        if not self.path.resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f"{self.path}: found a link that leaves {self.root}, expected a path inside it")
+        return self.path
+
+
+@dataclass(frozen=True)
+class Video(_Below):
+    """A video file."""
+
+    usual_frames: ClassVar[int] = 64
+    sampling: video.Sampling
 
     def frames(self) -> Iterator[Frame]:
-        text = _inside(self.root, self.path) / ABOUT
+        return video.frames_of(self._inside(), self.sampling)
+
+
+@dataclass(frozen=True)
+class Pictures(_Below):
+    """A folder of pictures in the order of their names, 2 before 10; bytes stay as they are."""
+
+    usual_frames: ClassVar[int] = 4
+
+    def frames(self) -> Iterator[Frame]:
+        text = self._inside() / ABOUT
         about = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
         pictures = (path for path in self.path.iterdir() if path.suffix.lower() in PICTURES)
         for number, path in enumerate(sorted(pictures, key=lambda path: _natural(path.name))):
@@ -190,25 +192,6 @@ def _lines(path: Path) -> Iterator[Line]:
             offset += len(text)
     if not found:
         raise ValueError(f"{path}: found an empty file, expected episodes")
-
-
-def _inside(root: Path, path: Path) -> Path:
-    """`path`, which a link may lead out of `root`: then ValueError."""
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"{path}: found a link that leaves {root}, expected a path inside it")
-    return path
-
-
-def _scene(root: Path, path: Path) -> str:
-    """The topmost folder below the source, or the source's own name."""
-    parts = path.relative_to(root).parts
-    return parts[0] if len(parts) > 1 else root.name
-
-
-def _group(root: Path, path: Path) -> str:
-    """The two topmost parts: what lies in one folder of a scene was taken together."""
-    parts = path.relative_to(root).parts
-    return "/".join(parts[:2]) if parts else path.name
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

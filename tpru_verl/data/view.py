@@ -272,7 +272,7 @@ def _render(source: Source, rows: list[_Shown], totals: Mapping[str, int], seed:
 
 
 def page_environment(*folders: Path) -> Environment:
-    """For pages of rows: the templates of `folders` and of this one, whose `rows.jinja` they share."""
+    """For pages: the templates of `folders` and of this one, whose `rows.jinja` those of rows share."""
     environment = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
@@ -280,8 +280,13 @@ def page_environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": "{:,}".format, "words": _sentence, "sha256": _sha256}
+    written = {"number": "{:,}".format, "percent": _percent, "words": _sentence, "sha256": _sha256}
+    environment.filters |= written
     return environment
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _sentence(name: str) -> str:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
+from tpru_verl.data.view import page_environment
 from tpru_verl.demo.evaluate import Score
 from tpru_verl.files import write_bytes, write_text
 from tpru_verl.sample import IMAGE_TAG
@@ -161,13 +161,10 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
     if rows < len(OUTCOMES):
         raise ValueError(f"rows: found {rows}, expected {len(OUTCOMES)} or more, one for each outcome")
     summary = _summary(out / "summary.json")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": _percent, "points": _points, "duration": _duration}
-    template = Path(__file__).with_name("page.html.jinja").read_text(encoding="utf-8")
+    environment = page_environment(Path(__file__).parent)
+    environment.filters |= {"points": _points, "duration": _duration}
     groups = _groups(out, rows)
-    html = environment.from_string(template).render(
+    html = environment.get_template("page.html.jinja").render(
         **summary,
         groups=groups,
         curve=_uri(_curve(out / "metrics.jsonl", _LIGHT), "image/png"),
@@ -388,10 +385,6 @@ def _line(error: Exception) -> str:
 
 def _uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _points(change: float) -> str:

