@@ -14,8 +14,6 @@ from typing import TypeVar
 
 from tpru_verl.data.work import Run, here, processes
 
-ENGINES = ("processes", "ray")
-
 Given = TypeVar("Given")
 Made = TypeVar("Made")
 
