@@ -11,7 +11,6 @@ from types import ModuleType
 
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
-
 LOOK_UP_MS = 2
 
 
