@@ -23,6 +23,7 @@ import numpy as np
 import ray
 import torch
 import transfer_queue as tq
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -50,14 +51,16 @@ class TPRUAgentLoopWorker(_StockWorker):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
+        # A value that refers to another is parsed anew each time that it is read.
+        config = OmegaConf.create(OmegaConf.to_container(self.config, resolve=True))
         self._single_turn = SingleTurnAgentLoop(
-            trainer_config=DictConfigWrap(config=self.config),
+            trainer_config=DictConfigWrap(config=config),
             server_manager=self.llm_client,
             tokenizer=self.tokenizer,
             processor=self.processor,
             hf_model_type=self.hf_model_type,
             dataset_cls=self.dataset_cls,
-            data_config=DictConfigWrap(self.config.data),
+            data_config=DictConfigWrap(config.data),
         )
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
