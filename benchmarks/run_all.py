@@ -25,7 +25,7 @@ from tpru_verl.files import write_text
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PARTS = {
-    "step": (),
+    "step": ("--steps", "10"),
     "image_preparation": (),
     "plugin_import": (),
     "grading": (),

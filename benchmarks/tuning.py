@@ -30,7 +30,6 @@ CHANGES = {
     "no chunked prefill": [f"{ROLLOUT}.enable_chunked_prefill=false"],
     "no cache of processed images": [f"+{VLLM}.mm_processor_cache_gb=0"],
     "micro-batches of 16 sequences, not 64": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=16"],
-    "micro-batches of 128 sequences": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=128"],
     "dynamic batch size, 6,144 tokens": [
         f"{ACTOR}.use_dynamic_bsz=true",
         f"{ACTOR}.ppo_max_token_len_per_gpu=6144",
@@ -41,7 +40,6 @@ CHANGES = {
         "algorithm.filter_groups.enable=true",
         "algorithm.filter_groups.metric=reward",
     ],
-    "two agent-loop workers": [f"{ROLLOUT}.agent.num_workers=2"],
 }
 
 
@@ -49,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=10, help=f"counted; {WARM_UP} more come first")
+    parser.add_argument("--steps", type=int, default=8, help=f"counted; {WARM_UP} more come first")
     parser.add_argument("--only", default="", help="lines that have this in their name, beside the recipe")
     args = parser.parse_args()
     table = Table("", "rollout, s", "update, s", "step, s", "CPU s a step", "of the recipe's")
