@@ -3,8 +3,9 @@
     python benchmarks/image_preparation.py
 
 Rows of five JPEGs of 640 x 480 pixels, n = 5 samples a prompt, at most 36,864 pixels an image after resizing.
-Both workers run whole, but for Ray, vLLM and TransferQueue: decoding, resizing, the processor, positions,
-reward. The images' way to vLLM and its own processing, n times a prompt in stock veRL, come on top there.
+Both workers run whole, but for Ray, vLLM and TransferQueue: resizing, the processor, positions, reward. Not
+counted is decoding, which happens when Ray carries a prompt to the worker, once with either. The images' way
+to vLLM and its own processing, n times a prompt in stock veRL, come on top there.
 """
 
 from __future__ import annotations

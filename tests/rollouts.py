@@ -1,6 +1,7 @@
 """veRL's agent-loop worker without Ray, vLLM and TransferQueue: what it prepares, and what it writes."""
 
 import asyncio
+import pickle
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
@@ -103,7 +104,9 @@ class Rollouts:
         )
         batch = collate_fn([dataset[i] for i in range(rows)])
         columns = get_tensordict(batch, non_tensor_dict={"global_steps": 7})
-        self._prompts = [{key: _value(value, i) for key, value in columns.items()} for i in range(rows)]
+        prompts = [{key: _value(value, i) for key, value in columns.items()} for i in range(rows)]
+        # As Ray hands them over: pictures are decoded then, and safe to be read by several threads.
+        self._prompts = pickle.loads(pickle.dumps(prompts))
 
     def run(self) -> None:
         with (
