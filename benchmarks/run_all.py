@@ -83,9 +83,9 @@ def main() -> None:
         today = datetime.now(timezone.utc).date().isoformat()
         shown = " ".join(("python", f"benchmarks/{name}.py", *PARTS[name]))
         kept = sections(RESULTS.read_text() if RESULTS.exists() else "")
-        kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n```\n{said}\n```\n\n"
-        ordered = "".join(f"## {kept[part]}" for part in PARTS if part in kept)
-        write_text(RESULTS, f"{TITLE}\n{ordered}".rstrip() + "\n")
+        kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n```\n{said}\n```"
+        ordered = "\n\n".join(f"## {kept[part].rstrip()}" for part in PARTS if part in kept)
+        write_text(RESULTS, f"{TITLE}\n{ordered}\n")
         print(said, flush=True)
     if failed:
         sys.exit(f"no result from {', '.join(failed)}: what they said is above")

@@ -136,7 +136,10 @@ def _draw(
         wanted = WRONG + 1 - len(asked)
         right, *others = (steps[i] for i in asked)  # where several are missing, all of them are shown
         given = [step for i, step in enumerate(steps) if i not in asked]
-        pool = [int(i) for i in rng.permutation(_wrong(steps, asked, own, len(bench.refs)))]
+        # No other moment of the clip is as far from its end as what comes before: other clips have some.
+        foreign = task is Task.PREVIOUS_FRAME_REVIEW or own < min(options.steps) + 2 * (WRONG + 1)
+        pool = _wrong(steps, asked, own, len(bench.refs) if foreign else own)
+        pool = [int(i) for i in rng.permutation(pool)]
         wrong, uneven = wrong_frames(bench, right, [*given, *others], pool, wanted, ranks, rng)
         if uneven < least:
             best, least = (refs, asked, tuple(bench.refs[frame] for frame in wrong)), uneven
@@ -177,15 +180,13 @@ def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) ->
 def _bench(
     clip: Clip, place: Place, near: Sequence[Near], options: Options, filters: Filters, seed: int
 ) -> Bench:
-    """The clip's frames and, where these are few, some of other clips that are encoded alike."""
+    """The clip's frames, and some of other clips that are encoded alike."""
     frames = [(clip, place, frame) for frame in range(len(clip))]
-    if len(clip) < min(options.steps) + 2 * (WRONG + 1):
-        # Not of the same item: an earlier moment of it would fit before step 2, too.
-        alike = [o for o in near if o.clip.form == clip.form and o.clip.item != clip.item]
-        foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
-        chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 2 * (WRONG + 1)]
-        frames += [foreign[i] for i in chosen]
-    return Bench.of(frames, filters)
+    # Not of the same item: an earlier moment of it would fit before step 2, too.
+    alike = [o for o in near if o.clip.form == clip.form and o.clip.item != clip.item]
+    foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
+    chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 2 * (WRONG + 1)]
+    return Bench.of([*frames, *(foreign[i] for i in chosen)], filters)
 
 
 def plain_text(text: str) -> str:
