@@ -1,7 +1,7 @@
 """What each setting of the tiny recipe costs or saves a step, through veRL's own main_ppo on a CPU.
 
     python benchmarks/tuning.py                       # all; docs/tuning.md has the table
-    python benchmarks/tuning.py --only "mini-batches"
+    python benchmarks/tuning.py --only mini-batches "prefix caching"
 
 One run of the recipe for each line, changed in one place. CPU seconds are those of all processes of the run,
 seconds are medians: on a machine that others share, trust the former. A GPU's balance is another one: there
@@ -48,13 +48,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=8, help=f"counted; {WARM_UP} more come first")
-    parser.add_argument("--only", default="", help="lines that have this in their name, beside the recipe")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=[""],
+        help="lines that have one of these in their name, beside the recipe",
+    )
     args = parser.parse_args()
     table = Table("", "rollout, s", "update, s", "step, s", "CPU s a step", "of the recipe's")
     table.title = f"Tiny recipe, 16 prompts x 8, medians of {args.steps} steps"
     base = 0.0
     for name, overrides in CHANGES.items():
-        if overrides and args.only not in name:
+        if overrides and not any(part in name for part in args.only):
             continue
         with tempfile.TemporaryDirectory() as folder:
             # Filtering may ask for more prompts than a step has.
@@ -62,12 +67,13 @@ def main() -> None:
             write_parquet(make_rows(3, seed=2), Path(folder, "test.parquet"))
             steps, spent = run("ours", args.steps, Path(folder), overrides)
         base = base or spent
-        seconds = (
+        seconds = [
             f"{median(s.get(f'timing_s/{phase}', 0.0) for s in steps):.2f}"
             for phase in ("gen", "update_actor", "step")
-        )
-        table.add_row(name, *seconds, f"{spent:.2f}", f"{spent / base:.2f}")
-        print(f"{name}: {spent:.2f} CPU s a step", flush=True)
+        ]
+        cells = (name, *seconds, f"{spent:.2f}", f"{spent / base:.2f}")
+        table.add_row(*cells)
+        print(" | ".join(cells), flush=True)  # as they come: all of it takes half an hour
     Console().print(table)
 
 
