@@ -16,14 +16,14 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
 import numpy as np
 import ray
 import torch
 import transfer_queue as tq
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
@@ -52,7 +52,7 @@ class TPRUAgentLoopWorker(_StockWorker):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         # A value that refers to another is parsed anew each time that it is read.
-        config = OmegaConf.create(OmegaConf.to_container(self.config, resolve=True))
+        config = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(self.config, resolve=True)))
         self._single_turn = SingleTurnAgentLoop(
             trainer_config=DictConfigWrap(config=config),
             server_manager=self.llm_client,
