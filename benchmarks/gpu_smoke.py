@@ -2,7 +2,7 @@
 
     python benchmarks/gpu_smoke.py                 # one GPU
     python benchmarks/gpu_smoke.py --recipe tpru_tiny_cpu --steps 2    # the same script without a GPU
-    python benchmarks/gpu_smoke.py --out smoke                         # rows, log, metrics are kept there
+    python benchmarks/gpu_smoke.py --out smoke                         # rows and metrics are kept there
 
 Prints seconds per phase, memory, and how far vLLM's probabilities are from the trainer's.
 """
@@ -105,8 +105,7 @@ def main() -> None:
         parser.error(f"--out {arguments.out}: found something there, expected a new folder")
     with tempfile.TemporaryDirectory() as name:
         folder = arguments.out.absolute() if arguments.out else Path(name)
-        if arguments.out:
-            folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
         write_parquet(make_rows(15, seed=2), folder / "test.parquet")
         run, environment = command(arguments.recipe, folder, arguments.steps, arguments.overrides)

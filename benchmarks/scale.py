@@ -153,15 +153,12 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     ring = (world - 1) * HOP * (shape.layers + shape.vision_layers)
     micro = max(1, recipe.integer("micro_batch"))
     passes = -(-trajectories // (world * micro))  # micro-batches of a GPU
-    one = forward(shape, length)
-    train = (
-        4 * (micro * one + vision * max(1, micro / n)) / (PEAK * TRAINING)
-    )  # forward, again, backward twice
+    look = (micro * forward(shape, length) + vision * max(1, micro / n)) / (PEAK * TRAINING)
+    train = 4 * look  # forward, again, backward twice
     gather = HALF * shape.parameters * share / speed + ring
     exchange = 2 * gather + memory.GRADIENT * shape.parameters * share / speed + ring
     # Old log-probabilities are the update's own with one mini-batch a step, a pass of their own otherwise.
     looks = int(bool(recipe["kl_loss"])) + int(recipe.integer("mini_batch") < prompts)
-    look = (micro * one + vision * max(1, micro / n)) / (PEAK * TRAINING)
     return Step(
         images=prompts * PREPARATION / agent_loop_workers(recipe),
         prefill=prefill / (tensor_parallel * PEAK * PREFILL),

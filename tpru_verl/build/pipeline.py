@@ -64,7 +64,9 @@ def build(
     try:
         with engine.opened(with_engine, workers) as run:
             stages = Stages(items, work, settings, run, workers)
-            return _build(source, out, stages, settings, describer, against, audit)
+            shards, manifest, counts = _build(source, stages, settings, describer, against)
+        # The audit has processes of its own: by now those of the stages have ended.
+        return _finish(out, shards, stages, manifest, counts, audit)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise OSError(f"{out}: no space left; what is done stays in {work} for the next run") from error
@@ -72,14 +74,9 @@ def build(
 
 
 def _build(
-    source: str,
-    out: Path,
-    stages: Stages,
-    settings: Settings,
-    describer: Describer | None,
-    against: Source | None,
-    audit: bool,
-) -> dict[str, object]:
+    source: str, stages: Stages, settings: Settings, describer: Describer | None, against: Source | None
+) -> tuple[Path, dict[str, object], Counts]:
+    """Folder of the shards, manifest, and what became of the items."""
     hashes = _hashes(against, stages.workers)
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
@@ -99,8 +96,7 @@ def _build(
     splits = plan.splits_of(labels, settings.split, settings.seed)
     plans, ledger, lost = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
-    manifest = _manifest(source, stages, counts, ledger, lost, written, describer, against)
-    return _finish(out, shards, stages, manifest, counts, audit)
+    return shards, _manifest(source, stages, counts, ledger, lost, written, describer, against), counts
 
 
 def check_settings(settings: Settings) -> None:

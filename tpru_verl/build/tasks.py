@@ -136,9 +136,8 @@ def _draw(
         wanted = WRONG + 1 - len(asked)
         right, *others = (steps[i] for i in asked)  # where several are missing, all of them are shown
         given = [step for i, step in enumerate(steps) if i not in asked]
-        # No other moment of the clip is as far from its end as what comes before: other clips have some.
-        foreign = task is Task.PREVIOUS_FRAME_REVIEW or own < min(options.steps) + 2 * (WRONG + 1)
-        pool = _wrong(steps, asked, own, len(bench.refs) if foreign else own)
+        shown = len(bench.refs) if _needs_others(task, own, options) else own
+        pool = _wrong(steps, asked, own, shown)
         pool = [int(i) for i in rng.permutation(pool)]
         wrong, uneven = wrong_frames(bench, right, [*given, *others], pool, wanted, ranks, rng)
         if uneven < least:
@@ -177,11 +176,20 @@ def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) ->
     return [frame for frame in range(frames) if frame not in admissible]
 
 
+def _needs_others(task: Task, own: int, options: Options) -> bool:
+    """Whether wrong frames are taken from other clips, too: for short clips, and for previous-frame rows, as
+    no other moment of the clip is as far from its end as what comes before.
+    """
+    return task is Task.PREVIOUS_FRAME_REVIEW or own < min(options.steps) + 2 * (WRONG + 1)
+
+
 def _bench(
     clip: Clip, place: Place, near: Sequence[Near], options: Options, filters: Filters, seed: int
 ) -> Bench:
-    """The clip's frames, and some of other clips that are encoded alike."""
+    """The clip's frames and, where a task needs them, some of other clips that are encoded alike."""
     frames = [(clip, place, frame) for frame in range(len(clip))]
+    if not any(_needs_others(task, len(clip), options) for task in options.tasks):
+        return Bench.of(frames, filters)
     # Not of the same item: an earlier moment of it would fit before step 2, too.
     alike = [o for o in near if o.clip.form == clip.form and o.clip.item != clip.item]
     foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
