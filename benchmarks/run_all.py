@@ -15,12 +15,12 @@ import re
 import subprocess
 import sys
 from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
 
 from tpru_verl.files import write_text
+from tpru_verl.host import versions_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
@@ -50,13 +50,7 @@ def machine() -> str:
     except (OSError, ValueError):
         name = platform.processor() or platform.machine()
     parts = [f"{os.cpu_count()} x {name}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
-    parts.append(f"Python {platform.python_version()}")
-    for package in VERSIONS:
-        try:
-            parts.append(f"{package} {version(package)}")
-        except ImportError:  # not installed here
-            continue
-    return ", ".join(parts)
+    return ", ".join([*parts, *map(" ".join, versions_of(VERSIONS).items())])
 
 
 def sections(text: str) -> dict[str, str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import platform
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -96,6 +98,12 @@ def version_of(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def versions_of(distributions: Sequence[str]) -> dict[str, str]:
+    """Versions of Python and of what of these is installed."""
+    found = {name: version for name in distributions if (version := version_of(name))}
+    return {"python": platform.python_version(), **found}
 
 
 def broken_pins(host: Host) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import shutil
 import sys
@@ -33,6 +31,7 @@ from tpru_verl.demo.page import CORRELATION, LEAST_CORRELATION, draw_curve, writ
 from tpru_verl.demo.processes import Memory, last_error, supervise
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
+from tpru_verl.host import versions_of
 from tpru_verl.plugin import launch
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
@@ -167,7 +166,7 @@ class _Demo:
                 "min": min(correlations),
                 "mean": sum(correlations) / len(correlations),
             },
-            "versions": _versions(),
+            "versions": versions_of(KEPT_PACKAGES),
         }
         write_json(self.out / "summary.json", summary)
         draw_curve(self.out / "metrics.jsonl", self.out / "curve.png")
@@ -239,16 +238,6 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
         return []
     # The trainer may be in the middle of its last line.
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in KEPT_PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _percent(score: Score) -> str:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -14,6 +12,7 @@ from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
 from tpru_verl.eval.statistics import share
 from tpru_verl.eval.store import Reply, key_of
+from tpru_verl.host import versions_of
 
 KEPT_PACKAGES = (
     "tpru-verl",
@@ -159,13 +158,7 @@ def prompts_hash(lines: Sequence[Line]) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in KEPT_PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return versions_of(KEPT_PACKAGES)
 
 
 def read_lines(path: Path) -> list[Line]:
