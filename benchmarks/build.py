@@ -35,14 +35,15 @@ ROUNDS = 3  # the middle one counts; decoding alone is timed before and after ea
 
 
 def made_video(path: Path, seconds: int = 60, size: tuple[int, int] = (1280, 720)) -> Path:
-    """H.264, 25 frames a second: squares that travel before a noisy ground."""
+    """H.264, 25 frames a second: squares that travel before a noisy ground that moves the other way."""
     rng = np.random.default_rng(0)
     ground = np.asarray(Image.fromarray(rng.integers(0, 255, (9, 16, 3), np.uint8)).resize(size), np.int16)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("h264", rate=25, options={"preset": "veryfast"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(25 * seconds):
-            frame = (ground + rng.normal(0, 3, (size[1], 1, 3))).clip(0, 255).astype(np.uint8)
+            moved = np.roll(ground, -4 * number, axis=1)
+            frame = (moved + rng.normal(0, 3, (size[1], 1, 3))).clip(0, 255).astype(np.uint8)
             for square in range(3):
                 left = (number * (square + 2) * 2 + 300 * square) % (size[0] - 120)
                 frame[100 + 200 * square :][:120, left : left + 120] = (250, 80 * square, 40)
@@ -66,16 +67,19 @@ def run(*arguments: object, code: str = TPRU) -> tuple[float, float]:
     """Seconds and peak memory (GiB, resident, of the process and its workers)."""
     began, peak = time.perf_counter(), 0
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        try:
-            family = [process, *process.children(recursive=True)]
-            peak = max(peak, sum(each.memory_info().rss for each in family))
-        except psutil.Error:  # one has just ended
-            pass
-        time.sleep(0.05)
-    if process.returncode:
-        sys.exit(f"{' '.join(map(str, arguments))}: ended with exit code {process.returncode}")
+    with tempfile.TemporaryFile("w+") as said:
+        process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+        while process.poll() is None:
+            try:
+                family = [process, *process.children(recursive=True)]
+                peak = max(peak, sum(each.memory_info().rss for each in family))
+            except psutil.Error:  # one has just ended
+                pass
+            time.sleep(0.05)
+        if process.returncode:
+            said.seek(0)
+            what = " ".join(map(str, arguments))
+            sys.exit(f"{what}: ended with exit code {process.returncode}\n{said.read()[-2000:]}")
     return time.perf_counter() - began, peak / 2**30
 
 
