@@ -3,9 +3,9 @@
     python benchmarks/image_preparation.py
 
 Rows of five JPEGs of 640 x 480 pixels, n = 5 samples a prompt, at most 36,864 pixels an image after resizing.
-Both workers run whole, but for Ray, vLLM and TransferQueue: resizing, the processor, positions, reward. Not
-counted is decoding, which happens when Ray carries a prompt to the worker, once with either. The images' way
-to vLLM and its own processing, n times a prompt in stock veRL, come on top there.
+From a row of the data set to what is written for the trainer, whole but for Ray, vLLM and TransferQueue:
+reading, pickling for the worker, decoding (once a prompt with either), resizing, the processor, positions,
+reward. The images' way to vLLM and its own processing, n times a prompt in stock veRL, come on top there.
 """
 
 from __future__ import annotations

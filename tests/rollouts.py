@@ -31,14 +31,15 @@ class FakeServer:
     """Both calls of the vLLM server, with fixed responses; counts what crosses the wire."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.images = tokenizer, 0
+        self.images = 0
+        self.tokenizer = tokenizer
+        self._answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in ANSWERS]
         self.biased: set[int] = set()
         self.generate_group = Remote(self._group)
 
     def sample(self, prompt_ids: list[int]) -> TokenOutput:
         # By the prompt, not by turn: stock veRL's samples of a prompt arrive in no fixed order.
-        ids = self.tokenizer(ANSWERS[len(prompt_ids) % 2], add_special_tokens=False)["input_ids"]
-        ids.append(self.tokenizer.eos_token_id)
+        ids = [*self._answers[len(prompt_ids) % 2], self.tokenizer.eos_token_id]
         return TokenOutput(
             token_ids=ids,
             log_probs=[-0.1 * i for i in range(len(ids))],
@@ -102,21 +103,25 @@ class Rollouts:
         dataset = create_rl_dataset(
             config.data.train_files, config.data, self.worker.tokenizer, self.worker.processor, is_train=True
         )
-        batch = collate_fn([dataset[i] for i in range(rows)])
-        columns = get_tensordict(batch, non_tensor_dict={"global_steps": 7})
-        prompts = [{key: _value(value, i) for key, value in columns.items()} for i in range(rows)]
-        # As Ray hands them over: pictures are decoded then, and safe to be read by several threads.
-        self._prompts = pickle.loads(pickle.dumps(prompts))
+        self._read = lambda: collate_fn([dataset[i] for i in range(rows)])
+        self._rows = rows
+
+    def _prompts(self) -> list[dict[str, Any]]:
+        columns = get_tensordict(self._read(), non_tensor_dict={"global_steps": 7})
+        prompts = [{key: _value(value, i) for key, value in columns.items()} for i in range(self._rows)]
+        # As Ray hands them over: stock veRL's pictures are decoded then.
+        return pickle.loads(pickle.dumps(prompts))
 
     def run(self) -> None:
+        prompts = self._prompts()
         with (
             patch("transfer_queue.async_kv_put", self._put),
             patch("transfer_queue.async_kv_batch_put", self._put_many),
         ):
-            self._loop.run_until_complete(self._run())
+            self._loop.run_until_complete(self._run(prompts))
 
-    async def _run(self) -> None:
-        for i, prompt in enumerate(self._prompts):
+    async def _run(self, prompts: list[dict[str, Any]]) -> None:
+        for i, prompt in enumerate(prompts):
             named = {**prompt, "uid": f"row{i}", "agent_name": "single_turn_agent"}
             trajectory = {"step": 7, "sample_index": i, "rollout_n": 0, "validate": False}
             await self.worker._run_prompt(named, {"temperature": 1.0}, trajectory)

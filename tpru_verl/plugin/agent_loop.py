@@ -24,7 +24,7 @@ import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.protocol import DataProto
@@ -35,6 +35,7 @@ from tpru_verl.plugin.patches import watch
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from transformers import ProcessorMixin
     from verl.workers.rollout.replica import TokenOutput
 
 logger = logging.getLogger("tpru_verl")
@@ -64,6 +65,8 @@ class TPRUAgentLoopWorker(_StockWorker):
         )
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
+        if self.processor is not None:
+            _check_lists(self.processor)
 
     async def _run_prompt(
         self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False
@@ -164,20 +167,21 @@ class TPRUAgentLoopWorker(_StockWorker):
         validate: bool,
     ) -> None:
         """Score the group and write it to TransferQueue: fields, keys and tags as stock veRL writes them."""
-        sequences = [torch.tensor(output.prompt_ids + output.response_ids) for output in outputs]
         positions = self._positions(outputs, multi_modal_inputs)
         multi_modal_inputs.pop("mm_token_type_ids", None)  # of the prompt alone, for positions only
         await self._score(prompt, outputs)
 
+        # Wrapped here, or TensorDict would wrap each once for every sample.
+        shared = {
+            key: value if isinstance(value, torch.Tensor) else NonTensorData(value)
+            for key, value in {**prompt, "multi_modal_inputs": multi_modal_inputs}.items()
+        }
         batch_keys, fields, tags = [], [], []
-        for session_id, (output, input_ids, position_ids) in enumerate(
-            zip(outputs, sequences, positions, strict=True)
-        ):
-            field = {**output.as_dict(), **prompt, "session_id": session_id}
+        for session_id, (output, position_ids) in enumerate(zip(outputs, positions, strict=True)):
+            field = {**output.as_dict(), **shared, "session_id": session_id}
             field["loss_mask"] = field["response_mask"]
-            field["input_ids"] = input_ids
+            field["input_ids"] = torch.cat([field["prompts"], field["responses"]])
             field["position_ids"] = position_ids
-            field["multi_modal_inputs"] = multi_modal_inputs
             fields.append(field)
             batch_keys.append(f"{prompt['uid']}_{session_id}_0")
             prompt_len, response_len = len(output.prompt_ids), len(output.response_ids)
@@ -221,7 +225,7 @@ class TPRUAgentLoopWorker(_StockWorker):
         responses = torch.nn.utils.rnn.pad_sequence(
             [torch.tensor(output.response_ids) for output in outputs], batch_first=True
         )
-        prompts = torch.tensor([output.prompt_ids for output in outputs])
+        prompts = torch.tensor([outputs[0].prompt_ids]).expand(len(outputs), -1)
         response_mask = (torch.arange(responses.shape[1]) < torch.tensor(lengths).unsqueeze(1)).long()
         data = DataProto(
             batch=TensorDict(
@@ -243,6 +247,21 @@ class TPRUAgentLoopWorker(_StockWorker):
         for output, result in zip(outputs, await worker.compute_score_batch.remote(data), strict=True):
             output.reward_score = result["reward_score"]
             output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
+
+
+def _check_lists(processor: ProcessorMixin) -> None:
+    """transformers 5.10 counts a prompt's image tokens by comparing tensors of one element each, for longer
+    than its images take; lists are counted at once."""
+    check = processor._check_special_mm_tokens
+
+    def check_lists(text: list[str], text_inputs: Mapping, modalities: list[str]) -> None:
+        check(
+            text,
+            {"input_ids": [torch.as_tensor(ids).tolist() for ids in text_inputs["input_ids"]]},
+            modalities,
+        )
+
+    processor._check_special_mm_tokens = check_lists
 
 
 def _training_features(features: dict[str, object]) -> dict[str, torch.Tensor]:
