@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
+from training import MEASURED, command, started
 
-from tpru_verl import recipes
-from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin import launch
 
 SHOWN = (
     "timing_s/gen",
@@ -59,23 +54,14 @@ TINY = [
     "actor_rollout_ref.rollout.max_model_len=416",
     "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
     "trainer.n_gpus_per_node=1",
-    "trainer.val_before_train=false",
-    "trainer.test_freq=-1",
-    "trainer.save_freq=-1",
-    "trainer.resume_mode=disable",
+    *MEASURED,
 ]
 
 
-def command(
-    recipe: str, folder: Path, steps: int, further: Sequence[str] = ()
-) -> tuple[list[str], dict[str, str]]:
-    """The command that trains, and the variables it needs. Raises what `recipes.compose` raises."""
+def overrides_of(folder: Path, steps: int) -> list[str]:
     files = [f"data.train_files={folder}/train.parquet", f"data.val_files={folder}/test.parquet"]
     own = [f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder}/checkpoints"]
-    overrides = [*files, *TINY, *own, *further]
-    environment = launch.environment(recipes.compose(recipe, overrides))
-    environment["VERL_FILE_LOGGER_PATH"] = str(folder / "metrics.jsonl")
-    return [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *overrides], environment
+    return [*files, *TINY, *own]
 
 
 def report(metrics: Path) -> Table:
@@ -108,12 +94,10 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
         write_parquet(make_rows(15, seed=2), folder / "test.parquet")
-        run, environment = command(arguments.recipe, folder, arguments.steps, arguments.overrides)
-        process = subprocess.Popen(run, env={**os.environ, **environment}, start_new_session=True)
-        try:
+        overrides = [*overrides_of(folder, arguments.steps), *arguments.overrides]
+        run, environment = command(arguments.recipe, overrides, folder / "metrics.jsonl")
+        with started(run, environment) as process:
             code = process.wait()
-        finally:
-            end_tree(process.pid)
         if code != 0:
             sys.exit(f"gpu_smoke: the trainer ended with exit code {code}; its words are above")
         Console().print(report(folder / "metrics.jsonl"))

@@ -12,20 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
 from rich.console import Console
 from rich.table import Table
+from training import command, started
 
-from tpru_verl import recipes
-from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin import launch
 
 RECIPE = "tpru_tiny_cpu"
 # What was published for 7B, where it has a meaning for the tiny model: its learning rate of 1e-6 has none.
@@ -80,17 +75,9 @@ def run(setting: str, seed: int, args: argparse.Namespace) -> Path:
     ]
     unfinished = folder / "metrics.unfinished.jsonl"
     unfinished.unlink(missing_ok=True)
-    environment = {**os.environ, **launch.environment(recipes.compose(RECIPE, overrides))}
-    environment["VERL_FILE_LOGGER_PATH"] = str(unfinished)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *overrides]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait()
-        finally:
-            end_tree(process.pid)
+    train, environment = command(RECIPE, overrides, unfinished)
+    with (folder / "log").open("w") as log, started(train, environment, log, folder) as process:
+        code = process.wait()
     if code != 0:
         raise SystemExit(f"{setting}, seed {seed}: exit code {code}; see {folder / 'log'}")
     unfinished.rename(metrics)

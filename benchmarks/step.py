@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +22,10 @@ from statistics import median
 import psutil
 from rich.console import Console
 from rich.table import Table
+from training import MEASURED, command, started
 
 from tpru_verl import recipes
-from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin import launch
 
 RECIPE = "tpru_tiny_cpu"
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")
@@ -41,33 +39,19 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list
         f"data.train_files={folder}/train.parquet",
         f"data.val_files={folder}/test.parquet",
         f"trainer.total_training_steps={steps + WARM_UP}",
-        "trainer.val_before_train=false",
-        "trainer.test_freq=-1",
-        "trainer.save_freq=-1",
-        "trainer.resume_mode=disable",
+        *MEASURED,
         f"trainer.default_local_dir={folder}/checkpoints",
         f"hydra.run.dir={folder}/hydra",
     ]
     if kind == "stock":
         own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
-    composed = [item for item in [*own, *overrides] if not item.startswith("hydra.")]
     metrics = folder / f"{kind}.jsonl"
-    environment = {**os.environ, **launch.environment(recipes.compose(RECIPE, composed))}
-    environment["VERL_FILE_LOGGER_PATH"] = str(metrics)
+    train, environment = command(RECIPE, [*own, *overrides], metrics)
     if kind == "stock":
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE / "stock"), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *own, *overrides]
-    with (folder / f"{kind}.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            spent = [
-                _spent(psutil.Process(process.pid), metrics, count) for count in (WARM_UP, WARM_UP + steps)
-            ]
-            code = process.wait()
-        finally:
-            end_tree(process.pid)
+    with (folder / f"{kind}.log").open("w") as log, started(train, environment, log) as process:
+        spent = [_spent(psutil.Process(process.pid), metrics, count) for count in (WARM_UP, WARM_UP + steps)]
+        code = process.wait()
     if code != 0:
         sys.exit(f"{kind}: exit code {code}\n{(folder / f'{kind}.log').read_text()[-3000:]}")
     lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]

@@ -18,17 +18,21 @@ def smoke(root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.mark.parametrize("recipe", ["tpru_7b", "tpru_3b", "tpru_tiny_cpu"])
-def test_the_command_passes_verls_own_checks(smoke: ModuleType, tmp_path: Path, recipe: str) -> None:
+def test_the_command_passes_verls_own_checks(
+    smoke: ModuleType, tmp_path: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
     from tpru_verl import recipes
 
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)  # what the recipe itself needs
     for name in ("train", "test"):
         write_parquet(make_rows(3, seed=1), tmp_path / f"{name}.parquet")
-    command, environment = smoke.command(recipe, tmp_path, steps=2)
+    overrides = smoke.overrides_of(tmp_path, steps=2)
+    command, environment = smoke.command(recipe, overrides, tmp_path / "metrics.jsonl")
     assert command[1:5] == ["-m", "verl.trainer.main_ppo", "--config-name", recipe]
-    assert ("VERL_PLATFORM" in environment) == (recipe == "tpru_tiny_cpu")
+    assert (environment.get("VERL_PLATFORM") == "cpu") == (recipe == "tpru_tiny_cpu")
     config = recipes.compose(recipe, command[5:])
     validate_config(config, need_reference_policy(config), need_critic(config))
     assert config["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"] == 16

@@ -25,6 +25,7 @@ import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, OmegaConf
 from tensordict import NonTensorData, TensorDict
+from transformers import BatchFeature
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.protocol import DataProto
@@ -254,12 +255,9 @@ def _check_lists(processor: ProcessorMixin) -> None:
     than its images take; lists are counted at once."""
     check = processor._check_special_mm_tokens
 
-    def check_lists(text: list[str], text_inputs: Mapping, modalities: list[str]) -> None:
-        check(
-            text,
-            {"input_ids": [torch.as_tensor(ids).tolist() for ids in text_inputs["input_ids"]]},
-            modalities,
-        )
+    def check_lists(text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
+        ids = [torch.as_tensor(ids).tolist() for ids in text_inputs["input_ids"]]
+        check(text, BatchFeature({"input_ids": ids}), modalities)
 
     processor._check_special_mm_tokens = check_lists
 
