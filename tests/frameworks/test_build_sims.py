@@ -1,6 +1,8 @@
-"""MiniGrid's bot plays episodes, and the builder makes rows of them."""
+"""The simulators play episodes, and the builder makes rows of them."""
 
 import json
+import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -8,7 +10,7 @@ import pytest
 
 from tpru_verl.build.filters import Filters
 from tpru_verl.build.pipeline import build
-from tpru_verl.build.sims import episodes_of
+from tpru_verl.build.sims import episodes_of, gui
 from tpru_verl.build.stages import Settings
 
 
@@ -33,3 +35,34 @@ def test_missions_become_rows_and_mismatches(tmp_path: Path) -> None:
     assert all("These photos show how an agent is to " in row["problem"] for row in rows)
     assert {"mismatch", "missing answer", ""} == {line["negative"] for line in lines}
     assert str(manifest["source"]).count("sim:minigrid")
+
+
+def test_an_app_is_played_in_a_browser_to_its_end() -> None:
+    items = list(episodes_of("gui", 3, seed=1))
+    if not any(map(shutil.which, gui.BROWSERS)):
+        with pytest.raises(ValueError, match="found no browser, expected one of chromium"):
+            list(items[0].frames())
+        return
+    for item in items:
+        frames = list(item.frames())
+        assert len(frames) > 4, item.kind
+        assert all(one.data != two.data for one, two in pairwise(frames)), item.kind
+        assert frames[0].text == "the list is open"
+        assert frames[-1].text == "tap Confirm"
+        assert len({frame.about for frame in frames}) == 1
+    assert [frame.data for frame in items[0].frames()] == [frame.data for frame in items[0].frames()]
+
+
+def test_an_arm_solves_its_task_and_says_how_it_moves() -> None:
+    item = list(episodes_of("metaworld", 19, seed=1))[6]
+    assert item.kind == "door-open"
+    try:
+        once = list(item.frames())
+    except ValueError as error:  # a machine without EGL
+        assert "libegl1" in str(error)
+        return
+    again = list(item.frames())
+    assert [frame.data for frame in once] == [frame.data for frame in again]
+    assert len(once) > 10
+    assert "door" in once[0].about
+    assert any(frame.text.startswith("the hand moves") for frame in once)

@@ -1,0 +1,164 @@
+"""Updates of a model of Qwen2.5-VL-3B's shape on TPRU-shaped rows, beside what docs/scale.md reckons.
+
+    python benchmarks/gpu_update.py                                   # one GPU of 80 GB, 60 GB of host memory
+    python benchmarks/gpu_update.py --gpus 8 --shape Qwen/Qwen2.5-VL-7B-Instruct
+    python benchmarks/gpu_update.py --recipe tpru_tiny_cpu --shape small --steps 2        # without a GPU
+
+Weights are random and nothing is fetched, so answers are noise of the full length: only times and memory mean
+anything. Rows have five pictures of 640 x 480. Prints tokens a second of the update, model FLOPs utilization
+(of an H100's dense bf16; operations as `benchmarks/scale.py` counts them) and the peak of a GPU's memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from overlong_filter import IMAGES, picture, sample, write
+from rich.console import Console
+from rich.table import Table
+from scale import PEAK, SMALL, TRAINING, Rows, composed, forward, model_of, see, settings_of, step_of
+from training import MEASURED, command, started
+from transformers import AutoProcessor, GenerationConfig
+
+from tpru_verl.demo import tiny_model
+from tpru_verl.demo.run import CHECKPOINT
+from tpru_verl.plugin import memory
+from tpru_verl.plugin.memory import Shape
+
+PROMPTS, SAMPLES, RESPONSE = 32, 5, 400
+GIB = 2**30
+
+
+def write_model(shape: Shape, folder: Path) -> None:
+    """Random weights in bf16, with the demo's tokenizer: of its special tokens alone the ids matter."""
+    processor = AutoProcessor.from_pretrained(CHECKPOINT)
+    processor.image_processor.size = {"shortest_edge": 16384, "longest_edge": 36864}
+    torch.manual_seed(0)
+    model = model_of(shape, "cpu")
+    ids = processor.tokenizer.get_vocab()
+    for name, token in {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    }.items():
+        setattr(model.config, name, ids[token])
+    model.generation_config = GenerationConfig(eos_token_id=ids["<|im_end|>"], do_sample=True)
+    tiny_model.save(model, processor, folder)
+
+
+def overrides_of(folder: Path, steps: int, gpus: int) -> list[str]:
+    return [
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/train.parquet",
+        "data.min_pixels=16384",
+        "data.max_pixels=36864",
+        "data.max_prompt_length=1648",
+        f"data.max_response_length={RESPONSE}",
+        f"data.train_batch_size={PROMPTS * gpus}",
+        "data.filter_overlong_prompts=false",
+        f"actor_rollout_ref.model.path={folder}/model",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS * gpus}",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=5",
+        "actor_rollout_ref.actor.use_kl_loss=false",
+        # On one GPU Adam's moments leave no room for vLLM.
+        "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+        "actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
+        f"actor_rollout_ref.rollout.n={SAMPLES}",
+        "actor_rollout_ref.rollout.max_model_len=2048",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        f"trainer.n_gpus_per_node={gpus}",
+        f"trainer.total_training_steps={steps}",
+        f"trainer.default_local_dir={folder}/checkpoints",
+        *MEASURED,
+    ]
+
+
+def report(metrics: Path, recipe: str, overrides: list[str], gpus: int, shape: Shape) -> Table:
+    """Medians of all steps but the first, which warms up. Raises ValueError when there are none."""
+    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    steps = [line for line in lines if "timing_s/step" in line][1:]
+    if not steps:
+        raise ValueError(f"{metrics}: found no step after the first, expected at least one")
+
+    def of(name: str) -> float:
+        return median(step[name] for step in steps)
+
+    prompts, trajectories = PROMPTS * gpus, PROMPTS * gpus * SAMPLES
+    prompt, response = of("prompt_length/mean"), of("response_length/mean")
+    seconds, tokens = of("timing_s/update_actor"), of("perf/total_num_tokens")
+    settings = settings_of(composed(recipe, overrides), gpus, grown=False)
+    rows = Rows(IMAGES, IMAGES, round(response))
+    text = round(prompt) - rows.prompt(settings, shape) + rows.text
+    reckoned = step_of(settings, shape, replace(rows, text=text))
+    found = memory.estimate(settings, shape, prompt_tokens=round(prompt))
+    vision = IMAGES * see(shape, rows.patches(settings, shape))
+    operations = 3 * (trajectories * forward(shape, round(prompt + response)) + prompts * vision)
+    utilization = operations / seconds / (PEAK * gpus)
+    table = Table("", "measured", "reckoned")
+    for name, one, other in (
+        ("parameters, 10^9", "", f"{shape.parameters / 1e9:.2f}"),
+        ("tokens of a prompt, of a response", f"{prompt:.0f}, {response:.0f}", ""),
+        ("update, s", f"{seconds:.2f}", f"{reckoned.update:.2f}"),
+        (
+            "tokens a second and GPU",
+            f"{tokens / seconds / gpus:,.0f}",
+            f"{tokens / reckoned.update / gpus:,.0f}",
+        ),
+        # A fourth of the update's operations is the forward pass once more, which utilization leaves out.
+        ("model FLOPs utilization", f"{utilization:.3f}", f"{TRAINING * 3 / 4:.3f}"),
+        ("the same as veRL counts it", f"{of('perf/mfu/actor'):.3f}", ""),
+        (
+            "peak of a GPU's memory, GiB",
+            f"{of('actor/perf/max_memory_allocated_gb'):.1f}",
+            f"{found.update / GIB:.1f}",
+        ),
+        (
+            "rollout, s",
+            f"{of('timing_s/gen'):.2f}",
+            f"{max(reckoned.images, reckoned.prefill + reckoned.decoding):.2f}",
+        ),
+        ("weights to vLLM, s", f"{of('timing_s/update_weights'):.2f}", f"{reckoned.weights:.2f}"),
+    ):
+        table.add_row(name, one, other)
+    table.title = f"{prompts} prompts x {SAMPLES}, medians of {len(steps)} steps"
+    return table
+
+
+def main() -> None:
+    keep_lines = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
+    parser.add_argument("--recipe", default="tpru_3b")
+    shapes = {"small": SMALL, **{name: shape for name, shape in memory.KNOWN.items() if "2.5" in name}}
+    parser.add_argument("--shape", choices=shapes, default="Qwen/Qwen2.5-VL-3B-Instruct")
+    parser.add_argument("--gpus", type=int, default=1, help="of one machine")
+    parser.add_argument("--steps", type=int, default=4, help="the first one is not counted")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, as Hydra has them")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rng = np.random.default_rng(0)
+        pictures = [picture(rng) for _ in range(40)]
+        rows = [sample(i, pictures) for i in range(PROMPTS * args.gpus * args.steps)]
+        write(folder / "train.parquet", rows)
+        write_model(shapes[args.shape], folder / "model")
+        overrides = [*overrides_of(folder, args.steps, args.gpus), *args.overrides]
+        run, environment = command(args.recipe, overrides, folder / "metrics.jsonl")
+        with started(run, environment) as process:
+            code = process.wait()
+        if code != 0:
+            sys.exit(f"gpu_update: the trainer ended with exit code {code}; its words are above")
+        shape = shapes[args.shape]
+        Console().print(report(folder / "metrics.jsonl", args.recipe, overrides, args.gpus, shape))
+
+
+if __name__ == "__main__":
+    main()
