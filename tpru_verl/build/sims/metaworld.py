@@ -12,7 +12,13 @@ from typing import Any
 
 os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
 
-import mujoco
+try:
+    import mujoco
+except AttributeError as error:  # of None: PyOpenGL found no library
+    raise ValueError(
+        f"sim:metaworld: MuJoCo found no {os.environ['MUJOCO_GL']}, expected EGL "
+        "(Debian: libegl1 libgl1-mesa-dri)"
+    ) from error
 import numpy as np
 from language_world import TASK_DESCRIPTIONS
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE
