@@ -1,11 +1,14 @@
-"""benchmarks/gpu_smoke.py: its command and its table; test_end_to_end.py runs it on a CPU."""
+"""benchmarks/gpu_smoke.py and gpu_update.py: commands, tables; test_end_to_end.py runs the first on a CPU."""
 
 import json
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("verl")
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -50,3 +53,76 @@ def test_the_table_shows_what_was_logged_and_no_run_is_an_error(smoke: ModuleTyp
     metrics.write_text("")
     with pytest.raises(ValueError, match="no training step"):
         smoke.report(metrics)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder as benchmarks/gpu_update.py makes one for its smallest model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+        update = import_module("gpu_update")
+        folder = tmp_path_factory.mktemp("update")
+        update.write_model(update.SMALL, folder / "model")
+        picture = update.picture(np.random.default_rng(0))
+        update.write(folder / "train.parquet", [update.sample(i, [picture] * 5) for i in range(2)])
+        yield folder
+
+
+def test_the_random_model_has_the_shape_and_answers_to_pictures(small: Path) -> None:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    from tpru_verl.plugin.memory import shape_of
+
+    update = import_module("gpu_update")
+    assert shape_of(str(small / "model")) == update.SMALL
+    model = AutoModelForImageTextToText.from_pretrained(small / "model")
+    processor = AutoProcessor.from_pretrained(small / "model")
+    picture = Image.new("RGB", (640, 480))
+    text = "<|vision_start|><|image_pad|><|vision_end|> what?"
+    inputs = processor(text=[text], images=[picture], return_tensors="pt")
+    patches = int(inputs["image_grid_thw"].prod())
+    assert 16384 <= patches * 14 * 14 <= 36864
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    assert logits.shape[-1] == update.SMALL.vocabulary
+    assert bool(logits.isfinite().all())
+
+
+def test_an_update_is_shown_beside_what_was_reckoned(small: Path, tmp_path: Path) -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from tpru_verl import recipes
+    from tpru_verl.plugin.memory import KNOWN
+
+    update = import_module("gpu_update")
+    for gpus in (1, 8):
+        overrides = update.overrides_of(small, 3, gpus)
+        config = recipes.compose("tpru_3b", overrides)
+        validate_config(config, need_reference_policy(config), need_critic(config))
+    step = {
+        "timing_s/step": 9.0,
+        "timing_s/gen": 5.0,
+        "timing_s/update_actor": 4.0,
+        "timing_s/update_weights": 0.5,
+        "prompt_length/mean": 535.0,
+        "response_length/mean": 400.0,
+        "perf/total_num_tokens": 8 * 32 * 5 * 935,
+        "perf/mfu/actor": 0.25,
+        "actor/perf/max_memory_allocated_gb": 60.0,
+    }
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(json.dumps({"data": step}) + "\n" for _ in range(3)))
+    shape = KNOWN["Qwen/Qwen2.5-VL-3B-Instruct"]
+    table = update.report(metrics, "tpru_3b", overrides, 8, shape)
+    columns = [list(column.cells) for column in table.columns]
+    rows = {name: (one, other) for name, one, other in zip(*columns, strict=True)}
+    assert rows["tokens a second and GPU"][0] == f"{32 * 5 * 935 / 4:,.0f}"
+    # 6 operations for each weight and token are the most of it: 3 x 2 x 3.09e9 without the embedding.
+    utilization = float(rows["model FLOPs utilization"][0])
+    assert 1.0 < utilization / (6 * 3.09e9 * 32 * 5 * 935 / 4 / update.PEAK) < 1.2
+    assert rows["peak of a GPU's memory, GiB"][0] == "60.0"
+    metrics.write_text(json.dumps({"data": step}))
+    with pytest.raises(ValueError, match="found no step after the first"):
+        update.report(metrics, "tpru_3b", overrides, 8, shape)

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -262,3 +263,19 @@ def test_verl_s_entry_point_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
 
     register: Callable[[], None] = entry_points(group="verl.plugins", name="tpru")["tpru"].load()
     assert register.__module__ == "tpru_verl.plugin"
+
+
+def test_what_the_step_benchmark_switches_off_for_stock_verl_exists(root: Path) -> None:
+    listed = python(
+        f"""
+        import runpy
+        import verl
+        from tpru_verl.plugin import hooks, vllm_process
+        vllm_process.register()
+        known = {{mend.__name__ for _, mend in hooks._known}}
+        stock = runpy.run_path({str(root / "benchmarks/stock/sitecustomize.py")!r})
+        print(sorted(stock["FOR_SPEED"] - known))
+        """,
+        VERL_PLATFORM="cpu",
+    )
+    assert listed.stdout.splitlines()[-1:] == ["[]"], listed.stdout + listed.stderr
