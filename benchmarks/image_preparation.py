@@ -15,6 +15,7 @@ import os
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -63,10 +64,11 @@ def main() -> None:
         )
         stock = deepcopy(config)
         stock.data.custom_cls.path = None  # veRL's own data set
-        ready = {
-            "stock veRL 0.9.1": Rollouts(stock, _StockWorker, args.prompts, keep=False),
-            "ours": Rollouts(config, TPRUAgentLoopWorker, args.prompts, keep=False),
-        }
+        with redirect_stdout(sys.stderr):  # veRL's data set prints
+            ready = {
+                "stock veRL 0.9.1": Rollouts(stock, _StockWorker, args.prompts, keep=False),
+                "ours": Rollouts(config, TPRUAgentLoopWorker, args.prompts, keep=False),
+            }
         seconds: dict[str, list[float]] = {name: [] for name in ready}
         for repeat in range(args.repeats + 1):
             for name, rollouts in ready.items():  # in turn, because others share the machine

@@ -15,9 +15,11 @@ import io
 import os
 import random
 import string
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TypeVar
 
@@ -161,7 +163,7 @@ def main() -> None:
     counts = counter.count(samples)
     limit = int(np.median(counts))  # so that half of the rows go
     stored: dict[str, list[object]] = {COLUMN: [*counts], KEY_COLUMN: [counter.key] * len(counts)}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):  # veRL prints
         folder = Path(name)
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
         config = settings(folder / "verl", limit)
