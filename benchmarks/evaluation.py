@@ -6,16 +6,15 @@ Ours starts from encoded files, decodes and resizes them, asks, and judges; `LLM
 were decoded and resized before its clock starts. The two take turns, so that whatever else the machine does
 meets both; neither finds the other's prompts in a cache, as both caches are off.
 
-`ratio` is that of tokens a second, `ratio_whole` the same with the preparation added to their time,
-`ratio_cpu` that of CPU seconds, which other work on the machine stretches least. `--side 320` draws the
-pictures larger: on a machine without a free core, decoding them is time taken from vLLM.
+Ratios are of tokens a second; of the same with the preparation added to vLLM's time; and of CPU seconds, which
+other work on the machine stretches least. `--side 320` draws the pictures larger: on a machine without a free
+core, decoding them is time taken from vLLM.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import json
 import time
 from pathlib import Path
 from statistics import median
@@ -23,6 +22,8 @@ from statistics import median
 import numpy as np
 import psutil
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 
 from tpru_verl.demo.scenes import make_rows
 from tpru_verl.eval.engines import Local, Request, Sampling
@@ -35,21 +36,24 @@ OFF = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--side", type=int, default=56)
     parser.add_argument("--model", default=str(CHECKPOINT))
     arguments = parser.parse_args()
-    print(
-        json.dumps(
-            measure(arguments.model, arguments.rows, arguments.turns, arguments.side) | bootstrap(), indent=1
-        )
-    )
+    found = measure(arguments.model, arguments.rows, arguments.turns, arguments.side)
+    title = f"{arguments.rows} rows of {arguments.side} x {arguments.side}, {arguments.turns} turns"
+    table = Table("", "median", "least", "most", title=title)
+    for name, values in (found | bootstrap()).items():
+        table.add_row(name, *(f"{value:.4g}" for value in (median(values), min(values), max(values))))
+    Console().print(table)
 
 
-def measure(model: str, rows: int, turns: int, side: int) -> dict[str, object]:
-    """Median ratio of throughput over turns, and what judging and statistics take of the time."""
+def measure(model: str, rows: int, turns: int, side: int) -> dict[str, list[float]]:
+    """Of each turn: throughputs, their ratios, and what judging and statistics take of the time."""
     engine = Local(
         model, Sampling(max_tokens=32), min_pixels=3136, max_pixels=3136, max_model_len=256, options=OFF
     )
@@ -57,7 +61,7 @@ def measure(model: str, rows: int, turns: int, side: int) -> dict[str, object]:
     engine.start(requests)
     llm = engine._llm
     assert llm is not None
-    ratios, whole, work, shares, rates = [], [], [], [], []
+    found: dict[str, list[float]] = {}
     for turn in range(turns + 1):
         began = time.perf_counter()
         prompts = [engine._prompt(one) for one in requests]
@@ -75,25 +79,19 @@ def measure(model: str, rows: int, turns: int, side: int) -> dict[str, object]:
         summarise(lines)
         ended = time.perf_counter()
         ours = sum(reply.tokens for _, reply in replies) / (answered - began)
-        if turn:  # the first warms up
-            ratios.append(ours / theirs)
-            work.append(their_work / our_work)
-            whole.append((preparing + generating) / (answered - began))
-            rates.append((round(ours), round(theirs)))
-            shares.append((ended - answered) / (ended - began))
+        if not turn:  # the first warms up
+            continue
+        for name, value in {
+            "tokens/s, tpru eval": ours,
+            "tokens/s, LLM.generate": theirs,
+            "ratio of tokens/s": ours / theirs,
+            "the same with their preparation": (preparing + generating) / (answered - began),
+            "ratio of CPU seconds": their_work / our_work,
+            "share of judging and statistics": (ended - answered) / (ended - began),
+        }.items():
+            found.setdefault(name, []).append(value)
     engine.close()
-    return {
-        "rows": rows,
-        "side": side,
-        "tokens_per_second_ours_theirs": rates,
-        "ratio": round(median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "ratio_cpu": round(median(work), 3),
-        "ratios_cpu": [round(ratio, 3) for ratio in work],
-        "ratio_whole": round(median(whole), 3),
-        "ratios_whole": [round(ratio, 3) for ratio in whole],
-        "judging_and_statistics_share": round(median(shares), 4),
-    }
+    return found
 
 
 def cpu_seconds() -> float:
@@ -115,16 +113,18 @@ def request(row: object, number: int, side: int) -> Request:
     return Request(str(number), item, problem)
 
 
-def bootstrap() -> dict[str, float]:
+def bootstrap() -> dict[str, list[float]]:
     """Seconds for 10,000 draws over 3,000 rows, of 3,000 sources and of 300."""
     rng = np.random.default_rng(0)
     a, b = (rng.random(3000) < 0.5).astype(float), (rng.random(3000) < 0.55).astype(float)
-    seconds = {}
+    found: dict[str, list[float]] = {}
     for sources in (3000, 300):
-        began = time.perf_counter()
-        paired(a, b, [str(i % sources) for i in range(3000)])
-        seconds[f"bootstrap_seconds_{sources}_sources"] = round(time.perf_counter() - began, 3)
-    return seconds
+        for _ in range(5):
+            began = time.perf_counter()
+            paired(a, b, [str(i % sources) for i in range(3000)])
+            name = f"paired bootstrap of {sources} sources, s"
+            found.setdefault(name, []).append(time.perf_counter() - began)
+    return found
 
 
 if __name__ == "__main__":
