@@ -6,9 +6,9 @@ Ours starts from encoded files, decodes and resizes them, asks, and judges; `LLM
 were decoded and resized before its clock starts. The two take turns, so that whatever else the machine does
 meets both; neither finds the other's prompts in a cache, as both caches are off.
 
-Ratios are of tokens a second; of the same with the preparation added to vLLM's time; and of CPU seconds, which
-other work on the machine stretches least. `--side 320` draws the pictures larger: on a machine without a free
-core, decoding them is time taken from vLLM.
+Ratios are of tokens a second; of the same with the preparation added to vLLM's time; and of CPU seconds,
+which other work on the machine stretches least. `--side 320` draws the pictures larger: on a machine without
+a free core, decoding them is time taken from vLLM.
 """
 
 from __future__ import annotations
