@@ -34,6 +34,7 @@ PARTS = {
     "build": (),
     "evaluation": (),
     "scale": ("--check", "--timed"),
+    "ranks": (),
     "tuning": (),
     "learning": ("--steps", "40", "--every", "5"),
 }

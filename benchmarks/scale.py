@@ -121,6 +121,12 @@ def bandwidth(world: int, per_node: int) -> float:
     return COLLECTIVE * (NVLINK if world <= per_node else min(NVLINK, per_node * ADAPTER))
 
 
+def exchanged(shape: Shape, world: int) -> tuple[float, float]:
+    """Bytes that a rank gets from the others: of weights in one pass, of gradients in one update."""
+    share = (world - 1) / world
+    return HALF * shape.parameters * share, memory.GRADIENT * shape.parameters * share
+
+
 def agent_loop_workers(recipe: Settings) -> int:
     """Of the whole run; veRL's default is 8, whatever the number of nodes."""
     rollout = cast("dict[str, dict]", recipe.config["actor_rollout_ref"])["rollout"]
@@ -150,13 +156,14 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     decoding = steps * max(reading, reckoning, LEAST_DECODING) + tail * max(alone, LEAST_DECODING)
 
     speed, share = bandwidth(world, per_node), (world - 1) / world
+    weights, gradients = exchanged(shape, world)
     ring = (world - 1) * HOP * (shape.layers + shape.vision_layers)
     micro = max(1, recipe.integer("micro_batch"))
     passes = -(-trajectories // (world * micro))  # micro-batches of a GPU
     look = (micro * forward(shape, length) + vision * max(1, micro / n)) / (PEAK * TRAINING)
     train = 4 * look  # forward, again, backward twice
-    gather = HALF * shape.parameters * share / speed + ring
-    exchange = 2 * gather + memory.GRADIENT * shape.parameters * share / speed + ring
+    gather = weights / speed + ring
+    exchange = 2 * gather + gradients / speed + ring
     # Old log-probabilities are the update's own with one mini-batch a step, a pass of their own otherwise.
     looks = int(bool(recipe["kl_loss"])) + int(recipe.integer("mini_batch") < prompts)
     return Step(

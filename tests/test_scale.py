@@ -49,3 +49,14 @@ def test_what_does_not_fit_is_called_so(scale: ModuleType) -> None:
     recipe = scale.settings_of(scale.composed("tpru_32b", []), 8, False)
     shape = replace(KNOWN["Qwen/Qwen2.5-VL-32B-Instruct"], layers=400)
     assert scale.step_of(recipe, shape, scale.Rows()).bottleneck == "does not fit"
+
+
+def test_fsdp_holds_and_moves_the_bytes_that_are_reckoned(scale: ModuleType) -> None:
+    ranks, world = import_module("ranks"), 2
+    states, gathered, reduced = ranks.counted(world)
+    weights, gradients = scale.exchanged(ranks.SHAPE, world)
+    assert weights > 0
+    assert gradients > 0
+    assert states == pytest.approx(16 * ranks.SHAPE.parameters / world, rel=0.002)  # biases
+    assert gathered == pytest.approx(2 * weights, rel=0.002)
+    assert reduced == pytest.approx(gradients, rel=0.002)
