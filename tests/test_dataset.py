@@ -25,7 +25,7 @@ from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.tensordict_utils import get_tensordict
 
-from tpru_verl.data import source
+from tpru_verl.data import hub, source
 from tpru_verl.plugin import dataset as module
 from tpru_verl.plugin.dataset import TPRUDataset
 
@@ -278,16 +278,16 @@ def test_splits_are_never_mixed(build: Build, tmp_path: Path) -> None:
 def test_hub_layout_and_its_splits(build: Build, tmp_path: Path) -> None:
     write(tmp_path / "data" / "train-00000-of-00001.parquet", [published(i) for i in range(3)])
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [published(i) for i in range(2)])
-    assert len(source.load_hub(str(tmp_path), "test")) == 2
+    assert len(hub.load_hub(str(tmp_path), "test")) == 2
     with pytest.raises(ValueError, match=r"expected one of its splits: .*@test"):
-        source.load_hub(str(tmp_path))
+        hub.load_hub(str(tmp_path))
     with pytest.raises(ValueError, match="@dev: expected one of its splits"):
-        source.load_hub(str(tmp_path), "dev")
+        hub.load_hub(str(tmp_path), "dev")
 
 
 def test_hub_id_goes_to_the_hub(build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [published(i) for i in range(2)])
-    rows = source.load_hub(str(tmp_path))
+    rows = hub.load_hub(str(tmp_path))
     asked: list[tuple[str, str]] = []
     monkeypatch.setattr(source, "load_hub", lambda name, split, revision: asked.append((name, split)) or rows)
     assert len(build("org/TPRU-test@test")) == 2

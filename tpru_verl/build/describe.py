@@ -24,7 +24,7 @@ from tpru_verl.build.clips import file_of, read_clip, read_images
 from tpru_verl.build.plan import Told, read_told, told_file
 from tpru_verl.build.tasks import Place, plain_text
 from tpru_verl.data.images import thumbnail
-from tpru_verl.data.source import line_of
+from tpru_verl.errors import line_of
 from tpru_verl.files import write_json
 
 if TYPE_CHECKING:

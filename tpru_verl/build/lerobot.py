@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from tpru_verl.build import video
 from tpru_verl.build.clips import Frame
-from tpru_verl.data.source import image_bytes, line_of
+from tpru_verl.data.cells import image_bytes
+from tpru_verl.errors import line_of
 
 
 @dataclass(frozen=True)

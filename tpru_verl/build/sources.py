@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tpru_verl.build import video
 from tpru_verl.build.clips import Frame, Item
-from tpru_verl.data.source import image_bytes
+from tpru_verl.data.cells import image_bytes
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 ABOUT = "description.txt"  # beside pictures: what they show

@@ -23,8 +23,8 @@ from tpru_verl.build.filters import Filters, clips_of
 from tpru_verl.build.tasks import Options, Place
 from tpru_verl.build.video import Sampling
 from tpru_verl.data import prepare
-from tpru_verl.data.source import line_of
 from tpru_verl.data.work import Run, in_order
+from tpru_verl.errors import line_of
 from tpru_verl.files import write_text
 from tpru_verl.sample import Task
 

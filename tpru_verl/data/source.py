@@ -5,22 +5,23 @@ Nothing here judges a row (`validate` does); what cannot be read raises ValueErr
 
 from __future__ import annotations
 
-import base64
-import binascii
 import csv
 import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tpru_verl.data.cells import cells_of_text, image_bytes, image_cells
+from tpru_verl.data.hub import commit_of, load_hub
+from tpru_verl.errors import line_of
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
 
 if TYPE_CHECKING:
@@ -37,8 +38,6 @@ PROBLEMS, ANSWERS = ("problem", "question", "query"), ("answer", "ground_truth",
 IMAGES = ("images", "image", "image_paths", "image_path", "file_names", "file_name")
 _SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_DATA_URI = re.compile(r"data:image/?[\w.+-]*;base64,")
-_BASE64 = re.compile(r"[A-Za-z0-9+/]{64,}={0,2}")  # long enough to be a picture, and no path
 _TSV_OPTIONS = "ABCDEFGH"
 _LONGEST_CELL = 256 * 2**20
 
@@ -132,10 +131,11 @@ class Row:
 
     def images(self) -> list[bytes]:
         """Encoded files, as they came. Raises ValueError for a cell that holds none."""
-        return [bytes(view) for view in self.views()]
+        return [bytes(view) for view in self.views]
 
+    @cached_property
     def views(self) -> list[bytes | memoryview]:
-        """As `images`, without copying what lies in a table."""
+        """As `images`, without copying what lies in a table; files are read once."""
         cells = cast("Sequence[object]", self.cells)
         return [cell if isinstance(cell, memoryview) else image_bytes(cell, self.folder) for cell in cells]
 
@@ -154,7 +154,7 @@ def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
     if path.is_dir():
         return [Part(str(shard), shard) for shard in _shards(path, split)]
     if _HUB_ID.fullmatch(str(path)) and path.suffix not in SUFFIXES:
-        commit = _commit_of(str(path), revision)
+        commit = commit_of(str(path), revision)
         return [Part(source, None, load_hub(str(path), split, revision=commit), commit)]
     raise FileNotFoundError(f"{source}: no such file or folder; expected {', '.join(SUFFIXES)} or a Hub id")
 
@@ -186,55 +186,6 @@ def _shards(folder: Path, split: str) -> list[Path]:
         splits = ", ".join(f"@{name}" if name else "files that name none" for name in by_split)
         raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {splits}")
     return files
-
-
-def _commit_of(name: str, revision: str | None) -> str | None:
-    """What a branch stands for now, so that one commit is read and written down."""
-    try:
-        from huggingface_hub import HfApi
-
-        return HfApi().dataset_info(name, revision=revision).sha
-    except Exception:  # no network, or no such data set: `load_hub` has the cache, or the message
-        return revision
-
-
-def load_hub(
-    name: str, split: str = "", *, revision: str | None = None, config: str | None = None
-) -> datasets.Dataset:
-    """A data set of the Hub, on disk and not in memory; `split` may be left out where there is only one.
-
-    Raises ValueError for a split that is not there, and with the Hub's reason for what cannot be had.
-    """
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"{name}: reading from the Hub needs `pip install datasets`") from error
-    try:
-        splits = [str(s) for s in datasets.get_dataset_split_names(name, config, revision=revision)]
-    except Exception as error:
-        raise ValueError(
-            f"{name}: no file or folder of this name, and not readable from the Hub: {line_of(error)}"
-        ) from error
-    if (split or len(splits) != 1) and split not in splits:
-        found = ", ".join(f"{name}@{s}" for s in splits)
-        raise ValueError(f"{name}{'@' * bool(split)}{split}: expected one of its splits: {found}")
-    try:
-        rows = datasets.load_dataset(name, config, split=split or splits[0], revision=revision)
-    except Exception as error:
-        raise ValueError(f"{name}: not readable from the Hub: {line_of(error.__cause__ or error)}") from error
-    return undecoded(cast("datasets.Dataset", rows))
-
-
-def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
-    """The same rows with images as encoded bytes: decoding what is only passed on would be for nothing."""
-    import datasets
-
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            rows = rows.cast_column(name, type(feature)(datasets.Image(decode=False)))
-    return rows
 
 
 def columns_of(part: Part) -> list[str]:
@@ -360,26 +311,6 @@ def _of_table(table: pa.Table, form: Form) -> tuple[list[dict[str, object]], pa.
     return records, images
 
 
-def image_cells(images: pa.Array) -> Iterator[object]:
-    """Cells of each row of a column of images: views into the table, not copies, where it has all the bytes.
-
-    `images`: a list, one element a row, of binary or of {bytes, path}; anything else comes as Python has it.
-    """
-    files = images.flatten() if isinstance(images, pa.ListArray) else None
-    if files is not None and pa.types.is_struct(files.type) and files.type.get_field_index("bytes") >= 0:
-        # `field` forgets a slice's offset, `flatten` keeps it.
-        files = files.flatten()[files.type.get_field_index("bytes")]
-    if files is None or files.null_count or images.null_count or not pa.types.is_binary(files.type):
-        yield from images.to_pylist()
-        return
-    _, starts, data = files.buffers()
-    ends = np.frombuffer(starts, np.int32)[files.offset : files.offset + len(files) + 1].tolist()
-    whole = memoryview(data).cast("B") if data else memoryview(b"")
-    views = [whole[start:end] for start, end in pairwise(ends)]
-    rows = np.cumsum([0, *images.value_lengths().to_pylist()]).tolist()
-    yield from (views[start:end] for start, end in pairwise(rows))
-
-
 def _read_columns(form: Form) -> tuple[str, ...]:
     options = tuple(_TSV_OPTIONS) if form.kind == "vlmevalkit" else ()
     return (form.problem, form.answer, form.images, *OPTIONAL, *options)
@@ -444,15 +375,6 @@ def _row(part: Part, number: int, record: Mapping[str, object], form: Form) -> R
     return Row(part.name, number, problem, answer, cells, part.folder, given)
 
 
-def cells_of_text(text: str) -> list[object]:
-    """One picture or path, or a list of them written out, as tables without nested cells hold it."""
-    text = text.strip()
-    if not text.startswith("["):
-        return [text]
-    inner = (quoted[1] or quoted[2] for quoted in re.finditer(r"'([^']*)'|\"([^\"]*)\"", text))
-    return [cell for cell in inner if cell]
-
-
 def _problem_of_tsv(record: Mapping[str, object], images: int) -> str:
     """Question and options of VLMEvalKit's table as one text; images that it does not place come first."""
     question = str(record["question"])
@@ -467,45 +389,3 @@ def messages_text(prompt: object) -> str:
     if not isinstance(prompt, list):
         return ""
     return "\n".join(str(m["content"]) for m in prompt if isinstance(m, Mapping) and m.get("content"))
-
-
-def image_bytes(cell: object, folder: Path | None) -> bytes:
-    """The encoded file of a cell: bytes, {bytes, path}, base64, Pillow's picture, a path inside `folder`.
-
-    Raises ValueError for anything else.
-    """
-    if isinstance(cell, Mapping):
-        cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
-    if isinstance(cell, (bytes, memoryview)):
-        return bytes(cell)
-    if callable(save := getattr(cell, "save", None)):
-        buffer = io.BytesIO()
-        save(buffer, "PNG")
-        return buffer.getvalue()
-    if not isinstance(cell, str):
-        found = type(cell).__name__
-        raise ValueError(f"found {found}, expected bytes, {{bytes, path}}, base64 or a path")
-    if uri := _DATA_URI.match(cell):
-        return _decoded(cell[uri.end() :])
-    if _BASE64.fullmatch(cell):
-        return _decoded(cell)
-    if folder is None:
-        raise ValueError(f"found the path {cell!r}, expected the image's bytes in rows from the Hub")
-    path = (folder / cell).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"found {cell!r}, expected a path inside {folder}")
-    if not path.is_file():
-        raise ValueError(f"found {cell!r}, but there is no such file in {folder}")
-    return path.read_bytes()
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"found base64 that cannot be decoded: {error}") from error
-
-
-def line_of(error: BaseException) -> str:
-    """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

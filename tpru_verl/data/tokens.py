@@ -26,7 +26,7 @@ from PIL import Image
 
 from tpru_verl import prompts
 from tpru_verl.data.images import Encoded, read_header, scan
-from tpru_verl.data.source import line_of
+from tpru_verl.errors import line_of
 from tpru_verl.sample import IMAGE_TAG, Task
 
 if TYPE_CHECKING:

@@ -175,7 +175,7 @@ def problems_of_row(row: Row, *, deep: bool = False) -> Iterator[str]:
         if times > 1:
             yield f"problem: found the option {text!r} {times} times, expected distinct options"
     try:
-        images = row.views()
+        images = row.views
     except ValueError as error:
         yield f"images: {error}"
         return
@@ -190,7 +190,7 @@ def notes_of_row(row: Row, digests: Sequence[bytes]) -> Iterator[str]:
         yield "problem: found no sign of the task, expected one of the three; a column `task` settles it"
     elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(digests)):
         yield problem
-    for i, data in enumerate(row.views()):
+    for i, data in enumerate(row.views):
         if note := note_of(data):
             yield f"images[{i}]: {note}"
     if repeated := len(digests) - len({*digests}):
@@ -208,7 +208,7 @@ def _images_of_task(task: Task, options: dict[str, str], count: int) -> str | No
 
 
 def _seen(row: Row, *, hashes: bool) -> Seen:
-    images = row.views()
+    images = row.views
     digests = tuple(xxhash.xxh3_128_digest(data) for data in images)
     question = " ".join(str(row.problem).split()).encode()
     perceptual = [perceptual_hash(bytes(data)) for data in images] if hashes else []

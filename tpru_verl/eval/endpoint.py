@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from tpru_verl.data.source import line_of
+from tpru_verl.errors import line_of
 from tpru_verl.eval.engines import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.pixels import Bounds, png
 from tpru_verl.eval.store import Reply

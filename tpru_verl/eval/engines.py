@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tpru_verl.data.source import line_of
+from tpru_verl.errors import line_of
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.pixels import Bounds
 from tpru_verl.eval.store import Reply

@@ -24,18 +24,10 @@ from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
+from tpru_verl.data.cells import image_bytes, image_cells
+from tpru_verl.data.hub import undecoded
 from tpru_verl.data.images import problem_of
-from tpru_verl.data.source import (
-    KINDS,
-    OPTIONAL,
-    Part,
-    image_bytes,
-    image_cells,
-    line_of,
-    messages_text,
-    parts_of,
-    undecoded,
-)
+from tpru_verl.data.source import KINDS, OPTIONAL, Part, messages_text, parts_of
 from tpru_verl.data.tokens import (
     COLUMN,
     KEY_COLUMN,
@@ -46,6 +38,7 @@ from tpru_verl.data.tokens import (
     image_size,
     stored_counts,
 )
+from tpru_verl.errors import line_of
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
 

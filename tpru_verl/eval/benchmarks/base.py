@@ -14,7 +14,10 @@ from string import ascii_uppercase
 from typing import cast
 
 from tpru_verl.data import source
+from tpru_verl.data.cells import cells_of_text, image_bytes
+from tpru_verl.data.hub import load_hub
 from tpru_verl.data.source import Part
+from tpru_verl.errors import line_of
 from tpru_verl.eval.item import Item, posed
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -44,9 +47,9 @@ class Record:
         for name in names:
             cell = self.cells.get(name)
             if isinstance(cell, str) and cell:
-                cell = source.cells_of_text(cell)
+                cell = cells_of_text(cell)
             for part in cell if isinstance(cell, list) else [] if _empty(cell) else [cell]:
-                found.append(source.image_bytes(part, self.folder))
+                found.append(image_bytes(part, self.folder))
         return found
 
     def options(self) -> dict[str, str]:
@@ -141,7 +144,7 @@ def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list
         Part(
             f"{benchmark.hub}{f' ({config})' if config else ''}@{benchmark.split}",
             None,
-            source.load_hub(benchmark.hub, benchmark.split, revision=revision, config=config or None),
+            load_hub(benchmark.hub, benchmark.split, revision=revision, config=config or None),
             revision,
         )
         for config in benchmark.configs or ("",)
@@ -158,7 +161,7 @@ def _downloaded(benchmark: Benchmark, path: Path) -> Path:
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise OSError(
-            f"{benchmark.url}: {source.line_of(error)}; --data {benchmark.name}=FILE takes a local copy"
+            f"{benchmark.url}: {line_of(error)}; --data {benchmark.name}=FILE takes a local copy"
         ) from error
     unfinished.replace(path)
     return path
@@ -171,7 +174,7 @@ def _hub_file(benchmark: Benchmark, revision: str | None) -> Part:
         path = hf_hub_download(benchmark.hub, benchmark.hub_file, repo_type="dataset", revision=revision)
     except Exception as error:
         raise ValueError(
-            f"{benchmark.hub}: {benchmark.hub_file}: not readable from the Hub: {source.line_of(error)}; "
+            f"{benchmark.hub}: {benchmark.hub_file}: not readable from the Hub: {line_of(error)}; "
             f"--data {benchmark.name}=FILE takes a local copy"
         ) from error
     return Part(f"{benchmark.hub}/{benchmark.hub_file}", Path(path), None, revision)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tpru_verl.data.source import line_of
+from tpru_verl.errors import line_of
 from tpru_verl.eval.benchmarks import BENCHMARKS, Benchmark, load
 from tpru_verl.eval.engines import parts_of, prepared_images
 from tpru_verl.eval.item import Item
