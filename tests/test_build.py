@@ -135,7 +135,7 @@ def test_an_ended_run_goes_on_where_it_was(
     assert not (tmp_path / "out").exists()
     shards = {path: path.stat().st_mtime_ns for path in (tmp_path / ".out.work").rglob("*.*")}
     monkeypatch.setattr(stages, "clips_of", ended)  # would end the run if a file of clips were missing
-    monkeypatch.setattr(stages.prepare, "open_shard", ended)
+    monkeypatch.setattr(stages.layout, "open_shard", ended)
     build(source)
     assert shards
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -12,7 +12,7 @@ import xxhash
 from rows import Row, picture, reordering, write_parquet
 from test_data_validate import Tpru, tpru  # noqa: F401
 
-from tpru_verl.data import prepare as module
+from tpru_verl.data import layout
 from tpru_verl.data.prepare import Options, prepare
 from tpru_verl.data.work import Source
 
@@ -163,7 +163,7 @@ def test_an_end_in_the_middle_leaves_the_old_result(
         if written == 2:
             raise error
 
-    monkeypatch.setattr(module._Shards, "add", stops)
+    monkeypatch.setattr(layout.Shards, "add", stops)
     with pytest.raises(type(error), match="no space left" if isinstance(error, OSError) else None):
         run()
     assert contents(tmp_path / "out") == before
@@ -174,8 +174,8 @@ def test_shards_are_cut_by_size_and_named_by_count(
     run: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = sum(map(len, ROWS[0]["images"]))
-    monkeypatch.setattr(module, "GROUP_BYTES", size)
-    monkeypatch.setattr(module, "SHARD_BYTES", 3 * size)
+    monkeypatch.setattr(layout, "GROUP_BYTES", size)
+    monkeypatch.setattr(layout, "SHARD_BYTES", 3 * size)
     manifest = run()
     names = [file["name"] for file in manifest["files"]]
     assert len(names) > 2

@@ -246,3 +246,20 @@ def test_perceptual_hashes_know_a_picture_again_and_tell_others_apart() -> None:
     distance = bits(np.bitwise_xor(hashes[:, None], again, dtype=np.uint64))
     assert distance.diagonal().max() <= 4
     assert np.delete(distance.ravel(), np.arange(20) * 21).min() > 8
+
+
+def test_a_picture_in_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [f"{i}.png" for i in range(4)]
+    for i, name in enumerate(files):
+        (tmp_path / name).write_bytes(picture(i))
+    path = write_jsonl(tmp_path / "a.jsonl", [{**reordering(0), "images": files}])
+    read: list[str] = []
+    read_bytes = Path.read_bytes
+
+    def counted(self: Path) -> bytes:
+        read.append(self.name)
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    assert report_on(path, workers=1).rows == 1
+    assert sorted(read) == files

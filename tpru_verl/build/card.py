@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tpru_verl import __version__
-from tpru_verl.data.prepare import card_head
+from tpru_verl.data.layout import card_head
 
 
 def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:

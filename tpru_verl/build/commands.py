@@ -116,7 +116,7 @@ def build(
     from tpru_verl.build.tasks import Options
     from tpru_verl.build.video import Sampling
     from tpru_verl.data.commands import open_source, shares_of
-    from tpru_verl.data.prepare import DROPPED
+    from tpru_verl.data.layout import DROPPED
 
     processes = workers or os.cpu_count() or 1
     settings = Settings(

@@ -26,7 +26,7 @@ from tpru_verl.build.describe import Describer
 from tpru_verl.build.sources import items_of
 from tpru_verl.build.stages import Settings, Stages
 from tpru_verl.build.tasks import Place
-from tpru_verl.data import prepare
+from tpru_verl.data import layout, prepare
 from tpru_verl.data.validate import fingerprints
 from tpru_verl.data.work import Source, console
 from tpru_verl.files import write_json, write_text
@@ -58,7 +58,7 @@ def build(
         OSError: no space left.
     """
     check_settings(settings)
-    prepare.check_is_ours(out)
+    layout.check_is_ours(out)
     items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
     work = out.absolute().with_name(f".{out.name}.work")
     try:
@@ -131,7 +131,7 @@ def _show_left_out(counts: Counts) -> None:
         )
     if len(counts.dropped) > SHOWN:
         more = len(counts.dropped) - SHOWN
-        console.print(f"left out: {more} more, listed in {prepare.DROPPED}", style="yellow")
+        console.print(f"left out: {more} more, listed in {layout.DROPPED}", style="yellow")
 
 
 def _labels(clips: Path, files: int, counts: Counts) -> dict[Place, Label]:
@@ -208,27 +208,27 @@ def _finish(
     """Move the shards together, audit them, write manifest and card, and put all in place."""
     unfinished = out.absolute().with_name(f".{out.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / prepare.SHARDS).mkdir(parents=True)
+    (unfinished / layout.SHARDS).mkdir(parents=True)
     try:
         with (unfinished / PROVENANCE).open("wb") as file:
             for path in sorted(shards.glob("*.jsonl")):
                 file.write(path.read_bytes())
         for path in shards.glob("*.parquet"):
-            placed = unfinished / prepare.SHARDS / path.name
+            placed = unfinished / layout.SHARDS / path.name
             try:
                 os.link(path, placed)  # a run that is ended here finds it still
             except OSError:  # not every file system has links
                 shutil.copyfile(path, placed)
         if counts.dropped:
-            write_json(unfinished / prepare.DROPPED, counts.dropped)
-        names = (PROVENANCE, prepare.DROPPED)
+            write_json(unfinished / layout.DROPPED, counts.dropped)
+        names = (PROVENANCE, layout.DROPPED)
         files = manifest["files"]
         assert isinstance(files, list)
         files += [
             {
                 "name": name,
                 "bytes": path.stat().st_size,
-                "xxh3_128": prepare.checksum_of(path, xxhash.xxh3_128()),
+                "xxh3_128": layout.checksum_of(path, xxhash.xxh3_128()),
             }
             for name in names
             if (path := unfinished / name).exists()
@@ -238,9 +238,9 @@ def _finish(
         splits = sorted(rows["splits"])
         verdicts = {split: _audited(unfinished, split, stages.workers) for split in splits} if audit else {}
         manifest["audit"] = verdicts
-        write_json(unfinished / prepare.MANIFEST, manifest)
-        write_text(unfinished / prepare.CARD, card_of(manifest, splits))
-        prepare.put_in_place(unfinished, out)
+        write_json(unfinished / layout.MANIFEST, manifest)
+        write_text(unfinished / layout.CARD, card_of(manifest, splits))
+        layout.put_in_place(unfinished, out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(stages.work, ignore_errors=True)

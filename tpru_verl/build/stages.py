@@ -22,7 +22,7 @@ from tpru_verl.build.describe import Describer
 from tpru_verl.build.filters import Filters, clips_of
 from tpru_verl.build.tasks import Options, Place
 from tpru_verl.build.video import Sampling
-from tpru_verl.data import prepare
+from tpru_verl.data import layout
 from tpru_verl.data.work import Run, in_order
 from tpru_verl.errors import line_of
 from tpru_verl.files import write_text
@@ -109,18 +109,18 @@ def write(task: WriteTask) -> dict[str, object]:
     """Write the shard and its rows' provenance, unless they are there already; describes the shard."""
     if not task.path.exists():
         unfinished = task.path.with_name(f".{task.path.name}.unfinished")
-        schema = prepare.schema_of()
+        schema = layout.schema_of()
         provenance: list[str] = []
         lines = [*plan.read_lines(task.plan)]
-        with prepare.open_shard(unfinished, schema) as writer:
-            for start in range(0, len(lines), prepare.GROUP_ROWS):
-                group = lines[start : start + prepare.GROUP_ROWS]
+        with layout.open_shard(unfinished, schema) as writer:
+            for start in range(0, len(lines), layout.GROUP_ROWS):
+                group = lines[start : start + layout.GROUP_ROWS]
                 records = [_record(line, task, start + i) for i, line in enumerate(group)]
                 writer.write_table(pa.Table.from_pylist(records, schema))
                 provenance += [_provenance(line, task.folder) for line in group]
         write_text(task.path.with_suffix(".jsonl"), "".join(provenance))
         unfinished.replace(task.path)
-    digest = prepare.checksum_of(task.path, xxhash.xxh3_128())
+    digest = layout.checksum_of(task.path, xxhash.xxh3_128())
     size = task.path.stat().st_size
     return {"bytes": size, "xxh3_128": digest, "rows": sum(1 for _ in plan.read_lines(task.plan))}
 
@@ -128,7 +128,7 @@ def write(task: WriteTask) -> dict[str, object]:
 def _record(line: Mapping, task: WriteTask, number: int) -> dict[str, object]:
     names = {"scene": line["scene"], "source_id": line["group"], "row_id": line["row_id"]}
     row = (line["problem"], line["answer"], Task(line["task"]))
-    record = prepare.record_of(*row, names, task.template, task.first + number)
+    record = layout.record_of(*row, names, task.template, task.first + number)
     images: list[dict[str, object]] = []
     for file, clip, frame in line["images"]:
         (data,) = read_images(file_of(task.folder, file), clip, [frame])
@@ -256,7 +256,7 @@ class Stages:
             tasks.append(WriteTask(path, clips, folder / name, self.settings.template, first))
         results = self._run(tasks, write, "Writing shards")
         described = [
-            {"name": f"{prepare.SHARDS}/{task.path.name}", **result}
+            {"name": f"{layout.SHARDS}/{task.path.name}", **result}
             for task, result in zip(tasks, results, strict=True)
         ]
         return folder, described
