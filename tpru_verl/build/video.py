@@ -86,11 +86,12 @@ def _sampled(
         context.skip_frame = "NONKEY"
     rate, aspect = float(stream.average_rate or 0), float(stream.sample_aspect_ratio or 1)
     jumps = _Jumps(container, stream) if sampling.how == "uniform" else None
-    reformatter = VideoReformatter()
+    # One each: a reformatter makes its tables anew whenever it is asked for another form.
+    reformatter, to_grey = VideoReformatter(), VideoReformatter()
     last: np.ndarray | None = None
     for frame in _evenly(container, stream, every, start, end, jumps):
         if sampling.how == "scene":
-            grey = np.asarray(reformatter.reformat(frame, GREY, GREY, "gray").to_ndarray(), np.uint8)
+            grey = np.asarray(to_grey.reformat(frame, GREY, GREY, "gray").to_ndarray(), np.uint8)
             if last is not None and change_between(grey, last) < sampling.scene_change:
                 continue
             last = grey
