@@ -5,8 +5,8 @@
 
 A video is repeated until there are LEAST_FRAMES of it. Decoding alone is PyAV over the same files, all
 frames, with one thread a core, as `tpru build --workers 1` has. What a build of three seconds of 64 x 64
-pixels takes, most of it start-up, is not counted. Frames a second are frames of the file, whether looked at or
-not; uniform sampling may jump over some, which `--sampling scene` never does.
+pixels takes, most of it start-up, is not counted. Frames a second are frames of the file, whether looked at
+or not; uniform sampling may jump over some, which `--sampling scene` never does.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import numpy as np
-from overlong_filter import IMAGES, picture, sample, write
+from made_rows import IMAGES, picture, sample, write
 from rich.console import Console
 from rich.table import Table
 from rollouts import Rollouts

@@ -5,7 +5,8 @@
 
 Each run starts veRL's main_ppo from the demo's checkpoint and validates every few steps: one answer a row,
 sampled at temperature 1. "Reached" is the first validation from which on the mean of two in a row is at least
-the target. A run that has finished in `--out` is not run again. Seconds count steps, not start or validation.
+the target. A run that has finished in `--out` is not run again: name another folder after changes of code.
+Seconds count steps, not start or validation.
 """
 
 from __future__ import annotations
@@ -119,6 +120,10 @@ def main() -> None:
     args = parser.parse_args()
     args.out = args.out.absolute()
     args.out.mkdir(parents=True, exist_ok=True)
+    asked = {"steps": args.steps, "every": args.every, "rows": args.rows}
+    if (kept := args.out / "asked.json").exists() and json.loads(kept.read_text()) != asked:
+        parser.error(f"--out {args.out}: found runs with {kept.read_text()}, expected {json.dumps(asked)}")
+    kept.write_text(json.dumps(asked))
     write_parquet(make_rows(args.rows, seed=4_000_000), args.out / "test.parquet")
     for seed in args.seeds:
         write_parquet(make_rows(24 * args.steps, seed=seed), args.out / f"train-{seed}.parquet")

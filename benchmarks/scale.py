@@ -181,7 +181,8 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
 
 
 def composed(recipe: str, overrides: list[str]) -> DictConfig:
-    return recipes.compose(recipe, ["data.train_files=x", "data.val_files=x", *overrides])
+    of_recipe = [item for item in overrides if not item.startswith("hydra.")]
+    return recipes.compose(recipe, ["data.train_files=x", "data.val_files=x", *of_recipe])
 
 
 def settings_of(config: DictConfig, gpus: int, grown: bool) -> Settings:

@@ -18,12 +18,17 @@ ANSWERS = ["<think>x</think><answer>A</answer>", "B and then some more words"]
 
 
 class Remote:
-    """Stands for a Ray actor's method: `.remote(...)` gives something to await."""
+    """Stands for a Ray actor's method: `.remote(...)` gives something to await.
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
+    `apart`: what it is given is a copy, as in another process.
+    """
+
+    def __init__(self, function: Callable[..., Any], *, apart: bool = False) -> None:
+        self._function, self._apart = function, apart
 
     def remote(self, *args: object, **kwargs: object) -> asyncio.Future:
+        if self._apart:
+            args = pickle.loads(pickle.dumps(args))
         return asyncio.ensure_future(self._function(*args, **kwargs))
 
 
@@ -77,12 +82,12 @@ class FakeClient:
 class FakeRewardWorker:
     """veRL's reward worker, but for Ray: one row, or a batch of them."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, apart: bool) -> None:
         from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
         worker = RewardLoopWorker(config)
-        self.compute_score = Remote(worker.compute_score)
-        self.compute_score_batch = Remote(worker.compute_score_batch)
+        self.compute_score = Remote(worker.compute_score, apart=apart)
+        self.compute_score_batch = Remote(worker.compute_score_batch, apart=apart)
 
 
 class Rollouts:
@@ -96,7 +101,7 @@ class Rollouts:
         self._loop = asyncio.new_event_loop()  # veRL's worker belongs to the loop that it was made in
 
         async def make() -> Any:
-            return worker_class(config, FakeClient(self.server), None, [FakeRewardWorker(config)])
+            return worker_class(config, FakeClient(self.server), None, [FakeRewardWorker(config, apart=keep)])
 
         with patch("transfer_queue.init"):
             self.worker = self._loop.run_until_complete(make())

@@ -12,7 +12,7 @@ from rollouts import Rollouts
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _StockWorker
+from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _check_lists, _StockWorker
 
 N = 3
 
@@ -97,3 +97,27 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     failed = rollout(TPRUAgentLoopWorker)
     assert failed.fields == {}
     assert {key: tag["status"] for key, tag in failed.tags.items()} == {"row0": "failure", "row1": "failure"}
+
+
+def test_a_reward_sees_the_fields_of_its_own_sample(
+    rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tpru_verl.reward_fns import verl
+
+    seen: list[dict] = []
+    monkeypatch.setattr(
+        verl, "compute_score", lambda *_, extra_info, **__: seen.append(extra_info) or {"score": 0.0}
+    )
+    rollout(TPRUAgentLoopWorker)
+    assert len({id(fields) for fields in seen}) == len(seen) == 2 * N
+
+
+def test_a_prompt_that_lost_image_tokens_is_still_noticed(checkpoint: Path) -> None:
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    _check_lists(processor)
+    token, given = processor.image_token, torch.full((1, 3), processor.image_token_id)
+    processor._check_special_mm_tokens([3 * token], {"input_ids": given}, modalities=["image"])
+    with pytest.raises(ValueError, match="Mismatch in `image` token count"):
+        processor._check_special_mm_tokens([2 * token], {"input_ids": given}, modalities=["image"])

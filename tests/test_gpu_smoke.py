@@ -1,6 +1,9 @@
 """benchmarks/gpu_smoke.py and gpu_update.py: commands, tables; test_end_to_end.py runs the first on a CPU."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -101,6 +104,8 @@ def test_an_update_is_shown_beside_what_was_reckoned(small: Path, tmp_path: Path
         overrides = update.overrides_of(small, 3, gpus)
         config = recipes.compose("tpru_3b", overrides)
         validate_config(config, need_reference_policy(config), need_critic(config))
+        assert config.actor_rollout_ref.actor.fsdp_config.param_offload == (gpus == 1)
+    settings = update.settings_of(update.composed("tpru_3b", overrides), 8, grown=False)
     step = {
         "timing_s/step": 9.0,
         "timing_s/gen": 5.0,
@@ -115,7 +120,7 @@ def test_an_update_is_shown_beside_what_was_reckoned(small: Path, tmp_path: Path
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"data": step}) + "\n" for _ in range(3)))
     shape = KNOWN["Qwen/Qwen2.5-VL-3B-Instruct"]
-    table = update.report(metrics, "tpru_3b", overrides, 8, shape)
+    table = update.report(metrics, settings, shape)
     columns = [list(column.cells) for column in table.columns]
     rows = {name: (one, other) for name, one, other in zip(*columns, strict=True)}
     assert rows["tokens a second and GPU"][0] == f"{32 * 5 * 935 / 4:,.0f}"
@@ -125,4 +130,30 @@ def test_an_update_is_shown_beside_what_was_reckoned(small: Path, tmp_path: Path
     assert rows["peak of a GPU's memory, GiB"][0] == "60.0"
     metrics.write_text(json.dumps({"data": step}))
     with pytest.raises(ValueError, match="found no step after the first"):
-        update.report(metrics, "tpru_3b", overrides, 8, shape)
+        update.report(metrics, settings, shape)
+
+
+def test_its_rows_are_read_and_a_gpu_stays_a_gpu(small: Path, root: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(root / "benchmarks")!r})
+from pathlib import Path
+import gpu_update
+overrides = gpu_update.overrides_of(Path({str(small)!r}), 2, 1)
+_, environment = gpu_update.command("tpru_3b", overrides, Path("metrics.jsonl"))
+assert not {{"VERL_PLATFORM", "OMP_NUM_THREADS"}} & set(environment), environment
+from transformers import AutoProcessor
+from verl.trainer.ppo.utils import create_rl_dataset
+config = gpu_update.composed("tpru_3b", overrides)
+processor = AutoProcessor.from_pretrained(config.actor_rollout_ref.model.path)
+rows = create_rl_dataset(config.data.train_files, config.data, processor.tokenizer, processor)
+assert len(rows) == 2
+assert len(rows[0]["raw_prompt"][0]["content"]) > 5
+print("read")
+"""
+    hidden = {"VERL_PLATFORM", "OMP_NUM_THREADS"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1:] == ["read"], done.stderr[-3000:]

@@ -76,7 +76,7 @@ def test_without_egl_one_line_says_what_to_install(tmp_path: Path) -> None:
     code = "from tpru_verl.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "build", "sim:metaworld", str(tmp_path / "out")],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "MUJOCO_GL": "egl"},
         capture_output=True,
         text=True,
         check=False,

@@ -34,7 +34,7 @@ from tpru_verl.data.layout import (
 from tpru_verl.data.source import OPTIONAL, Form, Part, Row, Unit, columns_of, read_batches
 from tpru_verl.data.validate import Report, Seen, check_units, compare_rows, summary_of
 from tpru_verl.data.work import Source, each_unit
-from tpru_verl.files import write_json
+from tpru_verl.files import write_json, write_text
 from tpru_verl.sample import Task
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def prepare(
         if report.unusable:
             findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
             write_json(unfinished / DROPPED, findings)
-        (unfinished / CARD).write_text(_card(manifest, sorted(writer.shards)))
+        write_text(unfinished / CARD, _card(manifest, sorted(writer.shards)))
         put_in_place(unfinished, out)
     except OSError as error:
         if error.errno == errno.ENOSPC:

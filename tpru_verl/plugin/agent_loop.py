@@ -1,7 +1,7 @@
 """veRL's single-turn rollout with one image pass per prompt instead of three per trajectory.
 
 Stock veRL 0.9.1 (`trainer/ppo/v1/agent_loop_tq.py`) treats the n samples of a prompt as n strangers:
-each decodes and resizes the images, runs the processor to build the prompt, runs it again for the reward
+each resizes the images, runs the processor to build the prompt, runs it again for the reward
 worker and again for the training batch, and sends the images to vLLM in a call of its own. Here the n
 samples of a prompt share one preparation, one call to vLLM, one to the reward worker and one write to
 TransferQueue. The tensors are those of stock veRL (tests/test_agent_loop.py compares them).
@@ -16,6 +16,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Mapping
+from copy import copy
 from typing import TYPE_CHECKING, cast
 from uuid import uuid4
 
@@ -253,7 +254,10 @@ class TPRUAgentLoopWorker(_StockWorker):
 def _check_lists(processor: ProcessorMixin) -> None:
     """transformers 5.10 counts a prompt's image tokens by comparing tensors of one element each, for longer
     than its images take; lists are counted at once."""
-    check = processor._check_special_mm_tokens
+    check = getattr(processor, "_check_special_mm_tokens", None)
+    if check is None:
+        logger.warning("tpru plugin: image tokens are counted as %s does it", type(processor).__name__)
+        return
 
     def check_lists(text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
         ids = [torch.as_tensor(ids).tolist() for ids in text_inputs["input_ids"]]
@@ -279,7 +283,8 @@ def _objects(values: list) -> np.ndarray:
 
 
 def _repeat(value: object, n: int) -> np.ndarray:
-    return _objects([value] * n)
+    # Reward managers write into `extra_info`: what is one object here, pickle keeps one.
+    return _objects([copy(value) for _ in range(n)])
 
 
 class TPRUAgentLoopManager(AgentLoopManagerTQ):

@@ -14,7 +14,9 @@ os.environ.setdefault("MUJOCO_GL", "egl")  # read when mujoco is imported
 
 try:
     import mujoco
-except AttributeError as error:  # of None: PyOpenGL found no library
+except AttributeError as error:
+    if "NoneType" not in str(error):  # PyOpenGL's way to say that it found no library
+        raise
     raise ValueError(
         f"sim:metaworld: MuJoCo found no {os.environ['MUJOCO_GL']}, expected EGL "
         "(Debian: libegl1 libgl1-mesa-dri)"
