@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import av
 import numpy as np
@@ -30,7 +31,7 @@ from rich.table import Table
 
 TPRU = "from tpru_verl.cli import main; main()"
 LEAST_FRAMES = 1500
-ROUNDS = 3  # the middle one counts; decoding alone is timed before and after each
+ROUNDS = 5  # medians count; decoding alone is timed before and after each
 
 
 def made_video(path: Path, seconds: int = 60, size: tuple[int, int] = (1280, 720)) -> Path:
@@ -92,7 +93,7 @@ def videos(table: Table, folder: Path, path: Path) -> None:
     threads = os.cpu_count() or 1
     frames, alone = decode(paths, threads)
     name = f"PyAV alone, {path.name} x {copies}"
-    table.add_row(name, f"{frames:,} frames", f"{frames / alone:,.0f}", "1.00", "")
+    table.add_row(name, f"{frames:,} frames", f"{frames / alone:,.0f}", "", "", "1.00", "")
     for how in (("--every", 1), ("--sampling", "scene", "--every", 0.2)):
         rounds: list[tuple[float, float, float]] = []  # share of decoding alone, frames/s, GiB
         for _ in range(ROUNDS):
@@ -101,9 +102,10 @@ def videos(table: Table, folder: Path, path: Path) -> None:
             seconds, peak = run("build", source, folder / "rows", "--no-audit", "--workers", 1, *how)
             alone = (before + decode(paths, threads)[1]) / 2
             rounds.append((alone / (seconds - began), frames / (seconds - began), peak))
-        share, rate, peak = sorted(rounds)[ROUNDS // 2]
-        name = " ".join(map(str, how))
-        table.add_row(name, f"{frames:,} frames", f"{rate:,.0f}", f"{share:.2f}", f"{peak:.2f}")
+        shares, rates, peaks = zip(*rounds, strict=True)
+        spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
+        share = f"{median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
+        table.add_row(" ".join(map(str, how)), f"{frames:,} frames", *spread, share, f"{max(peaks):.2f}")
 
 
 def stills(table: Table, folder: Path, sequences: int) -> None:
@@ -115,19 +117,15 @@ def stills(table: Table, folder: Path, sequences: int) -> None:
         target.mkdir(parents=True)
         for place, i in enumerate(rng.permutation(len(pool))[:4]):
             (target / f"{place}.jpg").write_bytes(pool[i])
-    seconds, memory = run("build", folder / "stills", folder / "rows", "--no-audit", "--max-bits", 256)
-    table.add_row(
-        "folders of 4 JPEGs",
-        f"{3 * sequences:,} rows",
-        f"{3 * sequences / seconds:,.0f}",
-        "",
-        f"{memory:.2f}",
-    )
-    one = ("build", folder / "stills", folder / "rows", "--no-audit", "--task", "temporal_reordering")
-    seconds, memory = run(*one)
-    table.add_row(
-        "the same, one row each", f"{sequences:,} rows", f"{sequences / seconds:,.0f}", "", f"{memory:.2f}"
-    )
+    for title, each, how in (
+        ("folders of 4 JPEGs", 3, ("--max-bits", 256)),
+        ("the same, one row each", 1, ("--task", "temporal_reordering")),
+    ):
+        runs = [run("build", folder / "stills", folder / "rows", "--no-audit", *how) for _ in range(ROUNDS)]
+        rates = [each * sequences / seconds for seconds, _ in runs]
+        spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
+        peak = max(memory for _, memory in runs)
+        table.add_row(title, f"{each * sequences:,} rows", *spread, "", f"{peak:.2f}")
 
 
 def memory(table: Table, folder: Path, path: Path, counts: list[int]) -> None:
@@ -138,7 +136,7 @@ def memory(table: Table, folder: Path, path: Path, counts: list[int]) -> None:
             os.link(path, source / f"{i}{path.suffix}")
         seconds, peak = run("build", source, folder / "rows", "--no-audit", "--every", 1)
         table.add_row(
-            "memory by videos", f"{count} videos", f"{count / seconds:,.1f} videos", "", f"{peak:.2f}"
+            "memory by videos", f"{count} videos", f"{count / seconds:,.1f}", "", "", "", f"{peak:.2f}"
         )
 
 
@@ -147,10 +145,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--video", type=Path, nargs="*", default=[])
-    parser.add_argument("--sequences", type=int, default=1500, help="folders of pictures")
+    parser.add_argument("--sequences", type=int, default=1000, help="folders of pictures")
     parser.add_argument("--videos", type=int, nargs="+", default=[8, 64], help="for the memory")
     options = parser.parse_args()
-    table = Table("what", "how much", "a second", "of decoding alone", "peak GiB")
+    table = Table("what", "how much", "a second", "least", "most", "of decoding alone", "peak GiB")
     with tempfile.TemporaryDirectory() as name:
         for number, path in enumerate(options.video or [made_video(Path(name) / "made.mp4")]):
             (folder := Path(name) / f"v{number}").mkdir()

@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import psutil
@@ -127,25 +129,37 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000])
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
     pool = pictures(POOL)
     size = sum(map(len, pool)) / POOL / 1000
-    table = Table("rows", "", "s", "rows/s", "of the copy's rate", "peak GiB")
-    for count in parser.parse_args().rows:
+    table = Table("rows", "", "rows/s", "least", "most", "of the copy's rate", "peak GiB")
+    table.title = f"five JPEGs of {size:.0f} kB a row, medians of {args.repeats} runs"
+    for count in args.rows:
+        rates: dict[str, list[float]] = {}
+        peaks: dict[str, list[float]] = {}
         with tempfile.TemporaryDirectory() as name:
             rows, copied, out = (Path(name) / part for part in ("rows", "copied", "out"))
             write_rows(rows, count, pool)
-            plain = copy(rows, copied)
-            table.add_row(f"{count:,}", "pyarrow copy", f"{plain:.1f}", f"{count / plain:,.0f}", "1.00", "")
-            os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
-            for title, code, arguments in (
-                ("tpru data validate", TPRU_DATA, ("validate", rows)),
-                ("tpru data prepare", TPRU_DATA, ("prepare", rows, out)),
-                ("TPRUDataset starts", START, (rows, CHECKPOINT)),
-            ):
-                seconds, memory = run(code, *arguments)
-                rate = (f"{seconds:.1f}", f"{count / seconds:,.0f}", f"{plain / seconds:.2f}")
-                table.add_row("", title, *rate, f"{memory:.2f}")
-    Console().print(f"five JPEGs of {size:.0f} kB a row", table)
+            for repeat in range(args.repeats):
+                rates.setdefault("pyarrow copy", []).append(count / copy(rows, copied))
+                shutil.rmtree(copied)
+                os.environ["HF_DATASETS_CACHE"] = f"{name}/cache{repeat}"
+                for title, code, arguments in (
+                    ("tpru data validate", TPRU_DATA, ("validate", rows)),
+                    ("tpru data prepare", TPRU_DATA, ("prepare", rows, out)),
+                    ("TPRUDataset starts", START, (rows, CHECKPOINT)),
+                ):
+                    seconds, memory = run(code, *arguments)
+                    rates.setdefault(title, []).append(count / seconds)
+                    peaks.setdefault(title, []).append(memory)
+                shutil.rmtree(f"{name}/cache{repeat}")
+        for title, found in rates.items():
+            cells = [f"{value:,.0f}" for value in (median(found), min(found), max(found))]
+            share = f"{median(found) / median(rates['pyarrow copy']):.2f}"
+            peak = f"{max(peaks[title]):.2f}" if title in peaks else ""
+            table.add_row("" if title in peaks else f"{count:,}", title, *cells, share, peak)
+    Console().print(table)
 
 
 if __name__ == "__main__":

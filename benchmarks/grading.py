@@ -16,6 +16,10 @@ import random
 import re
 import time
 from collections.abc import Callable
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
 
 from tpru_verl.grading import grade
 
@@ -69,15 +73,12 @@ def outputs(count: int, words: int, distinct: bool) -> list[str]:
     ]
 
 
-def rate(function: Callable[[str], float], texts: list[str], repeats: int) -> float:
-    """Scores a second of processor time: the best of some repeats, because others share the machine."""
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.process_time()
-        for text in texts:
-            function(text)
-        best = min(best, time.process_time() - begin)
-    return len(texts) / best
+def rate(function: Callable[[str], float], texts: list[str]) -> float:
+    """Scores a second of processor time."""
+    begin = time.process_time()
+    for text in texts:
+        function(text)
+    return len(texts) / (time.process_time() - begin)
 
 
 def main() -> None:
@@ -100,11 +101,17 @@ def main() -> None:
         "ours, preset tpru_partial": lambda text: grade(text, "C", options=options).score("tpru_partial"),
     }
     size = sum(map(len, texts)) / len(texts)
-    print(f"{len(texts):,} outputs of {args.words} words ({size:,.0f} characters), one core")
-    rates = {name: rate(function, texts, args.repeats) for name, function in functions.items()}
-    base = next(iter(rates.values()))
-    for name, value in rates.items():
-        print(f"{name:<32}{value:>10,.0f} /s{value / base:>7.1f} x")
+    rates: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(args.repeats):
+        for name, function in functions.items():  # in turn, because others share the machine
+            rates[name].append(rate(function, texts))
+    title = f"{len(texts):,} outputs of {args.words} words ({size:,.0f} characters), {args.repeats} runs"
+    table = Table("", "scores/s of one core", "least", "most", "times the published", title=title)
+    base = median(next(iter(rates.values())))
+    for name, values in rates.items():
+        cells = (f"{value:,.0f}" for value in (median(values), min(values), max(values)))
+        table.add_row(name, *cells, f"{median(values) / base:.1f}")
+    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ PARTS = {
     "plugin_import": (),
     "grading": (),
     "overlong_filter": (),
-    "data_tools": ("--rows", "2000", "20000"),
+    "data_tools": ("--rows", "2000", "10000"),
     "build": (),
     "evaluation": (),
     "scale": ("--check", "--timed"),
