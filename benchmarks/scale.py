@@ -35,7 +35,7 @@ GPU_BYTES = 80 * 10**9
 TRAINING, PREFILL, DECODING, COLLECTIVE = 0.4, 0.5, 0.6, 0.8
 HOP, LEAST_DECODING, AROUND = 3e-6, 0.004, 3.0
 # Measured on one thread of this project's machine (benchmarks/image_preparation.py): five 640 x 480 JPEGs.
-PREPARATION = 0.057
+PREPARATION = 0.066
 
 
 @dataclass(frozen=True)
