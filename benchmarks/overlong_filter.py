@@ -26,6 +26,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datasets
 import datasets.config
 import numpy as np
 from made_rows import BOUNDS, picture, sample, write
@@ -97,6 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):  # veRL prints
         folder = Path(name)
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
+        datasets.disable_caching()  # or veRL's second run would find the first one's
         config = settings(folder / "verl", limit)
         plain = write(folder / "plain.parquet", samples)
         counted = write(folder / "counted.parquet", samples, stored)
