@@ -27,3 +27,9 @@ def checkpoint(root: Path) -> Path:
     if not (folder / "config.json").exists():
         pytest.fail(f"{folder} holds no checkpoint; make it with python -m tpru_verl.demo.warm_start")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first, so that all others run beside them."""
+    longest = ("test_end_to_end.py", "test_frameworks.py")
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
