@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/tpru demo $(ARGS)
 
 test: $(STAMP) frameworks
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Environments of tests/test_frameworks.py: a list's packages in front of those of $(VENV).
 frameworks: $(patsubst tests/frameworks/%.txt,$(VENV)/frameworks/%/.stamp,$(wildcard tests/frameworks/*.txt))
