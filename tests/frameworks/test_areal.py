@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from outputs import SCORES
+from responses import SCORES
 
 
 def test_workflow_scores_a_response(checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from outputs import SCORES
+from responses import SCORES
 from rows import picture, reordering, write_parquet
 
 from tpru_verl import host, plan, preflight, recipes

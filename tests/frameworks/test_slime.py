@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from outputs import SCORES
+from responses import SCORES
 
 
 def test_reward_hub() -> None:
