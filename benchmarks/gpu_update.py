@@ -26,8 +26,8 @@ import torch
 from made_rows import IMAGES, picture, sample, write
 from rich.console import Console
 from rich.table import Table
-from scale import PEAK, SMALL, TRAINING, Rows, composed, forward, model_of, see, settings_of, step_of
-from training import MEASURED, command, started
+from scale import PEAK, SMALL, TRAINING, Rows, forward, model_of, see, settings_of, step_of
+from training import MEASURED, command, composed, started
 from transformers import AutoProcessor, GenerationConfig
 
 from tpru_verl.demo import tiny_model

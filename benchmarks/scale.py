@@ -19,9 +19,9 @@ from typing import cast
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
+from training import composed
 
 from tpru_verl import host as hosts
-from tpru_verl import recipes
 from tpru_verl.plugin import memory
 from tpru_verl.plugin.memory import GIB, HALF, PATCHES_A_TOKEN, Shape
 from tpru_verl.settings import Settings
@@ -180,11 +180,6 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     )
 
 
-def composed(recipe: str, overrides: list[str]) -> DictConfig:
-    of_recipe = [item for item in overrides if not item.startswith("hydra.")]
-    return recipes.compose(recipe, ["data.train_files=x", "data.val_files=x", *of_recipe])
-
-
 def settings_of(config: DictConfig, gpus: int, grown: bool) -> Settings:
     """The recipe on that many GPUs; `grown`: with as many rows a GPU and step as on its own number."""
     changed = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
@@ -203,7 +198,7 @@ def show(names: list[str], counts: list[int], grown: bool, overrides: list[str])
     title = "Rows a step grow with the GPUs" if grown else "Rows a step as in the recipe"
     table = Table(*columns, "traj./s", "GiB a GPU", "GiB a host", "bottleneck", title=title)
     for name in names:
-        config = composed(name, overrides)
+        config = composed(name, ["data.train_files=x", "data.val_files=x", *overrides])
         for gpus in counts:
             recipe = settings_of(config, gpus, grown)
             shape = memory.shape_of(recipe.text("model"))

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from omegaconf import DictConfig
+
 from tpru_verl import recipes
 from tpru_verl.demo.processes import end_tree
 from tpru_verl.plugin import launch
@@ -23,10 +25,14 @@ MEASURED = (
 )
 
 
+def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
+    """The recipe with overrides as main_ppo takes them; those of Hydra itself are none of a recipe's."""
+    return recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
+
+
 def command(recipe: str, overrides: Sequence[str], metrics: Path) -> tuple[list[str], dict[str, str]]:
     """The command that trains, and its whole environment. Raises what `recipes.compose` raises."""
-    of_recipe = [item for item in overrides if not item.startswith("hydra.")]
-    own = {**launch.environment(recipes.compose(recipe, of_recipe)), "VERL_FILE_LOGGER_PATH": str(metrics)}
+    own = {**launch.environment(composed(recipe, overrides)), "VERL_FILE_LOGGER_PATH": str(metrics)}
     run = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *overrides]
     return run, {**os.environ, **own}
 
