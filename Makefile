@@ -47,5 +47,5 @@ $(STAMP):
 	else echo "Making $(VENV): about 5 GB and a few minutes"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
 	@$(BIN)/python -m pip install --editable '.[cpu,build,eval,dev]' || { \
 	  echo 'Installation failed. If pip found no torch==2.13.0+cpu: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch, then run make again.'; exit 1; }
-	@$(BIN)/python -m tpru_verl.plugin.torchvision_repair
+	@$(BIN)/python -m tpru_verl.doctor.torchvision_repair
 	@touch $@

@@ -26,10 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tpru_verl.demo.scenes import make_rows
-from tpru_verl.eval.engines import Local, Request, Sampling
+from tpru_verl.eval.engines.base import Local, Request, Sampling
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import line_of_row, summarise
-from tpru_verl.eval.statistics import paired
+from tpru_verl.statistics import paired
 
 CHECKPOINT = Path(__file__).parents[1] / "tpru_verl/demo/checkpoint"
 OFF = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}

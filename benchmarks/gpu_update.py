@@ -32,9 +32,9 @@ from transformers import AutoProcessor, GenerationConfig
 
 from tpru_verl.demo import tiny_model
 from tpru_verl.demo.run import CHECKPOINT
-from tpru_verl.plugin import memory
-from tpru_verl.plugin.memory import GIB, RESERVE, Shape
-from tpru_verl.settings import Settings
+from tpru_verl.doctor import memory
+from tpru_verl.doctor.memory import GIB, RESERVE, Shape
+from tpru_verl.launch.settings import Settings
 
 PROMPTS, SAMPLES, RESPONSE = 32, 5, 400
 

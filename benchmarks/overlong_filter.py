@@ -36,7 +36,7 @@ from rich.table import Table
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from tpru_verl.data.tokens import COLUMN, KEY_COLUMN, PromptCounter
+from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.plugin.dataset import TPRUDataset
 

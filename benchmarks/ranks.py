@@ -26,7 +26,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from verl.utils.fsdp_utils import apply_fsdp2
 
-from tpru_verl.plugin import memory
+from tpru_verl.doctor import memory
 
 SHAPE = replace(SMALL, layers=6, hidden=512, intermediate=2048, heads=8)
 TOKENS, PATCHES = 64, 16

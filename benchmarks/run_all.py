@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from tpru_verl.files import write_text
-from tpru_verl.host import versions_of
+from tpru_verl.trainers import versions_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"

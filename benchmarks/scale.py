@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 from training import composed
 
-from tpru_verl import host as hosts
-from tpru_verl.plugin import memory
-from tpru_verl.plugin.memory import GIB, HALF, PATCHES_A_TOKEN, Shape
-from tpru_verl.settings import Settings
+from tpru_verl import trainers as hosts
+from tpru_verl.doctor import memory
+from tpru_verl.doctor.memory import GIB, HALF, PATCHES_A_TOKEN, Shape
+from tpru_verl.launch.settings import Settings
 
 # NVIDIA's data sheet of the H100 SXM: dense bf16 operations and bytes of memory a second; one direction of
 # NVLink 4 and of a 400 Gb/s adapter, of which a node has one a GPU.

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from tpru_verl import recipes
 from tpru_verl.demo.processes import end_tree
-from tpru_verl.plugin import launch
+from tpru_verl.launch import checks as launch
 
 # A run that is only measured: no validation, no checkpoint.
 MEASURED = (

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpru_verl import host as hosts
+from tpru_verl import trainers as hosts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

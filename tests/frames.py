@@ -10,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tpru_verl.build.clips import Clip, Frame
+from tpru_verl.builder.clips import Clip, Frame
 
 SIZE = (128, 96)
 

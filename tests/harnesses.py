@@ -12,9 +12,9 @@ from endpoint import Asked, Endpoint
 from PIL import Image
 from rows import picture, reordering, write_parquet
 
+from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.hosts import rows as hosts
-from tpru_verl.eval.pixels import Bounds
+from tpru_verl.eval.harnesses import rows as hosts
 from tpru_verl.eval.results import read_lines
 
 Sources = dict[str, Path]  # benchmark -> its fixture

@@ -13,8 +13,8 @@ from rows import Row
 from test_data_prepare import contents, read
 
 from tpru_verl import cli
-from tpru_verl.build import pipeline, stages
-from tpru_verl.build.commands import PARTLY
+from tpru_verl.builder import pipeline, stages
+from tpru_verl.builder.commands import PARTLY
 from tpru_verl.data.validate import validate
 from tpru_verl.data.work import Source
 from tpru_verl.sample import NONE_OPTION, parse_options
@@ -371,7 +371,7 @@ def test_the_audit_is_in_the_card(build: Run, tmp_path: Path) -> None:
 def test_bricks_are_built_from_the_ground_up(build: Run) -> None:
     import numpy as np
 
-    from tpru_verl.build.sims import bricks
+    from tpru_verl.builder.sims import bricks
 
     for seed in range(20):
         for kind in bricks.KINDS:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from tpru_verl.build import candidates, tasks
-from tpru_verl.build.clips import Counts, Frame
-from tpru_verl.build.deal import Deal
-from tpru_verl.build.filters import Filters, clips_of
-from tpru_verl.build.tasks import LETTERS, Draft, Near, Options, ask, drafts_of, plain_text, seeded
+from tpru_verl.builder import candidates, tasks
+from tpru_verl.builder.clips import Counts, Frame
+from tpru_verl.builder.deal import Deal
+from tpru_verl.builder.filters import Filters, clips_of
+from tpru_verl.builder.tasks import LETTERS, Draft, Near, Options, ask, drafts_of, plain_text, seeded
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task, parse_options, problems_of, recognise_task
 
 FILTERS = Filters()

@@ -13,9 +13,9 @@ from frames import SIZE, encoded, moment, video
 from PIL import Image
 from test_build import Run, build, provenance  # noqa: F401
 
-from tpru_verl.build import lerobot
-from tpru_verl.build.clips import Frame
-from tpru_verl.build.video import Sampling, frames_of
+from tpru_verl.builder import lerobot
+from tpru_verl.builder.clips import Frame
+from tpru_verl.builder.video import Sampling, frames_of
 
 EVEN = [i / 25 for i in range(150)]  # six seconds
 

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 import tpru_verl
-from tpru_verl import cli, train
-from tpru_verl.plan import Plan
+from tpru_verl import cli
+from tpru_verl.launch import run as train
+from tpru_verl.launch.plan import Plan
 
 DATA = ["data.train_files=train.parquet", "data.val_files=test.parquet"]
 

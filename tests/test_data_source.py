@@ -13,8 +13,8 @@ from hub import COMMITS, hub
 from PIL import Image
 from rows import picture, reordering, write_jsonl, write_parquet
 
-from tpru_verl.data.cells import image_bytes
-from tpru_verl.data.source import Keys, Row, read_rows
+from tpru_verl.data.source.cells import image_bytes
+from tpru_verl.data.source.forms import Keys, Row, read_rows
 from tpru_verl.data.work import Source
 from tpru_verl.sample import Task
 

@@ -25,7 +25,8 @@ from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.tensordict_utils import get_tensordict
 
-from tpru_verl.data import hub, source
+from tpru_verl.data.source import forms as source
+from tpru_verl.data.source import hub
 from tpru_verl.plugin import dataset as module
 from tpru_verl.plugin.dataset import TPRUDataset
 

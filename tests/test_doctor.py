@@ -12,12 +12,11 @@ from rows import reordering, write_parquet
 from typer.testing import CliRunner
 
 from tpru_verl import cli, doctor
-from tpru_verl.doctor import machine, prompts, recipe
+from tpru_verl.doctor import machine, memory, prompts, recipe
 from tpru_verl.doctor.line import FAIL, OK, WARN, Line
 from tpru_verl.doctor.probe import Device, Probe, probe
-from tpru_verl.host import Host
-from tpru_verl.plugin import memory
-from tpru_verl.settings import KEYS, Settings
+from tpru_verl.launch.settings import KEYS, Settings
+from tpru_verl.trainers import Host
 
 GIB = 1024**3
 H100 = Device(name="H100", bytes=80 * GIB)
@@ -88,7 +87,7 @@ class TestMachine:
         line = machine._torchvision(
             probed(errors={"torchvision": "RuntimeError: operator torchvision::nms does not exist"})
         )
-        assert (line.status, line.fix) == (FAIL, "python -m tpru_verl.plugin.torchvision_repair")
+        assert (line.status, line.fix) == (FAIL, "python -m tpru_verl.doctor.torchvision_repair")
 
     def test_an_untested_or_missing_package_is_told_from_a_broken_one(
         self, monkeypatch: pytest.MonkeyPatch

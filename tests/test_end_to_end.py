@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("verl")
 from tpru_verl import recipes
 from tpru_verl.demo.processes import end_tree
-from tpru_verl.plugin import launch
+from tpru_verl.launch import checks as launch
 
 pytestmark = pytest.mark.e2e
 CORRELATION = "training/rollout_actor_probs_pearson_corr"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rows import picture, reordering, write_parquet
 
 from tpru_verl.eval.benchmarks import BENCHMARKS, find, load
-from tpru_verl.eval.engines import parts_of
+from tpru_verl.eval.engines.base import parts_of
 from tpru_verl.eval.item import Item, compose, listed, placed, rotated, rotations
 from tpru_verl.eval.run import STYLES, prompt_of
 from tpru_verl.sample import IMAGE_TAG, Task

@@ -12,10 +12,10 @@ import pytest
 from harnesses import export, write_sources
 from PIL import Image
 
+from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.hosts import rows as hosts
-from tpru_verl.eval.hosts.vlmevalkit import dataset_class
-from tpru_verl.eval.pixels import Bounds
+from tpru_verl.eval.harnesses import rows as hosts
+from tpru_verl.eval.harnesses.vlmevalkit import dataset_class
 
 
 class TestExport:
@@ -41,7 +41,7 @@ class TestExport:
 
 def test_inspect_finds_the_tasks_by_entry_point() -> None:
     (found,) = entry_points(group="inspect_ai", name="tpru_verl")
-    assert found.value == "tpru_verl.eval.hosts.inspect_tasks"
+    assert found.value == "tpru_verl.eval.harnesses.inspect_tasks"
 
 
 def test_a_vlmevalkit_class_reads_what_was_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,14 @@ def test_a_vlmevalkit_class_reads_what_was_exported(tmp_path: Path, monkeypatch:
 
 
 def test_the_launcher_wants_a_checkout(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tpru_verl.eval.hosts.vlmevalkit", str(tmp_path), "--data", "TPRU_Test"]
+    command = [
+        sys.executable,
+        "-m",
+        "tpru_verl.eval.harnesses.vlmevalkit",
+        str(tmp_path),
+        "--data",
+        "TPRU_Test",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "found no run.py and vlmeval in it, expected VLMEvalKit's checkout" in done.stderr

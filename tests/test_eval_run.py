@@ -21,10 +21,10 @@ from PIL import Image
 from rows import picture, reordering, write_parquet
 
 from tpru_verl import cli
-from tpru_verl.eval.endpoint import Endpoint
-from tpru_verl.eval.engines import Local, Request, Sampling
+from tpru_verl.data.tokens.pixels import Bounds
+from tpru_verl.eval.engines.base import Local, Request, Sampling
+from tpru_verl.eval.engines.endpoint import Endpoint
 from tpru_verl.eval.item import Item
-from tpru_verl.eval.pixels import Bounds
 from tpru_verl.eval.results import read_lines
 from tpru_verl.eval.store import Store
 

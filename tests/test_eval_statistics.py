@@ -10,7 +10,7 @@ from scipy import stats
 
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
-from tpru_verl.eval.statistics import clusters_of, holm, mcnemar, paired, share, standard_error, wilson
+from tpru_verl.statistics import clusters_of, holm, mcnemar, paired, share, standard_error, wilson
 
 CHOICE = Item("x", "Which?\nA. left\nB. right\nC. none", "B", (), {"A": "left", "B": "right", "C": "none"})
 ORDER = Item("x", "In which order?", "BDAC", ())

@@ -75,7 +75,7 @@ def test_the_random_model_has_the_shape_and_answers_to_pictures(small: Path) -> 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from tpru_verl.plugin.memory import shape_of
+    from tpru_verl.doctor.memory import shape_of
 
     update = import_module("gpu_update")
     assert shape_of(str(small / "model")) == update.SMALL
@@ -97,7 +97,7 @@ def test_an_update_is_shown_beside_what_was_reckoned(small: Path, tmp_path: Path
     from verl.utils.config import validate_config
 
     from tpru_verl import recipes
-    from tpru_verl.plugin.memory import KNOWN
+    from tpru_verl.doctor.memory import KNOWN
 
     update = import_module("gpu_update")
     for gpus in (1, 8):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tpru_verl import host, plan, recipes
+from tpru_verl import recipes
+from tpru_verl import trainers as host
+from tpru_verl.launch import plan
 
 Install = Callable[..., Path]
 

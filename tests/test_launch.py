@@ -14,8 +14,8 @@ import pytest
 
 from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.eval.statistics import wilson
-from tpru_verl.plugin import launch
+from tpru_verl.launch import checks as launch
+from tpru_verl.statistics import wilson
 
 
 def recipe(tmp_path: Path, **changes: Any) -> dict[str, Any]:

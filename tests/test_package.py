@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-REPAIR = Path("tpru_verl") / "plugin" / "torchvision_repair.py"
+REPAIR = Path("tpru_verl") / "doctor" / "torchvision_repair.py"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_wheel_holds_all_that_is_not_code(wheel: Path, root: Path, checkpoint: P
         }
     promised |= {str(path.relative_to(root)) for path in (root / "tpru_verl" / "prompts").glob("*.jinja")}
     promised |= {str(path.relative_to(root)) for path in checkpoint.iterdir()}
-    promised.add("tpru_verl/build/sims/gui.html")
+    promised.add("tpru_verl/builder/sims/gui.html")
     assert promised <= names
 
 
@@ -86,7 +86,7 @@ def test_recipes_of_the_wheel_are_found_by_hydra(wheel: Path, tmp_path: Path) ->
     "modules",
     [
         "tpru_verl, tpru_verl.cli, tpru_verl.sample, tpru_verl.grading, tpru_verl.prompts, tpru_verl.recipes",
-        "tpru_verl.plugin, tpru_verl.plugin.vllm_process, tpru_verl.plugin.launch, tpru_verl.plugin.hooks",
+        "tpru_verl.plugin, tpru_verl.plugin.vllm_process, tpru_verl.launch.checks, tpru_verl.plugin.hooks",
         "tpru_verl.reward_fns.verl, tpru_verl.reward_fns.easyr1",
     ],
 )

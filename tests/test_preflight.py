@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rows import reordering, write_parquet
 
-from tpru_verl import preflight
-from tpru_verl.settings import Settings
+from tpru_verl.launch import reward_trial as preflight
+from tpru_verl.launch.settings import Settings
 
 OURS = "pkg://tpru_verl.reward_fns.verl"
 

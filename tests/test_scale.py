@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("verl")
-from tpru_verl.plugin.memory import KNOWN, Shape
+from tpru_verl.doctor.memory import KNOWN, Shape
 
 
 @pytest.fixture

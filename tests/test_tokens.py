@@ -32,8 +32,8 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from tpru_verl.data import tokens as module
-from tpru_verl.data.tokens import (
+from tpru_verl.data.tokens import prompts as module
+from tpru_verl.data.tokens.prompts import (
     COLUMN,
     KEY_COLUMN,
     PromptCounter,
@@ -453,7 +453,7 @@ class TestKey:
 
     def test_is_the_same_in_another_process(self, checkpoint: Path) -> None:
         code = (
-            "from transformers import AutoProcessor; from tpru_verl.data.tokens import PromptCounter; "
+            "from transformers import AutoProcessor\nfrom tpru_verl.data.tokens.prompts import PromptCounter\n"
             f"print(PromptCounter(AutoProcessor.from_pretrained({str(checkpoint)!r})).key)"
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -461,7 +461,8 @@ class TestKey:
 
 
 def test_importing_brings_nothing_heavy() -> None:
-    code = "import sys, tpru_verl.data.tokens; print({'torch', 'transformers', 'verl'} & set(sys.modules))"
+    heavy = "{'torch', 'transformers', 'verl'}"
+    code = f"import sys, tpru_verl.data.tokens.prompts; print({heavy} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
 

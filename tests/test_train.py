@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tpru_verl import host as hosts
-from tpru_verl import train
-from tpru_verl.plan import Plan
-from tpru_verl.settings import Settings
+from tpru_verl import trainers as hosts
+from tpru_verl.launch import run as train
+from tpru_verl.launch.plan import Plan
+from tpru_verl.launch.settings import Settings
 
 HOST = hosts.Host(hosts.VERL, "0.9.1", Path("verl"))
 
@@ -163,8 +163,8 @@ def test_ctrl_c_on_the_command_line_ends_all_of_it(tmp_path: Path) -> None:
     )
     code = "import time; print('up', flush=True); time.sleep(60)"
     (tmp_path / "tests_plan.py").write_text(
-        "import sys\nfrom pathlib import Path\nfrom tpru_verl.host import Host\n"
-        "from tpru_verl.plan import Plan\nfrom tpru_verl.settings import Settings\n"
+        "import sys\nfrom pathlib import Path\nfrom tpru_verl.trainers import Host\n"
+        "from tpru_verl.launch.plan import Plan\nfrom tpru_verl.launch.settings import Settings\n"
         f"command = [sys.executable, '-c', {code!r}]\n"
         "plan = Plan(Host('veRL', '1', Path()), Settings('veRL', {}), command, {})\n"
     )

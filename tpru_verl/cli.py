@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tpru_verl import __version__
-from tpru_verl.build.commands import build
+from tpru_verl.builder.commands import build
 from tpru_verl.data.commands import app as data_app
 from tpru_verl.eval.commands import app as eval_app
 
@@ -95,13 +95,13 @@ def train(
     Whichever of the two is installed. The reward is tried on real rows first. The command can be copied and
     run by hand; exit code and signals are passed on, and a failure names the first error of all workers.
     """
-    from tpru_verl import plan
+    from tpru_verl.launch import plan
 
     planned = plan.compose(recipe, overrides or [])
     typer.echo(str(planned))
     if dry_run:
         return
-    from tpru_verl import train as work
+    from tpru_verl.launch import run as work
 
     typer.echo(f"reward: {work.check(planned)}", err=True)
     default = Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}.log"

@@ -12,10 +12,10 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tpru_verl.build.filters import Filters
-from tpru_verl.build.pipeline import build
-from tpru_verl.build.sims import episodes_of, gui
-from tpru_verl.build.stages import Settings
+from tpru_verl.builder.filters import Filters
+from tpru_verl.builder.pipeline import build
+from tpru_verl.builder.sims import episodes_of, gui
+from tpru_verl.builder.stages import Settings
 
 
 def test_an_episode_is_the_same_each_time_and_says_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:

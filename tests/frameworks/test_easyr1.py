@@ -20,15 +20,18 @@ import pytest
 from responses import SCORES
 from rows import picture, reordering, write_parquet
 
-from tpru_verl import host, plan, preflight, recipes
+from tpru_verl import recipes
+from tpru_verl import trainers as host
 from tpru_verl.data.easyr1_tokens import EasyR1Counter
 from tpru_verl.data.prepare import Asked, Options, prepare
-from tpru_verl.data.source import read_rows
+from tpru_verl.data.source.forms import read_rows
 from tpru_verl.data.work import Source
-from tpru_verl.plugin import easyr1, launch
+from tpru_verl.launch import checks as launch
+from tpru_verl.launch import easyr1, plan
+from tpru_verl.launch import reward_trial as preflight
+from tpru_verl.launch.settings import Settings
 from tpru_verl.prompts import render
 from tpru_verl.recipes.for_easyr1 import PAPER
-from tpru_verl.settings import Settings
 
 CHECKOUT = os.environ.get("TPRU_EASYR1", "")
 STUBS = Path(__file__).parent / "stubs"
@@ -345,7 +348,8 @@ class TestInstall:
 
     def test_importing_us_brings_neither_torch_nor_verl(self, python: Path, tmp_path: Path) -> None:
         code = (
-            "import sys, tpru_verl, tpru_verl.cli, tpru_verl.plan, tpru_verl.doctor, tpru_verl.train\n"
+            "import sys, tpru_verl, tpru_verl.cli, tpru_verl.doctor, tpru_verl.launch.plan\n"
+            "import tpru_verl.launch.run\n"
             "print(*sorted({'torch', 'verl', 'vllm', 'transformers'} & set(sys.modules)))"
         )
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}

@@ -32,7 +32,7 @@ def test_each_benchmark_is_listed_and_takes_its_options() -> None:
 
     from inspect_ai import list_tasks  # type: ignore[import-not-found]
 
-    from tpru_verl.eval.hosts import inspect_tasks
+    from tpru_verl.eval.harnesses import inspect_tasks
 
     file = Path(inspect_tasks.__file__)
     listed = {task.name for task in list_tasks(file.name, root_dir=file.parent)}

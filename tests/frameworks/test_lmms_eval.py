@@ -7,7 +7,7 @@ from harnesses import OwnRun, call, export
 from test_docs import CHOICES, cases
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.hosts import rows as hosts
+from tpru_verl.eval.harnesses import rows as hosts
 
 
 def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from harnesses import OwnRun, call, export
 from test_docs import CHOICES, cases, choice
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.hosts import rows as hosts
+from tpru_verl.eval.harnesses import rows as hosts
 
 
 def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
@@ -16,7 +16,7 @@ def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
     names = [hosts.vlmevalkit_name(BENCHMARKS[name]) for name in own.sources]
     args = [os.environ["VLMEVALKIT"], "--data", *names, "--model", "tiny", "--base-url", own.server.url]
     args += ["--local-media", "--judge", "exact_matching", "--work-dir", tmp_path / "out"]
-    call("-m", "tpru_verl.eval.hosts.vlmevalkit", *args, LMUData=str(tmp_path / "lmu"))
+    call("-m", "tpru_verl.eval.harnesses.vlmevalkit", *args, LMUData=str(tmp_path / "lmu"))
     assert own.asked_since() == own.asked
     for name in own.sources:
         file, *_ = (tmp_path / "out").rglob(f"*{hosts.vlmevalkit_name(BENCHMARKS[name])}_verdicts.json")

@@ -12,7 +12,7 @@ import typer
 from tpru_verl.files import write_json
 
 if TYPE_CHECKING:
-    from tpru_verl.data.tokens import PromptCounter
+    from tpru_verl.data.tokens.prompts import PromptCounter
     from tpru_verl.data.work import Source
 
 app = typer.Typer(
@@ -41,7 +41,7 @@ def open_source(
     answer: str | None = None,
     image: str | None = None,
 ) -> Source:
-    from tpru_verl.data.source import Keys
+    from tpru_verl.data.source.forms import Keys
     from tpru_verl.data.work import Source, console
 
     source = Source.open(name, revision=revision, keys=Keys(problem, answer, image))
@@ -145,7 +145,7 @@ def _counter(model: str, template: str, min_pixels: int | None, max_pixels: int 
         raise ValueError(
             f"--model: counting tokens needs `pip install transformers torch`: {error}"
         ) from error
-    from tpru_verl.data.tokens import PromptCounter
+    from tpru_verl.data.tokens.prompts import PromptCounter
 
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     processor = AutoProcessor.from_pretrained(model)
@@ -231,7 +231,7 @@ def audit(
     Letter and position priors, similarity, files, compression, text alone: each against chance with a 95 %
     interval, then a verdict. The exit code is 0 whatever the verdict.
     """
-    from tpru_verl.data import audit as work
+    from tpru_verl.data.audit import measure as work
     from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)

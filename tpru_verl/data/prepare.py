@@ -31,14 +31,14 @@ from tpru_verl.data.layout import (
     put_in_place,
     record_of,
 )
-from tpru_verl.data.source import OPTIONAL, Form, Part, Row, Unit, columns_of, read_batches
+from tpru_verl.data.source.forms import OPTIONAL, Form, Part, Row, Unit, columns_of, read_batches
 from tpru_verl.data.validate import Report, Seen, check_units, compare_rows, summary_of
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.files import write_json, write_text
 from tpru_verl.sample import Task
 
 if TYPE_CHECKING:
-    from tpru_verl.data.tokens import PromptCounter
+    from tpru_verl.data.tokens.prompts import PromptCounter
 
 MADE_BY = "tpru data prepare"
 ONE_SPLIT = "train"  # where rows go that are not split

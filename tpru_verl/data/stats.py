@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tpru_verl.data.images import read_header
-from tpru_verl.data.source import Form, Row, Unit, read_rows
+from tpru_verl.data.source.forms import Form, Row, Unit, read_rows
 from tpru_verl.data.validate import problems_of_row
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.sample import NONE_OPTION, Task, parse_options

@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tpru_verl.data.images import note_of, perceptual_hash, problem_of
-from tpru_verl.data.source import Form, Row, Unit, read_rows
+from tpru_verl.data.source.forms import Form, Row, Unit, read_rows
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.files import write_json
 from tpru_verl.sample import Task, parse_options, problems_of

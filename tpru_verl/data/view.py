@@ -18,7 +18,7 @@ import xxhash
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tpru_verl.data import images
-from tpru_verl.data.source import Form, Part, Row, Unit, read_rows
+from tpru_verl.data.source.forms import Form, Part, Row, Unit, read_rows
 from tpru_verl.data.validate import problems_of_row
 from tpru_verl.data.work import Source, each_unit
 from tpru_verl.errors import line_of

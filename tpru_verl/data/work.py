@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tpru_verl.data.source import Form, Keys, Part, Unit, form_of, parts_of, units_of
+from tpru_verl.data.source.forms import Form, Keys, Part, Unit, form_of, parts_of, units_of
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")

@@ -49,7 +49,7 @@ def score(answers: Path) -> dict[str, Score]:
 
 def _score(rows: Sequence[dict[str, Any]]) -> Score:
     right = round(sum(row["accuracy"] for row in rows))
-    from tpru_verl.eval.statistics import wilson
+    from tpru_verl.statistics import wilson
 
     low, high = wilson(right, len(rows))
     return Score(

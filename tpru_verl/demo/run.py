@@ -31,8 +31,8 @@ from tpru_verl.demo.page import CORRELATION, LEAST_CORRELATION, draw_curve, writ
 from tpru_verl.demo.processes import Memory, last_error, supervise
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
-from tpru_verl.host import versions_of
-from tpru_verl.plugin import launch
+from tpru_verl.launch import checks as launch
+from tpru_verl.trainers import versions_of
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 RECIPE = "tpru_tiny_cpu"

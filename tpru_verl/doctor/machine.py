@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpru_verl import host as hosts
+from tpru_verl import trainers as hosts
 from tpru_verl.doctor.line import FAIL, OK, WARN, Line, judged
 from tpru_verl.doctor.probe import Probe, probe
-from tpru_verl.plugin import launch
+from tpru_verl.launch import checks as launch
 
 GIB = 1024**3
 SHARED_MEMORY = 8 * GIB  # Ray keeps its objects there, and falls back to a disk below what it wants
@@ -129,7 +129,7 @@ def _torchvision(found: Probe) -> Line:
     if not error:
         return Line("torchvision", OK, hosts.version_of("torchvision") or "not installed")
     missing = "operator torchvision::" in error  # a CUDA build beside a CPU torch
-    repair = "python -m tpru_verl.plugin.torchvision_repair"
+    repair = "python -m tpru_verl.doctor.torchvision_repair"
     return Line("torchvision", FAIL, error, repair if missing else "reinstall torchvision for this torch")
 
 

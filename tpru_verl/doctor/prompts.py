@@ -14,11 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl import host as hosts
+from tpru_verl import trainers as hosts
 
 if TYPE_CHECKING:
     from tpru_verl.data.prepare import Asked
-    from tpru_verl.settings import Settings
+    from tpru_verl.launch.settings import Settings
 
 _MARK = "tpru-prompts:"
 _BATCH = 64
@@ -86,7 +86,7 @@ def _look(request: Mapping[str, object]) -> Prompts:
 
 def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
     from tpru_verl.data.easyr1_tokens import EasyR1Counter
-    from tpru_verl.data.tokens import PromptCounter
+    from tpru_verl.data.tokens.prompts import PromptCounter
 
     kind = PromptCounter if request["host"] == hosts.VERL else EasyR1Counter
     counter = kind(
@@ -110,7 +110,7 @@ def _measure(request: Mapping[str, object], processor: object, found: Prompts) -
 def _rows(request: Mapping[str, object]) -> Iterator[tuple[str, Asked]]:
     """File and row, and what of it is counted; of what is on the Hub nothing."""
     from tpru_verl.data.prepare import Asked
-    from tpru_verl.data.source import Keys, read_rows
+    from tpru_verl.data.source.forms import Keys, read_rows
     from tpru_verl.data.work import Source
 
     for name in cast("list[str]", request["files"]):

@@ -9,15 +9,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tpru_verl import host as hosts
-from tpru_verl import plan as plans
-from tpru_verl import preflight
-from tpru_verl.doctor import prompts
+from tpru_verl import trainers as hosts
+from tpru_verl.doctor import memory, prompts
 from tpru_verl.doctor.line import FAIL, OK, WARN, Line, judged
 from tpru_verl.doctor.machine import Seen
-from tpru_verl.plan import Plan
-from tpru_verl.plugin import launch, memory
-from tpru_verl.settings import Settings
+from tpru_verl.launch import checks as launch
+from tpru_verl.launch import plan as plans
+from tpru_verl.launch import reward_trial as preflight
+from tpru_verl.launch.plan import Plan
+from tpru_verl.launch.settings import Settings
 
 GIB = 1024**3
 # Keys under `data` that are ours, or that veRL reads without having a default for them.

@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from tpru_verl.eval.engines import Engine, Sampling
+    from tpru_verl.eval.engines.base import Engine, Sampling
 
 
 class _RunByDefault(TyperGroup):
@@ -106,7 +106,7 @@ def run(
     The same command again continues a run that was ended, and asks nothing twice.
     """
     from tpru_verl.eval.benchmarks import find
-    from tpru_verl.eval.engines import Sampling
+    from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.report import tables
     from tpru_verl.eval.run import Settings, evaluate
     from tpru_verl.terminal import results
@@ -121,8 +121,8 @@ def run(
     options = {key: _value(text) for key, text in _pairs("--option", option).items()}
     engine: Engine
     if base_url is not None:
-        from tpru_verl.eval.endpoint import Endpoint
-        from tpru_verl.eval.pixels import Bounds
+        from tpru_verl.data.tokens.pixels import Bounds
+        from tpru_verl.eval.engines.endpoint import Endpoint
 
         bounds = Bounds(min_pixels, max_pixels, 2 * patch)
         engine = Endpoint(
@@ -158,7 +158,7 @@ def _local(
     max_model_len: int | None,
     options: dict[str, Any],
 ) -> Engine:
-    from tpru_verl.eval.engines import Local
+    from tpru_verl.eval.engines.base import Local
 
     return Local(
         model,
@@ -243,9 +243,9 @@ def export(
     patch: Annotated[int, typer.Option(help="Side of a patch: 14 (Qwen2.5-VL) or 16 (Qwen3-VL).")] = 14,
 ) -> None:
     """Write the same rows, prompts and pixels for another harness, which then judges with our grader."""
+    from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.eval.benchmarks import find
-    from tpru_verl.eval.hosts.rows import export as work
-    from tpru_verl.eval.pixels import Bounds
+    from tpru_verl.eval.harnesses.rows import export as work
 
     sources = _pairs("--data", data)
     chosen = [(benchmark, sources.get(benchmark.name)) for benchmark in find(bench)]

@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from tpru_verl.eval.results import Line, read_lines, read_summary
-from tpru_verl.eval.statistics import Difference, holm, paired
+from tpru_verl.statistics import Difference, holm, paired
 
 # Settings under which two runs ask the same; what differs otherwise, such as the engine, may.
 SAME = (

@@ -10,9 +10,9 @@ from typing import TypedDict, cast
 
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
-from tpru_verl.eval.statistics import share
 from tpru_verl.eval.store import Reply, key_of
-from tpru_verl.host import versions_of
+from tpru_verl.statistics import share
+from tpru_verl.trainers import versions_of
 
 KEPT_PACKAGES = (
     "tpru-verl",

@@ -24,7 +24,7 @@ from rich.progress import (
 from tpru_verl import prompts
 from tpru_verl.eval.benchmarks import Benchmark, Loaded, load
 from tpru_verl.eval.benchmarks.base import LETTER
-from tpru_verl.eval.engines import Engine, Request, Sampling
+from tpru_verl.eval.engines.base import Engine, Request, Sampling
 from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import Line, line_of_row, prompts_hash, summarise, versions
 from tpru_verl.eval.store import Store, key_of

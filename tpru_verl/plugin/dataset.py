@@ -24,11 +24,11 @@ from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
-from tpru_verl.data.cells import image_bytes, image_cells
-from tpru_verl.data.hub import undecoded
 from tpru_verl.data.images import problem_of
-from tpru_verl.data.source import KINDS, OPTIONAL, Part, messages_text, parts_of
-from tpru_verl.data.tokens import (
+from tpru_verl.data.source.cells import image_bytes, image_cells
+from tpru_verl.data.source.forms import KINDS, OPTIONAL, Part, messages_text, parts_of
+from tpru_verl.data.source.hub import undecoded
+from tpru_verl.data.tokens.prompts import (
     COLUMN,
     KEY_COLUMN,
     Conversation,
@@ -224,7 +224,7 @@ class TPRUDataset(RLHFDataset):
         """Leaves out prompts over `max_prompt_length` tokens, images expanded, as veRL does.
 
         Other than veRL's, a row that raises is a broken row (veRL drops it as if it were too long), what is
-        left out is counted and listed, and images are not decoded: see `tpru_verl.data.tokens`.
+        left out is counted and listed, and images are not decoded: see `tpru_verl.data.tokens.prompts`.
         """
         if not self.filter_overlong_prompts:
             return dataframe

@@ -23,7 +23,8 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl.plugin import launch, on_policy, vision
+from tpru_verl.launch import checks as launch
+from tpru_verl.plugin import on_policy, vision
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:

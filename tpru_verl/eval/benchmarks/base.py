@@ -13,10 +13,10 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import cast
 
-from tpru_verl.data import source
-from tpru_verl.data.cells import cells_of_text, image_bytes
-from tpru_verl.data.hub import load_hub
-from tpru_verl.data.source import Part
+from tpru_verl.data.source import forms as source
+from tpru_verl.data.source.cells import cells_of_text, image_bytes
+from tpru_verl.data.source.forms import Part
+from tpru_verl.data.source.hub import load_hub
 from tpru_verl.errors import line_of
 from tpru_verl.eval.item import Item, posed
 

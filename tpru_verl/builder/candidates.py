@@ -1,0 +1,144 @@
+"""Wrong frames that are hard, yet wrong: near the right one, distinguishable from it, and no odd one out.
+
+The frame that fits is by its nature the nearest to its neighbours, or the farthest. Wrong ones are therefore
+drawn such that the place of the right one, by nearness, by oddness and by size, is even over many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tpru_verl.builder.clips import Clip
+from tpru_verl.builder.filters import Filters, bits_between, change_between
+
+POOL = 16  # wrong frames among which the choice is made
+DRAWS = 64  # sets of them that are tried
+_COARSE = 2  # pixels of the thumbnail that are averaged: as coarse as `tpru data audit` looks
+
+Floats = NDArray[np.float64]
+
+
+class Ref(NamedTuple):
+    """A frame of a clip: number of the file of clips, of the clip in it, of the frame in the clip."""
+
+    file: int
+    clip: int
+    frame: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Frames that are compared with each other; they are called by their places on it."""
+
+    refs: list[Ref]
+    hash: NDArray[np.uint8]
+    grey: NDArray[np.uint8]
+    size: NDArray[np.int64]
+    own: int  # the first ones, which are of one clip
+    filters: Filters
+
+    @classmethod
+    def of(cls, frames: Sequence[tuple[Clip, tuple[int, int], int]], filters: Filters) -> Bench:
+        """From (clip, its place, frame), one clip's frames first."""
+        return cls(
+            [Ref(*place, frame) for _, place, frame in frames],
+            np.stack([clip.hash[frame] for clip, _, frame in frames]),
+            np.stack([clip.grey[frame] for clip, _, frame in frames]),
+            np.array([clip.size[frame] for clip, _, frame in frames]),
+            sum(place == frames[0][1] for _, place, _ in frames),
+            filters,
+        )
+
+    @cached_property
+    def bits(self) -> Floats:
+        """(frames, frames) bits in which hashes differ."""
+        return bits_between(self.hash[:, None], self.hash).astype(np.float64)
+
+    @cached_property
+    def pixels(self) -> Floats:
+        """(frames, frames) mean absolute difference of coarse thumbnails, in grey levels."""
+        frames, side = len(self.grey), self.grey.shape[1] // _COARSE
+        coarse = self.grey.reshape(frames, side, _COARSE, side, _COARSE).mean((2, 4), dtype=np.float32)
+        return np.stack([np.abs(coarse - one).mean((1, 2)) for one in coarse]).astype(np.float64)
+
+    @cached_property
+    def apart(self) -> NDArray[np.bool_]:
+        """(frames, frames) whether a person can tell the two."""
+        change = np.stack([change_between(one, self.grey) for one in self.grey])
+        differ = (change > 0) & (change >= self.filters.min_change)
+        return differ & (self.bits >= self.filters.min_bits)
+
+    def all_apart(self, places: Sequence[int]) -> bool:
+        """Whether no two of these frames look alike."""
+        apart = self.apart[np.ix_(places, places)]
+        return bool(apart[~np.eye(len(places), dtype=bool)].all())
+
+
+class Ranks(NamedTuple):
+    """Where the right frame is to stand: how many wrong ones are to be nearer than it, and so on."""
+
+    nearness: int  # to the given frames
+    to_first: int  # of the given frames
+    to_last: int
+    oddness: int  # among the candidates
+    size: int  # in bytes
+
+    @classmethod
+    def drawn(cls, wrong: int, rng: np.random.Generator) -> Ranks:
+        return cls(*rng.integers(0, wrong + 1, len(cls._fields)).tolist())
+
+
+def wrong_frames(
+    bench: Bench,
+    right: int,
+    given: Sequence[int],
+    pool: Sequence[int],
+    count: int,
+    ranks: Ranks,
+    rng: np.random.Generator,
+) -> tuple[list[int], float]:
+    """`count` frames of `pool`, or one more where there is one: a spare for rows without a right choice.
+
+    None when too few differ from what the row shows and from each other. The spare comes last. The number
+    says how far the right frame is from standing at `ranks` among them.
+    """
+    kept: list[int] = []
+    for frame in pool:
+        # Other moments of the clip are near in time; those of other clips have to be so in looks.
+        near = frame < bench.own or bench.bits[right, frame] <= bench.filters.max_bits
+        if len(kept) < POOL and near and bench.apart[frame, [right, *given, *kept]].all():
+            kept.append(frame)
+    if len(kept) < count:
+        return [], np.inf
+    size = min(count + 1, len(kept))
+    every = list(permutations(kept, size)) if len(kept) <= count + 1 else []
+    sets = np.array(every or rng.permuted(np.tile(kept, (DRAWS, 1)), axis=1)[:, :size])
+    uneven = _unevenness(bench, right, given, sets[:, :count], ranks)
+    best = int(np.argmin(uneven))
+    return sets[best].tolist(), float(uneven[best])
+
+
+def _unevenness(
+    bench: Bench, right: int, given: Sequence[int], sets: NDArray[np.int64], ranks: Ranks
+) -> Floats:
+    """(draws,) how far the right frame stands from `ranks` in each of `sets`, lines of frames."""
+    total = np.abs((bench.size[sets] < bench.size[right]).sum(1) - ranks.size).astype(np.float64)
+    for between in (bench.pixels, bench.bits):
+        for frames, rank, weight in (
+            (given, ranks.nearness, 3),
+            (given[:1], ranks.to_first, 1),
+            (given[-1:], ranks.to_last, 2),
+        ):
+            distance = between[:, frames].mean(1)
+            total += weight * np.abs((distance[sets] < distance[right]).sum(1) - rank)
+        to_right = between[right][sets]
+        of_wrong = to_right + between[sets[:, :, None], sets[:, None, :]].sum(2)
+        total += 4 * np.abs((of_wrong < to_right.sum(1)[:, None]).sum(1) - ranks.oddness)
+    return total

@@ -1,0 +1,254 @@
+"""`tpru build`: frames, filters, drafts, rows; each stage in many processes, and none done twice.
+
+Beside OUT lies `.OUT.work` until the result is whole: files of clips, then shards. A run that was ended goes
+on from there; one with other options, or from a source that has changed, begins anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from tpru_verl import __version__
+from tpru_verl.builder import drafts as plan
+from tpru_verl.builder import engine
+from tpru_verl.builder.card import card_of
+from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
+from tpru_verl.builder.describe import Describer
+from tpru_verl.builder.sources import items_of
+from tpru_verl.builder.stages import Settings, Stages
+from tpru_verl.builder.tasks import Place
+from tpru_verl.data import layout, prepare
+from tpru_verl.data.validate import fingerprints
+from tpru_verl.data.work import Source, console
+from tpru_verl.files import write_json, write_text
+
+MADE_BY = "tpru build"
+PROVENANCE = "provenance.jsonl"
+SHOWN = 5  # left out items that the terminal shows; all are in a file
+
+
+def build(
+    source: str,
+    out: Path,
+    settings: Settings,
+    *,
+    describer: Describer | None = None,
+    against: Source | None = None,
+    audit: bool = True,
+    with_engine: str = "processes",
+    workers: int | None = None,
+) -> dict[str, object]:
+    """Write shards, manifest, provenance and card to `out`, whole or not at all; returns the manifest.
+
+    Items that cannot be used are listed, and the rest goes on. The same source and settings give the same
+    bytes, whatever the engine and the number of workers.
+
+    Raises:
+        FileExistsError: `out` holds something else.
+        ValueError: no usable item, shares that are none, an endpoint that does not answer.
+        OSError: no space left.
+    """
+    check_settings(settings)
+    layout.check_is_ours(out)
+    items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
+    work = out.absolute().with_name(f".{out.name}.work")
+    try:
+        with engine.opened(with_engine, workers) as run:
+            stages = Stages(items, work, settings, run, workers)
+            shards, manifest, counts = _build(source, stages, settings, describer, against)
+        # The audit has processes of its own: by now those of the stages have ended.
+        return _finish(out, shards, stages, manifest, counts, audit)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(f"{out}: no space left; what is done stays in {work} for the next run") from error
+        raise
+
+
+def _build(
+    source: str, stages: Stages, settings: Settings, describer: Describer | None, against: Source | None
+) -> tuple[Path, dict[str, object], Counts]:
+    """Folder of the shards, manifest, and what became of the items."""
+    hashes = _hashes(against, stages.workers)
+    clips, files, counts = stages.scan(leak_hash=against is not None)
+    _show_left_out(counts)
+    labels = _labels(clips, files, counts)
+    for place in plan.leaked(labels, hashes):
+        counts.dropped.append(
+            {
+                "id": labels.pop(place).id,
+                "reason": "leak",
+                "detail": f"has a picture of {against and against.name}",
+            }
+        )
+    told = stages.tell(describer, clips, labels, counts) if describer else None
+    if not labels:
+        first = counts.dropped[0] if counts.dropped else {"id": source, "detail": "found no frames"}
+        raise ValueError(f"{source}: found no usable clip; the first: {first['id']}: {first['detail']}")
+    splits = plan.splits_of(labels, settings.split, settings.seed)
+    plans, ledger, lost = stages.draft(clips, told, labels, splits)
+    shards, written = stages.write(plans, clips)
+    return shards, _manifest(source, stages, counts, ledger, lost, written, describer, against), counts
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises ValueError, with the option's name, for what makes no sense."""
+    options = settings.options
+    prepare.check_shares(settings.split)
+    if not all(3 <= steps <= 8 for steps in options.steps) or not options.steps:
+        raise ValueError(f"--steps: found {','.join(map(str, options.steps))}, expected numbers from 3 to 8")
+    for name in ("negatives", "mismatches"):
+        share = getattr(options, name)
+        if not 0 <= share <= 1:
+            raise ValueError(f"--{name}: found {share:g}, expected a share from 0 to 1")
+    if settings.clip_frames < max(options.steps):
+        found = f"found {settings.clip_frames}, expected at least {max(options.steps)}, as --steps has"
+        raise ValueError(f"--clip-frames: {found}")
+    if settings.sampling.every is not None and settings.sampling.every <= 0:
+        raise ValueError(f"--every: found {settings.sampling.every:g}, expected seconds over 0")
+
+
+def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
+    if against is None:
+        return np.zeros(0, np.uint64)
+    return np.concatenate(
+        [row.hashes for row in fingerprints(against, workers=workers)] or [np.zeros(0, np.uint64)]
+    )
+
+
+def _show_left_out(counts: Counts) -> None:
+    for lost in counts.dropped[:SHOWN]:
+        console.print(
+            f"left out: {lost['id']}: {lost['detail']}", style="yellow", markup=False, soft_wrap=True
+        )
+    if len(counts.dropped) > SHOWN:
+        more = len(counts.dropped) - SHOWN
+        console.print(f"left out: {more} more, listed in {layout.DROPPED}", style="yellow")
+
+
+def _labels(clips: Path, files: int, counts: Counts) -> dict[Place, Label]:
+    """All clips but those that are called as one before them, which are listed."""
+    labels: dict[Place, Label] = {}
+    names: set[str] = set()
+    for number in range(files):
+        for clip, label in enumerate(read_labels(file_of(clips, number))):
+            if label.id in names:
+                counts.dropped.append({"id": label.id, "reason": "id", "detail": "has the id of another one"})
+                continue
+            names.add(label.id)
+            labels[number, clip] = label
+    return labels
+
+
+def _manifest(
+    source: str,
+    stages: Stages,
+    counts: Counts,
+    ledger: plan.Ledger,
+    lost: Counter[str],
+    files: list[dict[str, object]],
+    describer: Describer | None,
+    against: Source | None,
+) -> dict[str, object]:
+    settings = asdict(stages.settings)
+    settings["sampling"].pop("threads")
+    quantiles = [0, 5, 25, 50, 75, 95, 100]
+
+    def spread(values: Sequence[float]) -> dict[str, float]:
+        if not values:
+            return {}
+        return {
+            f"{q} %": round(float(v), 5)
+            for q, v in zip(quantiles, np.percentile(values, quantiles), strict=True)
+        }
+
+    return {
+        "made_by": MADE_BY,
+        "source": {"name": Path(source).name or source, "items": counts.items},
+        "settings": settings,
+        "model": describer.described() if describer else None,
+        "against": Path(against.name).name if against else None,
+        "frames": {"read": counts.frames, "kept": counts.kept_frames, "left_out": counts.dropped_frames},
+        "neighbours": {"bits of 256": spread(counts.bits), "share of pixels changed": spread(counts.change)},
+        "clips": counts.clips,
+        "left_out": dict(sorted(Counter(entry["reason"] for entry in counts.dropped).items())),
+        "rows_that_could_not_be": dict(sorted(lost.items())),
+        "rows": {
+            "written": sum(ledger.rows.values()),
+            "splits": dict(ledger.rows),
+            "tasks": {split: dict(sorted(tasks.items())) for split, tasks in sorted(ledger.tasks.items())},
+            "answers": {
+                name: dict(sorted(letters.items())) for name, letters in sorted(ledger.letters.items())
+            },
+            "negatives": {
+                name: dict(sorted(kinds.items())) for name, kinds in sorted(ledger.negatives.items())
+            },
+        },
+        "files": files,
+        "versions": {"tpru_verl": __version__, "pyarrow": pa.__version__},
+    }
+
+
+def _finish(
+    out: Path,
+    shards: Path,
+    stages: Stages,
+    manifest: dict[str, object],
+    counts: Counts,
+    audit: bool,
+) -> dict[str, object]:
+    """Move the shards together, audit them, write manifest and card, and put all in place."""
+    unfinished = out.absolute().with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / layout.SHARDS).mkdir(parents=True)
+    try:
+        with (unfinished / PROVENANCE).open("wb") as file:
+            for path in sorted(shards.glob("*.jsonl")):
+                file.write(path.read_bytes())
+        for path in shards.glob("*.parquet"):
+            placed = unfinished / layout.SHARDS / path.name
+            try:
+                os.link(path, placed)  # a run that is ended here finds it still
+            except OSError:  # not every file system has links
+                shutil.copyfile(path, placed)
+        if counts.dropped:
+            write_json(unfinished / layout.DROPPED, counts.dropped)
+        names = (PROVENANCE, layout.DROPPED)
+        files = manifest["files"]
+        assert isinstance(files, list)
+        files += [
+            {
+                "name": name,
+                "bytes": path.stat().st_size,
+                "xxh3_128": layout.checksum_of(path, xxhash.xxh3_128()),
+            }
+            for name in names
+            if (path := unfinished / name).exists()
+        ]
+        rows = manifest["rows"]
+        assert isinstance(rows, dict)
+        splits = sorted(rows["splits"])
+        verdicts = {split: _audited(unfinished, split, stages.workers) for split in splits} if audit else {}
+        manifest["audit"] = verdicts
+        write_json(unfinished / layout.MANIFEST, manifest)
+        write_text(unfinished / layout.CARD, card_of(manifest, splits))
+        layout.put_in_place(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    shutil.rmtree(stages.work, ignore_errors=True)
+    return manifest
+
+
+def _audited(folder: Path, split: str, workers: int | None) -> str:
+    from tpru_verl.data.audit.measure import audit, verdict
+
+    return verdict(audit(Source.open(f"{folder}@{split}"), workers=workers))

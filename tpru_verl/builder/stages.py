@@ -1,0 +1,272 @@
+"""The stages of a build: clips, what a model says of them, drafts, shards. No file is made twice."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import xxhash
+
+from tpru_verl import __version__
+from tpru_verl.builder import drafts as plan
+from tpru_verl.builder.clips import Counts, Item, Label, Writer, file_of, read_clip, read_counts, read_images
+from tpru_verl.builder.describe import Describer
+from tpru_verl.builder.filters import Filters, clips_of
+from tpru_verl.builder.tasks import Options, Place
+from tpru_verl.builder.video import Sampling
+from tpru_verl.data import layout
+from tpru_verl.data.work import Run, in_order
+from tpru_verl.errors import line_of
+from tpru_verl.files import write_text
+from tpru_verl.sample import Task
+
+UNIT_FRAMES = 256  # frames that a unit of work is meant to have: then it takes seconds
+LEAST_UNITS = 16  # of a source that has as many items: so that there is work for all processes
+
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of the result, beside the source."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+    filters: Filters = field(default_factory=Filters)
+    options: Options = field(default_factory=Options)
+    clip_frames: int = 24
+    split: Mapping[str, float] | None = None
+    seed: int = 0
+    template: str = "tpru"
+    episodes: int = 100
+
+
+@dataclass(frozen=True)
+class ScanTask:
+    """Some items, whose clips go to one file."""
+
+    items: Sequence[Item]
+    path: Path
+    filters: Filters
+    shortest: int
+    longest: int
+    leak_hash: bool
+
+
+def scan(task: ScanTask) -> Counts:
+    """Write the file of clips, unless it is there already. An item that fails is listed."""
+    if task.path.exists():
+        return read_counts(task.path)
+    counts, writer = Counts(), Writer(task.path)
+    try:
+        for item in task.items:
+            counts.items += 1
+            name = ""
+            try:
+                name = item.id
+                clips = clips_of(
+                    item,
+                    task.filters,
+                    counts,
+                    shortest=task.shortest,
+                    longest=task.longest,
+                    leak_hash=task.leak_hash,
+                )
+                for clip, images in clips:
+                    writer.add(clip, images)
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                counts.dropped.append({"id": name, "reason": "unreadable", "detail": line_of(error)})
+        writer.close(counts)
+    except BaseException:
+        writer.discard()
+        raise
+    return counts
+
+
+@dataclass(frozen=True)
+class WriteTask:
+    """One shard: its rows, where their frames are, and where it goes."""
+
+    plan: Path
+    folder: Path
+    path: Path
+    template: str
+    first: int  # number of its first row in the split
+
+
+def write(task: WriteTask) -> dict[str, object]:
+    """Write the shard and its rows' provenance, unless they are there already; describes the shard."""
+    if not task.path.exists():
+        unfinished = task.path.with_name(f".{task.path.name}.unfinished")
+        schema = layout.schema_of()
+        provenance: list[str] = []
+        lines = [*plan.read_lines(task.plan)]
+        with layout.open_shard(unfinished, schema) as writer:
+            for start in range(0, len(lines), layout.GROUP_ROWS):
+                group = lines[start : start + layout.GROUP_ROWS]
+                records = [_record(line, task, start + i) for i, line in enumerate(group)]
+                writer.write_table(pa.Table.from_pylist(records, schema))
+                provenance += [_provenance(line, task.folder) for line in group]
+        write_text(task.path.with_suffix(".jsonl"), "".join(provenance))
+        unfinished.replace(task.path)
+    digest = layout.checksum_of(task.path, xxhash.xxh3_128())
+    size = task.path.stat().st_size
+    return {"bytes": size, "xxh3_128": digest, "rows": sum(1 for _ in plan.read_lines(task.plan))}
+
+
+def _record(line: Mapping, task: WriteTask, number: int) -> dict[str, object]:
+    names = {"scene": line["scene"], "source_id": line["group"], "row_id": line["row_id"]}
+    row = (line["problem"], line["answer"], Task(line["task"]))
+    record = layout.record_of(*row, names, task.template, task.first + number)
+    images: list[dict[str, object]] = []
+    for file, clip, frame in line["images"]:
+        (data,) = read_images(file_of(task.folder, file), clip, [frame])
+        images.append({"bytes": data, "path": None})
+    return {**record, "images": images}
+
+
+def _provenance(line: Mapping, folder: Path) -> str:
+    """A line of JSON: where each picture of the row comes from."""
+    frames: list[dict[str, object]] = []
+    for file, number, frame in line["images"]:
+        clip = read_clip(file_of(folder, file), number)
+        frames.append(
+            {
+                "clip": clip.id,
+                "index": clip.index[frame],
+                "time": clip.time[frame],
+                "text": clip.text[frame],
+            }
+        )
+    kept = ("row_id", "split", "task", "scene", "group", "clip", "answer", "negative", "seed")
+    filters = ["blank", "blurred", "frozen", "too small a change", "duplicate", "cyclic"]
+    content = {**{name: line[name] for name in kept}, "filters_passed": filters, "frames": frames}
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+class Stages:
+    """The stages of one build, and their files."""
+
+    def __init__(
+        self, items: list[Item], work: Path, settings: Settings, run: Run, workers: int | None
+    ) -> None:
+        self.items, self.work, self.settings = items, work, settings
+        self.run, self.workers = run, workers
+
+    def _run(self, tasks: Sequence[Given], work: Callable[[Given], Made], title: str) -> Iterator[Made]:
+        return in_order(tasks, work, title=title, workers=self.workers, run=self.run)
+
+    def folder(self, name: str, *decided_by: object) -> Path:
+        """A stage's folder, named by what decides its content; those of other settings are removed."""
+        key = xxhash.xxh3_64_hexdigest(repr((__version__, decided_by)).encode())
+        wanted = self.work / f"{name}-{key}"
+        for other in self.work.glob(f"{name}-*"):
+            if other != wanted:
+                shutil.rmtree(other)
+        wanted.mkdir(parents=True, exist_ok=True)
+        return wanted
+
+    def scan(self, *, leak_hash: bool) -> tuple[Path, int, Counts]:
+        """Folder and number of the files of clips."""
+        settings = self.settings
+        marks = [_mark(item) for item in self.items]
+        shortest = min(settings.options.steps)
+        size = max(1, min(UNIT_FRAMES // self.items[0].usual_frames, len(self.items) // LEAST_UNITS))
+        decided = (settings.filters, shortest, settings.clip_frames, leak_hash)
+        folder = self.folder("clips", marks, size, *decided)
+        units = [self.items[start : start + size] for start in range(0, len(self.items), size)]
+        tasks = [
+            ScanTask(unit, file_of(folder, i), settings.filters, shortest, settings.clip_frames, leak_hash)
+            for i, unit in enumerate(units)
+        ]
+        counts = Counts()
+        for part in self._run(tasks, scan, "Reading frames"):
+            counts.add(part)
+        return folder, len(tasks), counts
+
+    def tell(self, describer: Describer, clips: Path, labels: dict[Place, Label], counts: Counts) -> Path:
+        """Have a model look at the clips; what it rejects is taken out of `labels` and listed."""
+        folder = self.folder("told", clips, describer.key, sorted(labels))
+        for number, saying in describer.look_at(clips, folder, sorted(labels)):
+            for clip, said in saying.items():
+                if said.rejected and (label := labels.pop((number, clip), None)):
+                    counts.dropped.append(
+                        {"id": label.id, "reason": "rejected by the model", "detail": said.rejected}
+                    )
+        return folder
+
+    def draft(
+        self,
+        clips: Path,
+        told: Path | None,
+        labels: Mapping[Place, Label],
+        splits: Mapping[Place, str],
+    ) -> tuple[list[Path], plan.Ledger, Counter[str]]:
+        settings = self.settings
+        near = plan.neighbours_of(labels, splits)
+        tasks = [
+            plan.DraftTask(
+                clips,
+                told,
+                [(place, splits[place], near[place]) for place in places],
+                settings.options,
+                settings.filters,
+                settings.seed,
+            )
+            for _, places in groupby(sorted(labels), key=lambda place: place[0])
+        ]
+        lost: Counter[str] = Counter()
+
+        def drafted() -> Iterator[plan.Drafted]:
+            for rows, without in self._run(tasks, plan.draft, "Drafting rows"):
+                lost.update(without)
+                yield rows
+
+        folder = self.folder("plan")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        try:
+            plans, ledger = plan.deal(drafted(), folder, settings.options, settings.seed)
+        except ValueError as error:
+            reasons = ", ".join(f"{count} rows: {reason}" for reason, count in lost.most_common())
+            raise ValueError(f"{error}{f' ({reasons})' * bool(reasons)}") from error
+        return plans, ledger, lost
+
+    def write(self, plans: Sequence[Path], clips: Path) -> tuple[Path, list[dict[str, object]]]:
+        """The shards' folder, and what describes each of them."""
+        digests = [xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in plans]
+        folder = self.folder("rows", clips, digests, self.settings.template)
+        shards = Counter(path.stem.rpartition("-")[0] for path in plans)
+        tasks: list[WriteTask] = []
+        for path in plans:
+            split, _, number = path.stem.rpartition("-")
+            name = f"{path.stem}-of-{shards[split]:05d}.parquet"
+            first = int(number) * plan.SHARD_ROWS
+            tasks.append(WriteTask(path, clips, folder / name, self.settings.template, first))
+        results = self._run(tasks, write, "Writing shards")
+        described = [
+            {"name": f"{layout.SHARDS}/{task.path.name}", **result}
+            for task, result in zip(tasks, results, strict=True)
+        ]
+        return folder, described
+
+
+def _mark(item: Item) -> tuple[object, ...]:
+    """What shows that an item is as it was. Pictures that a jsonl file names are taken to stay."""
+    path = getattr(item, "path", None)
+    if not isinstance(path, Path) or not path.exists():
+        return (repr(item),)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    states = [file.stat() for file in files if file.is_file()]
+    return (repr(item), *((state.st_size, state.st_mtime_ns) for state in states))

@@ -1,0 +1,355 @@
+"""Rows out of one clip: a pure function of the clip, what is near it, the options and the row's seed.
+
+A draft leaves open which letter is right and whether the row is a negative one, because that is settled over
+all rows, so that letters are balanced and the share of negatives is met. `ask` puts it into words.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from string import ascii_uppercase
+
+import numpy as np
+import xxhash
+
+from tpru_verl.builder.candidates import Bench, Ranks, Ref, wrong_frames
+from tpru_verl.builder.clips import Clip
+from tpru_verl.builder.filters import Filters
+from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
+
+WRONG = 3  # wrong options beside the right one and "None of the choices provided"
+TRIES = 10  # draws of steps, of which the one with the hardest wrong candidates is taken
+EVEN = 2.0  # unevenness of wrong candidates that is good enough
+ABOUT_CHARACTERS = 400
+LETTERS = ascii_uppercase[: WRONG + 2]
+
+_TAG = re.compile(r"</?\w+>")  # of an image, of a thought, of an answer
+
+Place = tuple[int, int]  # of a clip: number of its file, number in the file
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which rows are made. Beyond the published form: other numbers of steps, open orders, several gaps."""
+
+    tasks: tuple[Task, ...] = tuple(Task)
+    steps: tuple[int, ...] = (4,)
+    rows_per_clip: int = 1  # of each task
+    gaps: int = 1  # steps that are missing in next-frame rows
+    free_form: bool = False  # orders without options
+    negatives: float = 0.2
+    mismatches: float = 0.5  # of the negatives, where there is a text that does not fit
+
+
+@dataclass(frozen=True)
+class Near:
+    """A clip of the same scene and split."""
+
+    clip: Clip
+    place: Place
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row before its letters. `wrong` may hold one more than needed: for rows without a right choice."""
+
+    row_id: str
+    task: Task
+    clip: str
+    scene: str
+    group: str
+    steps: tuple[Ref, ...]  # in their true order
+    asked: tuple[int, ...]  # places in `steps` of what is missing; () for an order
+    wrong: tuple[Ref, ...]
+    about: str
+    not_about: tuple[str, ...]  # texts that do not fit
+
+    @property
+    def right(self) -> tuple[Ref, ...]:
+        return tuple(self.steps[place] for place in self.asked)
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """The kinds of negative row that it can be."""
+        spare = not self.asked or len(self.wrong) > WRONG + 1 - len(self.asked)
+        return ("mismatch",) * bool(self.not_about) + ("missing answer",) * spare
+
+
+def seeded(seed: int, *names: str) -> np.random.Generator:
+    """A generator that depends on the seed and the names alone."""
+    return np.random.default_rng(xxhash.xxh3_64_intdigest("\0".join(names).encode(), seed))
+
+
+def drafts_of(
+    clip: Clip,
+    place: Place,
+    near: Sequence[Near],
+    wrong_text: str,
+    options: Options,
+    filters: Filters,
+    seed: int,
+) -> Iterator[Draft | tuple[str, str]]:
+    """The clip's rows or, for a row that cannot be, its id and the reason.
+
+    `near` are clips whose frames and texts may serve as wrong ones, `wrong_text` is one written for this.
+    """
+    about, others = _about(clip), [_about(other.clip) for other in near]
+    not_about = [text for text in (plain_text(wrong_text), *others) if text and not _same(text, about)]
+    bench = _bench(clip, place, near, options, filters, seed)
+    for task in options.tasks:
+        for number in range(options.rows_per_clip):
+            row_id = f"{clip.id}/{task.value}/{number}"
+            drawn = _draw(task, bench, options, seeded(seed, row_id))
+            if isinstance(drawn, str):
+                yield row_id, drawn
+                continue
+            steps, asked, wrong = drawn
+            texts = tuple(dict.fromkeys(not_about)) if about else ()
+            yield Draft(row_id, task, clip.id, clip.scene, clip.group, steps, asked, wrong, about, texts)
+
+
+def _draw(
+    task: Task,
+    bench: Bench,
+    options: Options,
+    rng: np.random.Generator,
+) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
+    """Steps, what of them is asked for, and wrong frames; or the reason why there are none."""
+    own = bench.own
+    fitting = [steps for steps in options.steps if steps <= own]
+    if not fitting:
+        return "fewer frames than steps"
+    reason, best, least = "cyclic", None, np.inf
+    ranks = Ranks.drawn(WRONG, rng)
+    for _ in range(TRIES):
+        count = int(rng.choice(fitting))
+        steps = _spread(own, count, rng)
+        if not bench.all_apart(steps):
+            continue  # two moments alike, as the first and the last of a cycle: the order can't be told
+        refs = tuple(bench.refs[step] for step in steps)
+        if task is Task.TEMPORAL_REORDERING:
+            return refs, (), ()
+        asked = _asked(task, count, options.gaps)
+        wanted = WRONG + 1 - len(asked)
+        right, *others = (steps[i] for i in asked)  # where several are missing, all of them are shown
+        given = [step for i, step in enumerate(steps) if i not in asked]
+        shown = len(bench.refs) if _needs_others(task, own, options) else own
+        pool = _wrong(steps, asked, own, shown)
+        pool = [int(i) for i in rng.permutation(pool)]
+        wrong, uneven = wrong_frames(bench, right, [*given, *others], pool, wanted, ranks, rng)
+        if uneven < least:
+            best, least = (refs, asked, tuple(bench.refs[frame] for frame in wrong)), uneven
+        elif not wrong:
+            reason = "too few wrong candidates"
+        if least <= EVEN or own == count:
+            break
+    return best or reason
+
+
+def _spread(frames: int, steps: int, rng: np.random.Generator) -> list[int]:
+    """Places of evenly distant frames, rather near ones, with others between them where there are enough.
+
+    What lies between them and beyond them makes hard candidates.
+    """
+    widest = (frames - 1) // (steps - 1)
+    stride = int(rng.integers(min(2, widest), widest + 1, 2).min())
+    start = int(rng.integers(0, frames - stride * (steps - 1)))
+    return [start + stride * step for step in range(steps)]
+
+
+def _asked(task: Task, steps: int, gaps: int) -> tuple[int, ...]:
+    """Step 1 of previous-frame rows; the last but one of next-frame rows, and more before it."""
+    if task is Task.PREVIOUS_FRAME_REVIEW:
+        return (0,)
+    gaps = max(1, min(gaps, (steps - 1) // 2, WRONG))
+    return tuple(range(steps - 2 * gaps, steps - 1, 2)) if gaps > 1 else (steps - 2,)
+
+
+def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) -> list[int]:
+    """Frames that fill no gap: of other moments of the clip, and of other clips."""
+    admissible = set(steps)
+    for gap in asked:  # what lies between the neighbours of a gap would fill it, too
+        admissible |= set(range(steps[gap - 1] if gap else 0, steps[gap + 1]))
+    return [frame for frame in range(frames) if frame not in admissible]
+
+
+def _needs_others(task: Task, own: int, options: Options) -> bool:
+    """Whether wrong frames are taken from other clips, too: for short clips, and for previous-frame rows, as
+    no other moment of the clip is as far from its end as what comes before.
+    """
+    return task is Task.PREVIOUS_FRAME_REVIEW or own < min(options.steps) + 2 * (WRONG + 1)
+
+
+def _bench(
+    clip: Clip, place: Place, near: Sequence[Near], options: Options, filters: Filters, seed: int
+) -> Bench:
+    """The clip's frames and, where a task needs them, some of other clips that are encoded alike."""
+    frames = [(clip, place, frame) for frame in range(len(clip))]
+    if not any(_needs_others(task, len(clip), options) for task in options.tasks):
+        return Bench.of(frames, filters)
+    # Not of the same item: an earlier moment of it would fit before step 2, too.
+    alike = [o for o in near if o.clip.form == clip.form and o.clip.item != clip.item]
+    foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
+    chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 2 * (WRONG + 1)]
+    return Bench.of([*frames, *(foreign[i] for i in chosen)], filters)
+
+
+def plain_text(text: str) -> str:
+    """One line without tags, and without the stop at its end; the head of what is too long."""
+    line = " ".join(_TAG.sub(" ", text).split())
+    if len(line) > ABOUT_CHARACTERS:
+        line = line[:ABOUT_CHARACTERS].rpartition(" ")[0]
+    return line.rstrip(" .;,")
+
+
+def _about(clip: Clip) -> str:
+    """What the clip is about or, where nothing says that, what is done in it."""
+    return plain_text(clip.about) or plain_text("; ".join(dict.fromkeys(filter(None, clip.text))))
+
+
+def _same(one: str, other: str) -> bool:
+    return one.casefold() == other.casefold()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row in words; its pictures are still references."""
+
+    problem: str
+    answer: str
+    images: tuple[Ref, ...]
+    negative: str  # "", "mismatch" or "missing answer"
+
+
+def ask(draft: Draft, letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> Row:
+    """Put a draft into words such that `letter` is right: `none_letter`'s if and only if it is `negative`."""
+    about = draft.about
+    if negative == "mismatch":
+        about = draft.not_about[int(rng.integers(len(draft.not_about)))]
+    shows = f"These photos show {about}. " if about else ""
+    if not draft.asked:
+        return _ask_order(draft, shows, letter, none_letter, negative, rng)
+    return _ask_frames(draft, shows, letter, none_letter, negative, rng)
+
+
+def _ask_order(
+    draft: Draft, shows: str, letter: str, none_letter: str, negative: str, rng: np.random.Generator
+) -> Row:
+    count = len(draft.steps)
+    shuffled = [int(i) for i in rng.permutation(count)]
+    images = tuple(draft.steps[i] for i in shuffled)
+    right = tuple(shuffled.index(step) + 1 for step in range(count))
+    frames = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(count))
+    asked = f"{shows}Below are {count} images in random order, labelled 1-{count}. "
+    asked += f"What is the correct sequence?\n{frames}"
+    if not letter:
+        return Row(asked, " ".join(map(str, right)), images, negative)
+    fits = _fits(letter, none_letter, negative, rng)
+    orders = iter(_orders(right, bool(fits), rng))
+    listed: list[str] = []
+    for place in _letters(none_letter):
+        if place == none_letter:
+            listed.append(NONE_OPTION)
+        elif place == fits:
+            listed.append(" ".join(map(str, right)))
+        else:
+            listed.append(" ".join(map(str, next(orders))))
+    return Row(_with_options(asked, listed), letter, images, negative)
+
+
+def _letters(none_letter: str) -> str:
+    """Without a None option there is one letter less."""
+    return LETTERS if none_letter else LETTERS[:-1]
+
+
+def _fits(letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> str:
+    """Where that is listed which fits the pictures; "" for nowhere.
+
+    A row whose text does not fit lists it, too: it would be right if the text did.
+    """
+    if negative == "mismatch":
+        return str(rng.choice([place for place in LETTERS if place != none_letter]))
+    return "" if negative else letter
+
+
+def _orders(right: tuple[int, ...], right_listed: bool, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Wrong orders in pairs with their reverses: so no option is nearer to the others than the right one."""
+    every = [order for order in permutations(range(1, len(right) + 1)) if order not in (right, right[::-1])]
+    pairs = [order for order in every if order < order[::-1]]
+    drawn = [pairs[i] for i in rng.permutation(len(pairs))[:2]]
+    listed = [order for pair in drawn for order in (pair, pair[::-1])]
+    if right_listed:
+        listed = [right[::-1], *listed[:2]]
+    return [listed[i] for i in rng.permutation(len(listed))]
+
+
+def _ask_frames(
+    draft: Draft, shows: str, letter: str, none_letter: str, negative: str, rng: np.random.Generator
+) -> Row:
+    given = [i for i in range(len(draft.steps)) if i not in draft.asked]
+    frames = "\n".join(f"Step {i + 1}: {IMAGE_TAG}" for i in given)
+    numbers = [str(i + 1) for i in given]
+    missing = [str(i + 1) for i in draft.asked]
+    asked = f"{shows}Steps {_and(numbers)} of a process are given. "
+    if len(draft.asked) > 1:
+        return _ask_several(draft, asked, frames, missing, letter, none_letter, negative, rng)
+    asked += f"Which option shows step {missing[0]}?\n{frames}"
+    wrong = [draft.wrong[i] for i in rng.permutation(WRONG)]
+    if negative == "missing answer":
+        wrong = [draft.wrong[i] for i in rng.permutation(WRONG + 1)]
+    candidates: dict[str, Ref] = {}
+    fits = _fits(letter, none_letter, negative, rng)
+    for place in _letters(none_letter):
+        if place != none_letter:
+            candidates[place] = draft.right[0] if place == fits else wrong.pop()
+    listed = [IMAGE_TAG if place in candidates else NONE_OPTION for place in _letters(none_letter)]
+    images = (*(draft.steps[i] for i in given), *candidates.values())
+    return Row(_with_options(asked, listed), letter, images, negative)
+
+
+def _ask_several(
+    draft: Draft,
+    asked: str,
+    frames: str,
+    missing: Sequence[str],
+    letter: str,
+    none_letter: str,
+    negative: str,
+    rng: np.random.Generator,
+) -> Row:
+    """Several gaps: four labelled candidates; an option says which of them fill the gaps, in order."""
+    given = [i for i in range(len(draft.steps)) if i not in draft.asked]
+    gaps = len(draft.asked)
+    shown = [*draft.right, *draft.wrong[: WRONG + 1 - gaps]]
+    if negative == "missing answer":  # one of the right frames is not there
+        shown[int(rng.integers(gaps))] = draft.wrong[WRONG + 1 - gaps]
+    order = [int(i) for i in rng.permutation(len(shown))]
+    labels = {index: order.index(index) + 1 for index in range(len(shown))}
+    right = tuple(labels[index] for index in range(gaps))
+    pairs = [pair for pair in permutations(range(1, len(shown) + 1), gaps) if pair != right]
+    wrong = iter([pairs[i] for i in rng.permutation(len(pairs))])
+    fits = _fits(letter, none_letter, negative, rng)
+    listed = [
+        NONE_OPTION if place == none_letter else _images(right if place == fits else next(wrong))
+        for place in _letters(none_letter)
+    ]
+    candidates = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(len(shown)))
+    asked += f"Which images show steps {_and(missing)}, in this order?\n{frames}\n{candidates}"
+    images = (*(draft.steps[i] for i in given), *(shown[i] for i in order))
+    return Row(_with_options(asked, listed), letter, images, negative)
+
+
+def _images(labels: Sequence[int]) -> str:
+    return ", ".join(f"Image {label}" for label in labels)
+
+
+def _and(numbers: Sequence[str]) -> str:
+    return " and ".join([", ".join(numbers[:-1]), numbers[-1]]) if len(numbers) > 1 else numbers[0]
+
+
+def _with_options(asked: str, listed: Sequence[str]) -> str:
+    options = "\n".join(f"{place}. {text}" for place, text in zip(LETTERS, listed, strict=False))
+    return f"{asked}\n{options}"

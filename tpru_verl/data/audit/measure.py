@@ -1,0 +1,418 @@
+"""`tpru data audit`: how far rules get that answer without understanding, and whether that is more than luck.
+
+`clues` applies the rules that look at one row, `guesses` those that are fitted on other rows; here are the
+statistics, and what a person reads.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import permutations
+from math import factorial, floor
+from string import ascii_uppercase
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from tpru_verl.data.audit.fitted import fitted_outcomes, place_of
+from tpru_verl.data.audit.rules import Clues, Order, Pieces, Rule, Tally, clues_of_unit
+from tpru_verl.data.validate import Finding
+from tpru_verl.data.work import Source, each_unit
+
+ALPHA = 0.05  # chance of one false alarm or more, over all rules and tasks together
+TEXT_ROWS = 20_000  # about as many give their text to the word models: enough for words, and minutes of work
+LEAST_EXPECTED = 5  # rows in each cell, below which the chi-square test is none (Cochran 1954)
+LISTED = 3  # rules of one family in the verdict; the tables have all
+
+CURES = {
+    "letters": "shuffle the options until every letter is right equally often",
+    "none": "let None be right as often as any other option",
+    "candidates": "draw wrong candidates as near to the given frames, and to each other, as the right one is",
+    "files": "write all images of a row alike (program, format, size, quality), and draw wrong ones as busy",
+    "text": "use the same words whatever the answer is",
+    "orders": "draw right and wrong orders uniformly, and independently of each other",
+    "frames": "list the reverse of the right order, too, and take frames of places that look alike",
+    "brightness": "mix scenes that get brighter with scenes that get darker",
+}
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How often each answer is right, beside what it would be if all were alike; each row counts as one."""
+
+    name: str
+    task: str  # "" for all rows
+    counts: Mapping[str, int]
+    expected: Mapping[str, float]
+    p: float | None  # of the chi-square test; None where fewer than LEAST_EXPECTED rows a cell are expected
+
+
+@dataclass(frozen=True)
+class Line:
+    """A rule's accuracy over the rows to which it applies.
+
+    `chance` is one over the number of options, averaged. `blind` is what a blind pick from the same options
+    gets: it lies above `chance` where the rule leaves out "None" and "None" is right too seldom. `low` and
+    `high` are Wilson's 95 % interval, `p` is of the one-sided binomial test against the larger of the two;
+    chances that vary between rows make the count vary less than binomial (Hoeffding 1956), so it errs
+    towards silence. Rows of one source may go right or wrong together: interval and test divide all counts
+    by `design_effect`. `holm` is p corrected for all lines of the audit (Holm 1979).
+    """
+
+    rule: Rule
+    task: str  # "" for rows of several tasks
+    n: int
+    right: int
+    chance: float
+    blind: float
+    design_effect: float
+    low: float
+    high: float
+    p: float
+    holm: float
+
+    @property
+    def accuracy(self) -> float:
+        return self.right / self.n
+
+    @property
+    def level(self) -> float:
+        return max(self.chance, self.blind)
+
+    @property
+    def above(self) -> bool:
+        """Whether the interval lies above chance: a hint, as one line in forty does by luck."""
+        return self.low > self.level
+
+    @property
+    def beats_chance(self) -> bool:
+        return self.holm < ALPHA
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was measured of a source."""
+
+    source: str
+    seed: int
+    rows: int
+    unusable: list[Finding]  # the first problem of each row that was left out
+    without_options: int  # rows with a letter for answer and no options in the text: left out, too
+    tasks: Mapping[str, int]  # measured rows
+    groups: int  # sources: what fitted rules are tried on shares none with what they are fitted on
+    priors: list[Prior]
+    lines: list[Line]
+
+    @property
+    def shortcuts(self) -> list[Line]:
+        """One line for each rule that beats chance, the widest that does; largest excess first."""
+        widest: dict[str, Line] = {}
+        for line in sorted(self.lines, key=lambda line: (line.task != "", line.p)):
+            if line.beats_chance:
+                widest.setdefault(line.rule.name, line)
+        return sorted(widest.values(), key=lambda line: line.level - line.accuracy)
+
+
+def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit:
+    """Measure every rule on `source`; `seed` decides between equals and draws folds.
+
+    Raises ValueError, in one line, where a package is missing, a file is broken or no row can be measured.
+    """
+    _require("imagehash", "scipy", "sklearn")
+    share = min(1.0, TEXT_ROWS / source.rows) if source.rows else 1.0
+    work = partial(clues_of_unit, seed=seed, share=share)
+    found = Pieces()
+    for _, pieces in each_unit(source, work, title="Looking for shortcuts", workers=workers):
+        found.rows += pieces.rows
+        found.unusable += pieces.unusable
+        found.without_options += pieces.without_options
+        found.clues += pieces.clues
+        for key, tally in pieces.tallies.items():
+            found.tallies.setdefault(key, Tally()).add(tally)
+    if not found.clues:
+        first = f"; {found.unusable[0]}" if found.unusable else ""
+        raise ValueError(f"{source.name}: found no row of {found.rows} that can be measured{first}")
+    for rule, clues, outcome in fitted_outcomes(found.clues, seed):
+        found.count(rule, clues, outcome)
+    tasks = Counter(clues.task for clues in found.clues)
+    return Audit(
+        source.name,
+        seed,
+        found.rows,
+        found.unusable,
+        found.without_options,
+        dict(sorted(tasks.items())),
+        len({clues.group for clues in found.clues}),
+        _priors(found.clues),
+        _lines(found.tallies),
+    )
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ValueError('tpru data audit needs pip install "tpru-verl[build]"') from None
+
+
+def _lines(tallies: Mapping[tuple[Rule, str], Tally]) -> list[Line]:
+    """For each rule a line over all its rows and, where these are of several tasks, one a task."""
+    by_rule: dict[Rule, dict[str, Tally]] = {}
+    for (rule, task), tally in tallies.items():
+        by_rule.setdefault(rule, {})[task] = tally
+    scopes: list[tuple[Rule, str, Tally]] = []
+    for rule, by_task in by_rule.items():
+        if len(by_task) > 1:
+            total = Tally()
+            for tally in by_task.values():
+                total.add(tally)
+            scopes.append((rule, "", total))
+        scopes += [(rule, task, tally) for task, tally in sorted(by_task.items())]
+    tests = [_test(tally) for _, _, tally in scopes]
+    corrected = holm([p for *_, p in tests])
+    lines: list[Line] = []
+    for (rule, task, tally), test, adjusted in zip(scopes, tests, corrected, strict=True):
+        rows, right = (int(counts.sum()) for counts in tally.by_group())
+        lines.append(Line(rule, task, rows, right, tally.chance / rows, tally.blind / rows, *test, adjusted))
+    return lines
+
+
+def _test(tally: Tally) -> tuple[float, float, float, float]:
+    """Design effect, ends of Wilson's interval, and p of doing so well by luck."""
+    from scipy.stats import binomtest
+
+    rows, right = tally.by_group()
+    effect = design_effect(rows, right)
+    n, hits = max(1, round(rows.sum() / effect)), floor(right.sum() / effect)
+    level = min(1.0, max(tally.chance, tally.blind) / int(rows.sum()))
+    result = binomtest(min(hits, n), n, level, alternative="greater")
+    interval = binomtest(min(hits, n), n).proportion_ci(0.95, method="wilson")
+    return effect, float(interval.low), float(interval.high), float(result.pvalue)
+
+
+def design_effect(rows: Ints, right: Ints) -> float:
+    """How many times more than binomial a count varies for coming in groups, at least 1.
+
+    From (groups,) rows and (groups,) right ones; counts divided by it may be tested as if rows were
+    independent (Rao and Scott 1992). One group alone tells nothing: 1.
+    """
+    groups, n = len(rows), int(rows.sum())
+    if groups in (1, n):
+        return 1.0
+    share = right.sum() / n
+    if share in (0, 1):  # no variance to compare: the most that groups of this size can do
+        return float((rows**2).sum() / n)
+    between = ((right - share * rows) ** 2).sum() * groups / (groups - 1)
+    return max(1.0, float(between / (n * share * (1 - share) * n / (n - 1))))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Step-down corrected p values (Holm 1979): below alpha by luck alone, anywhere, with at most alpha."""
+    corrected = [0.0] * len(values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        largest = max(largest, min(1.0, values[i] * (len(values) - rank)))
+        corrected[i] = largest
+    return corrected
+
+
+def _priors(clues: Sequence[Clues]) -> list[Prior]:
+    tasks = sorted({row.task for row in clues})
+    scopes = {"": [*clues]} if len(tasks) > 1 else {}
+    scopes |= {task: [row for row in clues if row.task == task] for task in tasks}
+    return [prior for task, rows in scopes.items() for prior in _priors_of(task, rows)]
+
+
+def _priors_of(task: str, rows: Sequence[Clues]) -> Iterator[Prior]:
+    choices = [row.question for row in rows if row.question.right >= 0]
+    letters = [(ascii_uppercase[q.right], ascii_uppercase[: len(q.options)]) for q in choices]
+    yield from _prior("right letter", task, letters)
+    places = [(place_of(row), len(row.question.candidates)) for row in rows]
+    images = [(str(place + 1), [str(i + 1) for i in range(n)]) for place, n in places if place >= 0 and n > 1]
+    yield from _prior("place of the right image among the images", task, images)
+    offered = [q for q in choices if q.none >= 0]
+    nones = [(ascii_uppercase[q.none], ascii_uppercase[: len(q.options)]) for q in offered]
+    yield from _prior("letter of None", task, nones)
+    yield from _share_of_none(task, [(q.none == q.right, 1 / len(q.options)) for q in offered])
+    for n in sorted({len(row.question.order) for row in rows} - {0}):
+        orders = [row.question.order for row in rows if len(row.question.order) == n]
+        yield from _orders_prior(task, orders, n)
+
+
+def _prior(name: str, task: str, drawn: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Prior]:
+    """From (what is right, what could have been) of each row."""
+    counts: Counter[str] = Counter({value: 0 for _, values in drawn for value in values})
+    expected: Counter[str] = Counter()
+    for right, values in drawn:
+        counts[right] += 1
+        for value in values:
+            expected[value] += 1 / len(values)  # pyright: ignore[reportArgumentType]
+    if drawn:
+        yield _tested(name, task, dict(sorted(counts.items())), expected)
+
+
+def _share_of_none(task: str, drawn: Sequence[tuple[bool, float]]) -> Iterator[Prior]:
+    if drawn:
+        right, expected = sum(hit for hit, _ in drawn), sum(chance for _, chance in drawn)
+        counts = {"right": right, "wrong": len(drawn) - right}
+        yield _tested("None", task, counts, {"right": expected, "wrong": len(drawn) - expected})
+
+
+def _orders_prior(task: str, orders: Sequence[Order], n: int) -> Iterator[Prior]:
+    """Of whole orders, of the order as shown, and of the frame at each place."""
+    even = len(orders) / factorial(n)
+    counts = Counter(orders)
+    if even >= LEAST_EXPECTED:  # else there is no test, and what never occurs need not be listed
+        counts.update(dict.fromkeys(permutations(range(n)), 0))
+    whole = {" ".join(str(label + 1) for label in order): times for order, times in counts.most_common()}
+    yield _tested(f"right order of {n}", task, whole, dict.fromkeys(whole, even))
+    shown = counts[tuple(range(n))]
+    both = {"as shown": shown, "other": len(orders) - shown}
+    yield _tested(f"order of {n} as shown", task, both, {"as shown": even, "other": len(orders) - even})
+    labels = [str(label + 1) for label in range(n)]
+    for place in range(n):
+        drawn = [(labels[order[place]], labels) for order in orders]
+        yield from _prior(f"frame at place {place + 1} of {n}", task, drawn)
+
+
+def _tested(name: str, task: str, counts: Mapping[str, int], expected: Mapping[str, float]) -> Prior:
+    """With the p value of the chi-square test (Pearson 1900)."""
+    from scipy.stats import chisquare
+
+    cells = {value: float(expected[value]) for value in counts}
+    sound = len(cells) > 1 and min(cells.values()) >= LEAST_EXPECTED
+    p = float(chisquare([*counts.values()], [*cells.values()]).pvalue) if sound else None
+    return Prior(name, task, dict(counts), cells, p)
+
+
+# For people and programs.
+
+
+def verdict(audit: Audit) -> str:
+    """What beats chance and what to do about it, in plain words."""
+    shortcuts = audit.shortcuts
+    if not shortcuts:
+        return f"No shortcut beats chance{_left_out(audit)}.{_blind_spot(audit)}"
+    count = f"{len(shortcuts)} shortcuts beat" if len(shortcuts) > 1 else "1 shortcut beats"
+    by_family: dict[str, list[Line]] = {}
+    for line in shortcuts:
+        by_family.setdefault(line.rule.family, []).append(line)
+    parts = [f"{count} chance{_left_out(audit)}:"]
+    for family, lines in by_family.items():
+        listed = [_words_for(line, several=len(audit.tasks) > 1) for line in lines[:LISTED]]
+        if more := len(lines[LISTED:]):
+            listed.append(f"and {more} more")
+        parts.append(f"- {'; '.join(listed)}. Cure: {CURES[family]}.")
+    return "\n".join(parts)
+
+
+def _left_out(audit: Audit) -> str:
+    reasons = {"unusable": len(audit.unusable), "without options": audit.without_options}
+    told = " and ".join(f"{n:,} {name}" for name, n in reasons.items() if n)
+    return f" ({told} of {audit.rows:,} rows left out)" if told else ""
+
+
+def _words_for(line: Line, *, several: bool) -> str:
+    task = f" in {line.task.replace('_', ' ')}" if several and line.task else ""
+    rule, accuracy, chance = line.rule.name, _percent(line.accuracy), _percent(line.level)
+    return f"{rule}{task} ({accuracy} where chance is {chance})"
+
+
+def _blind_spot(audit: Audit) -> str:
+    """The accuracy from which a rule that applies to most rows would have been seen."""
+    from scipy.stats import binom
+
+    widest = max(audit.lines, key=lambda line: line.n, default=None)
+    if widest is None:
+        return ""
+    n = max(1, round(widest.n / widest.design_effect))
+    least = float(binom.isf(ALPHA / len(audit.lines), n, widest.level)) + 1
+    if least > n:
+        return f" {widest.n:,} rows are too few to see any."
+    return f" In {widest.n:,} rows one of {_percent(least / n)} or more would have been seen."
+
+
+def tables(audit: Audit) -> list[Table]:
+    """Priors, then the rules of each family: over all rows, and the accuracy in each task."""
+    families = [family for family in CURES if any(line.rule.family == family for line in audit.lines)]
+    return [_priors_table(audit), *(_rules_table(audit, family) for family in families)]
+
+
+def _priors_table(audit: Audit) -> Table:
+    rows = sum(audit.tasks.values())
+    title = f"{escape(audit.source)}: {rows:,} of {audit.rows:,} rows measured, of {audit.groups:,} sources"
+    table = Table("what is right", "task", "rows", "p if all alike", title=title)
+    for prior in audit.priors:
+        counts = [f"{name} {count:,}" for name, count in prior.counts.items()]
+        more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
+        p = "too few rows" if prior.p is None else f"{prior.p:.3g}"
+        table.add_row(prior.name, prior.task.replace("_", " ") or "all", ", ".join(counts[:8]) + more, p)
+    return table
+
+
+def _rules_table(audit: Audit, family: str) -> Table:
+    """Best first. `*` marks an interval above chance, `**` what beats chance after Holm's correction."""
+    tasks = [*audit.tasks] if len(audit.tasks) > 1 else []
+    table = Table("rule", "how", "rows", title=f"Rules: {family}")
+    table.add_column("right (95 %)", no_wrap=True)
+    for header in ("chance", *tasks):
+        table.add_column(header.replace("_", "\n"))
+    table.caption = "* interval above chance; ** p < 0.05 after correction for all rules tried"
+    by_rule: dict[Rule, dict[str, Line]] = {}
+    for line in audit.lines:
+        if line.rule.family == family:
+            by_rule.setdefault(line.rule, {})[line.task] = line
+    widest = {rule: by_task.get("") or next(iter(by_task.values())) for rule, by_task in by_rule.items()}
+    for rule in sorted(widest, key=lambda rule: widest[rule].level - widest[rule].accuracy):
+        line = widest[rule]
+        interval = f"{_marked(line)} ({100 * line.low:.1f} - {100 * line.high:.1f})"
+        of_tasks = [_marked(by_rule[rule][task]) if task in by_rule[rule] else "" for task in tasks]
+        style = "red" if any(line.beats_chance for line in by_rule[rule].values()) else None
+        cells = (rule.name, rule.what, f"{line.n:,}", interval, _percent(line.level), *of_tasks)
+        table.add_row(*cells, style=style)
+    return table
+
+
+def _marked(line: Line) -> str:
+    return _percent(line.accuracy) + ("**" if line.beats_chance else "*" if line.above else "")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def as_json(audit: Audit) -> dict[str, object]:
+    """All that was measured, as plain objects for `json.dumps`."""
+    return {
+        "source": audit.source,
+        "seed": audit.seed,
+        "rows": audit.rows,
+        "measured": sum(audit.tasks.values()),
+        "tasks": dict(audit.tasks),
+        "sources": audit.groups,
+        "rows_without_options": audit.without_options,
+        "unusable": [asdict(finding) for finding in audit.unusable],
+        "verdict": verdict(audit),
+        "shortcuts": [{"rule": line.rule.name, "task": line.task} for line in audit.shortcuts],
+        "rules": [_json_line(line) for line in audit.lines],
+        "priors": [asdict(prior) for prior in audit.priors],
+    }
+
+
+def _json_line(line: Line) -> dict[str, object]:
+    derived = {
+        "accuracy": line.accuracy,
+        "level": line.level,
+        "above": line.above,
+        "beats_chance": line.beats_chance,
+    }
+    return {**line.rule._asdict(), **{k: v for k, v in vars(line).items() if k != "rule"}, **derived}

@@ -1,0 +1,1 @@
+"""Reads rows: files, folders and Hub ids, in each form of columns that is met."""

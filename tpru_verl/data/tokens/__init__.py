@@ -1,0 +1,1 @@
+"""Counts the tokens of prompts from image headers, without decoding an image."""

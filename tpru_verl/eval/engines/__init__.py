@@ -1,0 +1,1 @@
+"""Engines that answer requests: vLLM in this process, or an endpoint."""

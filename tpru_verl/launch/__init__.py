@@ -1,0 +1,1 @@
+"""A run before it starts and while it goes: settings, plan, checks, reward trial, start and watch."""

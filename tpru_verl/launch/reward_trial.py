@@ -1,0 +1,285 @@
+"""The reward of a run, tried on its own rows before anything starts.
+
+veRL and EasyR1 load a reward file when the first rollout is over, ten minutes in. Here it is loaded as they
+would, in a process of its own, and grades a right and a wrong answer of real rows, written as the prompt
+template asks for them, and what else a model may say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import json
+import math
+import subprocess
+import sys
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, cast
+
+from tpru_verl import prompts
+from tpru_verl import trainers as hosts
+from tpru_verl.sample import parse_options
+
+if TYPE_CHECKING:
+    from tpru_verl.data.source.forms import Row
+    from tpru_verl.launch.settings import Settings
+
+ROWS = 8  # of the training data, spread over its first pieces
+SECONDS = 120  # for all of it: a reward that asks a server may take some
+_MARK = "tpru-preflight:"
+_TAGS, _BOXED = "<think>...</think><answer>{}</answer>", "\\boxed{{}}"
+_SAMPLES = ("", "I see a dog.", "<think>" + "and then " * 400)  # empty, off topic, cut off
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is graded: a response to a row, with all that the host hands over beside it."""
+
+    response: str
+    form: str  # one of `answer_forms`, "" for what follows none
+    right: bool
+    answer: str
+    data_source: str
+    extra_info: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the reward said. `right` and `wrong`: mean scores of such answers, written in `form`."""
+
+    rows: int
+    right: float
+    wrong: float
+    form: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} rows of the data: a right answer, written as {self.form}, earns {self.right:g}, "
+            f"a wrong one {self.wrong:g}"
+        )
+
+
+def try_reward(settings: Settings) -> Report:
+    """Load and call the run's reward on rows of its training data.
+
+    Raises:
+        ValueError: it does not load, raises, or returns what the host does not take; or right answers, in the
+            form that the template asks for, earn no more than wrong ones. One line.
+        FileNotFoundError: its file, or the data, is not there.
+    """
+    key = settings.key("reward_file")
+    if not settings["reward_file"]:
+        raise FileNotFoundError(f"{key}: nothing given, expected a file with a reward function")
+    rows = first_rows(settings)
+    forms = answer_forms(settings.template)
+    cases = [case for row in rows for case in _cases(row, forms)]
+    request = {
+        "host": settings.host,
+        "file": settings.text("reward_file"),
+        "name": settings.text("reward_name"),
+        "kwargs": settings["reward_kwargs"] or {},
+        "type": settings["reward_type"],
+        "cases": [asdict(case) for case in cases],
+    }
+    scores = _in_a_process(key, request)
+    reports = [_report(form, cases, scores, len(rows)) for form in forms]
+    best = max(reports, key=lambda report: report.right - report.wrong)
+    if best.right <= best.wrong:
+        raise ValueError(
+            f"{key}: found {best.right:g} for right answers and {best.wrong:g} for wrong ones, written as "
+            f"the template {settings.template} asks ({best.form}), expected more for right ones; template "
+            "and reward have to agree on the form of an answer"
+        )
+    return best
+
+
+def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int) -> Report:
+    """Mean scores of the answers in one form."""
+    graded = [(case, score) for case, score in zip(cases, scores, strict=True) if case.form == form]
+    right, wrong = (
+        sum(score for case, score in graded if case.right is wanted) / (len(graded) / 2)
+        for wanted in (True, False)
+    )
+    return Report(rows, right, wrong, form.replace("{}", "C"))
+
+
+def first_rows(settings: Settings) -> list[Row]:
+    """Up to ROWS rows of the training data, from its pieces in turn. Raises as reading does."""
+    from tpru_verl.data.source.forms import Keys, read_rows
+    from tpru_verl.data.work import Source
+
+    keys = Keys(*(settings.text(f"{name}_key") or None for name in ("problem", "answer", "image")))
+    rows: list[Row] = []
+    for name in settings.files("train_files"):
+        try:
+            source = Source.open(name, keys=keys)
+        except ValueError:  # veRL's own columns: then the keys name what is not there
+            source = Source.open(name)
+        units = source.units[:ROWS]
+        each = -(-ROWS // len(units))
+        rows += [row for unit in units for row in islice(read_rows(unit, source.form(unit)), each)]
+    return rows[:ROWS]
+
+
+def answer_forms(template: str) -> list[str]:
+    """How an answer looks where the template is followed, with {} for the answer itself.
+
+    Several for a template that does not say: the model may have learned any of them.
+    """
+    prompt = prompts.render("", None, template)
+    if "<answer>" in prompt:
+        return [_TAGS if "<think>" in prompt else "<answer>{}</answer>"]
+    return [_BOXED] if "\\boxed" in prompt else ["{}", _TAGS, _BOXED]
+
+
+def _cases(row: Row, forms: Sequence[str]) -> list[Case]:
+    answer, problem = str(row.answer).strip(), str(row.problem)
+    options = parse_options(problem)
+    wrong = next((letter for letter in options if letter != answer), "Z")
+    task = row.task
+    extra = {"task": task.value if task else "", "options": options, "row_id": row.row_id}
+    source = row.field("data_source") or (task.data_source if task else "tpru/unrecognised")
+    said = [(form.replace("{}", text), form, text is answer) for form in forms for text in (answer, wrong)]
+    said += [(response, "", False) for response in _SAMPLES]
+    return [Case(response, form, right, answer, source, extra) for response, form, right in said]
+
+
+def _in_a_process(key: str, request: Mapping[str, object]) -> list[float]:
+    command = [sys.executable, "-m", __name__]
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{key}: found no answer in {SECONDS} s, expected scores of {ROWS} rows") from None
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith(_MARK):
+            answer = json.loads(line.removeprefix(_MARK))
+            if "error" in answer:
+                raise ValueError(f"{key}={request['file']}: {answer['error']}")
+            return answer["scores"]
+    last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+    raise ValueError(f"{key}={request['file']}: ended its process: {last}")
+
+
+def _load(file: str, name: str) -> tuple[Callable[..., object], ModuleType]:
+    if file.startswith("pkg://"):
+        module = importlib.import_module(file.removeprefix("pkg://"))
+    else:
+        spec = importlib.util.spec_from_file_location("custom_reward_fn", Path(file).expanduser())
+        if spec is None or spec.loader is None or not Path(file).expanduser().is_file():
+            raise FileNotFoundError("found no such file, expected Python")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["custom_reward_fn"] = module
+        spec.loader.exec_module(module)
+    function = getattr(module, name, None)
+    if not callable(function):
+        named = [n for n, value in vars(module).items() if inspect.isfunction(value) and n[0] != "_"]
+        raise ValueError(f"found functions {', '.join(named) or '(none)'}, expected {name}")
+    return function, module
+
+
+def scores_of(request: Mapping[str, object]) -> list[float]:
+    """Load the function and call it as the host does. Raises what it raises, ValueError for its results."""
+    function, module = _load(str(request["file"]), str(request["name"]))
+    cases = [Case(**case) for case in cast("list[dict[str, Any]]", request["cases"])]
+    kwargs = cast("Mapping[str, object]", request["kwargs"])
+    if request["host"] == hosts.VERL:
+        results = [_call_verl(function, case, kwargs) for case in cases]
+        key = "score"
+    else:
+        results = _call_easyr1(
+            function, cases, kwargs, request["type"] or getattr(module, "REWARD_TYPE", "batch")
+        )
+        key = "overall"
+    return _numbers(results, key, plain=request["host"] == hosts.VERL)
+
+
+def _call_verl(function: Callable[..., object], case: Case, kwargs: Mapping[str, object]) -> object:
+    found = function(
+        data_source=case.data_source,
+        solution_str=case.response,
+        ground_truth=case.answer,
+        extra_info=dict(case.extra_info),
+        **kwargs,
+    )
+    return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+
+
+async def _awaited(found: object) -> object:
+    return await cast("Awaitable[object]", found)
+
+
+def _call_easyr1(
+    function: Callable[..., object], cases: Sequence[Case], kwargs: Mapping[str, object], kind: object
+) -> list[object]:
+    inputs = [
+        {"response": case.response, "response_length": len(case.response), "ground_truth": case.answer}
+        for case in cases
+    ]
+    if kind == "sequential":
+        return [function(item, **kwargs) for item in inputs]
+    if kind != "batch":
+        raise ValueError(f"REWARD_TYPE: found {kind!r}, expected batch or sequential")
+    found = function(inputs, **kwargs)
+    if not isinstance(found, list) or len(found) != len(inputs):
+        size = f" of {len(found)}" if isinstance(found, list) else ""
+        raise ValueError(f"found a {type(found).__name__}{size}, expected a list of {len(inputs)} scores")
+    return found
+
+
+def _numbers(results: Sequence[object], key: str, *, plain: bool) -> list[float]:
+    """The score of each result. Raises ValueError for what the host would stop at, or misread."""
+    scores: list[float] = []
+    keys: set[str] | None = None
+    for result in results:
+        if not isinstance(result, Mapping):
+            if not plain:
+                raise ValueError(f"found a {type(result).__name__}, expected a dict with {key!r}")
+            result = {key: result}
+        if key not in result:
+            raise ValueError(f"found keys {', '.join(map(str, result))}, expected {key!r} among them")
+        if keys is not None and keys != set(result):
+            raise ValueError(
+                f"found keys {sorted(keys ^ set(result))} in some samples, expected the same in all"
+            )
+        keys = set(result)
+        for name in [key] if plain else result:  # EasyR1 averages all of them
+            if not _is_number(result[name]):
+                raise ValueError(f"{name}: found {result[name]!r}, expected a number")
+        scores.append(float(cast(float, result[key])))
+    return scores
+
+
+def _is_number(value: object) -> bool:
+    try:
+        return not isinstance(value, str) and math.isfinite(float(cast(float, value)))
+    except (TypeError, ValueError):
+        return False
+
+
+def _where(error: BaseException) -> str:
+    """The innermost line of the reward's own file."""
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if f.filename != __file__ and f.filename[0] != "<"
+    ]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+if __name__ == "__main__":
+    try:
+        answer: dict[str, object] = {"scores": scores_of(json.load(sys.stdin))}
+    except Exception as error:  # whatever a user's file raises
+        text = " ".join(str(error).split()) or "no message"
+        own = isinstance(error, (ValueError, FileNotFoundError)) and not _where(error)
+        answer = {"error": text if own else f"{type(error).__name__}: {text}{_where(error)}"}
+    print(f"\n{_MARK}{json.dumps(answer)}")

@@ -1,0 +1,121 @@
+"""The settings of a run that matter before its start, by one name for veRL's and EasyR1's configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tpru_verl import trainers as hosts
+
+_ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+# Our name: veRL's key, EasyR1's key ("" where it has none). docs/recipe-mapping.md has all keys of a recipe.
+KEYS = {
+    "model": ("actor_rollout_ref.model.path", "worker.actor.model.model_path"),
+    "train_files": ("data.train_files", "data.train_files"),
+    "val_files": ("data.val_files", "data.val_files"),
+    "problem_key": ("data.problem_key", "data.prompt_key"),
+    "answer_key": ("data.answer_key", "data.answer_key"),
+    "image_key": ("data.image_key", "data.image_key"),
+    "template": ("data.prompt_template", "data.format_prompt"),
+    "prompt_length": ("data.max_prompt_length", "data.max_prompt_length"),
+    "response_length": ("data.max_response_length", "data.max_response_length"),
+    "filter": ("data.filter_overlong_prompts", "data.filter_overlong_prompts"),
+    "min_pixels": ("data.min_pixels", "data.min_pixels"),
+    "max_pixels": ("data.max_pixels", "data.max_pixels"),
+    "batch": ("data.train_batch_size", "data.rollout_batch_size"),
+    "mini_batch": (f"{_ACTOR}.ppo_mini_batch_size", "worker.actor.global_batch_size"),
+    "micro_batch": (
+        f"{_ACTOR}.ppo_micro_batch_size_per_gpu",
+        "worker.actor.micro_batch_size_per_device_for_update",
+    ),
+    "micro_log_prob": (
+        f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu",
+        "worker.actor.micro_batch_size_per_device_for_experience",
+    ),
+    "remove_padding": ("actor_rollout_ref.model.use_remove_padding", "worker.actor.padding_free"),
+    "gradient_checkpointing": (
+        "actor_rollout_ref.model.enable_gradient_checkpointing",
+        "worker.actor.model.enable_gradient_checkpointing",
+    ),
+    "params_offload": (f"{_ACTOR}.fsdp_config.param_offload", "worker.actor.offload.offload_params"),
+    "optimizer_offload": (
+        f"{_ACTOR}.fsdp_config.optimizer_offload",
+        "worker.actor.offload.offload_optimizer",
+    ),
+    "kl_loss": (f"{_ACTOR}.use_kl_loss", "algorithm.use_kl_loss"),
+    "n": (f"{_ROLLOUT}.n", "worker.rollout.n"),
+    "tensor_parallel": (f"{_ROLLOUT}.tensor_model_parallel_size", "worker.rollout.tensor_parallel_size"),
+    "gpu_memory": (f"{_ROLLOUT}.gpu_memory_utilization", "worker.rollout.gpu_memory_utilization"),
+    "max_model_len": (f"{_ROLLOUT}.max_model_len", "worker.rollout.max_model_len"),
+    "batched_tokens": (f"{_ROLLOUT}.max_num_batched_tokens", "worker.rollout.max_num_batched_tokens"),
+    "limit_images": (f"{_ROLLOUT}.limit_images", "worker.rollout.limit_images"),
+    "nodes": ("trainer.nnodes", "trainer.nnodes"),
+    "gpus": ("trainer.n_gpus_per_node", "trainer.n_gpus_per_node"),
+    "device": ("trainer.device", ""),
+    "checkpoints": ("trainer.default_local_dir", "trainer.save_checkpoint_path"),
+    "keep": ("trainer.max_actor_ckpt_to_keep", "trainer.save_limit"),
+    "reward_file": ("reward.custom_reward_function.path", "worker.reward.reward_function"),
+    "reward_name": ("reward.custom_reward_function.name", "worker.reward.reward_function_name"),
+    "reward_kwargs": (
+        "reward.custom_reward_function.reward_kwargs",
+        "worker.reward.reward_function_kwargs",
+    ),
+    "reward_type": ("", "worker.reward.reward_type"),
+}
+
+
+class Settings:
+    """A complete configuration of a host, read by our names. `config`: plain dictionaries, resolved."""
+
+    def __init__(self, host: str, config: Mapping[str, object]) -> None:
+        self.host, self.config = host, config
+
+    def key(self, name: str) -> str:
+        """The host's own key, for messages."""
+        return KEYS[name][self.host != hosts.VERL]
+
+    def __getitem__(self, name: str) -> object:
+        """The value, None where the host has no such key."""
+        value: object = self.config
+        for part in self.key(name).split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return value
+
+    def text(self, name: str) -> str:
+        value = self[name]
+        return "" if value is None else str(value)
+
+    def integer(self, name: str) -> int:
+        """The value, 0 where there is none."""
+        value = self[name]
+        return int(value) if isinstance(value, (int, float)) else 0
+
+    def said(self, name: str) -> str:
+        """`key=value`, as on the command line."""
+        return f"{self.key(name)}={self[name]}"
+
+    @property
+    def world(self) -> int:
+        """GPUs of all nodes."""
+        return max(1, self.integer("nodes")) * max(1, self.integer("gpus"))
+
+    def files(self, name: str) -> list[str]:
+        """Entries of `train_files` or `val_files`."""
+        value = self[name]
+        return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else [str(value or "")]
+
+    @property
+    def mm_processor_kwargs(self) -> Mapping[str, object]:
+        """What veRL hands to the processor beside text and images; EasyR1 hands nothing."""
+        data = self.config.get("data")
+        told = data.get("mm_processor_kwargs") if isinstance(data, Mapping) else None
+        return dict(told) if isinstance(told, Mapping) else {}
+
+    @property
+    def template(self) -> str:
+        """Of the prompt, as `tpru_verl.prompts.render` takes it; EasyR1 without one shows the problem."""
+        value = self.text("template")
+        if not value:
+            return "tpru" if self.host == hosts.VERL else "bare"
+        own = Path(value)
+        return own.stem if own.parent.name == "prompts" and own.parent.parent.name == "tpru_verl" else value
