@@ -29,7 +29,7 @@ import numpy as np
 from made_rows import IMAGES, picture, sample, write
 from rich.console import Console
 from rich.table import Table
-from rollouts import Rollouts
+from support.rollouts import Rollouts
 
 from tpru_verl import recipes
 from tpru_verl.demo.run import CHECKPOINT

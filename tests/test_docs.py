@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.pages import CHOICES, OPTIONS, cases, choice
 
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge
@@ -10,7 +11,6 @@ from tpru_verl.grading import grade
 from tpru_verl.sample import parse_options
 
 THOUGHT = "<think>A is too early, B late.</think>"
-OPTIONS = "A. 1 3 4 2  B. 2 1 3 4  C. 4 2 3 1  D. 3 4 1 2  E. None of the choices provided"
 
 
 def table(root: Path) -> list[tuple[str, str, str, str]]:
@@ -36,21 +36,6 @@ def test_forty_outputs(root: Path) -> None:
         assert (found.parsed or "-") == read, output
         assert found.score("tpru") == float(score), output
         assert found.score("paper") == pytest.approx(float(published)), output
-
-
-def cases(root: Path, title: str) -> list[list[str]]:
-    """Cells of the table after a sentence of docs/evaluation.md, responses as they were."""
-    text = (root / "docs/evaluation.md").read_text().partition(title)[2]
-    lines = text.partition("\n\n|")[2].partition("\n\n")[0].splitlines()[2:]
-    cells = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines]
-    return [[response.strip("`").replace("⏎", "\n"), *others] for response, *others in cells]
-
-
-CHOICES = ("The options of each row are", "Orders, where BDAC is right")
-
-
-def choice() -> Item:
-    return Item("x", "", "B", (), parse_options(OPTIONS))
 
 
 def test_what_we_make_of_the_cases_of_the_evaluation(root: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from responses import LOOSE, RIGHT, SCORES, WRONG, talk
+from support.responses import LOOSE, RIGHT, SCORES, WRONG, talk
 
 from tpru_verl.reward_fns import areal, easyr1, easyr1_legacy, ms_swift, openrlhf, slime, trl, verifiers
 from tpru_verl.reward_fns import verl as verl_adapter

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from endpoint import by_prompt, endpoint
-from harnesses import OwnRun, own_run, write_sources
+from support.endpoint import by_prompt, endpoint
+from support.harnesses import OwnRun, own_run, write_sources
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from responses import SCORES
+from support.responses import SCORES
 
 
 def test_workflow_scores_a_response(checkpoint: Path) -> None:

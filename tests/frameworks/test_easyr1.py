@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from responses import SCORES
-from rows import picture, reordering, write_parquet
+from support.responses import SCORES
+from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import recipes
 from tpru_verl import trainers as host

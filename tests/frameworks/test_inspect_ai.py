@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from harnesses import OwnRun, call
+from support.harnesses import OwnRun, call
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 

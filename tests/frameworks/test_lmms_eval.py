@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from harnesses import OwnRun, call, export
-from test_docs import CHOICES, cases
+from support.harnesses import OwnRun, call, export
+from support.pages import CHOICES, cases
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.harnesses import rows as hosts

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-from responses import RIGHT, WRONG, talk
+from support.responses import RIGHT, WRONG, talk
 
 from tpru_verl.reward_fns import ms_swift
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from responses import SCORES
+from support.responses import SCORES
 
 from tpru_verl.reward_fns import openrlhf
 

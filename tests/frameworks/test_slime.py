@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from responses import SCORES
+from support.responses import SCORES
 
 
 def test_reward_hub() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from responses import SCORES
+from support.responses import SCORES
 
 from tpru_verl.reward_fns import trl
 

@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from responses import SCORES
+from support.responses import SCORES
 
 
 def test_task_scores_a_trace() -> None:

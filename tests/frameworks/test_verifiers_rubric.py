@@ -4,7 +4,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from responses import SCORES
+from support.responses import SCORES
 
 from tpru_verl.reward_fns import verifiers
 

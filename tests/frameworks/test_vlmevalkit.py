@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-from harnesses import OwnRun, call, export
-from test_docs import CHOICES, cases, choice
+from support.harnesses import OwnRun, call, export
+from support.pages import CHOICES, cases, choice
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.harnesses import rows as hosts

@@ -4,7 +4,7 @@ Stock veRL 0.9.1 (`trainer/ppo/v1/agent_loop_tq.py`) treats the n samples of a p
 each resizes the images, runs the processor to build the prompt, runs it again for the reward
 worker and again for the training batch, and sends the images to vLLM in a call of its own. Here the n
 samples of a prompt share one preparation, one call to vLLM, one to the reward worker and one write to
-TransferQueue. The tensors are those of stock veRL (tests/test_agent_loop.py compares them).
+TransferQueue. The tensors are those of stock veRL (tests/plugin/test_agent_loop.py compares them).
 
 Chosen by `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Rows of another agent loop than
 `single_turn_agent` (tools, several turns) and distillation go the stock way.

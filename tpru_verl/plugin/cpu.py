@@ -234,7 +234,7 @@ def vision_tower_without_loops(modeling: ModuleType) -> None:
 
     Attention walks over the images in Python unless flash-attn is there; images or windows of one size go
     through in one call. The patch embedding is a convolution whose stride is its kernel: a matrix product.
-    Same mathematics, tests/test_cpu_platform.py compares outputs and gradients.
+    Same mathematics, tests/plugin/test_cpu_platform.py compares outputs and gradients.
     """
     from torch.nn.functional import linear, scaled_dot_product_attention
 

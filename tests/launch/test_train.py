@@ -168,7 +168,7 @@ def test_ctrl_c_on_the_command_line_ends_all_of_it(tmp_path: Path) -> None:
         f"command = [sys.executable, '-c', {code!r}]\n"
         "plan = Plan(Host('veRL', '1', Path()), Settings('veRL', {}), command, {})\n"
     )
-    root = str(Path(train.__file__).parent.parent)
+    root = str(Path(train.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, start_new_session=True

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_rows import LAYOUTS, blink_hub, lego_tsv, mmcr_tsv, muirbench_hub, plain_tsv, tsv
-from hub import hub
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import picture, reordering, write_parquet
+from support.benchmark_rows import LAYOUTS, blink_hub, lego_tsv, mmcr_tsv, muirbench_hub, plain_tsv, tsv
+from support.hub import hub
+from support.rows import picture, reordering, write_parquet
 
 from tpru_verl.eval.benchmarks import BENCHMARKS, find, load
 from tpru_verl.eval.engines.base import parts_of

@@ -5,10 +5,10 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from frames import Given, clip, encoded, moment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from support.frames import Given, clip, encoded, moment
 
 from tpru_verl.builder import candidates, tasks
 from tpru_verl.builder.clips import Counts, Frame

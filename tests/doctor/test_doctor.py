@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import reordering, write_parquet
+from support.rows import reordering, write_parquet
 from typer.testing import CliRunner
 
 from tpru_verl import cli, doctor

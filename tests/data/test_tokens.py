@@ -453,7 +453,8 @@ class TestKey:
 
     def test_is_the_same_in_another_process(self, checkpoint: Path) -> None:
         code = (
-            "from transformers import AutoProcessor\nfrom tpru_verl.data.tokens.prompts import PromptCounter\n"
+            "from transformers import AutoProcessor\n"
+            "from tpru_verl.data.tokens.prompts import PromptCounter\n"
             f"print(PromptCounter(AutoProcessor.from_pretrained({str(checkpoint)!r})).key)"
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from frames import SIZE, encoded, moment, video
 from PIL import Image
-from test_build import Run, build, provenance  # noqa: F401
+from support.builds import Run, provenance
+from support.frames import SIZE, encoded, moment, video
 
 from tpru_verl.builder import lerobot
 from tpru_verl.builder.clips import Frame
@@ -96,7 +96,7 @@ def test_scene_sampling_takes_what_has_changed(tmp_path: Path) -> None:
 
 
 def test_broken_videos_are_listed_and_the_rest_is_kept(
-    build: Run,  # noqa: F811
+    build: Run,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -123,7 +123,7 @@ def test_broken_videos_are_listed_and_the_rest_is_kept(
     assert all(frame["index"] == pytest.approx(25 * frame["time"], abs=1) for frame in frames)
 
 
-def test_long_videos_become_several_clips_of_one_group(build: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_long_videos_become_several_clips_of_one_group(build: Run, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     video(tmp_path / "in/a.mp4", [i / 10 for i in range(300)])
     manifest = build(tmp_path / "in", "out", "--every", "0.5", "--clip-frames", "20")
@@ -203,7 +203,7 @@ def in_columns(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [v2, v3, in_columns])
-def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path) -> None:
     root = make(tmp_path / "robot")
     first, second = lerobot.episodes_of(root, Sampling(every=0.2))
     times = [round(frame.time or 0, 2) for frame in second.frames()]
@@ -214,7 +214,7 @@ def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path)
     assert manifest["clips"] == 2
 
 
-def test_lerobot_data_that_is_broken_is_one_line(build: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_lerobot_data_that_is_broken_is_one_line(build: Run, tmp_path: Path) -> None:
     root = v2(tmp_path / "robot")
     (root / "videos/chunk-000/observation.images.top/episode_000001.mp4").unlink()
     manifest = build(root, "out", "--every", "0.2")

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmark_rows import lego_tsv, muirbench_hub, tpru_hub
-from endpoint import Asked, by_prompt, endpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rows import picture, reordering, write_parquet
+from support.benchmark_rows import lego_tsv, muirbench_hub, tpru_hub
+from support.endpoint import Asked, by_prompt, endpoint
+from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import cli
 from tpru_verl.data.tokens.pixels import Bounds

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from frames import scenes
-from test_build import Run, build, provenance  # noqa: F401
-from test_data_prepare import contents, read
+from support.builds import Run, provenance
+from support.frames import scenes
+from support.results import contents, read
 
 Reply = tuple[int, str]  # status, content of the message or body of the error
 FINE = {
@@ -89,7 +89,7 @@ def stub() -> Iterator[Stub]:
 
 
 @pytest.fixture
-def described(build: Run, stub: Stub, tmp_path: Path) -> Run:  # noqa: F811
+def described(build: Run, stub: Stub, tmp_path: Path) -> Run:
     source = scenes(tmp_path / "in", takes=4)
 
     def run(out: str = "out", *options: object) -> dict[str, Any]:

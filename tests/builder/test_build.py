@@ -1,48 +1,20 @@
 """`tpru build`: frames in, rows out, by the command; what is unusable is listed and the rest is kept."""
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from frames import encoded, moment, scenes, stills
-from rows import Row
-from test_data_prepare import contents, read
+from support.builds import Run, provenance
+from support.frames import encoded, moment, scenes, stills
+from support.results import contents, read
+from support.rows import Row
 
-from tpru_verl import cli
 from tpru_verl.builder import pipeline, stages
-from tpru_verl.builder.commands import PARTLY
 from tpru_verl.data.validate import validate
 from tpru_verl.data.work import Source
 from tpru_verl.sample import NONE_OPTION, parse_options
-
-Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs `tpru build SOURCE OUT ...` in this process; returns the manifest, or raises SystemExit."""
-
-    def run(source: object, out: str = "out", *options: object) -> dict[str, Any]:
-        arguments = ["tpru", "build", source, tmp_path / out, "--no-audit", "--workers", 1, *options]
-        monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        if stop.value.code not in (0, PARTLY):
-            raise stop.value
-        manifest = json.loads((tmp_path / out / "manifest.json").read_text())
-        assert stop.value.code == (PARTLY if "unreadable" in manifest["left_out"] else 0)
-        return manifest
-
-    return run
-
-
-def provenance(folder: Path) -> dict[str, dict[str, Any]]:
-    lines = (folder / "provenance.jsonl").read_text().splitlines()
-    return {line["row_id"]: line for line in map(json.loads, lines)}
 
 
 def right_option(row: Row) -> str:

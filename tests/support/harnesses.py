@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark_rows import lego_tsv
-from endpoint import Asked, Endpoint
 from PIL import Image
-from rows import picture, reordering, write_parquet
+from support.benchmark_rows import lego_tsv
+from support.endpoint import Asked, Endpoint
+from support.rows import picture, reordering, write_parquet
 
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub import COMMITS, hub
 from PIL import Image
-from rows import picture, reordering, write_jsonl, write_parquet
+from support.hub import COMMITS, hub
+from support.rows import picture, reordering, write_jsonl, write_parquet
 
 from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.forms import Keys, Row, read_rows

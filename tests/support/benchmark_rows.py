@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rows import picture, reordering, write_parquet
+from support.rows import picture, reordering, write_parquet
 
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rows import reordering, write_parquet
+from support.rows import reordering, write_parquet
 
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.settings import Settings
@@ -31,7 +31,7 @@ def verl(rows: Path, file: str = OURS, template: str = "tpru", **kwargs: object)
 
 def easyr1(rows: Path, file: Path, kind: str | None = None) -> Settings:
     reward = {"reward_function": str(file), "reward_function_name": "compute_score", "reward_type": kind}
-    template = str(Path(preflight.__file__).parent / "prompts" / "tpru.jinja")
+    template = str(Path(preflight.__file__).parents[1] / "prompts" / "tpru.jinja")
     data = {"train_files": f"{rows.parent}@train", "format_prompt": template}
     return Settings("EasyR1", {"data": data, "worker": {"reward": reward}})
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from rows import Row, picture, write_jsonl, write_parquet
+from support.rows import Row, picture, write_jsonl, write_parquet
 
 from tpru_verl.data.audit import measure as module
 from tpru_verl.data.audit.fitted import folds_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 pytest.importorskip("verl")
-from rollouts import Rollouts
+from support.rollouts import Rollouts
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet

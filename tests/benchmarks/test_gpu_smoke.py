@@ -62,7 +62,7 @@ def test_the_table_shows_what_was_logged_and_no_run_is_an_error(smoke: ModuleTyp
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder as benchmarks/gpu_update.py makes one for its smallest model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
         update = import_module("gpu_update")
         folder = tmp_path_factory.mktemp("update")
         update.write_model(update.SMALL, folder / "model")

@@ -9,8 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import xxhash
-from rows import Row, picture, reordering, write_parquet
-from test_data_validate import Tpru, tpru  # noqa: F401
+from support.commands import Tpru
+from support.results import contents, read
+from support.rows import Row, picture, reordering, write_parquet
 
 from tpru_verl.data import layout
 from tpru_verl.data.prepare import Options, prepare
@@ -27,18 +28,6 @@ def run(tmp_path: Path) -> Prepare:
         return prepare(Source.open(str(path)), tmp_path / out, Options(**options), workers=1)
 
     return run
-
-
-def read(folder: Path, split: str = "train") -> list[Row]:
-    return [
-        row
-        for path in sorted(folder.glob(f"data/{split}-*.parquet"))
-        for row in pq.read_table(path).to_pylist()
-    ]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_rows_keep_their_bytes_and_gain_what_verl_reads(run: Prepare, tmp_path: Path) -> None:
@@ -232,7 +221,7 @@ def test_verl_trains_on_it_without_conversion(run: Prepare, tmp_path: Path, chec
     assert texts[0] == texts[1]
 
 
-def test_the_command_says_what_it_did(tpru: Tpru, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_says_what_it_did(tpru: Tpru, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", ROWS)
     code, out, _ = tpru("prepare", path, tmp_path / "out", "--split", "train=0.75,test=0.25")
     assert code == 0

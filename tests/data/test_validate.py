@@ -2,8 +2,6 @@
 
 import io
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,30 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from rows import Row, picture, reordering, write_jsonl, write_parquet
+from support.commands import Tpru
+from support.rows import Row, picture, reordering, write_jsonl, write_parquet
 
-from tpru_verl import cli
 from tpru_verl.data.images import perceptual_hash, problem_of, read_header, thumbnail
 from tpru_verl.data.validate import Report, bits, validate
 from tpru_verl.data.work import Source
-
-Tpru = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tpru(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tpru:
-    """Runs `tpru data ...` in this process; returns exit code, stdout, last line of stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tpru", "data", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        out, err = capsys.readouterr()
-        code = stop.value.code
-        # `sys.exit(text)` prints the text and exits with 1; pytest keeps the text.
-        return (1, out, code) if isinstance(code, str) else (int(code or 0), out, err)
-
-    return run
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:
