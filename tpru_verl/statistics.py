@@ -157,3 +157,22 @@ def holm(ps: Sequence[float]) -> list[float]:
     for rank, at in enumerate(order):
         corrected[at] = least = max(least, min(1.0, (len(ps) - rank) * ps[at]))
     return corrected.tolist()
+
+
+Ints = NDArray[np.int64]
+
+
+def design_effect(rows: Ints, right: Ints) -> float:
+    """How many times more than binomial a count varies for coming in groups, at least 1.
+
+    From (groups,) rows and (groups,) right ones; counts divided by it may be tested as if rows were
+    independent (Rao and Scott 1992). One group alone tells nothing: 1.
+    """
+    groups, n = len(rows), int(rows.sum())
+    if groups in (1, n):
+        return 1.0
+    share = right.sum() / n
+    if share in (0, 1):  # no variance to compare: the most that groups of this size can do
+        return float((rows**2).sum() / n)
+    between = ((right - share * rows) ** 2).sum() * groups / (groups - 1)
+    return max(1.0, float(between / (n * share * (1 - share) * n / (n - 1))))

@@ -17,11 +17,12 @@ from support.rows import Row, picture, write_jsonl, write_parquet
 
 from tpru_verl.data.audit import measure as module
 from tpru_verl.data.audit.fitted import folds_of
-from tpru_verl.data.audit.measure import Audit, Line, as_json, audit, design_effect, holm, tables, verdict
+from tpru_verl.data.audit.measure import Audit, Line, as_json, audit, holm, tables, verdict
 from tpru_verl.data.audit.rules import chain_of, read_question, swaps
 from tpru_verl.data.work import Source
 from tpru_verl.demo import scenes
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
+from tpru_verl.statistics import design_effect
 
 LETTERS = "ABCDE"
 Paint = Callable[[np.random.Generator], bytes]

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tpru_verl.grading import MEASURES, PRESETS, grade, order_credit, penalty
+from tpru_verl.grading import PRESETS, grade
+from tpru_verl.grading.orders import MEASURES, order_credit
+from tpru_verl.grading.penalties import penalty
 
 OPTIONS = {
     "A": "1 2 3 4",

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpru_verl.builder.clips import Clip
-from tpru_verl.builder.filters import Filters, bits_between, change_between
+from tpru_verl.builder.filters import Filters
+from tpru_verl.builder.pictures import bits_between, change_between
 
 POOL = 16  # wrong frames among which the choice is made
 DRAWS = 64  # sets of them that are tried

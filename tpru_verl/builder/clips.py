@@ -223,3 +223,21 @@ def read_labels(path: Path) -> Iterator[Label]:
         digests = line.pop("digest")
         line["leak_hash"] = np.frombuffer(line["leak_hash"], np.uint64)
         yield Label(**line, digests=[digests[i : i + 8] for i in range(0, len(digests), 8)])
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a model said of a clip; "" and None where it was not asked."""
+
+    about: str = ""
+    wrong: str = ""
+    rejected: str = ""
+
+
+def told_file(folder: Path, number: int) -> Path:
+    return folder / f"{number:06d}.json"
+
+
+@lru_cache(maxsize=16)
+def read_told(path: Path) -> dict[int, Told]:
+    return {int(number): Told(**told) for number, told in json.loads(path.read_text()).items()}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 
-from tpru_verl.builder.tasks import LETTERS, seeded
-from tpru_verl.sample import Task
+from tpru_verl.builder.drafts import Drafted
+from tpru_verl.builder.tasks import LETTERS, Options, ask, seeded
+from tpru_verl.sample import Task, problems_of
 
 BLOCK = 5  # rows among which the places of negatives are drawn
 
@@ -75,3 +79,78 @@ class Deal:
         """The letter where None has stood least often."""
         others = [LETTERS[i] for i in rng.permutation(len(LETTERS)) if LETTERS[i] != letter]
         return min(others, key=lambda other: self.none[other])
+
+
+SHARD_ROWS = 512
+
+
+@dataclass
+class Ledger:
+    """What was dealt, for the manifest."""
+
+    rows: Counter[str] = field(default_factory=Counter)  # of each split
+    tasks: dict[str, Counter[str]] = field(default_factory=dict)
+    letters: dict[str, Counter[str]] = field(default_factory=dict)
+    negatives: dict[str, Counter[str]] = field(default_factory=dict)
+
+
+def deal(drafted: Iterable[Drafted], folder: Path, options: Options, seed: int) -> tuple[list[Path], Ledger]:
+    """Write the rows of all drafts, a file for each shard, and return the files and what was dealt.
+
+    Raises ValueError where there is no row.
+    """
+    deals: dict[tuple[str, Task], Deal] = {}
+    shards: dict[str, _Shard] = {}
+    ledger = Ledger()
+    for split, row in ((split, row) for clips in drafted for split, rows in clips for row in rows):
+        free = options.free_form and not row.asked
+        letter = none = negative = ""
+        if not free:
+            dealer = deals.setdefault(
+                (split, row.task), Deal(row.task, options.negatives, options.mismatches, seed, split)
+            )
+            letter, none, negative = dealer.next(row.negatives)
+        asked = ask(row, letter, none, negative, seeded(seed, row.row_id, "words"))
+        if problems := problems_of(asked.problem, asked.answer, len(asked.images)):
+            raise ValueError(f"{row.row_id}: {problems[0]}")
+        line = {**asdict(asked), "row_id": row.row_id, "task": row.task.value, "clip": row.clip}
+        line |= {"scene": row.scene, "group": row.group, "seed": seed, "split": split}
+        shards.setdefault(split, _Shard(folder, split)).add(line)
+        ledger.rows[split] += 1
+        ledger.tasks.setdefault(split, Counter())[row.task.value] += 1
+        answer = asked.answer if letter else "an order"
+        ledger.letters.setdefault(f"{split} {row.task.value}", Counter())[answer] += 1
+        ledger.negatives.setdefault(f"{split} {row.task.value}", Counter())[negative or "positive"] += 1
+    if not shards:
+        raise ValueError("found no clip that a row can be made of")
+    return [path for split in sorted(shards) for path in shards[split].close()], ledger
+
+
+class _Shard:
+    """The lines of one split, SHARD_ROWS a file."""
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self._lines: list[str] = []
+        self._paths: list[Path] = []
+
+    def add(self, line: Mapping[str, object]) -> None:
+        self._lines.append(json.dumps(line, ensure_ascii=False))
+        if len(self._lines) == SHARD_ROWS:
+            self._write()
+
+    def close(self) -> list[Path]:
+        if self._lines:
+            self._write()
+        return self._paths
+
+    def _write(self) -> None:
+        path = self.folder / f"{self.split}-{len(self._paths):05d}.jsonl"
+        path.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+        self._paths.append(path)
+        self._lines = []
+
+
+def read_lines(path: Path) -> Iterator[dict]:
+    with path.open(encoding="utf-8") as file:
+        yield from map(json.loads, file)

@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from tpru_verl.builder.clips import file_of, read_clip, read_images
-from tpru_verl.builder.drafts import Told, read_told, told_file
+from tpru_verl.builder.clips import Told, file_of, read_clip, read_images, read_told, told_file
 from tpru_verl.builder.tasks import Place, plain_text
 from tpru_verl.data.images import thumbnail
 from tpru_verl.errors import line_of

@@ -6,36 +6,22 @@ line a row.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from tpru_verl.builder.clips import Clip, Label, file_of, read_clip
-from tpru_verl.builder.deal import Deal
+from tpru_verl.builder.clips import Clip, Label, Told, file_of, read_clip, read_told, told_file
 from tpru_verl.builder.filters import Filters
-from tpru_verl.builder.tasks import Draft, Near, Options, Place, ask, drafts_of, seeded
+from tpru_verl.builder.tasks import Draft, Near, Options, Place, drafts_of
 from tpru_verl.data.prepare import ONE_SPLIT, connected, shared_out
 from tpru_verl.data.validate import SAME_PICTURE, bits
-from tpru_verl.sample import Task, problems_of
 
 NEIGHBOURS = 6  # clips of the same scene and split from which wrong frames and texts are taken
-SHARD_ROWS = 512
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a model said of a clip; "" and None where it was not asked."""
-
-    about: str = ""
-    wrong: str = ""
-    rejected: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,84 +109,3 @@ def _clip(task: DraftTask, place: Place) -> tuple[Clip, Told]:
     told = read_told(told_file(task.told, file)).get(number, Told()) if task.told else Told()
     clip = read_clip(file_of(task.folder, file), number)
     return (replace(clip, about=told.about) if told.about and not clip.about else clip), told
-
-
-def told_file(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.json"
-
-
-@lru_cache(maxsize=16)
-def read_told(path: Path) -> dict[int, Told]:
-    return {int(number): Told(**told) for number, told in json.loads(path.read_text()).items()}
-
-
-@dataclass
-class Ledger:
-    """What was dealt, for the manifest."""
-
-    rows: Counter[str] = field(default_factory=Counter)  # of each split
-    tasks: dict[str, Counter[str]] = field(default_factory=dict)
-    letters: dict[str, Counter[str]] = field(default_factory=dict)
-    negatives: dict[str, Counter[str]] = field(default_factory=dict)
-
-
-def deal(drafted: Iterable[Drafted], folder: Path, options: Options, seed: int) -> tuple[list[Path], Ledger]:
-    """Write the rows of all drafts, a file for each shard, and return the files and what was dealt.
-
-    Raises ValueError where there is no row.
-    """
-    deals: dict[tuple[str, Task], Deal] = {}
-    shards: dict[str, _Shard] = {}
-    ledger = Ledger()
-    for split, row in ((split, row) for clips in drafted for split, rows in clips for row in rows):
-        free = options.free_form and not row.asked
-        letter = none = negative = ""
-        if not free:
-            dealer = deals.setdefault(
-                (split, row.task), Deal(row.task, options.negatives, options.mismatches, seed, split)
-            )
-            letter, none, negative = dealer.next(row.negatives)
-        asked = ask(row, letter, none, negative, seeded(seed, row.row_id, "words"))
-        if problems := problems_of(asked.problem, asked.answer, len(asked.images)):
-            raise ValueError(f"{row.row_id}: {problems[0]}")
-        line = {**asdict(asked), "row_id": row.row_id, "task": row.task.value, "clip": row.clip}
-        line |= {"scene": row.scene, "group": row.group, "seed": seed, "split": split}
-        shards.setdefault(split, _Shard(folder, split)).add(line)
-        ledger.rows[split] += 1
-        ledger.tasks.setdefault(split, Counter())[row.task.value] += 1
-        answer = asked.answer if letter else "an order"
-        ledger.letters.setdefault(f"{split} {row.task.value}", Counter())[answer] += 1
-        ledger.negatives.setdefault(f"{split} {row.task.value}", Counter())[negative or "positive"] += 1
-    if not shards:
-        raise ValueError("found no clip that a row can be made of")
-    return [path for split in sorted(shards) for path in shards[split].close()], ledger
-
-
-class _Shard:
-    """The lines of one split, SHARD_ROWS a file."""
-
-    def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.split = folder, split
-        self._lines: list[str] = []
-        self._paths: list[Path] = []
-
-    def add(self, line: Mapping[str, object]) -> None:
-        self._lines.append(json.dumps(line, ensure_ascii=False))
-        if len(self._lines) == SHARD_ROWS:
-            self._write()
-
-    def close(self) -> list[Path]:
-        if self._lines:
-            self._write()
-        return self._paths
-
-    def _write(self) -> None:
-        path = self.folder / f"{self.split}-{len(self._paths):05d}.jsonl"
-        path.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
-        self._paths.append(path)
-        self._lines = []
-
-
-def read_lines(path: Path) -> Iterator[dict]:
-    with path.open(encoding="utf-8") as file:
-        yield from map(json.loads, file)

@@ -6,32 +6,16 @@ distribution of what was measured is in the manifest, for choosing them.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from tpru_verl.builder.clips import GREY, MAX_COMPARED, Clip, Counts, Frame, Item
-from tpru_verl.data.audit.rules import encoding_of
+from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, Item
+from tpru_verl.builder.pictures import Look, alike, bits_between, change_between, look_at
 from tpru_verl.data.images import (
-    FORMATS,
-    HASHED,
-    hash_of,
     problem_of,
-    read_header,
-    scan,
-    thumbnail,
-    upright,
 )
-
-LEVEL = 12  # grey levels of 255 from which a pixel counts as changed: above the noise of JPEG
-QUALITY = 92  # of pictures that have to be encoded anew
-_BITS = np.array([value.bit_count() for value in range(256)], np.uint8)
-
-Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -45,56 +29,6 @@ class Filters:
     max_bits: int = (
         120  # of 256: frames of other clips farther from the right one are too easy; chance is 128
     )
-
-
-@dataclass(frozen=True)
-class Look:
-    """What is measured of a frame."""
-
-    hash: NDArray[np.uint8]  # (HASH_BYTES,)
-    grey: Grey  # (GREY, GREY)
-    leak_hash: np.uint64 | None
-    contrast: float
-    sharpness: float
-
-
-def look_at(data: bytes, *, leak_hash: bool = False) -> Look:
-    """Measure a picture. Raises ValueError for one that cannot be decoded."""
-    import imagehash
-
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            # Of a JPEG, brightness alone, at no more than the scale that is looked at.
-            image.draft(
-                "L", (image.width * HASHED // max(image.size), image.height * HASHED // max(image.size))
-            )
-            small = image.convert("L")
-        small.thumbnail((HASHED, HASHED), Image.Resampling.BOX)
-        leak = hash_of(thumbnail(data, HASHED)) if leak_hash else None
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"found an image that can't be decoded ({error}), expected a whole one") from error
-    bits: NDArray[np.bool_] = imagehash.phash(small, 16).hash
-    grey = np.asarray(small.resize((GREY, GREY), Image.Resampling.BOX))
-    pixels = np.asarray(small, np.float32)
-    return Look(np.packbits(bits.ravel()), grey, leak, float(grey.std()), sharpness(pixels))
-
-
-def sharpness(grey: NDArray[np.float32]) -> float:
-    """Variance of the Laplacian (Pech-Pacheco et al. 2000): low where edges are soft."""
-    inner = grey[1:-1, 1:-1]
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
-    return float(laplacian.var())
-
-
-def bits_between(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Bits in which the hash `one` (bytes,) differs from each of `others` (..., bytes)."""
-    return _BITS[others ^ one].sum(-1, dtype=np.int64)
-
-
-def change_between(one: Grey, others: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Share of pixels by which `one` (GREY, GREY) differs from each of `others` (..., GREY, GREY)."""
-    apart = np.abs(others.astype(np.int16) - one)
-    return np.count_nonzero(apart > LEVEL, axis=(-2, -1)) / (GREY * GREY)
 
 
 @dataclass
@@ -191,42 +125,3 @@ def _clip(item: Item, number: int, run: _Run, counts: Counts) -> tuple[Clip, lis
         size=[len(image) for image in images],
     )
     return clip, images
-
-
-def alike(images: list[bytes], name: str) -> tuple[str, list[bytes]]:
-    """How the pictures are encoded and, where that is not one way for all, the pictures encoded anew.
-
-    A picture that is stored otherwise than the rest of its row gives itself away. Raises ValueError for
-    pictures of several sizes.
-    """
-    forms = {_form(image) for image in images}
-    if len(forms) == 1 and all(_plain(image) for image in images):
-        return forms.pop(), images
-    pictures = [upright(image) for image in images]
-    sizes = {picture.size for picture in pictures}
-    if len(sizes) > 1:
-        listed = " and ".join(f"{w} x {h}" for w, h in sorted(sizes)[:2])
-        raise ValueError(f"{name}: found images of {len(sizes)} sizes ({listed}), expected one size")
-    encoded = [jpeg(picture) for picture in pictures]
-    return _form(encoded[0]), encoded
-
-
-def _form(data: bytes) -> str:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return f"{image.width} x {image.height} {encoding_of(image, data)}"
-
-
-def _plain(data: bytes) -> bool:
-    """Whether every loader shows the picture as it is: upright, and without an alpha channel."""
-    plain = scan(data)
-    if plain and not plain.exif and plain.mode in ("RGB", "L", "P"):
-        return True
-    header = read_header(data)
-    return header.orientation == 1 and header.mode in ("RGB", "L", "P")
-
-
-def jpeg(picture: Image.Image) -> bytes:
-    """Encode an RGB picture, always in the same way."""
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=QUALITY)
-    return buffer.getvalue()

@@ -19,8 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from tpru_verl import __version__
-from tpru_verl.builder import drafts as plan
-from tpru_verl.builder import engine
+from tpru_verl.builder import deal, drafts, engine
 from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
 from tpru_verl.builder.describe import Describer
@@ -82,7 +81,7 @@ def _build(
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
     labels = _labels(clips, files, counts)
-    for place in plan.leaked(labels, hashes):
+    for place in drafts.leaked(labels, hashes):
         counts.dropped.append(
             {
                 "id": labels.pop(place).id,
@@ -94,7 +93,7 @@ def _build(
     if not labels:
         first = counts.dropped[0] if counts.dropped else {"id": source, "detail": "found no frames"}
         raise ValueError(f"{source}: found no usable clip; the first: {first['id']}: {first['detail']}")
-    splits = plan.splits_of(labels, settings.split, settings.seed)
+    splits = drafts.splits_of(labels, settings.split, settings.seed)
     plans, ledger, lost = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
     return shards, _manifest(source, stages, counts, ledger, lost, written, describer, against), counts
@@ -153,7 +152,7 @@ def _manifest(
     source: str,
     stages: Stages,
     counts: Counts,
-    ledger: plan.Ledger,
+    ledger: deal.Ledger,
     lost: Counter[str],
     files: list[dict[str, object]],
     describer: Describer | None,

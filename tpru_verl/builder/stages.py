@@ -16,7 +16,7 @@ import pyarrow as pa
 import xxhash
 
 from tpru_verl import __version__
-from tpru_verl.builder import drafts as plan
+from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.clips import Counts, Item, Label, Writer, file_of, read_clip, read_counts, read_images
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.filters import Filters, clips_of
@@ -111,7 +111,7 @@ def write(task: WriteTask) -> dict[str, object]:
         unfinished = task.path.with_name(f".{task.path.name}.unfinished")
         schema = layout.schema_of()
         provenance: list[str] = []
-        lines = [*plan.read_lines(task.plan)]
+        lines = [*deal.read_lines(task.plan)]
         with layout.open_shard(unfinished, schema) as writer:
             for start in range(0, len(lines), layout.GROUP_ROWS):
                 group = lines[start : start + layout.GROUP_ROWS]
@@ -122,7 +122,7 @@ def write(task: WriteTask) -> dict[str, object]:
         unfinished.replace(task.path)
     digest = layout.checksum_of(task.path, xxhash.xxh3_128())
     size = task.path.stat().st_size
-    return {"bytes": size, "xxh3_128": digest, "rows": sum(1 for _ in plan.read_lines(task.plan))}
+    return {"bytes": size, "xxh3_128": digest, "rows": sum(1 for _ in deal.read_lines(task.plan))}
 
 
 def _record(line: Mapping, task: WriteTask, number: int) -> dict[str, object]:
@@ -212,11 +212,11 @@ class Stages:
         told: Path | None,
         labels: Mapping[Place, Label],
         splits: Mapping[Place, str],
-    ) -> tuple[list[Path], plan.Ledger, Counter[str]]:
+    ) -> tuple[list[Path], deal.Ledger, Counter[str]]:
         settings = self.settings
-        near = plan.neighbours_of(labels, splits)
+        near = drafts.neighbours_of(labels, splits)
         tasks = [
-            plan.DraftTask(
+            drafts.DraftTask(
                 clips,
                 told,
                 [(place, splits[place], near[place]) for place in places],
@@ -228,8 +228,8 @@ class Stages:
         ]
         lost: Counter[str] = Counter()
 
-        def drafted() -> Iterator[plan.Drafted]:
-            for rows, without in self._run(tasks, plan.draft, "Drafting rows"):
+        def drafted() -> Iterator[drafts.Drafted]:
+            for rows, without in self._run(tasks, drafts.draft, "Drafting rows"):
                 lost.update(without)
                 yield rows
 
@@ -237,7 +237,7 @@ class Stages:
         shutil.rmtree(folder)
         folder.mkdir()
         try:
-            plans, ledger = plan.deal(drafted(), folder, settings.options, settings.seed)
+            plans, ledger = deal.deal(drafted(), folder, settings.options, settings.seed)
         except ValueError as error:
             reasons = ", ".join(f"{count} rows: {reason}" for reason, count in lost.most_common())
             raise ValueError(f"{error}{f' ({reasons})' * bool(reasons)}") from error
@@ -252,7 +252,7 @@ class Stages:
         for path in plans:
             split, _, number = path.stem.rpartition("-")
             name = f"{path.stem}-of-{shards[split]:05d}.parquet"
-            first = int(number) * plan.SHARD_ROWS
+            first = int(number) * deal.SHARD_ROWS
             tasks.append(WriteTask(path, clips, folder / name, self.settings.template, first))
         results = self._run(tasks, write, "Writing shards")
         described = [

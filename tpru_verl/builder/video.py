@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tpru_verl.builder.clips import GREY, Frame
-from tpru_verl.builder.filters import change_between, jpeg
+from tpru_verl.builder.pictures import change_between, jpeg
 from tpru_verl.data.images import MAX_PIXELS
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from metaworld.policies import ENV_POLICY_MAP
 from PIL import Image
 
 from tpru_verl.builder.clips import Frame
-from tpru_verl.builder.filters import jpeg
+from tpru_verl.builder.pictures import jpeg
 
 # Tasks in which something visibly moves besides the arm.
 SCENE_BY_KIND = False  # one table for all of them

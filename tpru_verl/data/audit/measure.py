@@ -15,8 +15,6 @@ from itertools import permutations
 from math import factorial, floor
 from string import ascii_uppercase
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
@@ -24,6 +22,7 @@ from tpru_verl.data.audit.fitted import fitted_outcomes, place_of
 from tpru_verl.data.audit.rules import Clues, Order, Pieces, Rule, Tally, clues_of_unit
 from tpru_verl.data.validate import Finding
 from tpru_verl.data.work import Source, each_unit
+from tpru_verl.statistics import design_effect
 
 ALPHA = 0.05  # chance of one false alarm or more, over all rules and tasks together
 TEXT_ROWS = 20_000  # about as many give their text to the word models: enough for words, and minutes of work
@@ -40,8 +39,6 @@ CURES = {
     "frames": "list the reverse of the right order, too, and take frames of places that look alike",
     "brightness": "mix scenes that get brighter with scenes that get darker",
 }
-
-Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -197,22 +194,6 @@ def _test(tally: Tally) -> tuple[float, float, float, float]:
     result = binomtest(min(hits, n), n, level, alternative="greater")
     interval = binomtest(min(hits, n), n).proportion_ci(0.95, method="wilson")
     return effect, float(interval.low), float(interval.high), float(result.pvalue)
-
-
-def design_effect(rows: Ints, right: Ints) -> float:
-    """How many times more than binomial a count varies for coming in groups, at least 1.
-
-    From (groups,) rows and (groups,) right ones; counts divided by it may be tested as if rows were
-    independent (Rao and Scott 1992). One group alone tells nothing: 1.
-    """
-    groups, n = len(rows), int(rows.sum())
-    if groups in (1, n):
-        return 1.0
-    share = right.sum() / n
-    if share in (0, 1):  # no variance to compare: the most that groups of this size can do
-        return float((rows**2).sum() / n)
-    between = ((right - share * rows) ** 2).sum() * groups / (groups - 1)
-    return max(1.0, float(between / (n * share * (1 - share) * n / (n - 1))))
 
 
 def holm(values: Sequence[float]) -> list[float]:
