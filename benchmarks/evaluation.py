@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tpru_verl.demo.scenes import make_rows
-from tpru_verl.eval.engines.base import Local, Request, Sampling
+from tpru_verl.eval.engines.base import Request, Sampling
+from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import line_of_row, summarise
 from tpru_verl.statistics import paired

@@ -12,8 +12,8 @@ from support.results import contents, read
 from support.rows import Row
 
 from tpru_verl.builder import pipeline, stages
+from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import validate
-from tpru_verl.data.work import Source
 from tpru_verl.sample import NONE_OPTION, parse_options
 
 

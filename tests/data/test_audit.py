@@ -17,9 +17,11 @@ from support.rows import Row, picture, write_jsonl, write_parquet
 
 from tpru_verl.data.audit import measure as module
 from tpru_verl.data.audit.fitted import folds_of
-from tpru_verl.data.audit.measure import Audit, Line, as_json, audit, holm, tables, verdict
-from tpru_verl.data.audit.rules import chain_of, read_question, swaps
-from tpru_verl.data.work import Source
+from tpru_verl.data.audit.measure import Audit, Line, audit, holm
+from tpru_verl.data.audit.question import read_question, swaps
+from tpru_verl.data.audit.report import CURES, as_json, tables, verdict
+from tpru_verl.data.audit.rules import chain_of
+from tpru_verl.data.source.forms import Source
 from tpru_verl.demo import scenes
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
 from tpru_verl.statistics import design_effect
@@ -129,7 +131,7 @@ def test_balanced_rows_have_no_shortcut(audited: Callable[..., Audit]) -> None:
     assert verdict(result).startswith("No shortcut beats chance. In 400 rows one of 2")
     assert found(audited(rows, seed=1)) == set()
     families = {line.rule.family for line in result.lines}
-    assert families == set(module.CURES)  # and all kinds of rules had their chance
+    assert families == set(CURES)  # and all kinds of rules had their chance
 
 
 def test_a_letter_that_is_right_too_often(audited: Callable[..., Audit]) -> None:

@@ -15,7 +15,7 @@ from support.rows import Row, picture, reordering, write_parquet
 
 from tpru_verl.data import layout
 from tpru_verl.data.prepare import Options, prepare
-from tpru_verl.data.work import Source
+from tpru_verl.data.source.forms import Source
 
 ROWS = [reordering(seed) for seed in range(12)]
 Prepare = Callable[..., dict[str, Any]]

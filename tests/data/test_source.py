@@ -14,8 +14,8 @@ from support.hub import COMMITS, hub
 from support.rows import picture, reordering, write_jsonl, write_parquet
 
 from tpru_verl.data.source.cells import image_bytes
-from tpru_verl.data.source.forms import Keys, Row, read_rows
-from tpru_verl.data.work import Source
+from tpru_verl.data.source.forms import Keys, Source
+from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.sample import Task
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from tpru_verl.data.source.forms import Row
+from tpru_verl.data.source.forms import Source
+from tpru_verl.data.source.rows import Row
 from tpru_verl.data.stats import AN_ORDER, Spread, Statistics, as_json, qwen_tokens, statistics, tables
-from tpru_verl.data.work import Source
 from tpru_verl.demo.scenes import SCENES, make_rows, write_parquet
 from tpru_verl.sample import NONE_OPTION, Sample, Task
 

@@ -33,14 +33,9 @@ from transformers import (
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from tpru_verl.data.tokens import prompts as module
-from tpru_verl.data.tokens.prompts import (
-    COLUMN,
-    KEY_COLUMN,
-    PromptCounter,
-    UnsupportedProcessorError,
-    count_image_tokens,
-    image_size,
-)
+from tpru_verl.data.tokens import text as text_module
+from tpru_verl.data.tokens.processors import Conversation, UnsupportedProcessorError, count_image_tokens
+from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size
 from tpru_verl.prompts import TEMPLATES, render
 from tpru_verl.sample import Sample, Task
 
@@ -299,24 +294,24 @@ def splitting(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 class TestText:
-    @pytest.mark.parametrize("pattern", module._WORDS_APART)
+    @pytest.mark.parametrize("pattern", text_module._WORDS_APART)
     def test_cut_into_lines_and_words_it_has_the_tokens_of_the_whole(self, make: Make, pattern: str) -> None:
         tokenizer = trained(splitting(pattern))
-        assert module._may_be_cut(tokenizer.backend_tokenizer, "<|image_pad|>")
+        assert text_module._may_be_cut(tokenizer.backend_tokenizer, "<|image_pad|>")
         self.same(make, tokenizer)
 
     def test_of_another_tokenizer_is_not_cut(self, make: Make) -> None:
         gpt = trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
-        strips = trained(splitting(module._WORDS_APART[0]), rstrip=True)
+        strips = trained(splitting(text_module._WORDS_APART[0]), rstrip=True)
         for tokenizer in (gpt, strips):
-            assert not module._may_be_cut(tokenizer.backend_tokenizer, "<|image_pad|>")
+            assert not text_module._may_be_cut(tokenizer.backend_tokenizer, "<|image_pad|>")
             self.same(make, tokenizer)
 
     def same(self, make: Make, tokenizer: PreTrainedTokenizerFast) -> None:
         counter = PromptCounter(make("qwen2.5", tokenizer))
         rng = random.Random(2)
         texts = ["".join(rng.choices(TRICKY, k=rng.randint(1, 40))) for _ in range(1500)]
-        chats: list[module.Conversation] = [[{"role": "user", "content": text}] for text in texts]
+        chats: list[Conversation] = [[{"role": "user", "content": text}] for text in texts]
         whole = [f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n" for text in texts]
         assert counter.tokens(chats, [()] * len(texts)) == [len(ids) for ids in tokenizer(whole)["input_ids"]]
 
@@ -397,7 +392,7 @@ class TestPrompts:
             "{% if 'bad' in messages[0].content | string %}{{ raise_exception('no bad words') }}{% endif %}"
         )
         counter = PromptCounter(processor, "bare")
-        chats: list[module.Conversation] = [[{"role": "user", "content": text}] for text in ("a", "bad", "a")]
+        chats: list[Conversation] = [[{"role": "user", "content": text}] for text in ("a", "bad", "a")]
         first, error, last = counter.tokens(chats, [(), (), ()])
         assert first == last
         assert "no bad words" in str(error)
@@ -442,7 +437,7 @@ class TestKey:
             PromptCounter(plain, "bare", chat_kwargs={"tools": [{"name": "zoom"}]}).key,
             PromptCounter(make("qwen3"), "bare").key,
             PromptCounter(make("qwen2.5", shortest_edge=20000, longest_edge=90000), "bare").key,
-            PromptCounter(make("qwen2.5", trained(splitting(module._WORDS_APART[0]))), "bare").key,
+            PromptCounter(make("qwen2.5", trained(splitting(text_module._WORDS_APART[0]))), "bare").key,
         ]
         template.write_text("{{ content }}!")
         keys.append(PromptCounter(plain, str(template)).key)

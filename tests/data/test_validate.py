@@ -12,9 +12,10 @@ from PIL import Image
 from support.commands import Tpru
 from support.rows import Row, picture, reordering, write_jsonl, write_parquet
 
-from tpru_verl.data.images import perceptual_hash, problem_of, read_header, thumbnail
-from tpru_verl.data.validate import Report, bits, validate
-from tpru_verl.data.work import Source
+from tpru_verl.data.images import problem_of, read_header, thumbnail
+from tpru_verl.data.likeness import bits, perceptual_hash
+from tpru_verl.data.source.forms import Source
+from tpru_verl.data.validate import Report, validate
 
 
 def encode(image: Image.Image, format: str, **options: object) -> bytes:

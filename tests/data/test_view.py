@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from setuptools import Distribution
 
+from tpru_verl.data.source.forms import Source
 from tpru_verl.data.view import cut, write_gallery
-from tpru_verl.data.work import Source
 from tpru_verl.demo.scenes import SCENES, make_rows, write_parquet
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Sample, Task, parse_options
 

@@ -22,8 +22,9 @@ from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import cli
 from tpru_verl.data.tokens.pixels import Bounds
-from tpru_verl.eval.engines.base import Local, Request, Sampling
+from tpru_verl.eval.engines.base import Request, Sampling
 from tpru_verl.eval.engines.endpoint import Endpoint
+from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import read_lines
 from tpru_verl.eval.store import Store

@@ -25,8 +25,7 @@ from verl.trainer.ppo.utils import create_rl_dataset, create_rl_sampler
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.utils.tensordict_utils import get_tensordict
 
-from tpru_verl.data.source import forms as source
-from tpru_verl.data.source import hub
+from tpru_verl.data.source import hub, parts
 from tpru_verl.plugin import dataset as module
 from tpru_verl.plugin.dataset import TPRUDataset
 
@@ -290,7 +289,7 @@ def test_hub_id_goes_to_the_hub(build: Build, tmp_path: Path, monkeypatch: pytes
     write(tmp_path / "data" / "test-00000-of-00001.parquet", [published(i) for i in range(2)])
     rows = hub.load_hub(str(tmp_path))
     asked: list[tuple[str, str]] = []
-    monkeypatch.setattr(source, "load_hub", lambda name, split, revision: asked.append((name, split)) or rows)
+    monkeypatch.setattr(parts, "load_hub", lambda name, split, revision: asked.append((name, split)) or rows)
     assert len(build("org/TPRU-test@test")) == 2
     assert asked == [("org/TPRU-test", "test")]
 

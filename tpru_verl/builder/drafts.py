@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tpru_verl.builder.clips import Clip, Label, Told, file_of, read_clip, read_told, told_file
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.tasks import Draft, Near, Options, Place, drafts_of
-from tpru_verl.data.prepare import ONE_SPLIT, connected, shared_out
-from tpru_verl.data.validate import SAME_PICTURE, bits
+from tpru_verl.data.likeness import SAME_PICTURE, bits
+from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
 
 NEIGHBOURS = 6  # clips of the same scene and split from which wrong frames and texts are taken
 

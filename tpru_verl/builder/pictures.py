@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tpru_verl.builder.clips import GREY
-from tpru_verl.data.audit.rules import encoding_of
-from tpru_verl.data.images import FORMATS, HASHED, hash_of, read_header, scan, thumbnail, upright
+from tpru_verl.data.images import FORMATS, encoding_of, read_header, scan, thumbnail, upright
+from tpru_verl.data.likeness import HASHED, hash_of
 
 LEVEL = 12  # grey levels of 255 from which a pixel counts as changed: above the noise of JPEG
 

@@ -26,9 +26,11 @@ from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.sources import items_of
 from tpru_verl.builder.stages import Settings, Stages
 from tpru_verl.builder.tasks import Place
-from tpru_verl.data import layout, prepare
+from tpru_verl.data import layout
+from tpru_verl.data.source.forms import Source
+from tpru_verl.data.splits import check_shares
 from tpru_verl.data.validate import fingerprints
-from tpru_verl.data.work import Source, console
+from tpru_verl.data.work import console
 from tpru_verl.files import write_json, write_text
 
 MADE_BY = "tpru build"
@@ -102,7 +104,7 @@ def _build(
 def check_settings(settings: Settings) -> None:
     """Raises ValueError, with the option's name, for what makes no sense."""
     options = settings.options
-    prepare.check_shares(settings.split)
+    check_shares(settings.split)
     if not all(3 <= steps <= 8 for steps in options.steps) or not options.steps:
         raise ValueError(f"--steps: found {','.join(map(str, options.steps))}, expected numbers from 3 to 8")
     for name in ("negatives", "mismatches"):
@@ -248,6 +250,7 @@ def _finish(
 
 
 def _audited(folder: Path, split: str, workers: int | None) -> str:
-    from tpru_verl.data.audit.measure import audit, verdict
+    from tpru_verl.data.audit.measure import audit
+    from tpru_verl.data.audit.report import verdict
 
     return verdict(audit(Source.open(f"{folder}@{split}"), workers=workers))

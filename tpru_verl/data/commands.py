@@ -12,8 +12,8 @@ import typer
 from tpru_verl.files import write_json
 
 if TYPE_CHECKING:
+    from tpru_verl.data.source.forms import Source
     from tpru_verl.data.tokens.prompts import PromptCounter
-    from tpru_verl.data.work import Source
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,8 +41,8 @@ def open_source(
     answer: str | None = None,
     image: str | None = None,
 ) -> Source:
-    from tpru_verl.data.source.forms import Keys
-    from tpru_verl.data.work import Source, console
+    from tpru_verl.data.source.forms import Keys, Source
+    from tpru_verl.data.work import console
 
     source = Source.open(name, revision=revision, keys=Keys(problem, answer, image))
     for form in sorted({str(form) for form in source.forms}):
@@ -171,7 +171,7 @@ def stats(
 ) -> None:
     """Count tasks, scenes, images, sizes, tokens, answer letters and "None of the choices provided"."""
     from tpru_verl.data import stats as work
-    from tpru_verl.data.prepare import Asked
+    from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)
@@ -231,14 +231,14 @@ def audit(
     Letter and position priors, similarity, files, compression, text alone: each against chance with a 95 %
     interval, then a verdict. The exit code is 0 whatever the verdict.
     """
-    from tpru_verl.data.audit import measure as work
+    from tpru_verl.data.audit import measure, report
     from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)
-    found = work.audit(opened, seed=seed, workers=workers)
+    found = measure.audit(opened, seed=seed, workers=workers)
     console = results()
-    for table in work.tables(found):
+    for table in report.tables(found):
         console.print(table)
-    console.print(work.verdict(found), highlight=False)
+    console.print(report.verdict(found), highlight=False)
     if json_file is not None:
-        write_json(json_file, work.as_json(found))
+        write_json(json_file, report.as_json(found))

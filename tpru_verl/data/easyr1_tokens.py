@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from tpru_verl.data.tokens.prompts import Conversation, PromptCounter, Size, processor_tokens
+from tpru_verl.data.tokens.processors import Conversation, Size, processor_tokens
+from tpru_verl.data.tokens.prompts import PromptCounter
 
 if TYPE_CHECKING:
     from tpru_verl.sample import Task

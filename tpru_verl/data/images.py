@@ -13,8 +13,6 @@ import warnings
 import zlib
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's other readers may start programs or are rare
@@ -22,8 +20,6 @@ MAX_PIXELS = 64 * 2**20  # of one file, by its header: a larger one is a decompr
 LEAST_SIDE = 4  # pixels; Qwen's processor enlarges any image to 28 x 28, but there is nothing to see
 MAX_RATIO = 200  # of the sides: smart_resize of Qwen2-VL's processor raises beyond
 PLAIN_MODES = ("RGB", "L", "1", "P", "RGBA", "LA")
-HASH_SIDE = 8  # a perceptual hash has 64 bits
-HASHED = 128  # pixels of the thumbnail that is hashed
 _ORIENTATION = 0x0112  # EXIF
 
 Encoded = bytes | memoryview
@@ -226,22 +222,10 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
     return small
 
 
-def perceptual_hash(data: bytes) -> np.uint64:
-    """DCT hash of 64 bits (`imagehash.phash`): pictures that look alike differ in few bits.
-
-    Raises ValueError for an image that can't be decoded, and without `imagehash`.
-    """
-    try:
-        return hash_of(thumbnail(data, HASHED))
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"found an image that can't be decoded ({error})") from error
-
-
-def hash_of(small: Image.Image) -> np.uint64:
-    """The perceptual hash of a thumbnail of HASHED pixels. Raises ValueError without `imagehash`."""
-    try:
-        import imagehash
-    except ImportError:
-        raise ValueError('perceptual hashes need `pip install "tpru-verl[build]"`') from None
-    bits: NDArray[np.bool_] = imagehash.phash(small, HASH_SIDE).hash
-    return np.packbits(bits.ravel()).view(np.uint64)[0]
+def encoding_of(image: Image.Image, data: bytes) -> str:
+    """Format, mode, names of header fields, JPEG tables, PNG's compression level, WebP's kind."""
+    tables = getattr(image, "quantization", None)
+    at = data.find(b"IDAT") + 4
+    # RFC 1950: the second byte of a zlib stream tells the level. WebP: "VP8 " is lossy, "VP8L" lossless.
+    mark = {"PNG": data[at : at + 2], "WEBP": data[12:16]}.get(str(image.format), b"")
+    return f"{image.format} {image.mode} {sorted(map(str, image.info))} {tables} {mark.hex()}"

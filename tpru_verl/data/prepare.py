@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -31,31 +31,21 @@ from tpru_verl.data.layout import (
     put_in_place,
     record_of,
 )
-from tpru_verl.data.source.forms import OPTIONAL, Form, Part, Row, Unit, columns_of, read_batches
+from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
+from tpru_verl.data.source.parts import Part
+from tpru_verl.data.source.rows import Row, read_batches
+from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, shared_out
+from tpru_verl.data.tokens.prompts import Asked
 from tpru_verl.data.validate import Report, Seen, check_units, compare_rows, summary_of
-from tpru_verl.data.work import Source, each_unit
+from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_json, write_text
-from tpru_verl.sample import Task
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import PromptCounter
 
 MADE_BY = "tpru data prepare"
-ONE_SPLIT = "train"  # where rows go that are not split
 
 _COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_key": pa.string()}
-
-
-class Asked(NamedTuple):
-    """What of a row decides the length of its prompt."""
-
-    problem: str
-    task: Task | None
-    images: list[bytes]
-
-    @classmethod
-    def of(cls, row: Row) -> Asked:
-        return cls(str(row.problem), row.task, row.images())
 
 
 @dataclass(frozen=True)
@@ -144,14 +134,6 @@ def _kept(report: Report) -> list[Seen]:
     return [row for row in report.seen if (row.file, row.row) not in unusable]
 
 
-def check_shares(split: Mapping[str, float] | None) -> None:
-    if split is None:
-        return
-    if any(not 0 < share <= 1 for share in split.values()) or abs(sum(split.values()) - 1) > 1e-6:
-        found = ",".join(f"{name}={share:g}" for name, share in split.items())
-        raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")
-
-
 def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str]:
     """Split of each (file, row). Rows that share a source or a picture are one group and stay together."""
     shares = options.split or {ONE_SPLIT: 1.0}
@@ -167,21 +149,6 @@ def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str
     }
 
 
-def shared_out(sizes: Sequence[int], shares: Mapping[str, float]) -> list[str]:
-    """The split of each group, in the order given. Raises ValueError where a split would be empty."""
-    names, result = list(shares), list[str]()
-    bounds = [sum(list(shares.values())[: i + 1]) * sum(sizes) for i in range(len(names))]
-    done = 0
-    for size in sizes:
-        middle = done + size / 2
-        result.append(next((n for n, bound in zip(names, bounds, strict=True) if middle < bound), names[-1]))
-        done += size
-    if missing := [name for name in names if name not in result]:
-        found = f"{len(sizes)} groups of rows that share a source or a picture"
-        raise ValueError(f"--split: found {found}, expected enough for {missing[0]}={shares[missing[0]]:g}")
-    return result
-
-
 def _draw(seed: int, rows: Sequence[Seen], group: Sequence[int]) -> bytes:
     return xxhash.xxh3_128_digest(min(rows[i].digest for i in group), seed)
 
@@ -189,22 +156,6 @@ def _draw(seed: int, rows: Sequence[Seen], group: Sequence[int]) -> bytes:
 def _groups(rows: Sequence[Seen]) -> list[int]:
     """Number of each row's group: connected by `source_id` or by an identical image."""
     return connected([(*row.images, *([row.group] if row.group else [])) for row in rows])
-
-
-def connected(keys: Sequence[Sequence[str | bytes]]) -> list[int]:
-    """Number of each one's group: who has a key in common is in one (union-find)."""
-    parent = list(range(len(keys)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    first: dict[str | bytes, int] = {}
-    for i, own in enumerate(keys):
-        for key in own:
-            parent[root(i)] = root(first.setdefault(key, i))
-    return [root(i) for i in range(len(keys))]
 
 
 class _Writer:

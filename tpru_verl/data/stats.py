@@ -11,10 +11,11 @@ from typing import NamedTuple, TypeVar
 from rich.table import Table
 from rich.text import Text
 
+from tpru_verl.data.checks import problems_of_row
 from tpru_verl.data.images import read_header
-from tpru_verl.data.source.forms import Form, Row, Unit, read_rows
-from tpru_verl.data.validate import problems_of_row
-from tpru_verl.data.work import Source, each_unit
+from tpru_verl.data.source.forms import Form, Source, Unit
+from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.work import each_unit
 from tpru_verl.sample import NONE_OPTION, Task, parse_options
 
 Sizes = tuple[tuple[int, int], ...]  # (width, height) of a row's images, upright

@@ -6,32 +6,24 @@ What the trainer cannot use is an error; what it uses but a person should know i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import xxhash
-from numpy.typing import NDArray
 from rich.markup import escape
 from rich.table import Table
 
-from tpru_verl.data.images import note_of, perceptual_hash, problem_of
-from tpru_verl.data.source.forms import Form, Row, Unit, read_rows
-from tpru_verl.data.work import Source, each_unit
+from tpru_verl.data.checks import notes_of_row, problems_of_row
+from tpru_verl.data.likeness import SAME_PICTURE, Hashes, bits, perceptual_hash
+from tpru_verl.data.source.forms import Form, Source, Unit
+from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_json
-from tpru_verl.sample import Task, parse_options, problems_of
-
-# Bits of 64 in which hashes of one picture at two sizes or qualities still differ (imagehash's documentation
-# compares thumbnails within 10; frames of one video come closer than that, so less is asked for here).
-SAME_PICTURE = 4
-_ALL_TASKS = ", ".join(task.value for task in Task)
 
 LISTED = 10  # findings in a message; the report has all
-_BITS = np.array([value.bit_count() for value in range(1 << 16)], np.uint8)
-
-Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -159,54 +151,6 @@ def check_unit(unit: Unit, form: Form, *, deep: bool, hashes: bool) -> tuple[int
     return count, findings, seen
 
 
-def problems_of_row(row: Row, *, deep: bool = False) -> Iterator[str]:
-    """What makes a row unusable, as "field: found ..., expected ..."."""
-    if not isinstance(row.cells, list):
-        yield f"images: found {type(row.cells).__name__}, expected a list of images"
-        return
-    yield from problems_of(row.problem, row.answer, len(row.cells))
-    try:
-        _ = row.task
-    except ValueError:
-        yield f"task: found {row.field('task')!r}, expected one of {_ALL_TASKS}"
-    options = parse_options(row.problem) if isinstance(row.problem, str) else {}
-    texts = Counter(text.casefold() for text in options.values() if text != "<image>")
-    for text, times in texts.items():
-        if times > 1:
-            yield f"problem: found the option {text!r} {times} times, expected distinct options"
-    try:
-        images = row.views
-    except ValueError as error:
-        yield f"images: {error}"
-        return
-    for i, data in enumerate(images):
-        if problem := problem_of(data, deep=deep):
-            yield f"images[{i}]: {problem}"
-
-
-def notes_of_row(row: Row, digests: Sequence[bytes]) -> Iterator[str]:
-    """What a user should know about a sound row; `digests`: one of each image."""
-    if row.task is None:
-        yield "problem: found no sign of the task, expected one of the three; a column `task` settles it"
-    elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(digests)):
-        yield problem
-    for i, data in enumerate(row.views):
-        if note := note_of(data):
-            yield f"images[{i}]: {note}"
-    if repeated := len(digests) - len({*digests}):
-        yield f"images: found {repeated} that repeat another one of the row, expected distinct images"
-
-
-def _images_of_task(task: Task, options: dict[str, str], count: int) -> str | None:
-    """Whether the number of images can be right for the task, or "field: ..."."""
-    if task is not Task.TEMPORAL_REORDERING:
-        return None
-    labels = {len([c for c in text if c.isdigit()]) for text in options.values()} - {0}
-    if len(labels) == 1 and count not in labels:
-        return f"images: found {count} for orders of {labels.pop()}, expected as many images as labels"
-    return None
-
-
 def _seen(row: Row, *, hashes: bool) -> Seen:
     images = row.views
     digests = tuple(xxhash.xxh3_128_digest(data) for data in images)
@@ -258,11 +202,6 @@ def summary_of(report: Report) -> str:
     listed = "".join(f"\n  {finding}" for finding in errors[:LISTED])
     more = f"\n  and {len(errors) - LISTED} more findings" if len(errors) > LISTED else ""
     return f"{report.source}: {len(report.unusable)} of {report.rows} rows are unusable{listed}{more}"
-
-
-def bits(values: Hashes) -> NDArray[np.uint8]:
-    """Bits set in each value (`numpy.bitwise_count`, which NumPy has from 2.0 on)."""
-    return _BITS[values[..., None].view(np.uint16)].sum(-1, dtype=np.uint8)
 
 
 def _finding(row: Seen, severity: str, field_name: str, found: str, expected: str) -> Finding:

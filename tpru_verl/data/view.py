@@ -18,9 +18,11 @@ import xxhash
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tpru_verl.data import images
-from tpru_verl.data.source.forms import Form, Part, Row, Unit, read_rows
-from tpru_verl.data.validate import problems_of_row
-from tpru_verl.data.work import Source, each_unit
+from tpru_verl.data.checks import problems_of_row
+from tpru_verl.data.source.forms import Form, Source, Unit
+from tpru_verl.data.source.parts import Part
+from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.work import each_unit
 from tpru_verl.errors import line_of
 from tpru_verl.files import write_text
 from tpru_verl.sample import IMAGE_TAG, Task, option_spans, parse_options

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from typing import Protocol, TypeVar
@@ -24,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tpru_verl.data.source.forms import Form, Keys, Part, Unit, form_of, parts_of, units_of
+from tpru_verl.data.source.forms import Form, Source, Unit
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
@@ -37,36 +36,6 @@ class Run(Protocol):
     def __call__(
         self, tasks: Sequence[Given], work: Callable[[Given], Result], workers: int, /
     ) -> Iterator[Result]: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """A source that was opened: what it is called, its parts, how they are read, and in which pieces."""
-
-    name: str
-    revision: str | None  # the commit, for a data set of the Hub
-    parts: list[Part]
-    forms: list[Form]
-    units: list[Unit]
-
-    @classmethod
-    def open(cls, name: str, *, revision: str | None = None, keys: Keys | None = None) -> Source:
-        """Look at schemas, and at no row of parquet. Raises ValueError or FileNotFoundError, in one line."""
-        parts = parts_of(name, revision=revision)
-        forms = [form_of(part, keys or Keys()) for part in parts]
-        units = [unit for part in parts for unit in units_of(part)]
-        if not sum(1 if unit.rows is None else unit.rows for unit in units):
-            raise ValueError(f"{name}: found 0 rows, expected at least 1")
-        return cls(name, parts[0].commit or revision, parts, forms, units)
-
-    @property
-    def rows(self) -> int | None:
-        """How many rows there are, where that is known before reading them."""
-        counts = [unit.rows for unit in self.units]
-        return None if None in counts else sum(count for count in counts if count is not None)
-
-    def form(self, unit: Unit) -> Form:
-        return self.forms[self.parts.index(unit.part)]
 
 
 def each_unit(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 from tpru_verl import trainers as hosts
 
 if TYPE_CHECKING:
-    from tpru_verl.data.prepare import Asked
+    from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.launch.settings import Settings
 
 _MARK = "tpru-prompts:"
@@ -109,9 +109,9 @@ def _measure(request: Mapping[str, object], processor: object, found: Prompts) -
 
 def _rows(request: Mapping[str, object]) -> Iterator[tuple[str, Asked]]:
     """File and row, and what of it is counted; of what is on the Hub nothing."""
-    from tpru_verl.data.prepare import Asked
-    from tpru_verl.data.source.forms import Keys, read_rows
-    from tpru_verl.data.work import Source
+    from tpru_verl.data.source.forms import Keys, Source
+    from tpru_verl.data.source.rows import read_rows
+    from tpru_verl.data.tokens.prompts import Asked
 
     for name in cast("list[str]", request["files"]):
         if not is_local(name):

@@ -158,7 +158,7 @@ def _local(
     max_model_len: int | None,
     options: dict[str, Any],
 ) -> Engine:
-    from tpru_verl.eval.engines.base import Local
+    from tpru_verl.eval.engines.local import Local
 
     return Local(
         model,

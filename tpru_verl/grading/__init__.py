@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tpru_verl.grading.orders import order_credit
-from tpru_verl.grading.penalties import _on_grid, penalty
-from tpru_verl.grading.published import _published
-from tpru_verl.grading.reading import _answers, _arranged, _choice, _counts_up, _format, _read
+from tpru_verl.grading.penalties import on_grid, penalty
+from tpru_verl.grading.published import published_reward
+from tpru_verl.grading.reading import answers_of, arranged, choice_of, counts_up, format_of, read
 
 PRESETS = ("tpru", "tpru_partial", "paper")
 
@@ -36,7 +36,7 @@ class Grade:
     @property
     def published(self) -> float:
         """What the published reward function gives the same response; worked out when asked for."""
-        return _published(*self._graded)
+        return published_reward(*self._graded)
 
     def score(
         self,
@@ -65,7 +65,7 @@ class Grade:
         if preset == "tpru":
             earned = 0.875 * self.accuracy + 0.125 * self.format
         elif preset == "tpru_partial":
-            earned = _on_grid(0.875 * self.partial + 0.125 * self.format)
+            earned = on_grid(0.875 * self.partial + 0.125 * self.format)
         elif preset == "paper":
             earned = self.published
         else:
@@ -85,10 +85,10 @@ def grade(
     where it is not given, are several letters (`CABD`) an order.
     """
     known = tuple(options.items()) if options else ()
-    expected, labels = _choice(answer, known), None
-    if expected is None and task in (None, "temporal_reordering") and (labels := _read(answer).order):
+    expected, labels = choice_of(answer, known), None
+    if expected is None and task in (None, "temporal_reordering") and (labels := read(answer).order):
         expected = " ".join(labels)
-    said = {_arranged(t, labels) if labels else _choice(t, known) for t in _answers(response)}
+    said = {arranged(t, labels) if labels else choice_of(t, known) for t in answers_of(response)}
     parsed = said.pop() if len(said) == 1 else None
     accuracy = partial = float(parsed is not None and parsed == expected)
     if parsed is not None and expected is not None and parsed != expected:
@@ -96,12 +96,12 @@ def grade(
             partial = order_credit(parsed.split(), labels)
         elif options:
             partial = _option_credit(options[parsed], options[expected])
-    return Grade(accuracy, _format(response), partial, parsed, (response, answer))
+    return Grade(accuracy, format_of(response), partial, parsed, (response, answer))
 
 
 def _option_credit(chosen: str, right: str) -> float:
     """Partial credit where the options are orders; 0 between an order and "None of the choices"."""
-    predicted, truth = _read(chosen).order, _read(right).order
-    if not predicted or not truth or not _counts_up(truth):
+    predicted, truth = read(chosen).order, read(right).order
+    if not predicted or not truth or not counts_up(truth):
         return 0.0
     return order_credit(predicted, truth)

@@ -35,7 +35,7 @@ def penalty(
         total += _overlong(len(response) if length is None else length, max_length, buffer)
     if ngram is not None:
         total += _repetition(response.split(), ngram)
-    return _on_grid(min(1.0, total))
+    return on_grid(min(1.0, total))
 
 
 def _overlong(length: int, max_length: int, buffer: int | None) -> float:
@@ -54,5 +54,5 @@ def _repetition(words: list[str], n: int) -> float:
     return 1 - len(distinct) / total
 
 
-def _on_grid(value: float) -> float:
+def on_grid(value: float) -> float:
     return round(value * _GRID) / _GRID

@@ -5,7 +5,7 @@ from __future__ import annotations
 from string import ascii_uppercase
 
 
-def _published(response: str, answer: str) -> float:
+def published_reward(response: str, answer: str) -> float:
     """The reward of the published code, number for number.
 
     Source: `examples/reward_function/reward.py` of the TPRU repository (its only version), restated

@@ -64,7 +64,7 @@ class _Reading(NamedTuple):
     order: tuple[str, ...] | None = None
 
 
-def _answers(response: str) -> set[str]:
+def answers_of(response: str) -> set[str]:
     """The answers outside of the reasoning; empty when none follows it, or a tag is nested or left open.
 
     The reasoning may lack its `<think>`, which some chat templates write into the prompt.
@@ -96,7 +96,7 @@ def _collect(part: str, texts: set[str]) -> bool:
     return True
 
 
-def _format(response: str) -> float:
+def format_of(response: str) -> float:
     """1.0 for `<think>...</think>` and `<answer>...</answer>`, once each and nothing else but space."""
     text = response.strip()
     if not text.startswith("<think>") or not text.endswith("</answer>"):
@@ -114,7 +114,7 @@ def _has_tag(text: str) -> bool:
 
 
 @lru_cache(maxsize=4096)  # a group of responses says few different things, and the options stay the same
-def _read(text: str) -> _Reading:
+def read(text: str) -> _Reading:
     if len(text) > _MAX_ANSWER:
         return _Reading("")
     if not text.isascii():
@@ -181,21 +181,21 @@ def _order(text: str) -> tuple[str, ...] | None:
     return tuple(labels) if len(labels) > 1 and len(set(labels)) == len(labels) else None
 
 
-def _arranged(text: str, labels: Sequence[str]) -> str | None:
+def arranged(text: str, labels: Sequence[str]) -> str | None:
     """The order that a text gives; None for other labels, or more or fewer of them."""
-    order = _read(text).order
+    order = read(text).order
     return " ".join(order) if order and sorted(order) == sorted(labels) else None
 
 
 @lru_cache(maxsize=4096)
-def _choice(text: str, known: tuple[tuple[str, str], ...]) -> str | None:
+def choice_of(text: str, known: tuple[tuple[str, str], ...]) -> str | None:
     """The one option letter that a text names, or None; without options, any letter will do."""
-    reading, options = _read(text), dict(known)
+    reading, options = read(text), dict(known)
     if not options:
         return None if reading.others else reading.letter
     if len(reading.text) == 1 and reading.text.upper() in options:
         return reading.text.upper()
-    named = [letter for letter, option in known if reading.keys & _read(option).keys]
+    named = [letter for letter, option in known if reading.keys & read(option).keys]
     if len(named) == 1:
         return named[0]
     letter = reading.letter
@@ -206,15 +206,15 @@ def _choice(text: str, known: tuple[tuple[str, str], ...]) -> str | None:
 
 def _agrees(reading: _Reading, letter: str, options: Mapping[str, str]) -> bool:
     """Whether what follows an option's letter is its text, or at least no other option's."""
-    said, own = _read(reading.rest), _read(options[letter])
+    said, own = read(reading.rest), read(options[letter])
     if said.keys & own.keys:
         return True
-    if any(said.keys & _read(text).keys for text in options.values()):
+    if any(said.keys & read(text).keys for text in options.values()):
         return False
     return not (said.order and own.order) and not reading.others & options.keys()
 
 
-def _counts_up(labels: Sequence[str]) -> bool:
+def counts_up(labels: Sequence[str]) -> bool:
     """Whether the labels are 1..n or A..; `STOP` and `POTS` are two buttons, not two orders."""
     numbers = [str(i + 1) for i in range(len(labels))]
     return set(labels) in (set(numbers), set(ascii_uppercase[: len(labels)]))

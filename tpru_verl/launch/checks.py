@@ -138,10 +138,8 @@ def data_is_there(key: str, files: str | Sequence[str] | None, forms: Sequence[s
 
 
 def _columns_are_there(key: str, entry: str, forms: Sequence[set[str]]) -> None:
-    from tpru_verl.data.source.forms import (  # pyarrow: nothing for every worker to import
-        columns_of,
-        parts_of,
-    )
+    from tpru_verl.data.source.forms import columns_of
+    from tpru_verl.data.source.parts import parts_of
 
     for part in parts_of(entry):
         found = {*columns_of(part)}

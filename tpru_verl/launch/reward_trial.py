@@ -28,7 +28,7 @@ from tpru_verl import trainers as hosts
 from tpru_verl.sample import parse_options
 
 if TYPE_CHECKING:
-    from tpru_verl.data.source.forms import Row
+    from tpru_verl.data.source.rows import Row
     from tpru_verl.launch.settings import Settings
 
 ROWS = 8  # of the training data, spread over its first pieces
@@ -112,8 +112,8 @@ def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int
 
 def first_rows(settings: Settings) -> list[Row]:
     """Up to ROWS rows of the training data, from its pieces in turn. Raises as reading does."""
-    from tpru_verl.data.source.forms import Keys, read_rows
-    from tpru_verl.data.work import Source
+    from tpru_verl.data.source.forms import Keys, Source
+    from tpru_verl.data.source.rows import read_rows
 
     keys = Keys(*(settings.text(f"{name}_key") or None for name in ("problem", "answer", "image")))
     rows: list[Row] = []

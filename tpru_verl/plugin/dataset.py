@@ -26,18 +26,12 @@ from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from tpru_verl.data.images import problem_of
 from tpru_verl.data.source.cells import image_bytes, image_cells
-from tpru_verl.data.source.forms import KINDS, OPTIONAL, Part, messages_text, parts_of
+from tpru_verl.data.source.forms import OPTIONAL
 from tpru_verl.data.source.hub import undecoded
-from tpru_verl.data.tokens.prompts import (
-    COLUMN,
-    KEY_COLUMN,
-    Conversation,
-    PromptCounter,
-    Size,
-    UnsupportedProcessorError,
-    image_size,
-    stored_counts,
-)
+from tpru_verl.data.source.parts import KINDS, Part, parts_of
+from tpru_verl.data.source.rows import messages_text
+from tpru_verl.data.tokens.processors import Conversation, Size, UnsupportedProcessorError
+from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size, stored_counts
 from tpru_verl.errors import line_of
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task, parse_options, problems_of, recognise_task

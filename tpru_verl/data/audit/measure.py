@@ -9,36 +9,23 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
 from math import factorial, floor
 from string import ascii_uppercase
 
-from rich.markup import escape
-from rich.table import Table
-
 from tpru_verl.data.audit.fitted import fitted_outcomes, place_of
-from tpru_verl.data.audit.rules import Clues, Order, Pieces, Rule, Tally, clues_of_unit
+from tpru_verl.data.audit.question import Order
+from tpru_verl.data.audit.rules import Clues, Pieces, Rule, Tally, clues_of_unit
+from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import Finding
-from tpru_verl.data.work import Source, each_unit
+from tpru_verl.data.work import each_unit
 from tpru_verl.statistics import design_effect
 
 ALPHA = 0.05  # chance of one false alarm or more, over all rules and tasks together
 TEXT_ROWS = 20_000  # about as many give their text to the word models: enough for words, and minutes of work
 LEAST_EXPECTED = 5  # rows in each cell, below which the chi-square test is none (Cochran 1954)
-LISTED = 3  # rules of one family in the verdict; the tables have all
-
-CURES = {
-    "letters": "shuffle the options until every letter is right equally often",
-    "none": "let None be right as often as any other option",
-    "candidates": "draw wrong candidates as near to the given frames, and to each other, as the right one is",
-    "files": "write all images of a row alike (program, format, size, quality), and draw wrong ones as busy",
-    "text": "use the same words whatever the answer is",
-    "orders": "draw right and wrong orders uniformly, and independently of each other",
-    "frames": "list the reverse of the right order, too, and take frames of places that look alike",
-    "brightness": "mix scenes that get brighter with scenes that get darker",
-}
 
 
 @dataclass(frozen=True)
@@ -276,124 +263,3 @@ def _tested(name: str, task: str, counts: Mapping[str, int], expected: Mapping[s
 
 
 # For people and programs.
-
-
-def verdict(audit: Audit) -> str:
-    """What beats chance and what to do about it, in plain words."""
-    shortcuts = audit.shortcuts
-    if not shortcuts:
-        return f"No shortcut beats chance{_left_out(audit)}.{_blind_spot(audit)}"
-    count = f"{len(shortcuts)} shortcuts beat" if len(shortcuts) > 1 else "1 shortcut beats"
-    by_family: dict[str, list[Line]] = {}
-    for line in shortcuts:
-        by_family.setdefault(line.rule.family, []).append(line)
-    parts = [f"{count} chance{_left_out(audit)}:"]
-    for family, lines in by_family.items():
-        listed = [_words_for(line, several=len(audit.tasks) > 1) for line in lines[:LISTED]]
-        if more := len(lines[LISTED:]):
-            listed.append(f"and {more} more")
-        parts.append(f"- {'; '.join(listed)}. Cure: {CURES[family]}.")
-    return "\n".join(parts)
-
-
-def _left_out(audit: Audit) -> str:
-    reasons = {"unusable": len(audit.unusable), "without options": audit.without_options}
-    told = " and ".join(f"{n:,} {name}" for name, n in reasons.items() if n)
-    return f" ({told} of {audit.rows:,} rows left out)" if told else ""
-
-
-def _words_for(line: Line, *, several: bool) -> str:
-    task = f" in {line.task.replace('_', ' ')}" if several and line.task else ""
-    rule, accuracy, chance = line.rule.name, _percent(line.accuracy), _percent(line.level)
-    return f"{rule}{task} ({accuracy} where chance is {chance})"
-
-
-def _blind_spot(audit: Audit) -> str:
-    """The accuracy from which a rule that applies to most rows would have been seen."""
-    from scipy.stats import binom
-
-    widest = max(audit.lines, key=lambda line: line.n, default=None)
-    if widest is None:
-        return ""
-    n = max(1, round(widest.n / widest.design_effect))
-    least = float(binom.isf(ALPHA / len(audit.lines), n, widest.level)) + 1
-    if least > n:
-        return f" {widest.n:,} rows are too few to see any."
-    return f" In {widest.n:,} rows one of {_percent(least / n)} or more would have been seen."
-
-
-def tables(audit: Audit) -> list[Table]:
-    """Priors, then the rules of each family: over all rows, and the accuracy in each task."""
-    families = [family for family in CURES if any(line.rule.family == family for line in audit.lines)]
-    return [_priors_table(audit), *(_rules_table(audit, family) for family in families)]
-
-
-def _priors_table(audit: Audit) -> Table:
-    rows = sum(audit.tasks.values())
-    title = f"{escape(audit.source)}: {rows:,} of {audit.rows:,} rows measured, of {audit.groups:,} sources"
-    table = Table("what is right", "task", "rows", "p if all alike", title=title)
-    for prior in audit.priors:
-        counts = [f"{name} {count:,}" for name, count in prior.counts.items()]
-        more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
-        p = "too few rows" if prior.p is None else f"{prior.p:.3g}"
-        table.add_row(prior.name, prior.task.replace("_", " ") or "all", ", ".join(counts[:8]) + more, p)
-    return table
-
-
-def _rules_table(audit: Audit, family: str) -> Table:
-    """Best first. `*` marks an interval above chance, `**` what beats chance after Holm's correction."""
-    tasks = [*audit.tasks] if len(audit.tasks) > 1 else []
-    table = Table("rule", "how", "rows", title=f"Rules: {family}")
-    table.add_column("right (95 %)", no_wrap=True)
-    for header in ("chance", *tasks):
-        table.add_column(header.replace("_", "\n"))
-    table.caption = "* interval above chance; ** p < 0.05 after correction for all rules tried"
-    by_rule: dict[Rule, dict[str, Line]] = {}
-    for line in audit.lines:
-        if line.rule.family == family:
-            by_rule.setdefault(line.rule, {})[line.task] = line
-    widest = {rule: by_task.get("") or next(iter(by_task.values())) for rule, by_task in by_rule.items()}
-    for rule in sorted(widest, key=lambda rule: widest[rule].level - widest[rule].accuracy):
-        line = widest[rule]
-        interval = f"{_marked(line)} ({100 * line.low:.1f} - {100 * line.high:.1f})"
-        of_tasks = [_marked(by_rule[rule][task]) if task in by_rule[rule] else "" for task in tasks]
-        style = "red" if any(line.beats_chance for line in by_rule[rule].values()) else None
-        cells = (rule.name, rule.what, f"{line.n:,}", interval, _percent(line.level), *of_tasks)
-        table.add_row(*cells, style=style)
-    return table
-
-
-def _marked(line: Line) -> str:
-    return _percent(line.accuracy) + ("**" if line.beats_chance else "*" if line.above else "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def as_json(audit: Audit) -> dict[str, object]:
-    """All that was measured, as plain objects for `json.dumps`."""
-    return {
-        "source": audit.source,
-        "seed": audit.seed,
-        "rows": audit.rows,
-        "measured": sum(audit.tasks.values()),
-        "tasks": dict(audit.tasks),
-        "sources": audit.groups,
-        "rows_without_options": audit.without_options,
-        "unusable": [asdict(finding) for finding in audit.unusable],
-        "verdict": verdict(audit),
-        "shortcuts": [{"rule": line.rule.name, "task": line.task} for line in audit.shortcuts],
-        "rules": [_json_line(line) for line in audit.lines],
-        "priors": [asdict(prior) for prior in audit.priors],
-    }
-
-
-def _json_line(line: Line) -> dict[str, object]:
-    derived = {
-        "accuracy": line.accuracy,
-        "level": line.level,
-        "above": line.above,
-        "beats_chance": line.beats_chance,
-    }
-    return {**line.rule._asdict(), **{k: v for k, v in vars(line).items() if k != "rule"}, **derived}

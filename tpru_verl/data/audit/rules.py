@@ -6,34 +6,26 @@ fitted on other rows are `audit`'s.
 
 from __future__ import annotations
 
-import io
-import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import combinations
-from math import factorial
 from string import ascii_uppercase
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
-from PIL import Image
 
-from tpru_verl.data.images import FORMATS, perceptual_hash, thumbnail
-from tpru_verl.data.source.forms import Form, Row, Unit, read_rows
-from tpru_verl.data.validate import Finding, bits, problems_of_row
-from tpru_verl.sample import IMAGE_TAG, parse_options
+from tpru_verl.data.audit.looks import Distances, Look, distances, distances_between, look_at
+from tpru_verl.data.audit.question import Order, Question, read_question, swaps
+from tpru_verl.data.checks import problems_of_row
+from tpru_verl.data.source.forms import Form, Unit
+from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.validate import Finding
 
 UNNAMED_TASK = "not recognised"
-SMALL = 128  # pixels of the picture from which hash and thumbnail are made
-THUMB = 32  # pixels of the grey thumbnail's sides
-_DIGITS = "123456789"
 
-Order = tuple[int, ...]  # places of frames among those shown, first moment first
 Scores = Mapping[int, float]  # option -> score; the keys are the options that a rule picks from
-Distances = NDArray[np.float64]  # (images, images)
 
 
 class Rule(NamedTuple):
@@ -69,35 +61,6 @@ class Tally:
         picks = np.array(self.picks, np.int64)
         group = np.unique(picks >> 1, return_inverse=True)[1]
         return np.bincount(group), np.bincount(group[picks & 1 == 1], minlength=int(group.max()) + 1)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A row's text, taken apart; options and images by their places from 0."""
-
-    options: tuple[str, ...]
-    right: int  # -1 where the answer is an order and no letter
-    none: int  # the option "None of the choices provided"; -1 where it is not offered
-    orders: Mapping[int, Order]  # of the options that are orders
-    order: Order  # the right one; () where the answer tells none
-    given: tuple[int, ...]  # images before those of the options
-    candidates: Mapping[int, int]  # option that is an image -> image
-
-    @property
-    def chance(self) -> float:
-        """Of a guess: one of the options or, where the answer is an order, any order."""
-        return 1 / (len(self.options) if self.right >= 0 else factorial(len(self.order)))
-
-    @property
-    def frames(self) -> tuple[int, ...]:
-        """The images that the orders put in order; () where that is not plain."""
-        labels = len(self.order) or len(next(iter(self.orders.values()), ()))
-        return next(
-            (f for f in (self.given, (*self.candidates.values(),)) if labels and len(f) == labels), ()
-        )
-
-    def but_none(self) -> list[int]:
-        return [option for option in range(len(self.options)) if option != self.none]
 
 
 @dataclass(frozen=True)
@@ -174,44 +137,6 @@ def _drawn(seed: int, name: str) -> int:
     return xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode())
 
 
-def read_question(problem: str, answer: str, images: int) -> Question | None:
-    """Take a sound row's text apart; None where it lists no options and the answer is no order."""
-    letters, answer = parse_options(problem), answer.strip()
-    options = tuple(letters.values())
-    candidates = {
-        i: _image_of(problem, letter)
-        for i, (letter, text) in enumerate(letters.items())
-        if text.count(IMAGE_TAG) == 1
-    }
-    orders = {i: order for i, text in enumerate(options) if (order := _order(text, _DIGITS))}
-    if len({len(order) for order in orders.values()}) > 1:
-        orders = {}
-    right = list(letters).index(answer) if answer in letters else -1
-    order = (
-        orders.get(right, ()) if right >= 0 else _order(answer, _DIGITS) or _order(answer, ascii_uppercase)
-    )
-    if right < 0 and not order:
-        return None
-    none = next((i for i, text in enumerate(options) if text.casefold().startswith("none of the ")), -1)
-    given = tuple(range(min(candidates.values(), default=images)))
-    return Question(options, right, none, orders, order, given, candidates)
-
-
-def _image_of(problem: str, letter: str) -> int:
-    """Number of the image that stands behind an option's letter, where it does so last."""
-    tag = re.escape(IMAGE_TAG)
-    pattern = rf"(?<![A-Za-z0-9])\(?{letter}[.):](?:(?!{tag}).)*{tag}"
-    *_, match = re.finditer(pattern, problem, re.DOTALL)
-    return problem[: match.end()].count(IMAGE_TAG) - 1
-
-
-def _order(text: str, labels: str) -> Order:
-    """ "3, 1, 2" -> (2, 0, 1); () for what is no order of the first labels."""
-    found = [character for character in text if character not in " ,->"]
-    sound = len(found) > 1 and "".join(sorted(found)) == labels[: len(found)]
-    return tuple(labels.index(label) for label in found) if sound else ()
-
-
 def looks_of(question: Question, images: Sequence[bytes]) -> dict[int, Look]:
     """Look at the images that some rule compares. Raises as `look_at`."""
     choice = bool(question.candidates)
@@ -267,42 +192,6 @@ def _letter_rules(question: Question) -> Iterator[tuple[Rule, Scores]]:
     yield Rule("longest text", "the option with most characters", "text"), lengths
 
 
-class Look(NamedTuple):
-    """What rules compare of an image."""
-
-    hash: np.uint64  # perceptual; 0 unless asked for
-    grey: NDArray[np.float32]  # (THUMB, THUMB), 0 to 255
-    bytes: int
-    size: tuple[int, int]  # width, height as stored
-    encoding: str  # all that tells one program's files from another's
-
-    @property
-    def bytes_per_pixel(self) -> float:
-        return self.bytes / (self.size[0] * self.size[1])
-
-
-def look_at(data: bytes, *, hashed: bool) -> Look:
-    """Raises ValueError, OSError or SyntaxError for an image that can't be decoded."""
-    small = thumbnail(data, SMALL)
-    grey = np.asarray(small.convert("L").resize((THUMB, THUMB)), np.float32)
-    value = np.uint64(0)
-    if hashed:
-        buffer = io.BytesIO()
-        small.save(buffer, "BMP")  # the hash starts from this very thumbnail: no second decoding of the file
-        value = perceptual_hash(buffer.getvalue())
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return Look(value, grey, len(data), image.size, encoding_of(image, data))
-
-
-def encoding_of(image: Image.Image, data: bytes) -> str:
-    """Format, mode, names of header fields, JPEG tables, PNG's compression level, WebP's kind."""
-    tables = getattr(image, "quantization", None)
-    at = data.find(b"IDAT") + 4
-    # RFC 1950: the second byte of a zlib stream tells the level. WebP: "VP8 " is lossy, "VP8L" lossless.
-    mark = {"PNG": data[at : at + 2], "WEBP": data[12:16]}.get(str(image.format), b"")
-    return f"{image.format} {image.mode} {sorted(map(str, image.info))} {tables} {mark.hex()}"
-
-
 # Measure -> in words, and the family of its rules.
 _MEASURES = {
     "hash": ("difference of perceptual hashes", "candidates"),
@@ -311,29 +200,6 @@ _MEASURES = {
     "size": ("width or height other", "files"),
     "encoding": ("format, mode, quantisation or header other", "files"),
 }
-
-
-def distances(looks: Sequence[Look]) -> dict[str, Distances]:
-    """Measure -> (images, images); bits, grey levels, log of the ratio, and 0 or 1 for same or not."""
-    hashes = np.array([look.hash for look in looks], np.uint64)
-    ratios = np.log([look.bytes_per_pixel for look in looks])
-    return {
-        "hash": bits(hashes[:, None] ^ hashes).astype(np.float64),
-        "pixels": _between([look.grey for look in looks]),
-        "bytes per pixel": np.abs(ratios[:, None] - ratios),
-        "size": _different([look.size for look in looks]),
-        "encoding": _different([look.encoding for look in looks]),
-    }
-
-
-def _between(greys: Sequence[NDArray[np.float32]]) -> Distances:
-    """Mean absolute difference of each pair."""
-    flat = np.stack(greys).reshape(len(greys), -1)
-    return np.array([np.abs(flat - one).mean(axis=1) for one in flat], np.float64)
-
-
-def _different(values: Sequence[object]) -> Distances:
-    return np.array([[float(a != b) for b in values] for a in values])
 
 
 def _candidate_rules(question: Question, looks: Mapping[int, Look]) -> Iterator[tuple[Rule, Scores]]:
@@ -403,7 +269,7 @@ def _orders_of_frames(
             order = tuple(i for *_, i in sorted(zip(values, luck, range(len(frames)), strict=False)))
             yield Rule(rising, "frames sorted", family), (order,)
             yield Rule(falling, "frames sorted", family), (order[::-1],)
-    between = _between([frame.grey for frame in frames])
+    between = distances_between([frame.grey for frame in frames])
     if between.any():
         chain = chain_of(between)
         yield Rule("chain of frames", "always on to the nearest by pixels", "frames"), (chain,)
@@ -429,9 +295,3 @@ def _judged(question: Question, predicted: tuple[Order, ...], luck: Sequence[int
     scores = {o: -min(swaps(order, p) for p in predicted) for o, order in question.orders.items()}
     pick = max(scores, key=lambda option: (scores[option], luck[option]))
     return Outcome(pick == question.right, _blind(question, scores))
-
-
-def swaps(one: Order, other: Order) -> int:
-    """Kendall's distance: pairs that the two orders put the other way round."""
-    places = [other.index(label) for label in one]
-    return sum(a > b for a, b in combinations(places, 2))

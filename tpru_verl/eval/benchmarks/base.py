@@ -13,10 +13,11 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import cast
 
-from tpru_verl.data.source import forms as source
 from tpru_verl.data.source.cells import cells_of_text, image_bytes
-from tpru_verl.data.source.forms import Part
+from tpru_verl.data.source.forms import columns_of
 from tpru_verl.data.source.hub import load_hub
+from tpru_verl.data.source.parts import Part, parts_of
+from tpru_verl.data.source.rows import all_columns
 from tpru_verl.errors import line_of
 from tpru_verl.eval.item import Item, posed
 
@@ -134,7 +135,7 @@ def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list
     if data is None and benchmark.tsv and lmu.is_file():
         data = str(lmu)
     if data is not None:
-        return source.parts_of(data, revision=revision)
+        return parts_of(data, revision=revision)
     revision = revision or benchmark.revision
     if benchmark.url:
         return [Part(str(_downloaded(benchmark, lmu)), lmu)]
@@ -182,7 +183,7 @@ def _hub_file(benchmark: Benchmark, revision: str | None) -> Part:
 
 def _reader(benchmark: Benchmark) -> Callable[[Part], Iterator[Item | None]]:
     def read(part: Part) -> Iterator[Item | None]:
-        columns = set(source.columns_of(part))
+        columns = set(columns_of(part))
         layout = next((known for known in benchmark.layouts if columns.issuperset(known.columns)), None)
         if layout is None:
             expected = " or ".join(", ".join(known.columns) for known in benchmark.layouts)
@@ -212,7 +213,7 @@ def _item(layout: Layout, record: Record) -> Item | None:
 
 def records(part: Part) -> Iterator[Record]:
     """Every row with all its columns. Raises ValueError where the file is broken."""
-    rows = source.all_columns(part)
+    rows = all_columns(part)
     if part.path is None or part.path.suffix != ".tsv":
         for number, cells in enumerate(rows):
             yield Record(f"{part.name} row {number}", number, cells, part.folder)

