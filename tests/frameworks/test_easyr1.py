@@ -22,11 +22,10 @@ from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import recipes
 from tpru_verl import trainers as host
-from tpru_verl.data.easyr1_tokens import EasyR1Counter
 from tpru_verl.data.prepare import Options, prepare
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.rows import read_rows
-from tpru_verl.data.tokens.prompts import Asked
+from tpru_verl.data.tokens.prompts import Asked, EasyR1Counter
 from tpru_verl.launch import checks as launch
 from tpru_verl.launch import easyr1, plan
 from tpru_verl.launch import reward_trial as preflight

@@ -158,7 +158,7 @@ class TestFirstError:
 def test_ctrl_c_on_the_command_line_ends_all_of_it(tmp_path: Path) -> None:
     """As a terminal sends it: to the whole group, of which the run is no part."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom tpru_verl import train\n"
+        "import sys\nfrom pathlib import Path\nfrom tpru_verl.launch import run as train\n"
         "from tests_plan import plan\nsys.exit(train.run(plan, Path('run.log')))"
     )
     code = "import time; print('up', flush=True); time.sleep(60)"

@@ -23,8 +23,8 @@ import xxhash
 from tpru_verl.builder.clips import Told, file_of, read_clip, read_images, read_told, told_file
 from tpru_verl.builder.tasks import Place, plain_text
 from tpru_verl.data.images import thumbnail
-from tpru_verl.errors import line_of
 from tpru_verl.files import write_json
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     from openai import OpenAI

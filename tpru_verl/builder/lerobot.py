@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tpru_verl.builder import video
 from tpru_verl.builder.clips import Frame
 from tpru_verl.data.source.cells import image_bytes
-from tpru_verl.errors import line_of
+from tpru_verl.terminal import line_of
 
 
 @dataclass(frozen=True)

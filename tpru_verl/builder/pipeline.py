@@ -19,7 +19,7 @@ import pyarrow as pa
 import xxhash
 
 from tpru_verl import __version__
-from tpru_verl.builder import deal, drafts, engine
+from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
 from tpru_verl.builder.describe import Describer
@@ -30,7 +30,7 @@ from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.splits import check_shares
 from tpru_verl.data.validate import fingerprints
-from tpru_verl.data.work import console
+from tpru_verl.data.work import console, opened
 from tpru_verl.files import write_json, write_text
 
 MADE_BY = "tpru build"
@@ -64,7 +64,7 @@ def build(
     items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
     work = out.absolute().with_name(f".{out.name}.work")
     try:
-        with engine.opened(with_engine, workers) as run:
+        with opened(with_engine, workers) as run:
             stages = Stages(items, work, settings, run, workers)
             shards, manifest, counts = _build(source, stages, settings, describer, against)
         # The audit has processes of its own: by now those of the stages have ended.

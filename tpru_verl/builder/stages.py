@@ -24,9 +24,9 @@ from tpru_verl.builder.tasks import Options, Place
 from tpru_verl.builder.video import Sampling
 from tpru_verl.data import layout
 from tpru_verl.data.work import Run, in_order
-from tpru_verl.errors import line_of
 from tpru_verl.files import write_text
 from tpru_verl.sample import Task
+from tpru_verl.terminal import line_of
 
 UNIT_FRAMES = 256  # frames that a unit of work is meant to have: then it takes seconds
 LEAST_UNITS = 16  # of a source that has as many items: so that there is work for all processes

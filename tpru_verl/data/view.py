@@ -23,9 +23,9 @@ from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.work import each_unit
-from tpru_verl.errors import line_of
 from tpru_verl.files import write_text
 from tpru_verl.sample import IMAGE_TAG, Task, option_spans, parse_options
+from tpru_verl.terminal import line_of
 
 LEAST_THUMBNAIL = 16  # pixels
 ENLARGED = 96  # pixels: images no larger are shown twice as large, unsmoothed

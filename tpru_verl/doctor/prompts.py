@@ -85,8 +85,7 @@ def _look(request: Mapping[str, object]) -> Prompts:
 
 
 def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
-    from tpru_verl.data.easyr1_tokens import EasyR1Counter
-    from tpru_verl.data.tokens.prompts import PromptCounter
+    from tpru_verl.data.tokens.prompts import EasyR1Counter, PromptCounter
 
     kind = PromptCounter if request["host"] == hosts.VERL else EasyR1Counter
     counter = kind(

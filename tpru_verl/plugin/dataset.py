@@ -32,9 +32,9 @@ from tpru_verl.data.source.parts import KINDS, Part, parts_of
 from tpru_verl.data.source.rows import messages_text
 from tpru_verl.data.tokens.processors import Conversation, Size, UnsupportedProcessorError
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size, stored_counts
-from tpru_verl.errors import line_of
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
+from tpru_verl.terminal import line_of
 
 logger = logging.getLogger(__name__)
 

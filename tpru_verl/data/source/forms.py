@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 
 from tpru_verl.data.source.parts import Part, parts_of, plain_rows
-from tpru_verl.errors import line_of
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     pass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl.errors import line_of
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     import datasets

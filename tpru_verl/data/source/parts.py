@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tpru_verl.data.source.hub import commit_of, load_hub
-from tpru_verl.errors import line_of
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     import datasets

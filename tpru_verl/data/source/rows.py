@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells
 from tpru_verl.data.source.forms import OPTIONAL, Form, Unit
 from tpru_verl.data.source.parts import Part, plain_rows
-from tpru_verl.errors import line_of
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
+from tpru_verl.terminal import line_of
 
 BATCH_ROWS = 64  # in memory at once, with their images
 

@@ -18,8 +18,8 @@ from tpru_verl.data.source.forms import columns_of
 from tpru_verl.data.source.hub import load_hub
 from tpru_verl.data.source.parts import Part, parts_of
 from tpru_verl.data.source.rows import all_columns
-from tpru_verl.errors import line_of
 from tpru_verl.eval.item import Item, posed
+from tpru_verl.terminal import line_of
 
 LETTER = "Answer with the option's letter from the given choices directly."
 SELECT = "Please select the correct answer from the options above."  # VLMEvalKit's, for most of its tables

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from tpru_verl.data.source.forms import Keys, form_of, units_of
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import read_rows
-from tpru_verl.errors import line_of
 from tpru_verl.eval.benchmarks.base import Benchmark
 from tpru_verl.eval.item import Item
 from tpru_verl.sample import parse_options, problems_of
+from tpru_verl.terminal import line_of
 
 
 def read(part: Part) -> Iterator[Item]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.data.tokens.pixels import Bounds
-from tpru_verl.errors import line_of
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
 from tpru_verl.sample import IMAGE_TAG
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     from vllm import LLM

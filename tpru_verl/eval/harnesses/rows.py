@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tpru_verl.data.tokens.pixels import Bounds, png
-from tpru_verl.errors import line_of
 from tpru_verl.eval.benchmarks import BENCHMARKS, Benchmark, load
 from tpru_verl.eval.engines.base import parts_of, prepared_images
 from tpru_verl.eval.item import Item
@@ -21,6 +20,7 @@ from tpru_verl.eval.run import prompt_of
 from tpru_verl.eval.scoring import Verdict, judge
 from tpru_verl.files import write_text
 from tpru_verl.sample import IMAGE_TAG
+from tpru_verl.terminal import line_of
 
 HOSTS = ("lmms-eval", "vlmevalkit")
 TEXTS = ("id", "prompt", "answer", "options", "accepted", "task", "scene", "source", "failed")
