@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from training import composed
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 from tpru_verl.doctor import memory
 from tpru_verl.doctor.memory import GIB, HALF, PATCHES_A_TOKEN, Shape
 from tpru_verl.launch.settings import Settings
@@ -190,7 +190,7 @@ def settings_of(config: DictConfig, gpus: int, grown: bool) -> Settings:
         changed.data.train_batch_size = round(changed.data.train_batch_size * gpus / own)
         actor = changed.actor_rollout_ref.actor
         actor.ppo_mini_batch_size = round(actor.ppo_mini_batch_size * gpus / own)
-    return Settings(hosts.VERL, cast("dict[str, object]", OmegaConf.to_container(changed)))
+    return Settings(trainers.VERL, cast("dict[str, object]", OmegaConf.to_container(changed)))
 
 
 def show(names: list[str], counts: list[int], grown: bool, overrides: list[str]) -> Table:

@@ -11,7 +11,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -23,21 +23,21 @@ EASYR1 = Path(__file__).parent / "easyr1"
 PAPER = "+tpru=paper"  # the published reward and prompt on top of any recipe, in Hydra's words
 
 
-def names(host: str = hosts.VERL) -> list[str]:
-    """Names of the recipes for a host; veRL's `--config-name` takes its own."""
-    return sorted(path.stem for path in (VERL if host == hosts.VERL else EASYR1).glob("*.yaml"))
+def names(trainer: str = trainers.VERL) -> list[str]:
+    """Names of the recipes for a trainer; veRL's `--config-name` takes its own."""
+    return sorted(path.stem for path in (VERL if trainer == trainers.VERL else EASYR1).glob("*.yaml"))
 
 
-def check_name(recipe: str, host: hosts.Host) -> None:
-    """Raises ValueError for a recipe that this host has not; what it has is listed nearest first."""
-    known = names(host.name)
+def check_name(recipe: str, trainer: trainers.Trainer) -> None:
+    """Raises ValueError for a recipe that this trainer has not; what it has is listed nearest first."""
+    known = names(trainer.name)
     if recipe in known:
         return
     nearest = sorted(known, key=lambda name: -SequenceMatcher(None, recipe, name).ratio())
-    other = hosts.EASYR1 if host.name == hosts.VERL else hosts.VERL
+    other = trainers.EASYR1 if trainer.name == trainers.VERL else trainers.VERL
     found = f"found {recipe!r}"
     if recipe in names(other):
-        found += f", a recipe for {other} alone, beside {host}"
+        found += f", a recipe for {other} alone, beside {trainer}"
     raise ValueError(f"recipe: {found}, expected one of {', '.join(nearest)}")
 
 
@@ -51,16 +51,18 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
             the message is one line.
         RuntimeError: veRL is not installed, or the `verl` that is installed is EasyR1.
     """
-    host = hosts.find()
-    if host.name != hosts.VERL:
-        raise RuntimeError(f"found {host} in {host.folder}, expected veRL 0.9: use recipes/easyr1 there")
-    check_name(recipe, host)
+    trainer = trainers.find()
+    if trainer.name != trainers.VERL:
+        raise RuntimeError(
+            f"found {trainer} in {trainer.folder}, expected veRL 0.9: use recipes/easyr1 there"
+        )
+    check_name(recipe, trainer)
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
     try:
-        with initialize_config_dir(config_dir=str(host.folder / "trainer/config"), version_base=None):
+        with initialize_config_dir(config_dir=str(trainer.folder / "trainer/config"), version_base=None):
             config = compose(recipe, overrides=list(overrides))
     except HydraException as error:
         raise ValueError(f"{recipe}: {' '.join(str(error).split())}") from error
@@ -84,13 +86,13 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     """
     from tpru_verl.recipes.for_easyr1 import PAPER as PAPER_CHANGES
 
-    host = hosts.find()
-    if host.name != hosts.EASYR1:
-        raise RuntimeError(f"found {host} in {host.folder}, expected EasyR1")
-    check_name(recipe, host)
-    if "qwen3vl" in recipe and not host.knows_qwen3vl:
-        raise ValueError(f"{recipe}: found {host}, expected EasyR1 0.3.3 (its head), which knows Qwen3-VL")
-    package = Path(hosts.__file__).parent
+    trainer = trainers.find()
+    if trainer.name != trainers.EASYR1:
+        raise RuntimeError(f"found {trainer} in {trainer.folder}, expected EasyR1")
+    check_name(recipe, trainer)
+    if "qwen3vl" in recipe and not trainer.knows_qwen3vl:
+        raise ValueError(f"{recipe}: found {trainer}, expected EasyR1 0.3.3 (its head), which knows Qwen3-VL")
+    package = Path(trainers.__file__).parent
     paper = PAPER in overrides
     settings = {
         "data.format_prompt": f"{package}/prompts/{'paper' if paper or 'paper' in recipe else 'tpru'}.jinja",

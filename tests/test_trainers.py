@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tpru_verl import recipes
-from tpru_verl import trainers as host
+from tpru_verl import recipes, trainers
 from tpru_verl.launch import plan
 
 Install = Callable[..., Path]
@@ -36,17 +35,17 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def test_verl_is_recognised() -> None:
-    found = host.find()
+    found = trainers.find()
     assert (found.name, found.version, found.module) == ("veRL", "0.9.1", "verl.trainer.main_ppo")
-    assert host.owners_of(found.folder) == ["verl"]
-    assert host.broken_pins(found) == []
+    assert trainers.owners_of(found.folder) == ["verl"]
+    assert trainers.broken_pins(found) == []
     assert found.knows_qwen3vl
 
 
 def test_easyr1_is_recognised(install: Install) -> None:
     folder = install("trainer/main.py", owners=("lazyllm-verl",))
-    found = host.find()
-    assert found == host.Host("EasyR1", "0.3.2", folder)
+    found = trainers.find()
+    assert found == trainers.Trainer("EasyR1", "0.3.2", folder)
     assert found.module == "verl.trainer.main"
     assert not found.knows_qwen3vl
 
@@ -63,17 +62,17 @@ def test_files_of_both_are_an_error(
 ) -> None:
     install(*files, owners=owners)
     with pytest.raises(RuntimeError, match=r"found files of both veRL and EasyR1 in .*: pip uninstall ") as e:
-        host.find()
+        trainers.find()
     assert "\n" not in str(e.value)
 
 
 def test_neither_is_an_error(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     install()
     with pytest.raises(RuntimeError, match="found neither"):
-        host.find()
+        trainers.find()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RuntimeError, match=r"found none, expected veRL or EasyR1: pip install"):
-        host.find()
+        trainers.find()
 
 
 @pytest.mark.parametrize(
@@ -85,12 +84,12 @@ def test_easyr1_beside_what_breaks_it_names_the_pin(
 ) -> None:
     install("trainer/main.py")
     versions = {"omegaconf": "2.3.1", "transformers": "4.57.6", package: version}
-    monkeypatch.setattr(host, "version_of", versions.get)
+    monkeypatch.setattr(trainers, "version_of", versions.get)
     with pytest.raises(RuntimeError, match=f"{package}: found {version}, expected {pin} for EasyR1 0.3.2"):
         plan.compose("tpru_7b")
 
 
-def test_each_host_is_told_of_the_others_recipes(install: Install) -> None:
+def test_each_trainer_is_told_of_the_others_recipes(install: Install) -> None:
     with pytest.raises(
         ValueError, match=r"'tpru_7b_paper', a recipe for EasyR1 alone, beside veRL 0.9.1, exp"
     ):
@@ -106,4 +105,4 @@ def test_each_host_is_told_of_the_others_recipes(install: Install) -> None:
     ("text", "expected"), [("2.4.0.dev1", (2, 4, 0)), ("5", (5,)), ("2.13.0+cpu", (2, 13, 0)), ("x", ())]
 )
 def test_numbers_of_a_version(text: str, expected: tuple[int, ...]) -> None:
-    assert host.numbers(text) == expected
+    assert trainers.numbers(text) == expected

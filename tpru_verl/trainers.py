@@ -21,7 +21,7 @@ EASYR1_PINS = {
 
 
 @dataclass(frozen=True)
-class Host:
+class Trainer:
     """The `verl` that Python would import here."""
 
     name: str  # VERL or EASYR1
@@ -42,8 +42,8 @@ class Host:
         return self.name == VERL or (self.folder / "models/transformers/qwen3_vl.py").exists()
 
 
-def find() -> Host:
-    """The host installed here.
+def find() -> Trainer:
+    """The trainer installed here.
 
     Raises:
         RuntimeError: none, both in one folder, or a `verl` that is neither; the message is one line.
@@ -69,7 +69,7 @@ def find() -> Host:
             f"verl: found neither trainer/main_ppo.py (veRL 0.9) nor trainer/main.py (EasyR1) in {folder}, "
             "expected veRL 0.9.1 or EasyR1 0.3.2 or later"
         )
-    return Host(found[0], _version(folder), folder)
+    return Trainer(found[0], _version(folder), folder)
 
 
 def owners_of(folder: Path) -> list[str]:
@@ -106,15 +106,15 @@ def versions_of(distributions: Sequence[str]) -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def broken_pins(host: Host) -> list[str]:
+def broken_pins(trainer: Trainer) -> list[str]:
     """Packages here with which every EasyR1 breaks, each as one line that names the pin; none for veRL."""
-    if host.name != EASYR1:
+    if trainer.name != EASYR1:
         return []
     lines = []
     for name, (first_bad, pin, how) in EASYR1_PINS.items():
         version = version_of(name)
         if version and numbers(version) >= first_bad:
-            lines.append(f"{name}: found {version}, expected {pin} for {host}: {how}; pip install '{pin}'")
+            lines.append(f"{name}: found {version}, expected {pin} for {trainer}: {how}; pip install '{pin}'")
     return lines
 
 

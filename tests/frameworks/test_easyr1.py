@@ -20,8 +20,7 @@ import pytest
 from support.responses import SCORES
 from support.rows import picture, reordering, write_parquet
 
-from tpru_verl import recipes
-from tpru_verl import trainers as host
+from tpru_verl import recipes, trainers
 from tpru_verl.data.prepare import Options, prepare
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.rows import read_rows
@@ -42,9 +41,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (CHECKOUT, str(STUBS), R
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-HOST = host.find()
-HEAD = HOST.knows_qwen3vl
-NAMES = [name for name in recipes.names(host.EASYR1) if HEAD or "qwen3vl" not in name]
+TRAINER = trainers.find()
+HEAD = TRAINER.knows_qwen3vl
+NAMES = [name for name in recipes.names(trainers.EASYR1) if HEAD or "qwen3vl" not in name]
 Config = dict[str, Any]
 
 
@@ -267,7 +266,7 @@ class TestReward:
         assert metrics["accuracy"] == [1.0, 0.0, 1.0, 0.0]
 
     def test_preflight_calls_it_as_the_manager_does(self, composed: Config, tmp_path: Path) -> None:
-        report = preflight.try_reward(Settings(host.EASYR1, composed))
+        report = preflight.try_reward(Settings(trainers.EASYR1, composed))
         assert (report.right, report.wrong) == (1.0, 0.125)
         broken = deepcopy(composed)
         broken["worker"]["reward"] |= {
@@ -278,7 +277,7 @@ class TestReward:
             "def compute_score(inputs):\n    return [{'overall': 'much'}] * len(inputs)\n"
         )
         with pytest.raises(ValueError, match=r"broken\.py: overall: found 'much', expected a number"):
-            preflight.try_reward(Settings(host.EASYR1, broken))
+            preflight.try_reward(Settings(trainers.EASYR1, broken))
 
 
 def test_tpru_train_starts_the_real_trainer_which_ends_at_its_check_for_gpus(
@@ -305,9 +304,9 @@ def test_tpru_train_starts_the_real_trainer_which_ends_at_its_check_for_gpus(
 
 
 def test_the_environment_is_the_one_that_is_promised() -> None:
-    assert HOST.name == host.EASYR1
-    assert host.broken_pins(HOST) == []
-    assert HOST.version.startswith("0.3.3" if CHECKOUT else "0.3.2")
+    assert TRAINER.name == trainers.EASYR1
+    assert trainers.broken_pins(TRAINER) == []
+    assert TRAINER.version.startswith("0.3.3" if CHECKOUT else "0.3.2")
 
 
 class TestInstall:

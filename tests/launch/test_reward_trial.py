@@ -1,4 +1,4 @@
-"""The reward is tried on the run's own rows: what a host would stop at after a rollout is told before."""
+"""The reward is tried on the run's own rows: what a trainer would stop at after a rollout is told before."""
 
 from pathlib import Path
 from typing import Any

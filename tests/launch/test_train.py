@@ -11,16 +11,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 from tpru_verl.launch import run as train
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import Settings
 
-HOST = hosts.Host(hosts.VERL, "0.9.1", Path("verl"))
+TRAINER = trainers.Trainer(trainers.VERL, "0.9.1", Path("verl"))
 
 
 def planned(code: str, **environment: str) -> Plan:
-    return Plan(HOST, Settings(hosts.VERL, {}), [sys.executable, "-c", code], environment)
+    return Plan(TRAINER, Settings(trainers.VERL, {}), [sys.executable, "-c", code], environment)
 
 
 class TestRun:
@@ -163,10 +163,10 @@ def test_ctrl_c_on_the_command_line_ends_all_of_it(tmp_path: Path) -> None:
     )
     code = "import time; print('up', flush=True); time.sleep(60)"
     (tmp_path / "tests_plan.py").write_text(
-        "import sys\nfrom pathlib import Path\nfrom tpru_verl.trainers import Host\n"
+        "import sys\nfrom pathlib import Path\nfrom tpru_verl.trainers import Trainer\n"
         "from tpru_verl.launch.plan import Plan\nfrom tpru_verl.launch.settings import Settings\n"
         f"command = [sys.executable, '-c', {code!r}]\n"
-        "plan = Plan(Host('veRL', '1', Path()), Settings('veRL', {}), command, {})\n"
+        "plan = Plan(Trainer('veRL', '1', Path()), Settings('veRL', {}), command, {})\n"
     )
     root = str(Path(train.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, str(tmp_path)])}

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from tpru_verl.doctor.line import FAIL, OK, WARN, Line
+from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import machine_lines
 from tpru_verl.doctor.recipe import recipe_lines
 
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
-def examine(recipe: str | None, overrides: Sequence[str]) -> list[Line]:
+def examine(recipe: str | None, overrides: Sequence[str]) -> list[Check]:
     """All lines: of the machine, and with a recipe those of the run that it would start."""
     lines, seen = machine_lines(needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu")
     if recipe is not None:
@@ -26,7 +26,7 @@ def examine(recipe: str | None, overrides: Sequence[str]) -> list[Line]:
     return lines
 
 
-def table(lines: Sequence[Line]) -> Table:
+def table(lines: Sequence[Check]) -> Table:
     """For people; `--json` has the same."""
     made = Table(show_lines=False)
     for column in ("", "check", "found", "to do"):
@@ -38,7 +38,7 @@ def table(lines: Sequence[Line]) -> Table:
     return made
 
 
-def verdict(lines: Sequence[Line]) -> str:
+def verdict(lines: Sequence[Check]) -> str:
     """One sentence; raises nothing."""
     failed = [line.check for line in lines if line.status == FAIL]
     warned = sum(line.status == WARN for line in lines)

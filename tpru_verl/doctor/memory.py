@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 
 if TYPE_CHECKING:
     from tpru_verl.launch.settings import Settings
@@ -178,11 +178,11 @@ def _host(recipe: Settings, shape: Shape) -> int:
     size, nodes = shape.parameters, max(1, recipe.integer("nodes"))
     offloaded = (WEIGHT if recipe["params_offload"] else 0) + (ADAM if recipe["optimizer_offload"] else 0)
     # EasyR1 loads the reference in bf16, veRL as the actor.
-    reference = (WEIGHT if recipe.host == hosts.VERL else HALF) if recipe["kl_loss"] else 0
+    reference = (WEIGHT if recipe.trainer == trainers.VERL else HALF) if recipe["kl_loss"] else 0
     replicas = recipe.world // max(1, recipe.integer("tensor_parallel"))
     pixels = cast(int, recipe["max_pixels"] or 0)
     patches = pixels // shape.patch**2 * max(1, recipe.integer("limit_images"))
-    copies = 1 if recipe.host == hosts.VERL else max(1, recipe.integer("n"))
+    copies = 1 if recipe.trainer == trainers.VERL else max(1, recipe.integer("n"))
     rows = recipe.integer("batch") * copies
     values = PIXEL_VALUES * shape.patch**2 // 14**2
     return (size * (offloaded + reference) + replicas * size * HALF + rows * patches * values) // nodes

@@ -31,12 +31,12 @@ class Probe(TypedDict):
     driver: str
     devices: list[Device]
     plugin: str  # loaded, off, missing, or what it warned
-    host_error: str
+    trainer_error: str
 
 
 def probe(modules: list[str]) -> Probe:
     """Import `modules` one after another, then `verl`, in a fresh process. Raises nothing."""
-    nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="missing", host_error="")
+    nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="missing", trainer_error="")
     command = [sys.executable, "-c", _START, *modules]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -94,14 +94,19 @@ def _plugin() -> tuple[str, str]:
 
 def _look(modules: list[str]) -> Probe:
     errors = {module: error for module in modules if (error := _error_of(module))}
-    plugin, host_error = _plugin()
+    plugin, trainer_error = _plugin()
     cuda, devices = "", []
     if "torch" in sys.modules:
         import torch
 
         cuda, devices = torch.version.cuda or "", _devices()
     return Probe(
-        errors=errors, cuda=cuda, driver=_driver(), devices=devices, plugin=plugin, host_error=host_error
+        errors=errors,
+        cuda=cuda,
+        driver=_driver(),
+        devices=devices,
+        plugin=plugin,
+        trainer_error=trainer_error,
     )
 
 

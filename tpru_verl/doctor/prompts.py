@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import Asked
@@ -41,7 +41,7 @@ class Prompts:
 def look(settings: Settings) -> Prompts:
     """Load the processor of the run's model and measure the prompts of its local data. Raises nothing."""
     request = {
-        "host": settings.host,
+        "trainer": settings.trainer,
         "model": settings.text("model"),
         "files": [name for key in ("train_files", "val_files") for name in settings.files(key)],
         "keys": [settings.text(f"{name}_key") or None for name in ("problem", "answer", "image")],
@@ -87,7 +87,7 @@ def _look(request: Mapping[str, object]) -> Prompts:
 def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
     from tpru_verl.data.tokens.prompts import EasyR1Counter, PromptCounter
 
-    kind = PromptCounter if request["host"] == hosts.VERL else EasyR1Counter
+    kind = PromptCounter if request["trainer"] == trainers.VERL else EasyR1Counter
     counter = kind(
         processor,  # type: ignore[arg-type]
         str(request["template"]),

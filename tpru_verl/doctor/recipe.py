@@ -9,10 +9,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 from tpru_verl.doctor import memory, prompts
-from tpru_verl.doctor.line import FAIL, OK, WARN, Line, judged
-from tpru_verl.doctor.machine import Seen
+from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
+from tpru_verl.doctor.machine import Machine
 from tpru_verl.launch import checks as launch
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
@@ -24,13 +24,13 @@ GIB = 1024**3
 _OURS = {"problem_key", "answer_key", "prompt_template", "on_invalid", "revision", "min_pixels", "max_pixels"}
 
 
-def recipe_lines(recipe: str, overrides: Sequence[str], seen: Seen) -> list[Line]:
+def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine) -> list[Check]:
     """Lines about the run that `tpru train RECIPE OVERRIDES` would start here."""
     try:
         plan = plans.compose(recipe, overrides)
     except (OSError, RuntimeError, ValueError) as error:
         fix = "as the message says; `tpru train RECIPE --dry-run` prints the whole command"
-        return [Line("recipe", FAIL, " ".join(str(error).split()), fix)]
+        return [Check("recipe", FAIL, " ".join(str(error).split()), fix)]
     settings = plan.settings
     found = prompts.look(settings)
     return [
@@ -49,15 +49,15 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Seen) -> list[Line
     ]
 
 
-def _keys(plan: Plan, recipe: str, overrides: Sequence[str]) -> Iterator[Line]:
+def _keys(plan: Plan, recipe: str, overrides: Sequence[str]) -> Iterator[Check]:
     """EasyR1 and Hydra refuse unknown keys, but `+key=value` lets Hydra take any."""
-    added = plan.host.name == hosts.VERL and any(item.startswith("+") for item in overrides)
+    added = plan.trainer.name == trainers.VERL and any(item.startswith("+") for item in overrides)
     unknown = _unknown_keys(plan, recipe) if added else {}
     for key, near in unknown.items():
         fix = f"meant {near}?" if near else "leave it out"
-        yield Line("key", WARN, f"{key}: veRL has no such key, and nothing here reads it", fix)
+        yield Check("key", WARN, f"{key}: veRL has no such key, and nothing here reads it", fix)
     if not unknown:
-        yield Line("recipe", OK, f"{recipe} for {plan.host}")
+        yield Check("recipe", OK, f"{recipe} for {plan.trainer}")
 
 
 def _unknown_keys(plan: Plan, recipe: str) -> dict[str, str]:
@@ -89,14 +89,14 @@ def _model(settings: Settings) -> str:
     return f"{path}{size}"
 
 
-def _processor(settings: Settings, found: prompts.Prompts) -> Line:
+def _processor(settings: Settings, found: prompts.Prompts) -> Check:
     if error := found.error:
         fix = "give a vision-language model with processor and chat template; a Hub id needs network"
-        return Line("processor", FAIL, f"{settings.said('model')}: {error}", fix)
-    return Line("processor", OK, f"{found.processor}, with a chat template")
+        return Check("processor", FAIL, f"{settings.said('model')}: {error}", fix)
+    return Check("processor", OK, f"{found.processor}, with a chat template")
 
 
-def _data(plan: Plan) -> Iterator[Line]:
+def _data(plan: Plan) -> Iterator[Check]:
     settings = plan.settings
 
     def look() -> str:
@@ -106,15 +106,15 @@ def _data(plan: Plan) -> Iterator[Line]:
     yield judged("data and disk", look, "see what `tpru data validate` says of it")
     if settings.files("train_files") == settings.files("val_files"):
         said = f"{settings.said('val_files')}, the same as {settings.key('train_files')}"
-        yield Line("validation", WARN, said, "give held-out rows: this measures memory, not learning")
+        yield Check("validation", WARN, said, "give held-out rows: this measures memory, not learning")
 
 
-def _lengths(settings: Settings, found: prompts.Prompts) -> Line:
+def _lengths(settings: Settings, found: prompts.Prompts) -> Check:
     check, most = "prompt length", settings.integer("prompt_length")
     if error := found.lengths_error or found.error:
-        return Line(check, WARN, f"not measured: {error}", "`tpru data validate` names broken rows")
+        return Check(check, WARN, f"not measured: {error}", "`tpru data validate` names broken rows")
     if not found.rows:
-        return Line(
+        return Check(
             check,
             WARN,
             "not measured: the data are on the Hub",
@@ -123,25 +123,25 @@ def _lengths(settings: Settings, found: prompts.Prompts) -> Line:
     text = f"the longest of {found.rows} has {found.longest} tokens ({found.longest_row})"
     said = f"{settings.key('prompt_length')}={most}"
     if not found.too_long:
-        return Line(check, OK, f"{text}, {said}")
+        return Check(check, OK, f"{text}, {said}")
     text += f", {found.too_long} are over {said}"
     if found.too_long == found.rows:
-        return Line(
+        return Check(
             check, FAIL, text, f"raise {settings.key('prompt_length')} or lower {settings.key('max_pixels')}"
         )
     if not settings["filter"]:
-        return Line(check, FAIL, text, f"{settings.key('filter')}=true leaves them out, or raise the limit")
-    return Line(check, WARN, text, "they are left out; raise the limit to keep them")
+        return Check(check, FAIL, text, f"{settings.key('filter')}=true leaves them out, or raise the limit")
+    return Check(check, WARN, text, "they are left out; raise the limit to keep them")
 
 
-def _images(settings: Settings, found: prompts.Prompts) -> Iterator[Line]:
+def _images(settings: Settings, found: prompts.Prompts) -> Iterator[Check]:
     limit, most = settings.integer("limit_images"), found.images
     if limit and most > limit:
         fix = f"{settings.key('limit_images')}={most}"
-        yield Line("images a row", FAIL, f"up to {most}, {settings.said('limit_images')}", fix)
+        yield Check("images a row", FAIL, f"up to {most}, {settings.said('limit_images')}", fix)
 
 
-def batch_lines(settings: Settings) -> Iterator[Line]:
+def batch_lines(settings: Settings) -> Iterator[Check]:
     """Sizes that have to divide, as both trainers check them once Ray and the data are up."""
     n, world = max(1, settings.integer("n")), settings.world
     batch, mini = settings.integer("batch"), settings.integer("mini_batch")
@@ -162,14 +162,14 @@ def batch_lines(settings: Settings) -> Iterator[Line]:
             f"does not divide {mini * n // world} samples a GPU",
         ),
     ]
-    if settings.host == hosts.EASYR1:
+    if settings.trainer == trainers.EASYR1:
         rules.append((_divides(mini, batch), "batch", f"found no multiple of {settings.said('mini_batch')}"))
     rules.append((n > 1, "n", "found one sample a prompt, expected several: GRPO compares them"))
     broken = [(name, text) for holds, name, text in rules if not holds]
     for name, text in broken:
-        yield Line("batches", FAIL, f"{settings.said(name)} {text}", _nearest(settings, name))
+        yield Check("batches", FAIL, f"{settings.said(name)} {text}", _nearest(settings, name))
     if not broken:
-        yield Line(
+        yield Check(
             "batches",
             OK,
             f"{batch} prompts x {n}, {mini} an update, {micro} and {log_prob} at once, {gpus}",
@@ -194,7 +194,7 @@ def _nearest(settings: Settings, name: str) -> str:
     return f"{settings.key(name)}={max(step, settings.integer(name) // step * step)}"
 
 
-def _tensor_parallel(settings: Settings) -> Iterator[Line]:
+def _tensor_parallel(settings: Settings) -> Iterator[Check]:
     size = settings.integer("tensor_parallel") or 1
     shape, said = memory.shape_of(settings.text("model")), settings.said("tensor_parallel")
     rules = [(_divides(size, settings.world), f"does not divide {settings.world} GPUs")]
@@ -207,13 +207,15 @@ def _tensor_parallel(settings: Settings) -> Iterator[Line]:
         fits = [
             d for d in range(1, size + 1) if settings.world % d == 0 and (not shape or shape.heads % d == 0)
         ]
-        yield Line("tensor parallel", FAIL, f"{said} {text}", f"{settings.key('tensor_parallel')}={fits[-1]}")
+        yield Check(
+            "tensor parallel", FAIL, f"{said} {text}", f"{settings.key('tensor_parallel')}={fits[-1]}"
+        )
     if not broken:
         heads = f", {shape.heads} heads" if shape else ""
-        yield Line("tensor parallel", OK, f"{said}: {settings.world} GPUs{heads}")
+        yield Check("tensor parallel", OK, f"{said}: {settings.world} GPUs{heads}")
 
 
-def budget_lines(settings: Settings) -> Iterator[Line]:
+def budget_lines(settings: Settings) -> Iterator[Check]:
     """vLLM's budgets against prompt and response."""
     need = settings.integer("prompt_length") + settings.integer("response_length")
     for name in ("max_model_len", "batched_tokens"):
@@ -222,9 +224,9 @@ def budget_lines(settings: Settings) -> Iterator[Line]:
             continue  # the model's own, or in EasyR1 just what is needed
         if value < need:
             text = f"{settings.said(name)}, prompt and response have up to {need}"
-            yield Line("token budget", FAIL, text, f"{settings.key(name)}={need}")
+            yield Check("token budget", FAIL, text, f"{settings.key(name)}={need}")
         else:
-            yield Line("token budget", OK, f"{settings.said(name)} of {need} needed")
+            yield Check("token budget", OK, f"{settings.said(name)} of {need} needed")
 
 
 def _reward(settings: Settings) -> str:
@@ -238,27 +240,27 @@ def _reward(settings: Settings) -> str:
         write_parquet(make_rows(preflight.ROWS, seed=0), rows)
         data = settings.config.get("data")
         assert isinstance(data, dict)
-        made = Settings(settings.host, {**settings.config, "data": {**data, "train_files": str(rows)}})
+        made = Settings(settings.trainer, {**settings.config, "data": {**data, "train_files": str(rows)}})
         said = str(preflight.try_reward(made)).replace("rows of the data", "made rows")
     return f"{said} (the data are on the Hub; `tpru train` tries it on them)"
 
 
-def _gpus(settings: Settings, seen: Seen) -> Iterator[Line]:
+def _gpus(settings: Settings, seen: Machine) -> Iterator[Check]:
     if settings["device"] == "cpu" or os.environ.get("RAY_ADDRESS"):
         return
     need, have = settings.integer("gpus"), len(seen.probe["devices"])
     if have < need:
         fix = f"{settings.key('gpus')}={have}" if have else "run on a machine with GPUs"
-        yield Line("GPUs a node", FAIL, f"{settings.said('gpus')}, found {have}", fix)
+        yield Check("GPUs a node", FAIL, f"{settings.said('gpus')}, found {have}", fix)
     else:
-        yield Line("GPUs a node", OK, f"{need} of {have}")
+        yield Check("GPUs a node", OK, f"{need} of {have}")
 
 
-def _memory(settings: Settings, seen: Seen, longest: int) -> Iterator[Line]:
+def _memory(settings: Settings, seen: Machine, longest: int) -> Iterator[Check]:
     shape = memory.shape_of(settings.text("model"))
     if shape is None:
         fix = "give a folder with its config.json"
-        yield Line("memory", WARN, f"not estimated: {settings.text('model')} is not known here", fix)
+        yield Check("memory", WARN, f"not estimated: {settings.text('model')} is not known here", fix)
         return
     found = memory.estimate(settings, shape, prompt_tokens=min(longest, settings.integer("prompt_length")))
     if settings["device"] != "cpu":
@@ -268,7 +270,7 @@ def _memory(settings: Settings, seen: Seen, longest: int) -> Iterator[Line]:
     yield _disk(settings, found)
 
 
-def _gpu_memory(settings: Settings, seen: Seen, found: memory.Estimate) -> Line:
+def _gpu_memory(settings: Settings, seen: Machine, found: memory.Estimate) -> Check:
     sizes = [device["bytes"] for device in seen.probe["devices"]]
     gpu = min(sizes) if sizes else 80 * GIB
     share = float(str(settings["gpu_memory"] or 0))
@@ -280,42 +282,42 @@ def _gpu_memory(settings: Settings, seen: Seen, found: memory.Estimate) -> Line:
     )
     if found.update > gpu:
         lower = f"{settings.key('micro_batch')}=1, or more GPUs"
-        return Line("GPU memory", FAIL if sizes else WARN, text, lower)
+        return Check("GPU memory", FAIL if sizes else WARN, text, lower)
     if rollout > gpu:
         fix = f"lower {settings.key('gpu_memory')}, or {settings.key('optimizer_offload')}=true"
-        return Line("GPU memory", FAIL if sizes else WARN, text, fix)
-    return Line("GPU memory", OK, text)
+        return Check("GPU memory", FAIL if sizes else WARN, text, fix)
+    return Check("GPU memory", OK, text)
 
 
-def _cache(settings: Settings, seen: Seen, found: memory.Estimate) -> Line:
+def _cache(settings: Settings, seen: Machine, found: memory.Estimate) -> Check:
     sizes = [device["bytes"] for device in seen.probe["devices"]]
     tokens = found.cache_tokens(min(sizes) if sizes else 80 * GIB, float(str(settings["gpu_memory"] or 0)))
     need = settings.integer("prompt_length") + settings.integer("response_length")
     text = f"estimated {max(0, tokens)} tokens of vLLM's cache, {max(0, tokens) // need} longest sequences"
     if tokens < need:
         fix = f"raise {settings.key('gpu_memory')} or {settings.key('tensor_parallel')}"
-        return Line("vLLM cache", FAIL if sizes else WARN, text, fix)
-    return Line("vLLM cache", OK, text)
+        return Check("vLLM cache", FAIL if sizes else WARN, text, fix)
+    return Check("vLLM cache", OK, text)
 
 
-def _host_memory(settings: Settings, found: memory.Estimate) -> Line:
+def _host_memory(settings: Settings, found: memory.Estimate) -> Check:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"estimated {found.host / GIB:.0f} of {have / GIB:.0f} GiB a node"
     if found.host > have:
-        return Line(
+        return Check(
             "host memory", WARN, text, f"lower {settings.key('batch')}, or more nodes; estimated, so try"
         )
-    return Line("host memory", OK, text)
+    return Check("host memory", OK, text)
 
 
-def _disk(settings: Settings, found: memory.Estimate) -> Line:
+def _disk(settings: Settings, found: memory.Estimate) -> Check:
     folder = Path(settings.text("checkpoints")).absolute()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
     kept = max(1, settings.integer("keep")) + 1  # the new one is written before the oldest goes
     text = f"{free / GIB:.0f} GiB free, {kept} checkpoints of {found.checkpoint / GIB:.1f} GiB at {folder}"
     if free < found.checkpoint:
-        return Line("disk", FAIL, text, f"{settings.key('checkpoints')}=FOLDER on a larger disk")
+        return Check("disk", FAIL, text, f"{settings.key('checkpoints')}=FOLDER on a larger disk")
     if free < kept * found.checkpoint:
         fix = f"{settings.key('keep')}=1, or {settings.key('checkpoints')}=FOLDER on a larger disk"
-        return Line("disk", WARN, text, fix)
-    return Line("disk", OK, text)
+        return Check("disk", WARN, text, fix)
+    return Check("disk", OK, text)

@@ -1,4 +1,4 @@
-"""What a run would be: a recipe composed for the host that is installed, and the command that starts it."""
+"""A run before its start: a recipe composed for the installed trainer, and the command that starts it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tpru_verl import recipes
-from tpru_verl import trainers as hosts
+from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
 from tpru_verl.launch import easyr1
 from tpru_verl.launch.settings import Settings
@@ -18,7 +17,7 @@ from tpru_verl.launch.settings import Settings
 class Plan:
     """`environment`: the variables that the command needs beside those that are there."""
 
-    host: hosts.Host
+    trainer: trainers.Trainer
     settings: Settings
     command: list[str]
     environment: Mapping[str, str]
@@ -29,7 +28,7 @@ class Plan:
 
     def check(self) -> None:
         """Look at model, data, disk and Ray. Raises as `launch.check` does, before anything starts."""
-        look = launch.check if self.host.name == hosts.VERL else launch.check_easyr1
+        look = launch.check if self.trainer.name == trainers.VERL else launch.check_easyr1
         look(self.settings.config)
 
 
@@ -37,21 +36,21 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
     """The run that `tpru train RECIPE OVERRIDES` starts.
 
     Raises:
-        ValueError: an unknown recipe or key, one of the other host, a value that it refuses.
-        RuntimeError: no host, both, or EasyR1 beside a package that breaks it.
+        ValueError: an unknown recipe or key, one of the other trainer, a value that it refuses.
+        RuntimeError: no trainer, both, or EasyR1 beside a package that breaks it.
     """
-    host = hosts.find()
-    if broken := hosts.broken_pins(host):
+    trainer = trainers.find()
+    if broken := trainers.broken_pins(trainer):
         raise RuntimeError("\n".join(broken))
-    if host.name == hosts.EASYR1:
+    if trainer.name == trainers.EASYR1:
         arguments = recipes.easyr1_arguments(recipe, overrides)
-        settings = Settings(host.name, easyr1.compose(arguments))
-        return Plan(host, settings, [sys.executable, "-m", host.module, *arguments], {})
+        settings = Settings(trainer.name, easyr1.compose(arguments))
+        return Plan(trainer, settings, [sys.executable, "-m", trainer.module, *arguments], {})
     from omegaconf import OmegaConf
 
     config = recipes.compose(recipe, overrides)
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    settings = Settings(host.name, {str(key): value for key, value in plain.items()})
-    command = [sys.executable, "-m", host.module, "--config-name", recipe, *overrides]
-    return Plan(host, settings, command, launch.environment(config))
+    settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
+    command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
+    return Plan(trainer, settings, command, launch.environment(config))

@@ -23,8 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
-from tpru_verl import prompts
-from tpru_verl import trainers as hosts
+from tpru_verl import prompts, trainers
 from tpru_verl.sample import parse_options
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ _SAMPLES = ("", "I see a dog.", "<think>" + "and then " * 400)  # empty, off top
 
 @dataclass(frozen=True)
 class Case:
-    """What is graded: a response to a row, with all that the host hands over beside it."""
+    """What is graded: a response to a row, with all that the trainer hands over beside it."""
 
     response: str
     form: str  # one of `answer_forms`, "" for what follows none
@@ -51,7 +50,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Report:
+class TrialResult:
     """What the reward said. `right` and `wrong`: mean scores of such answers, written in `form`."""
 
     rows: int
@@ -66,12 +65,12 @@ class Report:
         )
 
 
-def try_reward(settings: Settings) -> Report:
+def try_reward(settings: Settings) -> TrialResult:
     """Load and call the run's reward on rows of its training data.
 
     Raises:
-        ValueError: it does not load, raises, or returns what the host does not take; or right answers, in the
-            form that the template asks for, earn no more than wrong ones. One line.
+        ValueError: it does not load, raises, or returns a value that the trainer refuses; or right answers,
+            in the form that the template asks for, earn no more than wrong ones. One line.
         FileNotFoundError: its file, or the data, is not there.
     """
     key = settings.key("reward_file")
@@ -81,7 +80,7 @@ def try_reward(settings: Settings) -> Report:
     forms = answer_forms(settings.template)
     cases = [case for row in rows for case in _cases(row, forms)]
     request = {
-        "host": settings.host,
+        "trainer": settings.trainer,
         "file": settings.text("reward_file"),
         "name": settings.text("reward_name"),
         "kwargs": settings["reward_kwargs"] or {},
@@ -100,14 +99,14 @@ def try_reward(settings: Settings) -> Report:
     return best
 
 
-def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int) -> Report:
+def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int) -> TrialResult:
     """Mean scores of the answers in one form."""
     graded = [(case, score) for case, score in zip(cases, scores, strict=True) if case.form == form]
     right, wrong = (
         sum(score for case, score in graded if case.right is wanted) / (len(graded) / 2)
         for wanted in (True, False)
     )
-    return Report(rows, right, wrong, form.replace("{}", "C"))
+    return TrialResult(rows, right, wrong, form.replace("{}", "C"))
 
 
 def first_rows(settings: Settings) -> list[Row]:
@@ -187,11 +186,11 @@ def _load(file: str, name: str) -> tuple[Callable[..., object], ModuleType]:
 
 
 def scores_of(request: Mapping[str, object]) -> list[float]:
-    """Load the function and call it as the host does. Raises what it raises, ValueError for its results."""
+    """Load the function and call it as the trainer does. Its errors pass; ValueError for its results."""
     function, module = _load(str(request["file"]), str(request["name"]))
     cases = [Case(**case) for case in cast("list[dict[str, Any]]", request["cases"])]
     kwargs = cast("Mapping[str, object]", request["kwargs"])
-    if request["host"] == hosts.VERL:
+    if request["trainer"] == trainers.VERL:
         results = [_call_verl(function, case, kwargs) for case in cases]
         key = "score"
     else:
@@ -199,7 +198,7 @@ def scores_of(request: Mapping[str, object]) -> list[float]:
             function, cases, kwargs, request["type"] or getattr(module, "REWARD_TYPE", "batch")
         )
         key = "overall"
-    return _numbers(results, key, plain=request["host"] == hosts.VERL)
+    return _numbers(results, key, plain=request["trainer"] == trainers.VERL)
 
 
 def _call_verl(function: Callable[..., object], case: Case, kwargs: Mapping[str, object]) -> object:
@@ -236,7 +235,7 @@ def _call_easyr1(
 
 
 def _numbers(results: Sequence[object], key: str, *, plain: bool) -> list[float]:
-    """The score of each result. Raises ValueError for what the host would stop at, or misread."""
+    """The score of each result. Raises ValueError for what the trainer would stop at, or misread."""
     scores: list[float] = []
     keys: set[str] | None = None
     for result in results:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tpru_verl import trainers as hosts
+from tpru_verl import trainers
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 # Our name: veRL's key, EasyR1's key ("" where it has none). docs/recipe-mapping.md has all keys of a recipe.
@@ -65,17 +65,17 @@ KEYS = {
 
 
 class Settings:
-    """A complete configuration of a host, read by our names. `config`: plain dictionaries, resolved."""
+    """A complete configuration of a trainer, read by our names. `config`: plain dictionaries, resolved."""
 
-    def __init__(self, host: str, config: Mapping[str, object]) -> None:
-        self.host, self.config = host, config
+    def __init__(self, trainer: str, config: Mapping[str, object]) -> None:
+        self.trainer, self.config = trainer, config
 
     def key(self, name: str) -> str:
-        """The host's own key, for messages."""
-        return KEYS[name][self.host != hosts.VERL]
+        """The trainer's own key, for messages."""
+        return KEYS[name][self.trainer != trainers.VERL]
 
     def __getitem__(self, name: str) -> object:
-        """The value, None where the host has no such key."""
+        """The value, None where the trainer has no such key."""
         value: object = self.config
         for part in self.key(name).split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
@@ -116,6 +116,6 @@ class Settings:
         """Of the prompt, as `tpru_verl.prompts.render` takes it; EasyR1 without one shows the problem."""
         value = self.text("template")
         if not value:
-            return "tpru" if self.host == hosts.VERL else "bare"
+            return "tpru" if self.trainer == trainers.VERL else "bare"
         own = Path(value)
         return own.stem if own.parent.name == "prompts" and own.parent.parent.name == "tpru_verl" else value

@@ -9,7 +9,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 
 @dataclass(frozen=True)
-class Line:
+class Check:
     """`status` is ok, warn (a run starts, but look) or fail (it does not); `fix` is what to do then."""
 
     check: str
@@ -18,14 +18,14 @@ class Line:
     fix: str = ""
 
 
-def judged(check: str, look: Callable[[], str], fix: str) -> Line:
+def judged(check: str, look: Callable[[], str], fix: str) -> Check:
     """What `look` says, or fail with the one line that it raises.
 
     Our own errors have the form `field: found X, expected Y; do Z`: then Z is the fix, else `fix`.
     """
     try:
-        return Line(check, OK, look())
+        return Check(check, OK, look())
     except (OSError, RuntimeError, ValueError) as error:
         text = " ".join(str(error).split())
         found, _, todo = text.partition("; ")
-        return Line(check, FAIL, found, todo or fix)
+        return Check(check, FAIL, found, todo or fix)
