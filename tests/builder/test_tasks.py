@@ -14,7 +14,7 @@ from tpru_verl.builder import candidates, tasks
 from tpru_verl.builder.clips import Counts, Frame
 from tpru_verl.builder.deal import Deal
 from tpru_verl.builder.filters import Filters, clips_of
-from tpru_verl.builder.tasks import LETTERS, Draft, Near, Options, ask, drafts_of, plain_text, seeded
+from tpru_verl.builder.tasks import LETTERS, Draft, Near, TaskOptions, ask, drafts_of, plain_text, seeded
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task, parse_options, problems_of, recognise_task
 
 FILTERS = Filters()
@@ -71,13 +71,13 @@ def test_pictures_stored_in_several_ways_are_stored_in_one() -> None:
 def test_a_cycle_makes_no_row() -> None:
     there = clip(4)
     there.hash[3], there.grey[3] = there.hash[0], there.grey[0]
-    drafts = [*drafts_of(there, (0, 0), [], "", Options(), FILTERS, 0)]
+    drafts = [*drafts_of(there, (0, 0), [], "", TaskOptions(), FILTERS, 0)]
     assert [reason for _, reason in (d for d in drafts if not isinstance(d, Draft))] == ["cyclic"] * 3
 
 
 def test_other_clips_of_the_same_video_lend_no_frames() -> None:
     """They could show an earlier moment, which would fit before step 2, too."""
-    options = Options(tasks=(Task.PREVIOUS_FRAME_REVIEW,))
+    options = TaskOptions(tasks=(Task.PREVIOUS_FRAME_REVIEW,))
     near = [Near(clip(24, 1, name="a.mp4"), (0, 0))]
     (lost,) = drafts_of(clip(4, name="a.mp4#1"), (0, 1), near, "", options, FILTERS, 0)
     assert lost == ("a.mp4#1/previous_frame_review/0", "too few wrong candidates")
@@ -88,7 +88,7 @@ def test_foreign_frames_are_near_in_looks_and_encoded_alike() -> None:
     far.hash[:] = ~own.hash[0]
     object.__setattr__(other, "form", "PNG")
     near = [Near(far, (0, 1)), Near(other, (0, 2))]
-    options = Options(tasks=(Task.NEXT_FRAME_PREDICTION,))
+    options = TaskOptions(tasks=(Task.NEXT_FRAME_PREDICTION,))
     assert [*drafts_of(own, (0, 0), near, "", options, FILTERS, 0)] == [
         ("clip-0/next_frame_prediction/0", "too few wrong candidates")
     ]
@@ -99,9 +99,9 @@ def test_foreign_frames_are_near_in_looks_and_encoded_alike() -> None:
 
 
 @st.composite
-def drafted(draw: st.DrawFn) -> tuple[Draft, Options, int]:
+def drafted(draw: st.DrawFn) -> tuple[Draft, TaskOptions, int]:
     seed = draw(st.integers(0, 2**32))
-    options = Options(
+    options = TaskOptions(
         tasks=(draw(st.sampled_from(list(Task))),),
         steps=tuple(draw(st.lists(st.integers(3, 8), min_size=1, max_size=3))),
         gaps=draw(st.integers(1, 3)),
@@ -118,7 +118,7 @@ def drafted(draw: st.DrawFn) -> tuple[Draft, Options, int]:
 @settings(max_examples=150, deadline=None)
 @given(drafted(), st.sampled_from(LETTERS), st.sampled_from(LETTERS), st.booleans())
 def test_every_row_asks_what_it_should(
-    given_: tuple[Draft, Options, int], letter: str, none_letter: str, kind: bool
+    given_: tuple[Draft, TaskOptions, int], letter: str, none_letter: str, kind: bool
 ) -> None:
     draft, _, seed = given_
     negative = ""
@@ -196,7 +196,7 @@ def nearest(seeds: range) -> int:
         for frame in range(24):
             line.grey[frame], line.size[frame] = 8 * frame, 1000
             line.hash[frame] = np.packbits(np.arange(256) < 10 * frame)
-        options = Options(tasks=(Task.NEXT_FRAME_PREDICTION,))
+        options = TaskOptions(tasks=(Task.NEXT_FRAME_PREDICTION,))
         (draft,) = drafts_of(line, (0, 0), [], "", options, FILTERS, seed)
         assert isinstance(draft, Draft)
         marks = [ref.frame for i, ref in enumerate(draft.steps) if i not in draft.asked]

@@ -15,7 +15,7 @@ from support.frames import SIZE, encoded, moment, video
 
 from tpru_verl.builder import lerobot
 from tpru_verl.builder.clips import Frame
-from tpru_verl.builder.video import Sampling, frames_of
+from tpru_verl.builder.video import FrameSampling, frames_of
 
 EVEN = [i / 25 for i in range(150)]  # six seconds
 
@@ -31,7 +31,7 @@ def apart(one: Image.Image, other: Image.Image) -> float:
 
 
 def test_even_times_and_what_is_seen_then(tmp_path: Path) -> None:
-    frames = [*frames_of(video(tmp_path / "a.mp4", EVEN), Sampling(every=0.5))]
+    frames = [*frames_of(video(tmp_path / "a.mp4", EVEN), FrameSampling(every=0.5))]
     assert [frame.time for frame in frames] == pytest.approx([i / 2 for i in range(12)], abs=0.03)
     for frame in frames:
         assert frame.time is not None
@@ -41,15 +41,15 @@ def test_even_times_and_what_is_seen_then(tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
 def test_jumping_to_key_frames_finds_the_same_frames(tmp_path: Path, suffix: str) -> None:
     path = video(tmp_path / f"a.{suffix}", [i / 25 for i in range(400)], key_every=10)
-    jumping = [*frames_of(path, Sampling(every=2.5))]
-    every = {frame.time: frame.data for frame in frames_of(path, Sampling(every=0.02))}
+    jumping = [*frames_of(path, FrameSampling(every=2.5))]
+    every = {frame.time: frame.data for frame in frames_of(path, FrameSampling(every=0.02))}
     assert len(jumping) == 7
     assert all(every[frame.time] == frame.data for frame in jumping)
 
 
 def test_a_variable_frame_rate_is_read_by_its_times(tmp_path: Path) -> None:
     times = [0, 0.04, 0.08, 1.0, 1.04, 2.5, 2.54, 2.58, 4.0]
-    frames = [*frames_of(video(tmp_path / "a.mp4", times), Sampling(every=0.5))]
+    frames = [*frames_of(video(tmp_path / "a.mp4", times), FrameSampling(every=0.5))]
     assert [frame.time for frame in frames] == pytest.approx([0, 1.0, 2.5, 4.0], abs=0.01)
     for frame in frames:
         assert frame.time is not None
@@ -67,14 +67,14 @@ def turned(path: Path) -> Path:
 
 
 def test_rotation_metadata_turns_the_picture(tmp_path: Path) -> None:
-    (first, *_) = frames_of(turned(video(tmp_path / "a.mp4", EVEN[:20])), Sampling(every=0.5))
+    (first, *_) = frames_of(turned(video(tmp_path / "a.mp4", EVEN[:20])), FrameSampling(every=0.5))
     expected = moment(0, 0).rotate(-90, expand=True)  # the matrix says: a quarter turn clockwise
     assert shown(first).size == SIZE[::-1]
     assert apart(shown(first), expected) < 6 < apart(shown(first), expected.rotate(180))
 
 
 def test_frames_are_scaled_to_the_longest_side(tmp_path: Path) -> None:
-    (first, *_) = frames_of(video(tmp_path / "a.mp4", EVEN[:5]), Sampling(max_side=64))
+    (first, *_) = frames_of(video(tmp_path / "a.mp4", EVEN[:5]), FrameSampling(max_side=64))
     assert shown(first).size == (64, 48)
 
 
@@ -89,9 +89,9 @@ def test_scene_sampling_takes_what_has_changed(tmp_path: Path) -> None:
             frame = av.VideoFrame.from_image(moment(number // 10, 0.3))
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    frames = [*frames_of(path, Sampling("scene", every=0.2))]
+    frames = [*frames_of(path, FrameSampling("scene", every=0.2))]
     assert [round(frame.time or 0) for frame in frames] == [0, 1, 2, 3]
-    keys = [*frames_of(path, Sampling("keyframes", every=0.1))]
+    keys = [*frames_of(path, FrameSampling("keyframes", every=0.1))]
     assert 1 <= len(keys) < 40
 
 
@@ -205,7 +205,7 @@ def in_columns(root: Path) -> Path:
 @pytest.mark.parametrize("make", [v2, v3, in_columns])
 def test_lerobot_data_sets_are_read_by_episode(make, build: Run, tmp_path: Path) -> None:
     root = make(tmp_path / "robot")
-    first, second = lerobot.episodes_of(root, Sampling(every=0.2))
+    first, second = lerobot.episodes_of(root, FrameSampling(every=0.2))
     times = [round(frame.time or 0, 2) for frame in second.frames()]
     begin = 3.0 if make is v3 else 0.0
     assert times == pytest.approx([begin + i / 5 for i in range(15)], abs=0.03)

@@ -15,7 +15,7 @@ import pytest
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.pipeline import build
 from tpru_verl.builder.sims import episodes_of, gui
-from tpru_verl.builder.stages import Settings
+from tpru_verl.builder.stages import BuildOptions
 
 
 def test_an_episode_is_the_same_each_time_and_says_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,7 +30,7 @@ def test_an_episode_is_the_same_each_time_and_says_what_is_done(capsys: pytest.C
 
 
 def test_missions_become_rows_and_mismatches(tmp_path: Path) -> None:
-    settings = Settings(filters=Filters(min_change=0.001), episodes=12)
+    settings = BuildOptions(filters=Filters(min_change=0.001), episodes=12)
     manifest = build("sim:minigrid", tmp_path / "out", settings, audit=False, workers=1)
     (path,) = (tmp_path / "out").rglob("*.parquet")
     rows = pq.read_table(path, columns=["problem", "answer"]).to_pylist()

@@ -27,7 +27,7 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         f"Of {frames['read']} frames {frames['kept']} were kept. Left out: "
         f"{_listed(frames['left_out']) or 'none'}. "
         f"Items and clips left out: {_listed(manifest['left_out']) or 'none'}. "
-        f"Rows that could not be made: {_listed(manifest['rows_that_could_not_be']) or 'none'}.",
+        f"Rows that could not be made: {_listed(manifest['failed_rows']) or 'none'}.",
         "",
     ]
     if manifest["against"]:

@@ -60,7 +60,7 @@ class Frame:
     about: str = ""
 
 
-class Item(Protocol):
+class SourceItem(Protocol):
     """One thing that a source holds: a video, a folder of pictures, an episode.
 
     `group` is what may never be in two splits, `usual_frames` says about how much work an item is. `frames`

@@ -16,13 +16,13 @@ PARTLY = 3  # exit code: the result is written, and something of the source coul
 FROM, CLEAN, ASKING, MODEL, RESULT = "Frames", "Filters (0 turns one off)", "Rows", "Model", "Result"
 
 
-class How(str, Enum):
+class SamplingMode(str, Enum):
     uniform = "uniform"
     scene = "scene"
     keyframes = "keyframes"
 
 
-class Engine(str, Enum):
+class BuildEngine(str, Enum):
     processes = "processes"
     ray = "ray"
 
@@ -44,8 +44,8 @@ def build(
         Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier result in it is replaced.")
     ],
     sampling: Annotated[
-        How, _panel(FROM, "Of videos: at even times, at changes of the picture, key frames.")
-    ] = How.uniform,
+        SamplingMode, _panel(FROM, "Of videos: at even times, at changes of the picture, key frames.")
+    ] = SamplingMode.uniform,
     every: Annotated[
         float | None, _panel(FROM, "Seconds between frames. Default: 24 a video, 0.2 to 2 s.")
     ] = None,
@@ -100,8 +100,8 @@ def build(
     template: Annotated[str, _panel(RESULT, "Prompt template of the column `prompt`.")] = "tpru",
     audit: Annotated[bool, _panel(RESULT, "Look for shortcuts; the verdict goes into the card.")] = True,
     engine: Annotated[
-        Engine, _panel(RESULT, "Processes of this machine, or Ray Data on a cluster.")
-    ] = Engine.processes,
+        BuildEngine, _panel(RESULT, "Processes of this machine, or Ray Data on a cluster.")
+    ] = BuildEngine.processes,
     workers: Annotated[int | None, _panel(RESULT, "Processes. Default: one a core.", min=1)] = None,
 ) -> None:
     """Turn videos, pictures, episodes or simulators into rows of the three tasks, with hard wrong candidates.
@@ -112,17 +112,21 @@ def build(
     """
     from tpru_verl.builder.filters import Filters
     from tpru_verl.builder.pipeline import build as work
-    from tpru_verl.builder.stages import Settings
-    from tpru_verl.builder.tasks import Options
-    from tpru_verl.builder.video import Sampling
+    from tpru_verl.builder.stages import BuildOptions
+    from tpru_verl.builder.tasks import TaskOptions
+    from tpru_verl.builder.video import FrameSampling
     from tpru_verl.data.commands import open_source, shares_of
     from tpru_verl.data.layout import DROPPED
 
     processes = workers or os.cpu_count() or 1
-    settings = Settings(
-        Sampling(sampling.value, every, scene_change, max_side, max(1, (os.cpu_count() or 1) // processes)),
+    settings = BuildOptions(
+        FrameSampling(
+            sampling.value, every, scene_change, max_side, max(1, (os.cpu_count() or 1) // processes)
+        ),
         Filters(min_contrast, min_sharpness, min_bits, min_change, max_bits),
-        Options(tuple(task or Task), _numbers(steps), rows_per_clip, gaps, free_form, negatives, mismatches),
+        TaskOptions(
+            tuple(task or Task), _numbers(steps), rows_per_clip, gaps, free_form, negatives, mismatches
+        ),
         clip_frames,
         shares_of(split),
         seed,
@@ -155,7 +159,7 @@ def build(
         with_engine=engine.value,
         workers=workers,
     )
-    shown = ("frames", "clips", "left_out", "rows_that_could_not_be", "rows", "audit")
+    shown = ("frames", "clips", "left_out", "failed_rows", "rows", "audit")
     typer.echo(json.dumps({name: manifest[name] for name in shown}, indent=1))
     typer.echo(f"{out}: written; next: tpru data view {out}")
     left_out = manifest["left_out"]

@@ -1,4 +1,8 @@
-"""Letters and negatives, dealt over all rows of a task such that each is met to the row."""
+"""Deals letters and negatives over all rows of a task, and writes the rows of each shard.
+
+Each letter is right equally often, and the share of negatives is exact: the counts are off by at most one
+row. A shard is a jsonl file here; its pictures are still references.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from tpru_verl.builder.drafts import Drafted
-from tpru_verl.builder.tasks import LETTERS, Options, ask, seeded
+from tpru_verl.builder.tasks import LETTERS, TaskOptions, ask, seeded
 from tpru_verl.sample import Task, problems_of
 
-BLOCK = 5  # rows among which the places of negatives are drawn
+BLOCK = 5  # rows; the places of the negatives are drawn within each block
+SHARD_ROWS = 512
 
 
 @dataclass
 class Deal:
-    """For one task of one split; to be asked once a row, in the order of the rows.
+    """Deals for one task of one split. Call `next` once for each row, in the order of the rows.
 
-    A negative row that cannot be made of the draft at hand is made of the next one that can.
+    A draft may be unable to become a negative row. Then the next draft that can becomes one.
     """
 
     task: Task
@@ -63,14 +68,14 @@ class Deal:
         return letter, none_letter, negative
 
     def _kind(self, possible: tuple[str, ...]) -> str:
-        """The kind that lags behind its share, or the one that can be."""
+        """The kind that is behind its share, or else the kind that is possible."""
         lags = self.made["mismatch"] < self.mismatches * (sum(self.made.values()) + 1)
         wanted = "mismatch" if lags and self.mismatches else "missing answer"
         allowed = [kind for kind in possible if kind != "mismatch" or self.mismatches]
         return wanted if wanted in allowed else (allowed[0] if allowed else "")
 
     def _letter(self, letters: str, rng: np.random.Generator) -> str:
-        """Each letter once, shuffled, before any comes again."""
+        """Every letter comes once, in random order, before any letter comes again."""
         if not self.letters:
             self.letters = [letters[i] for i in rng.permutation(len(letters))]
         return self.letters.pop()
@@ -79,9 +84,6 @@ class Deal:
         """The letter where None has stood least often."""
         others = [LETTERS[i] for i in rng.permutation(len(LETTERS)) if LETTERS[i] != letter]
         return min(others, key=lambda other: self.none[other])
-
-
-SHARD_ROWS = 512
 
 
 @dataclass
@@ -94,7 +96,9 @@ class Ledger:
     negatives: dict[str, Counter[str]] = field(default_factory=dict)
 
 
-def deal(drafted: Iterable[Drafted], folder: Path, options: Options, seed: int) -> tuple[list[Path], Ledger]:
+def deal(
+    drafted: Iterable[Drafted], folder: Path, options: TaskOptions, seed: int
+) -> tuple[list[Path], Ledger]:
     """Write the rows of all drafts, a file for each shard, and return the files and what was dealt.
 
     Raises ValueError where there is no row.

@@ -38,7 +38,7 @@ _DESCRIPTION = {"description": {"type": "string", "minLength": 1, "maxLength": 2
 
 
 @dataclass(frozen=True)
-class Question:
+class ModelQuestion:
     """What a model is asked of a clip, and the fields of the JSON object that it has to answer with."""
 
     name: str
@@ -60,20 +60,20 @@ class Question:
 
 
 QUESTIONS = {
-    "judge": Question(
+    "judge": ModelQuestion(
         "judge",
         "These images are frames of one sequence, in the order shown. Say whether they are clean (sharp, "
         "nothing but the scene itself: no title cards, clocks, counters or collages) and whether they are in "
         "chronological order, as far as one can see.",
         {"clean": {"type": "boolean"}, "chronological": {"type": "boolean"}},
     ),
-    "describe": Question(
+    "describe": ModelQuestion(
         "describe",
         "These images are frames of one sequence. Say in one sentence what happens, without naming frames or "
         'their number, such that it continues the words "These photos show".',
         _DESCRIPTION,
     ),
-    "contradict": Question(
+    "contradict": ModelQuestion(
         "contradict",
         "These images are frames of one sequence. Write one sentence that describes another sequence in the "
         "same place with the same things: likely, of the same length and style, but wrong for these images. "
@@ -162,7 +162,7 @@ class Describer:
             wrong = str(answer["description"]) if name == "contradict" else wrong
         return Told(about, wrong)
 
-    def _ask(self, question: Question, pictures: Sequence[bytes]) -> dict[str, object] | None:
+    def _ask(self, question: ModelQuestion, pictures: Sequence[bytes]) -> dict[str, object] | None:
         """The answer, from the disk where it is there; None for one that stays malformed."""
         digest = xxhash.xxh3_128(repr((self.model, question)).encode())
         for picture in pictures:
@@ -179,7 +179,7 @@ class Describer:
                 return answer
         return None
 
-    def _answer(self, question: Question, pictures: Sequence[bytes], temperature: float) -> str | None:
+    def _answer(self, question: ModelQuestion, pictures: Sequence[bytes], temperature: float) -> str | None:
         import openai
 
         schema = {

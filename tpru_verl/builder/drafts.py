@@ -1,7 +1,6 @@
-"""Which rows there are: clips divided among splits, drafts of each clip, letters dealt over all of them.
+"""Drafts of rows: clips are divided among splits, and each clip becomes rows that have no letters yet.
 
-Nothing here looks at a picture; hashes and thumbnails are enough. What is written is one file a shard, with a
-line a row.
+Hashes and thumbnails of the frames are enough for this; no picture is decoded.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from tpru_verl.builder.clips import Clip, Label, Told, file_of, read_clip, read_told, told_file
 from tpru_verl.builder.filters import Filters
-from tpru_verl.builder.tasks import Draft, Near, Options, Place, drafts_of
+from tpru_verl.builder.tasks import Draft, Near, Place, TaskOptions, drafts_of
 from tpru_verl.data.likeness import SAME_PICTURE, bits
 from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
 
@@ -31,7 +30,7 @@ class DraftTask:
     folder: Path  # of the files of clips
     told: Path | None  # folder of what a model said of them
     clips: Sequence[tuple[Place, str, tuple[Place, ...]]]
-    options: Options
+    options: TaskOptions
     filters: Filters
     seed: int
 
@@ -88,7 +87,7 @@ def neighbours_of(
 
 
 def draft(task: DraftTask) -> tuple[Drafted, Counter[str]]:
-    """Drafts of a file's clips, and how many rows could not be, by reason."""
+    """Drafts of the clips of one file, and the number of rows that could not be made, by reason."""
     drafted: Drafted = []
     lost: Counter[str] = Counter()
     for place, split, near in task.clips:

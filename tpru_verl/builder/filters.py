@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, Item
-from tpru_verl.builder.pictures import Look, alike, bits_between, change_between, look_at
-from tpru_verl.data.images import (
-    problem_of,
-)
+from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem
+from tpru_verl.builder.pictures import FrameLook, alike, bits_between, change_between, look_at
+from tpru_verl.data.images import problem_of
 
 
 @dataclass(frozen=True)
@@ -32,22 +30,28 @@ class Filters:
 
 
 @dataclass
-class _Run:
+class _Passed:
     """Frames that passed, on their way to a clip."""
 
     frames: list[Frame]
-    looks: list[Look]
+    looks: list[FrameLook]
 
 
 def clips_of(
-    item: Item, filters: Filters, counts: Counts, *, shortest: int, longest: int, leak_hash: bool = False
+    item: SourceItem,
+    filters: Filters,
+    counts: Counts,
+    *,
+    shortest: int,
+    longest: int,
+    leak_hash: bool = False,
 ) -> Iterator[tuple[Clip, list[bytes]]]:
     """Clips of `shortest` to `longest` frames that pass the filters, with their pictures.
 
     What does not pass is counted in `counts`, and listed there where a whole item is lost. Raises as
     `item.frames` for what cannot be read.
     """
-    run, number, found = _Run([], []), 0, 0
+    run, number, found = _Passed([], []), 0, 0
     before = dict(counts.dropped_frames)
     for frame in item.frames():
         counts.frames += 1
@@ -58,7 +62,7 @@ def clips_of(
             continue
         if len(run.frames) == longest:
             yield _clip(item, number, run, counts)
-            run, number = _Run([], []), number + 1
+            run, number = _Passed([], []), number + 1
         run.frames.append(frame)
         run.looks.append(look)
     if len(run.frames) >= shortest:
@@ -75,7 +79,7 @@ def clips_of(
         counts.dropped_frames["left over"] = counts.dropped_frames.get("left over", 0) + len(run.frames)
 
 
-def _look(item: Item, frame: Frame, leak_hash: bool) -> Look:
+def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> FrameLook:
     if problem := problem_of(frame.data):
         raise ValueError(f"{item.id}: frame {frame.index}: {problem}")
     try:
@@ -84,7 +88,7 @@ def _look(item: Item, frame: Frame, leak_hash: bool) -> Look:
         raise ValueError(f"{item.id}: frame {frame.index}: {error}") from error
 
 
-def _reason(look: Look, run: _Run, filters: Filters, counts: Counts) -> str | None:
+def _reason(look: FrameLook, run: _Passed, filters: Filters, counts: Counts) -> str | None:
     """Why a frame is left out."""
     if look.contrast < filters.min_contrast:
         return "blank"
@@ -105,7 +109,7 @@ def _reason(look: Look, run: _Run, filters: Filters, counts: Counts) -> str | No
     return "duplicate" if bits < filters.min_bits else None
 
 
-def _clip(item: Item, number: int, run: _Run, counts: Counts) -> tuple[Clip, list[bytes]]:
+def _clip(item: SourceItem, number: int, run: _Passed, counts: Counts) -> tuple[Clip, list[bytes]]:
     frames, looks = run.frames, run.looks
     form, images = alike([frame.data for frame in frames], item.id)
     counts.clips += 1

@@ -32,7 +32,7 @@ class Recorded:
     start: float
     end: float | None  # seconds in the video; None for its end
     fps: float
-    sampling: video.Sampling
+    sampling: video.FrameSampling
 
     @property
     def id(self) -> str:
@@ -68,7 +68,7 @@ class Recorded:
                         yield Frame(data, row["frame_index"], row["timestamp"], about=self.about)
 
 
-def episodes_of(root: Path, sampling: video.Sampling) -> Iterator[Recorded]:
+def episodes_of(root: Path, sampling: video.FrameSampling) -> Iterator[Recorded]:
     """All episodes, by the first camera. Raises ValueError for metadata that cannot be read."""
     try:
         info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))

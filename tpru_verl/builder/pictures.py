@@ -1,4 +1,4 @@
-"""Pictures of frames: how they look, how far two of them differ, and how they are written."""
+"""Measures frames (hash, thumbnail, contrast, sharpness), compares two of them, and encodes pictures."""
 
 from __future__ import annotations
 
@@ -13,20 +13,15 @@ from tpru_verl.builder.clips import GREY
 from tpru_verl.data.images import FORMATS, encoding_of, read_header, scan, thumbnail, upright
 from tpru_verl.data.likeness import HASHED, hash_of
 
-LEVEL = 12  # grey levels of 255 from which a pixel counts as changed: above the noise of JPEG
-
-
+LEVEL = 12  # grey levels of 255 from which a pixel counts as changed; the noise of JPEG is smaller
 QUALITY = 92  # of pictures that have to be encoded anew
-
-
 _BITS = np.array([value.bit_count() for value in range(256)], np.uint8)
-
 
 Grey = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameLook:
     """What is measured of a frame."""
 
     hash: NDArray[np.uint8]  # (HASH_BYTES,)
@@ -36,7 +31,7 @@ class Look:
     sharpness: float
 
 
-def look_at(data: bytes, *, leak_hash: bool = False) -> Look:
+def look_at(data: bytes, *, leak_hash: bool = False) -> FrameLook:
     """Measure a picture. Raises ValueError for one that cannot be decoded."""
     import imagehash
 
@@ -54,7 +49,7 @@ def look_at(data: bytes, *, leak_hash: bool = False) -> Look:
     bits: NDArray[np.bool_] = imagehash.phash(small, 16).hash
     grey = np.asarray(small.resize((GREY, GREY), Image.Resampling.BOX))
     pixels = np.asarray(small, np.float32)
-    return Look(np.packbits(bits.ravel()), grey, leak, float(grey.std()), sharpness(pixels))
+    return FrameLook(np.packbits(bits.ravel()), grey, leak, float(grey.std()), sharpness(pixels))
 
 
 def sharpness(grey: NDArray[np.float32]) -> float:

@@ -24,7 +24,7 @@ from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.sources import items_of
-from tpru_verl.builder.stages import Settings, Stages
+from tpru_verl.builder.stages import BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
@@ -41,7 +41,7 @@ SHOWN = 5  # left out items that the terminal shows; all are in a file
 def build(
     source: str,
     out: Path,
-    settings: Settings,
+    settings: BuildOptions,
     *,
     describer: Describer | None = None,
     against: Source | None = None,
@@ -76,7 +76,7 @@ def build(
 
 
 def _build(
-    source: str, stages: Stages, settings: Settings, describer: Describer | None, against: Source | None
+    source: str, stages: Stages, settings: BuildOptions, describer: Describer | None, against: Source | None
 ) -> tuple[Path, dict[str, object], Counts]:
     """Folder of the shards, manifest, and what became of the items."""
     hashes = _hashes(against, stages.workers)
@@ -101,7 +101,7 @@ def _build(
     return shards, _manifest(source, stages, counts, ledger, lost, written, describer, against), counts
 
 
-def check_settings(settings: Settings) -> None:
+def check_settings(settings: BuildOptions) -> None:
     """Raises ValueError, with the option's name, for what makes no sense."""
     options = settings.options
     check_shares(settings.split)
@@ -182,7 +182,7 @@ def _manifest(
         "neighbours": {"bits of 256": spread(counts.bits), "share of pixels changed": spread(counts.change)},
         "clips": counts.clips,
         "left_out": dict(sorted(Counter(entry["reason"] for entry in counts.dropped).items())),
-        "rows_that_could_not_be": dict(sorted(lost.items())),
+        "failed_rows": dict(sorted(lost.items())),
         "rows": {
             "written": sum(ledger.rows.values()),
             "splits": dict(ledger.rows),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from tpru_verl.builder import video
-from tpru_verl.builder.clips import Frame, Item
+from tpru_verl.builder.clips import Frame, SourceItem
 from tpru_verl.data.source.cells import image_bytes
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -54,7 +54,7 @@ class Video(_Below):
     """A video file."""
 
     usual_frames: ClassVar[int] = 64
-    sampling: video.Sampling
+    sampling: video.FrameSampling
 
     def frames(self) -> Iterator[Frame]:
         return video.frames_of(self._inside(), self.sampling)
@@ -79,7 +79,7 @@ class Pictures(_Below):
 
 
 @dataclass(frozen=True)
-class Line:
+class JsonEpisode:
     """An episode: one line of a jsonl file, read when it is needed."""
 
     usual_frames: ClassVar[int] = 4
@@ -140,7 +140,9 @@ class Line:
             yield Frame(data, number, text=str(texts[number]) if texts else "", about=about)
 
 
-def items_of(source: str, sampling: video.Sampling, *, episodes: int = 100, seed: int = 0) -> list[Item]:
+def items_of(
+    source: str, sampling: video.FrameSampling, *, episodes: int = 100, seed: int = 0
+) -> list[SourceItem]:
     """The items of a source, in an order that does not depend on the machine.
 
     `episodes` and `seed` are for simulators. Raises FileNotFoundError or ValueError where there are none.
@@ -169,7 +171,7 @@ def items_of(source: str, sampling: video.Sampling, *, episodes: int = 100, seed
     return found
 
 
-def _below(root: Path, sampling: video.Sampling) -> Iterator[Item]:
+def _below(root: Path, sampling: video.FrameSampling) -> Iterator[SourceItem]:
     """Videos, and folders that hold pictures, at any depth."""
     folders: set[Path] = set()
     for path in sorted(root.rglob("*")):
@@ -182,12 +184,12 @@ def _below(root: Path, sampling: video.Sampling) -> Iterator[Item]:
             yield Pictures(root, path.parent)
 
 
-def _lines(path: Path) -> Iterator[Line]:
+def _lines(path: Path) -> Iterator[JsonEpisode]:
     offset, found = 0, 0
     with path.open("rb") as file:
         for number, text in enumerate(file):
             if text.strip():
-                yield Line(path, number, offset)
+                yield JsonEpisode(path, number, offset)
                 found += 1
             offset += len(text)
     if not found:

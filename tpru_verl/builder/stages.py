@@ -17,11 +17,20 @@ import xxhash
 
 from tpru_verl import __version__
 from tpru_verl.builder import deal, drafts
-from tpru_verl.builder.clips import Counts, Item, Label, Writer, file_of, read_clip, read_counts, read_images
+from tpru_verl.builder.clips import (
+    Counts,
+    Label,
+    SourceItem,
+    Writer,
+    file_of,
+    read_clip,
+    read_counts,
+    read_images,
+)
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.filters import Filters, clips_of
-from tpru_verl.builder.tasks import Options, Place
-from tpru_verl.builder.video import Sampling
+from tpru_verl.builder.tasks import Place, TaskOptions
+from tpru_verl.builder.video import FrameSampling
 from tpru_verl.data import layout
 from tpru_verl.data.work import Run, in_order
 from tpru_verl.files import write_text
@@ -37,12 +46,12 @@ Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
-class Settings:
+class BuildOptions:
     """What decides the bytes of the result, beside the source."""
 
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: FrameSampling = field(default_factory=FrameSampling)
     filters: Filters = field(default_factory=Filters)
-    options: Options = field(default_factory=Options)
+    options: TaskOptions = field(default_factory=TaskOptions)
     clip_frames: int = 24
     split: Mapping[str, float] | None = None
     seed: int = 0
@@ -54,7 +63,7 @@ class Settings:
 class ScanTask:
     """Some items, whose clips go to one file."""
 
-    items: Sequence[Item]
+    items: Sequence[SourceItem]
     path: Path
     filters: Filters
     shortest: int
@@ -159,7 +168,7 @@ class Stages:
     """The stages of one build, and their files."""
 
     def __init__(
-        self, items: list[Item], work: Path, settings: Settings, run: Run, workers: int | None
+        self, items: list[SourceItem], work: Path, settings: BuildOptions, run: Run, workers: int | None
     ) -> None:
         self.items, self.work, self.settings = items, work, settings
         self.run, self.workers = run, workers
@@ -262,7 +271,7 @@ class Stages:
         return folder, described
 
 
-def _mark(item: Item) -> tuple[object, ...]:
+def _mark(item: SourceItem) -> tuple[object, ...]:
     """What shows that an item is as it was. Pictures that a jsonl file names are taken to stay."""
     path = getattr(item, "path", None)
     if not isinstance(path, Path) or not path.exists():

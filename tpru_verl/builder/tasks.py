@@ -32,7 +32,7 @@ Place = tuple[int, int]  # of a clip: number of its file, number in the file
 
 
 @dataclass(frozen=True)
-class Options:
+class TaskOptions:
     """Which rows are made. Beyond the published form: other numbers of steps, open orders, several gaps."""
 
     tasks: tuple[Task, ...] = tuple(Task)
@@ -88,7 +88,7 @@ def drafts_of(
     place: Place,
     near: Sequence[Near],
     wrong_text: str,
-    options: Options,
+    options: TaskOptions,
     filters: Filters,
     seed: int,
 ) -> Iterator[Draft | tuple[str, str]]:
@@ -114,7 +114,7 @@ def drafts_of(
 def _draw(
     task: Task,
     bench: Bench,
-    options: Options,
+    options: TaskOptions,
     rng: np.random.Generator,
 ) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
     """Steps, what of them is asked for, and wrong frames; or the reason why there are none."""
@@ -176,7 +176,7 @@ def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) ->
     return [frame for frame in range(frames) if frame not in admissible]
 
 
-def _needs_others(task: Task, own: int, options: Options) -> bool:
+def _needs_others(task: Task, own: int, options: TaskOptions) -> bool:
     """Whether wrong frames are taken from other clips, too: for short clips, and for previous-frame rows, as
     no other moment of the clip is as far from its end as what comes before.
     """
@@ -184,7 +184,7 @@ def _needs_others(task: Task, own: int, options: Options) -> bool:
 
 
 def _bench(
-    clip: Clip, place: Place, near: Sequence[Near], options: Options, filters: Filters, seed: int
+    clip: Clip, place: Place, near: Sequence[Near], options: TaskOptions, filters: Filters, seed: int
 ) -> Bench:
     """The clip's frames and, where a task needs them, some of other clips that are encoded alike."""
     frames = [(clip, place, frame) for frame in range(len(clip))]
@@ -215,7 +215,7 @@ def _same(one: str, other: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Row:
+class BuiltRow:
     """A row in words; its pictures are still references."""
 
     problem: str
@@ -224,7 +224,7 @@ class Row:
     negative: str  # "", "mismatch" or "missing answer"
 
 
-def ask(draft: Draft, letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> Row:
+def ask(draft: Draft, letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> BuiltRow:
     """Put a draft into words such that `letter` is right: `none_letter`'s if and only if it is `negative`."""
     about = draft.about
     if negative == "mismatch":
@@ -237,7 +237,7 @@ def ask(draft: Draft, letter: str, none_letter: str, negative: str, rng: np.rand
 
 def _ask_order(
     draft: Draft, shows: str, letter: str, none_letter: str, negative: str, rng: np.random.Generator
-) -> Row:
+) -> BuiltRow:
     count = len(draft.steps)
     shuffled = [int(i) for i in rng.permutation(count)]
     images = tuple(draft.steps[i] for i in shuffled)
@@ -246,7 +246,7 @@ def _ask_order(
     asked = f"{shows}Below are {count} images in random order, labelled 1-{count}. "
     asked += f"What is the correct sequence?\n{frames}"
     if not letter:
-        return Row(asked, " ".join(map(str, right)), images, negative)
+        return BuiltRow(asked, " ".join(map(str, right)), images, negative)
     fits = _fits(letter, none_letter, negative, rng)
     orders = iter(_orders(right, bool(fits), rng))
     listed: list[str] = []
@@ -257,7 +257,7 @@ def _ask_order(
             listed.append(" ".join(map(str, right)))
         else:
             listed.append(" ".join(map(str, next(orders))))
-    return Row(_with_options(asked, listed), letter, images, negative)
+    return BuiltRow(_with_options(asked, listed), letter, images, negative)
 
 
 def _letters(none_letter: str) -> str:
@@ -288,7 +288,7 @@ def _orders(right: tuple[int, ...], right_listed: bool, rng: np.random.Generator
 
 def _ask_frames(
     draft: Draft, shows: str, letter: str, none_letter: str, negative: str, rng: np.random.Generator
-) -> Row:
+) -> BuiltRow:
     given = [i for i in range(len(draft.steps)) if i not in draft.asked]
     frames = "\n".join(f"Step {i + 1}: {IMAGE_TAG}" for i in given)
     numbers = [str(i + 1) for i in given]
@@ -307,7 +307,7 @@ def _ask_frames(
             candidates[place] = draft.right[0] if place == fits else wrong.pop()
     listed = [IMAGE_TAG if place in candidates else NONE_OPTION for place in _letters(none_letter)]
     images = (*(draft.steps[i] for i in given), *candidates.values())
-    return Row(_with_options(asked, listed), letter, images, negative)
+    return BuiltRow(_with_options(asked, listed), letter, images, negative)
 
 
 def _ask_several(
@@ -319,7 +319,7 @@ def _ask_several(
     none_letter: str,
     negative: str,
     rng: np.random.Generator,
-) -> Row:
+) -> BuiltRow:
     """Several gaps: four labelled candidates; an option says which of them fill the gaps, in order."""
     given = [i for i in range(len(draft.steps)) if i not in draft.asked]
     gaps = len(draft.asked)
@@ -339,7 +339,7 @@ def _ask_several(
     candidates = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(len(shown)))
     asked += f"Which images show steps {_and(missing)}, in this order?\n{frames}\n{candidates}"
     images = (*(draft.steps[i] for i in given), *(shown[i] for i in order))
-    return Row(_with_options(asked, listed), letter, images, negative)
+    return BuiltRow(_with_options(asked, listed), letter, images, negative)
 
 
 def _images(labels: Sequence[int]) -> str:

@@ -30,7 +30,7 @@ SHORTEST, LONGEST = 0.2, 2.0  # seconds between frames, where the user sets none
 
 
 @dataclass(frozen=True)
-class Sampling:
+class FrameSampling:
     """Which frames of a video are looked at, and how they are stored.
 
     `how` is `uniform`, `scene` (whenever the picture has changed) or `keyframes`; `every` is the least
@@ -45,7 +45,7 @@ class Sampling:
 
 
 def frames_of(
-    path: Path, sampling: Sampling, *, start: float = 0.0, end: float | None = None, about: str = ""
+    path: Path, sampling: FrameSampling, *, start: float = 0.0, end: float | None = None, about: str = ""
 ) -> Iterator[Frame]:
     """Sampled frames from `start` to `end` seconds, upright, as JPEG.
 
@@ -70,7 +70,7 @@ def frames_of(
 
 
 def _sampled(
-    container: InputContainer, sampling: Sampling, start: float, end: float | None, about: str
+    container: InputContainer, sampling: FrameSampling, start: float, end: float | None, about: str
 ) -> Iterator[Frame]:
     from av.video.reformatter import VideoReformatter
 
