@@ -29,7 +29,7 @@ from tpru_verl.demo.scenes import make_rows
 from tpru_verl.eval.engines.base import Request, Sampling
 from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
-from tpru_verl.eval.results import line_of_row, summarise
+from tpru_verl.eval.results import result_of_row, summarise
 from tpru_verl.statistics import paired
 
 CHECKPOINT = Path(__file__).parents[1] / "tpru_verl/demo/checkpoint"
@@ -76,8 +76,9 @@ def measure(model: str, rows: int, turns: int, side: int) -> dict[str, list[floa
         began = time.perf_counter()
         replies = [*engine.answer(requests)]
         answered, our_work = time.perf_counter(), cpu_seconds() - spent
-        lines = [line_of_row("x", one.item, [(one.item, one.prompt, reply)], None) for one, reply in replies]
-        summarise(lines)
+        summarise(
+            [result_of_row("x", one.item, [(one.item, one.prompt, reply)], None) for one, reply in replies]
+        )
         ended = time.perf_counter()
         ours = sum(reply.tokens for _, reply in replies) / (answered - began)
         if not turn:  # the first warms up

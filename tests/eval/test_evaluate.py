@@ -26,8 +26,10 @@ from tpru_verl.eval.engines.base import Request, Sampling
 from tpru_verl.eval.engines.endpoint import Endpoint
 from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
-from tpru_verl.eval.results import read_lines
+from tpru_verl.eval.results import read_results
+from tpru_verl.eval.run import Evaluation, evaluate_rows
 from tpru_verl.eval.store import Store
+from tpru_verl.sample import Task
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -78,7 +80,7 @@ class TestEndpoint:
             "lego-puzzles": 3,
         }
         assert summary["settings"]["min_pixels"] == 16384
-        lines = read_lines(tmp_path / "out/tpru-test.jsonl")
+        lines = read_results(tmp_path / "out/tpru-test.jsonl")
         answers = {asked.text: by_prompt(asked) for asked in server.asked}
         for line in lines:
             (sample,) = line["samples"]
@@ -345,7 +347,7 @@ class TestCompare:
         assert said in " ".join(out.split())
 
     def test_other_content_under_the_same_ids(self, tpru: Tpru, runs: tuple[Path, Path]) -> None:
-        lines = read_lines(runs[1] / "tpru-test.jsonl")
+        lines = read_results(runs[1] / "tpru-test.jsonl")
         text = "".join(json.dumps({**line, "digest": "0"}) + "\n" for line in lines)
         (runs[1] / "tpru-test.jsonl").write_text(text)
         assert "rows: 5 of one id with other content" in str(tpru("compare", *runs)[0])
@@ -448,6 +450,35 @@ def test_damage_inside_the_store_is_named(tmp_path: Path) -> None:
     (tmp_path / "responses.jsonl").write_text('{"key": "a", "texts": []}\nnonsense\n')
     with pytest.raises(ValueError, match=r"responses\.jsonl line 2: found no stored reply"):
         Store(tmp_path / "responses.jsonl")
+
+
+@pytest.mark.e2e
+def test_rows_are_evaluated_with_each_sampling_by_one_engine(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the demo does it: sampled and greedy answers to the same rows, and nothing asked twice."""
+    from tpru_verl.demo.scenes import make_rows
+    from tpru_verl.demo.scenes import write_parquet as write_scenes
+
+    rows, responses = tmp_path / "rows.parquet", tmp_path / "responses.jsonl"
+    write_scenes(make_rows(30, seed=9000), rows)
+    samplings = [Sampling(max_tokens=32, temperature=1), Sampling(max_tokens=32)]
+
+    def evaluations() -> list[Evaluation]:
+        return evaluate_rows(
+            checkpoint, rows, samplings, responses, style="bare", min_pixels=3136, max_pixels=3136
+        )
+
+    sampled, greedy = evaluations()
+    assert [row["id"] for row in sampled.rows] == [row["id"] for row in greedy.rows]
+    for found in (sampled, greedy):
+        assert found.summary["n"] == len(found.rows) == 30
+        assert set(found.summary["tasks"]) == {task.value for task in Task}
+        assert all(
+            0 <= one["low"] <= one["accuracy"] <= one["high"] <= 1 for one in found.summary["tasks"].values()
+        )
+    monkeypatch.setattr("vllm.LLM", None)  # a second evaluation needs no engine
+    assert [found.summary for found in evaluations()] == [sampled.summary, greedy.summary]
 
 
 @pytest.mark.e2e

@@ -15,7 +15,7 @@ from support.rows import picture, reordering, write_parquet
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.harnesses import rows as hosts
-from tpru_verl.eval.results import read_lines
+from tpru_verl.eval.results import read_results
 
 Sources = dict[str, Path]  # benchmark -> its fixture
 Verdicts = dict[str, tuple[str | None, bool]]  # row -> what was read, whether it is right
@@ -69,7 +69,9 @@ def own_run(server: Endpoint, sources: Sources, out: Path) -> OwnRun:
     args = ["eval", "tiny", "--base-url", server.url, "--bench", ",".join(sources), "--out", out]
     call("-c", code, *args, *(f"--data={name}={path}" for name, path in sources.items()))
     found = {
-        name: {line["id"]: (line["parsed"], line["score"] == 1) for line in read_lines(out / f"{name}.jsonl")}
+        name: {
+            line["id"]: (line["parsed"], line["score"] == 1) for line in read_results(out / f"{name}.jsonl")
+        }
         for name in sources
     }
     verdicts = [verdict for lines in found.values() for verdict in lines.values()]

@@ -108,7 +108,7 @@ def run(
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.report import tables
-    from tpru_verl.eval.run import Settings, evaluate
+    from tpru_verl.eval.run import EvalOptions, evaluate
     from tpru_verl.terminal import results
 
     benchmarks = find(bench)
@@ -116,9 +116,9 @@ def run(
     if unknown := set(sources) - {benchmark.name for benchmark in benchmarks}:
         raise ValueError(f"--data: found {unknown.pop()!r}, expected one of the benchmarks of --bench")
     sampling = Sampling(max_tokens, temperature, top_p, n, seed)
-    settings = Settings(style, circular, limit, sampling)
+    options = EvalOptions(style, circular, limit)
     out = out or Path("outputs/eval") / model.strip("/").replace("/", "--")
-    options = {key: _value(text) for key, text in _pairs("--option", option).items()}
+    extra = {key: _value(text) for key, text in _pairs("--option", option).items()}
     engine: Engine
     if base_url is not None:
         from tpru_verl.data.tokens.pixels import Bounds
@@ -133,12 +133,12 @@ def run(
             concurrency=concurrency,
             timeout=timeout,
             retries=retries,
-            extra=options,
+            extra=extra,
         )
     else:
-        engine = _local(model, sampling, min_pixels, max_pixels, max_model_len, options)
+        engine = _local(model, sampling, min_pixels, max_pixels, max_model_len, extra)
     try:
-        summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, settings, out, model)
+        summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, options, out, model)
     except KeyboardInterrupt:
         typer.echo(
             f"tpru: stopped; what was answered is in {out}, the same command goes on from there", err=True

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tpru_verl.eval.results import Line, read_lines, read_summary
+from tpru_verl.eval.results import RowResult, read_results, read_summary
 from tpru_verl.statistics import Difference, holm, paired
 
 # Settings under which two runs ask the same; what differs otherwise, such as the engine, may.
@@ -73,7 +73,8 @@ def compare(
         if a["settings"].get(key) != b["settings"].get(key)
     ]
     pairs = [
-        (name, read_lines(first / f"{name}.jsonl"), read_lines(second / f"{name}.jsonl")) for name in names
+        (name, read_results(first / f"{name}.jsonl"), read_results(second / f"{name}.jsonl"))
+        for name in names
     ]
     found = [(name, one, two, [*general, *_differing(one, two)]) for name, one, two in pairs]
     refused = [f"{name}: {what}" for name, _, _, differing in found for what in differing]
@@ -88,7 +89,7 @@ def compare(
     ]
 
 
-def _differing(one: Sequence[Line], two: Sequence[Line]) -> list[str]:
+def _differing(one: Sequence[RowResult], two: Sequence[RowResult]) -> list[str]:
     digests = [{line["id"]: line["digest"] for line in lines} for lines in (one, two)]
     found = []
     if apart := sorted(digests[0].keys() ^ digests[1].keys()):
@@ -103,15 +104,15 @@ def _differing(one: Sequence[Line], two: Sequence[Line]) -> list[str]:
     return found
 
 
-def _prompts(line: Line) -> set[tuple[int, str]]:
+def _prompts(line: RowResult) -> set[tuple[int, str]]:
     return {(sample["rotation"], sample["prompt"]) for sample in line["samples"]}
 
 
 def _compared(
     name: str,
     title: str,
-    one: Sequence[Line],
-    two: Sequence[Line],
+    one: Sequence[RowResult],
+    two: Sequence[RowResult],
     differing: list[str],
     samples: int,
     seed: int,
@@ -125,12 +126,12 @@ def _compared(
     if not rows:
         raise ValueError(f"{name}: found no row that both runs have, expected at least 1")
 
-    def difference(pairs: Sequence[tuple[Line, Line]]) -> tuple[float, float, Difference]:
+    def difference(pairs: Sequence[tuple[RowResult, RowResult]]) -> tuple[float, float, Difference]:
         a, b = ([pair[side]["score"] for pair in pairs] for side in (0, 1))
         found = paired(a, b, [line["source"] for line, _ in pairs], samples=samples, seed=seed)
         return sum(a) / len(a), sum(b) / len(b), found
 
-    by_task: dict[str, list[tuple[Line, Line]]] = {}
+    by_task: dict[str, list[tuple[RowResult, RowResult]]] = {}
     for pair in rows:
         by_task.setdefault(pair[0]["task"], []).append(pair)
     tasks = {task: difference(by_task[task]) for task in sorted(by_task) if task} if len(by_task) > 1 else {}

@@ -14,7 +14,7 @@ from tpru_verl.data.view import Piece, cut, page_environment, picture_of, pieces
 from tpru_verl.eval.benchmarks import Loaded
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.published import ORDERING, OVERALL, SOURCE
-from tpru_verl.eval.results import Line, Sample
+from tpru_verl.eval.results import JudgedResponse, RowResult
 from tpru_verl.files import write_text
 
 SHOWN = 40  # rows that went wrong, of each benchmark
@@ -43,14 +43,16 @@ class _Failure:
     answer: str
     reasons: list[str]
     verdict: str
-    samples: list[Sample]
+    samples: list[JudgedResponse]
 
     @property
     def pictured(self) -> bool:
         return any(piece.tagged for pieces in self.options.values() for piece in pieces)
 
 
-def write_page(path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Loaded, list[Line]]]) -> Path:
+def write_page(
+    path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Loaded, list[RowResult]]]
+) -> Path:
     """Write the page of a run; images become thumbnails inside it."""
     failures: list[_Failure] = []
     wrong: dict[str, int] = {}
@@ -80,18 +82,18 @@ def _bars(name: str, group: Mapping[str, Any], summary: Mapping[str, Any]) -> li
     return sorted([own, *others], key=lambda bar: -bar.accuracy)
 
 
-def _drawn(bad: Sequence[int], lines: Sequence[Line]) -> list[int]:
+def _drawn(bad: Sequence[int], lines: Sequence[RowResult]) -> list[int]:
     """Those that failed or could not be read first, then wrong ones, drawn with a fixed seed."""
     order = np.random.default_rng(0).permutation(len(bad)).tolist()
     ranked = sorted(order, key=lambda i: _rank(lines[bad[i]]))
     return sorted(bad[i] for i in ranked[:SHOWN])
 
 
-def _rank(line: Line) -> int:
+def _rank(line: RowResult) -> int:
     return 0 if line["failed"] else 1 if line["parsed"] is None else 2
 
 
-def _failure(loaded: Loaded, item: Item, line: Line) -> _Failure:
+def _failure(loaded: Loaded, item: Item, line: RowResult) -> _Failure:
     reasons = [line["failed"]] if line["failed"] else []
     pictures = []
     for i, image in enumerate(item.images):

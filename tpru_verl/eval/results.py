@@ -27,7 +27,7 @@ KEPT_PACKAGES = (
 )
 
 
-class Sample(TypedDict):
+class JudgedResponse(TypedDict):
     """One response: `rotation` tells which option stood first."""
 
     prompt: str
@@ -39,7 +39,7 @@ class Sample(TypedDict):
     rotation: int
 
 
-class Line(TypedDict):
+class RowResult(TypedDict):
     """A row of BENCH.jsonl. Accuracy is the mean of `score`; `failed` says why nothing was answered."""
 
     id: str
@@ -51,27 +51,27 @@ class Line(TypedDict):
     options: dict[str, str]
     images: list[str]
     digest: str
-    samples: list[Sample]
+    samples: list[JudgedResponse]
     score: float
     parsed: str | None
     majority: bool
     failed: str | None
 
 
-def line_of_row(
+def result_of_row(
     benchmark: str, item: Item, asked: Sequence[tuple[Item, str, Reply | None]], failed: str | None
-) -> Line:
+) -> RowResult:
     """The verdict on one row; `asked` are its rotations (one without `circular`), prompts and replies.
 
     A row of one rotation scores the share of its samples that are right. A row of several is right where
     every rotation's first sample is.
     """
-    samples: list[Sample] = []
+    samples: list[JudgedResponse] = []
     for rotation, prompt, reply in asked:
         for text, finish in zip(reply.texts, reply.finish, strict=True) if reply else ():
             found = judge(rotation, text)
             samples.append(
-                Sample(
+                JudgedResponse(
                     prompt=prompt,
                     response=text,
                     parsed=found.parsed,
@@ -86,7 +86,7 @@ def line_of_row(
     right = [sample["correct"] for sample in (samples if circular else first)]
     score = 0.0 if failed or not right else float(all(right)) if circular else sum(right) / len(right)
     voted = majority([sample["parsed"] for sample in first])
-    return Line(
+    return RowResult(
         id=item.id,
         benchmark=benchmark,
         task=item.task,
@@ -104,7 +104,7 @@ def line_of_row(
     )
 
 
-def summarise(lines: Sequence[Line]) -> dict[str, object]:
+def summarise(lines: Sequence[RowResult]) -> dict[str, object]:
     """Accuracy, interval, unparsed and failed of a benchmark's rows, pooled, per task and per scene."""
     return {
         **_group(lines),
@@ -113,15 +113,15 @@ def summarise(lines: Sequence[Line]) -> dict[str, object]:
     }
 
 
-def _by(lines: Sequence[Line], name: Callable[[Line], str]) -> dict[str, dict[str, object]]:
-    groups: dict[str, list[Line]] = {}
+def _by(lines: Sequence[RowResult], name: Callable[[RowResult], str]) -> dict[str, dict[str, object]]:
+    groups: dict[str, list[RowResult]] = {}
     for line in lines:
         if name(line):
             groups.setdefault(name(line), []).append(line)
     return {key: _group(groups[key]) for key in sorted(groups)}
 
 
-def _group(lines: Sequence[Line]) -> dict[str, object]:
+def _group(lines: Sequence[RowResult]) -> dict[str, object]:
     found = asdict(share([line["score"] for line in lines], [line["source"] for line in lines]))
     samples = [sample for line in lines for sample in line["samples"]]
     group: dict[str, object] = {
@@ -152,7 +152,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-def prompts_hash(lines: Sequence[Line]) -> str:
+def prompts_hash(lines: Sequence[RowResult]) -> str:
     """One fingerprint of all prompts, so that two runs can be told to have asked the same."""
     return key_of(*sorted((line["id"], sample["prompt"]) for line in lines for sample in line["samples"]))
 
@@ -161,20 +161,20 @@ def versions() -> dict[str, str]:
     return versions_of(KEPT_PACKAGES)
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_results(path: Path) -> list[RowResult]:
     """Rows of a BENCH.jsonl. Raises ValueError with the line, FileNotFoundError where there is no file."""
-    lines: list[Line] = []
+    lines: list[RowResult] = []
     for number, text in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:
             line = json.loads(text)
         except ValueError as error:
             raise ValueError(f"{path} line {number}: not readable as json: {error}") from error
-        missing = set(Line.__annotations__) - set(line if isinstance(line, dict) else ())
+        missing = set(RowResult.__annotations__) - set(line if isinstance(line, dict) else ())
         if missing:
             raise ValueError(
                 f"{path} line {number}: found no {', '.join(sorted(missing))}, expected a row of `tpru eval`"
             )
-        lines.append(cast("Line", line))
+        lines.append(cast("RowResult", line))
     return lines
 
 

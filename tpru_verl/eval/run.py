@@ -1,4 +1,4 @@
-"""`tpru eval MODEL`: load, ask, judge, count, write."""
+"""`tpru eval MODEL`: load the rows, ask the model, judge the answers, count, and write the results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -22,11 +23,12 @@ from rich.progress import (
 )
 
 from tpru_verl import prompts
-from tpru_verl.eval.benchmarks import Benchmark, Loaded, load
+from tpru_verl.data.tokens.pixels import MAX, MIN
+from tpru_verl.eval.benchmarks import BENCHMARKS, Benchmark, Loaded, load
 from tpru_verl.eval.benchmarks.base import LETTER
 from tpru_verl.eval.engines.base import Engine, Request, Sampling
 from tpru_verl.eval.item import Item, rotations
-from tpru_verl.eval.results import Line, line_of_row, prompts_hash, summarise, versions
+from tpru_verl.eval.results import RowResult, prompts_hash, result_of_row, summarise, versions
 from tpru_verl.eval.store import Store, key_of
 from tpru_verl.files import write_json, write_text
 from tpru_verl.sample import Task
@@ -34,19 +36,26 @@ from tpru_verl.sample import Task
 STYLES = ("tpru", "direct", "benchmark")
 ORDER = "Answer with the order alone, as letters without spaces."
 WORD = "Answer with one word or number."
-FORMAT = 1  # of what a stored reply depends on
+FORMAT = 1  # part of the key of a stored reply: a new number makes all stored replies invalid
 
 console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What is asked, and how; all of it goes into the summary."""
+class EvalOptions:
+    """How rows are chosen and asked. The engine holds the sampling settings and the pixel bounds."""
 
     style: str = "tpru"
     circular: bool = False
     limit: int | None = None
-    sampling: Sampling = field(default_factory=Sampling)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The judged rows of one evaluation and, as `results.summarise` returns it, their accuracy."""
+
+    rows: list[RowResult]
+    summary: dict[str, Any]
 
 
 def prompt_of(benchmark: Benchmark, item: Item, style: str) -> str:
@@ -73,47 +82,44 @@ def _task(item: Item) -> str | None:
 def evaluate(
     benchmarks: Sequence[tuple[Benchmark, str | None]],
     engine: Engine,
-    settings: Settings,
+    options: EvalOptions,
     out: Path,
     model: str,
 ) -> dict[str, object]:
-    """Run every benchmark, with the source that is given for it, and write OUT; returns the summary.
+    """Evaluate each benchmark with the source given for it, write the results to OUT, return the summary.
 
-    OUT/responses.jsonl grows as answers come, and a second run of the same asks only what is missing.
+    Each reply is appended to OUT/responses.jsonl as it comes. A second call asks only for missing replies.
 
     Raises:
         RuntimeError: the engine stopped answering.
-        KeyboardInterrupt: after what was answered is on disk.
+        KeyboardInterrupt: the user pressed Ctrl-C; all replies are on disk.
     """
     out.mkdir(parents=True, exist_ok=True)
     store = Store(out / "responses.jsonl")
     found: dict[str, object] = {}
-    pages: list[tuple[Loaded, list[Line]]] = []
+    pages: list[tuple[Loaded, list[RowResult]]] = []
     try:
         for benchmark, data in benchmarks:
             clock = _Clock()
             with clock.phase("load"):
-                loaded = _limited(load(benchmark, data), settings)
+                loaded = _limited(load(benchmark, data), options, engine.sampling.seed)
             _announce(loaded, engine)
-            lines = _ask(loaded, engine, settings, store, clock)
+            results = _ask(loaded, engine, options, store, clock)
             with clock.phase("statistics"):
-                scores = summarise(lines)
-            write_text(
-                out / f"{benchmark.name}.jsonl",
-                "".join(json.dumps(x) + "\n" for x in lines),
-            )
+                scores = summarise(results)
+            write_text(out / f"{benchmark.name}.jsonl", "".join(json.dumps(row) + "\n" for row in results))
             found[benchmark.name] = {
                 "title": benchmark.title,
                 "source": loaded.origin,
                 "revision": loaded.revision,
                 "published_rows": benchmark.rows,
                 "notes": loaded.notes,
-                "prompts": prompts_hash(lines),
+                "prompts": prompts_hash(results),
                 **scores,
                 "seconds": clock.seconds,
                 "tokens": clock.tokens,
             }
-            pages.append((loaded, lines))
+            pages.append((loaded, results))
     finally:
         store.close()
         engine.close()
@@ -121,13 +127,11 @@ def evaluate(
         "model": model,
         "benchmarks": found,
         "settings": {
-            "style": settings.style,
-            "circular": settings.circular,
-            "limit": settings.limit,
+            **asdict(options),
             "min_pixels": engine.bounds.least,
             "max_pixels": engine.bounds.most,
             "token_side": engine.bounds.factor,
-            **asdict(settings.sampling),
+            **asdict(engine.sampling),
             **engine.description(),
         },
         "versions": versions(),
@@ -141,13 +145,47 @@ def evaluate(
     return summary
 
 
-def _limited(loaded: Loaded, settings: Settings) -> Loaded:
-    """`limit` rows, drawn by the seed and kept in their order."""
-    if settings.limit is None or settings.limit >= len(loaded.items):
+def evaluate_rows(
+    model: Path,
+    rows: Path,
+    samplings: Sequence[Sampling],
+    responses: Path,
+    *,
+    style: str = "tpru",
+    min_pixels: int = MIN,
+    max_pixels: int = MAX,
+) -> list[Evaluation]:
+    """Ask vLLM, in this process, about rows in TPRU's format: one evaluation for each of `samplings`.
+
+    vLLM starts once and has ended on return. Each reply is appended to the file `responses` as it comes. A
+    second call asks only for missing replies.
+
+    Raises ValueError or FileNotFoundError in one line if model or rows cannot be read.
+    """
+    from tpru_verl.eval.engines.local import Local
+
+    loaded = load(BENCHMARKS["tpru-test"], str(rows))
+    engine = Local(str(model), samplings[0], min_pixels=min_pixels, max_pixels=max_pixels)
+    store = Store(responses)
+    evaluations = []
+    try:
+        for sampling in samplings:
+            engine.sampling = sampling
+            results = _ask(loaded, engine, EvalOptions(style), store, _Clock())
+            evaluations.append(Evaluation(results, summarise(results)))
+    finally:
+        store.close()
+        engine.close()
+    return evaluations
+
+
+def _limited(loaded: Loaded, options: EvalOptions, seed: int) -> Loaded:
+    """`limit` rows, drawn with the seed, in their original order."""
+    if options.limit is None or options.limit >= len(loaded.items):
         return loaded
-    rng = np.random.default_rng(settings.sampling.seed)
-    chosen = sorted(rng.permutation(len(loaded.items))[: settings.limit].tolist())
-    note = f"{settings.limit:,} of {len(loaded.items):,} rows, drawn with seed {settings.sampling.seed}"
+    rng = np.random.default_rng(seed)
+    chosen = sorted(rng.permutation(len(loaded.items))[: options.limit].tolist())
+    note = f"{options.limit:,} of {len(loaded.items):,} rows, drawn with seed {seed}"
     return Loaded(
         loaded.benchmark,
         [loaded.items[i] for i in chosen],
@@ -160,12 +198,14 @@ def _limited(loaded: Loaded, settings: Settings) -> Loaded:
 def _announce(loaded: Loaded, engine: Engine) -> None:
     bounds, commit = engine.bounds, f" at {loaded.revision[:8]}" if loaded.revision else ""
     pixels = f"images of {bounds.least:,} to {bounds.most:,} pixels"
-    console.print(
-        f"{loaded.benchmark.title}: {len(loaded.items):,} rows of {loaded.origin}{commit}, {pixels}",
-        highlight=False,
-    )
+    _say(f"{loaded.benchmark.title}: {len(loaded.items):,} rows of {loaded.origin}{commit}, {pixels}")
     for note in loaded.notes:
-        console.print(f"  {note}", style="yellow", highlight=False)
+        _say(f"  {note}", style="yellow")
+
+
+def _say(text: str, style: str | None = None) -> None:
+    """One line on standard error. Names and ids come from data, so brackets in them are no markup."""
+    console.print(text, style=style, highlight=False, markup=False)
 
 
 class _Clock:
@@ -182,43 +222,45 @@ class _Clock:
         self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - began, 4)
 
 
-def _ask(loaded: Loaded, engine: Engine, settings: Settings, store: Store, clock: _Clock) -> list[Line]:
-    """Ask what is not stored, and judge each row as soon as it is whole."""
-    asked = [_requests(loaded.benchmark, item, engine, settings) for item in loaded.items]
+def _ask(
+    loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: _Clock
+) -> list[RowResult]:
+    """Ask for each reply that is not stored, and judge all rows."""
+    asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
     todo = [request for _, requests in asked for request in requests if store.get(request.key) is None]
     todo = list({request.key: request for request in todo}.values())
     known = sum(len(requests) for _, requests in asked) - len(todo)
     if known:
-        console.print(f"  {known:,} answers are there already, {len(todo):,} to be asked", highlight=False)
+        _say(f"  {known:,} answers are there already, {len(todo):,} to be asked")
     errors: dict[str, str] = {}
     with clock.phase("start"):
         engine.start(todo)
     with clock.phase("generate"):
         _answer(engine, todo, store, errors, loaded.benchmark.title, clock)
-    lines: list[Line] = []
+    results: list[RowResult] = []
     with clock.phase("grade"):
-        for (item, broken), requests in ((head, requests) for head, requests in asked):
-            failed = broken or next((errors[r.key] for r in requests if r.key in errors), None)
+        for item, (unasked, requests) in zip(loaded.items, asked, strict=True):
+            failed = unasked or next((errors[r.key] for r in requests if r.key in errors), None)
             replies = [(r.item, r.prompt, store.get(r.key)) for r in requests]
-            lines.append(line_of_row(loaded.benchmark.name, item, replies, failed))
-    for line in [line for line in lines if line["failed"]][:5]:
-        console.print(f"  row {line['id']} failed: {line['failed']}", style="red", highlight=False)
-    return lines
+            results.append(result_of_row(loaded.benchmark.name, item, replies, failed))
+    for row in [row for row in results if row["failed"]][:5]:
+        _say(f"  row {row['id']} failed: {row['failed']}", style="red")
+    return results
 
 
 def _requests(
-    benchmark: Benchmark, item: Item, engine: Engine, settings: Settings
-) -> tuple[tuple[Item, str | None], list[Request]]:
-    """A row's requests, none where it cannot be asked, and why."""
+    benchmark: Benchmark, item: Item, engine: Engine, options: EvalOptions
+) -> tuple[str | None, list[Request]]:
+    """A row's requests; or why it cannot be asked, and no requests."""
     if item.broken:
-        return (item, item.broken), []
+        return item.broken, []
     try:
-        variants = rotations(item) if settings.circular else [item]
-        texts = [prompt_of(benchmark, variant, settings.style) for variant in variants]
+        variants = rotations(item) if options.circular else [item]
+        texts = [prompt_of(benchmark, variant, options.style) for variant in variants]
     except ValueError as error:
-        return (item, str(error)), []
-    facts = (FORMAT, engine.identity, asdict(settings.sampling), asdict(engine.bounds))
-    return (item, None), [
+        return str(error), []
+    facts = (FORMAT, engine.identity, asdict(engine.sampling), asdict(engine.bounds))
+    return None, [
         Request(key_of(facts, item.id, text, images=variant.images), variant, text)
         for variant, text in zip(variants, texts, strict=True)
     ]

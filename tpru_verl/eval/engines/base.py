@@ -9,15 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.store import Reply
 from tpru_verl.sample import IMAGE_TAG
-
-if TYPE_CHECKING:
-    pass
 
 TAG = re.compile(f"({IMAGE_TAG})")
 
@@ -51,9 +48,14 @@ class Request:
 
 
 class Engine(Protocol):
-    """`identity` is what answers depend on beside the request, `description` what a summary says of it."""
+    """Something that answers requests.
+
+    Stored replies are valid for one `identity`: the model, and whatever else a reply depends on beside the
+    request, `sampling` and `bounds`. `description` goes into summary.json.
+    """
 
     identity: str
+    sampling: Sampling
     bounds: Bounds
 
     def description(self) -> dict[str, object]: ...
