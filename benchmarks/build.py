@@ -1,33 +1,28 @@
-"""`tpru build` against the limits: decoding alone for videos, rows a second for pictures, memory by videos.
+"""Speed and memory of `tpru build`: videos beside decoding alone, folders of pictures, many videos.
 
-    python benchmarks/build.py                       # made videos and pictures
+    python benchmarks/build.py                       # videos and pictures that this script makes
     python benchmarks/build.py --video FILE          # a video of yours
 
-A video is repeated until there are LEAST_FRAMES of it. Decoding alone is PyAV over the same files, all
-frames, with one thread a core, as `tpru build --workers 1` has. What a build of three seconds of 64 x 64
-pixels takes, most of it start-up, is not counted. Frames a second are frames of the file, whether looked at
-or not; uniform sampling may jump over some, which `--sampling scene` never does.
+A video is repeated until there are LEAST_FRAMES of it. "Decoding alone" decodes all frames of the same files
+with PyAV and one thread a core, as `tpru build --workers 1` does. The time of a build of three seconds of
+64 x 64 pixels, mostly start-up, is subtracted. Frames a second count all frames of the file. Uniform sampling
+may skip some of them without decoding; `--sampling scene` decodes all.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
 
 import av
+import measure
 import numpy as np
-import psutil
 from data_tools import pictures
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 TPRU = "from tpru_verl.cli import main; main()"
 LEAST_FRAMES = 1500
@@ -63,27 +58,12 @@ def decode(paths: list[Path], threads: int) -> tuple[int, float]:
     return frames, time.perf_counter() - began
 
 
-def run(*arguments: object) -> tuple[float, float]:
-    """Seconds and peak memory (GiB, resident, of the process and its workers)."""
-    began, peak = time.perf_counter(), 0
-    command = [sys.executable, "-c", TPRU, *map(str, arguments)]
-    with tempfile.TemporaryFile("w+") as said:
-        process = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        while process.poll() is None:
-            try:
-                family = [process, *process.children(recursive=True)]
-                peak = max(peak, sum(each.memory_info().rss for each in family))
-            except psutil.Error:  # one has just ended
-                pass
-            time.sleep(0.05)
-        if process.returncode:
-            said.seek(0)
-            what = " ".join(map(str, arguments))
-            sys.exit(f"{what}: ended with exit code {process.returncode}\n{said.read()[-2000:]}")
-    return time.perf_counter() - began, peak / 2**30
+def build(*arguments: object) -> tuple[float, float]:
+    """Seconds and peak memory (GiB) of `tpru build` without its audit."""
+    return measure.watched([sys.executable, "-c", TPRU, "build", *arguments, "--no-audit"])
 
 
-def videos(table: Table, folder: Path, path: Path) -> None:
+def videos(table: measure.Rows, folder: Path, path: Path) -> None:
     frames, _ = decode([path], 1)
     copies = max(1, -(-LEAST_FRAMES // frames))
     source = folder / "videos"
@@ -93,22 +73,23 @@ def videos(table: Table, folder: Path, path: Path) -> None:
     threads = os.cpu_count() or 1
     frames, alone = decode(paths, threads)
     name = f"PyAV alone, {path.name} x {copies}"
-    table.add_row(name, f"{frames:,} frames", f"{frames / alone:,.0f}", "", "", "1.00", "")
+    table.append([name, f"{frames:,} frames", f"{frames / alone:,.0f}", "", "", "1.00", ""])
     for how in (("--every", 1), ("--sampling", "scene", "--every", 0.2)):
         rounds: list[tuple[float, float, float]] = []  # share of decoding alone, frames/s, GiB
         for _ in range(ROUNDS):
             before = decode(paths, threads)[1]
-            began, _ = run("build", short, folder / "rows", "--no-audit", "--workers", 1, "--every", 0.2)
-            seconds, peak = run("build", source, folder / "rows", "--no-audit", "--workers", 1, *how)
+            began, _ = build(short, folder / "rows", "--workers", 1, "--every", 0.2)
+            seconds, peak = build(source, folder / "rows", "--workers", 1, *how)
             alone = (before + decode(paths, threads)[1]) / 2
             rounds.append((alone / (seconds - began), frames / (seconds - began), peak))
         shares, rates, peaks = zip(*rounds, strict=True)
-        spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
-        share = f"{median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})"
-        table.add_row(" ".join(map(str, how)), f"{frames:,} frames", *spread, share, f"{max(peaks):.2f}")
+        middle, lowest, highest = measure.spread(shares, ".2f")
+        share = f"{middle} ({lowest} to {highest})"
+        cells = (f"{frames:,} frames", *measure.spread(rates), share, f"{max(peaks):.2f}")
+        table.append([" ".join(map(str, how)), *cells])
 
 
-def stills(table: Table, folder: Path, sequences: int) -> None:
+def stills(table: measure.Rows, folder: Path, sequences: int) -> None:
     """Folders of four 640 x 480 JPEGs: one row of each task from each."""
     pool = pictures(400)
     rng = np.random.default_rng(0)
@@ -121,34 +102,30 @@ def stills(table: Table, folder: Path, sequences: int) -> None:
         ("folders of 4 JPEGs", 3, ("--max-bits", 256)),
         ("the same, one row each", 1, ("--task", "temporal_reordering")),
     ):
-        runs = [run("build", folder / "stills", folder / "rows", "--no-audit", *how) for _ in range(ROUNDS)]
+        runs = [build(folder / "stills", folder / "rows", *how) for _ in range(ROUNDS)]
         rates = [each * sequences / seconds for seconds, _ in runs]
-        spread = (f"{value:,.0f}" for value in (median(rates), min(rates), max(rates)))
         peak = max(memory for _, memory in runs)
-        table.add_row(title, f"{each * sequences:,} rows", *spread, "", f"{peak:.2f}")
+        table.append([title, f"{each * sequences:,} rows", *measure.spread(rates), "", f"{peak:.2f}"])
 
 
-def memory(table: Table, folder: Path, path: Path, counts: list[int]) -> None:
+def memory(table: measure.Rows, folder: Path, path: Path, counts: list[int]) -> None:
     for count in counts:
         source = folder / f"{count}"
         source.mkdir()
         for i in range(count):
             os.link(path, source / f"{i}{path.suffix}")
-        seconds, peak = run("build", source, folder / "rows", "--no-audit", "--every", 1)
-        table.add_row(
-            "memory by videos", f"{count} videos", f"{count / seconds:,.1f}", "", "", "", f"{peak:.2f}"
-        )
+        seconds, peak = build(source, folder / "rows", "--every", 1)
+        cells = (f"{count} videos", f"{count / seconds:,.1f}", "", "", "", f"{peak:.2f}")
+        table.append(["memory by videos", *cells])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--video", type=Path, nargs="*", default=[])
     parser.add_argument("--sequences", type=int, default=1000, help="folders of pictures")
     parser.add_argument("--videos", type=int, nargs="+", default=[8, 64], help="for the memory")
     options = parser.parse_args()
-    table = Table("what", "how much", "a second", "least", "most", "of decoding alone", "peak GiB")
+    table = [["", "size", "a second", *measure.SPREAD, "of decoding alone", "peak GiB"]]
     with tempfile.TemporaryDirectory() as name:
         for number, path in enumerate(options.video or [made_video(Path(name) / "made.mp4")]):
             (folder := Path(name) / f"v{number}").mkdir()
@@ -157,7 +134,7 @@ def main() -> None:
         short = made_video(Path(name) / "short.mp4", 10)
         (folder := Path(name) / "memory").mkdir()
         memory(table, folder, short, options.videos)
-    Console().print(f"{os.cpu_count()} cores", table)
+    print(measure.markdown(table, f"{os.cpu_count()} cores, medians of {ROUNDS} runs"))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""`tpru data validate`, `prepare` and the start of TPRUDataset on rows of five 640x480 JPEGs.
+"""Speed and memory of `tpru data validate`, `prepare` and the start of TPRUDataset.
 
     python benchmarks/data_tools.py                        # 10,000 rows
     python benchmarks/data_tools.py --rows 2000 20000      # does memory grow with the rows?
 
-The copy is pyarrow's own: each row group read and written again, with its defaults.
+Rows have five JPEGs of 640 x 480 pixels. The copy beside them is pyarrow's own: it reads each row group and
+writes it again, with pyarrow's defaults.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
+import measure
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 import tpru_verl.demo
 from tpru_verl.sample import NONE_OPTION
@@ -99,67 +97,56 @@ TPRUDataset(sys.argv[1], processor.tokenizer, OmegaConf.create(config), processo
 """
 
 
-def run(code: str, *arguments: object) -> tuple[float, float]:
-    """Seconds and peak memory (GiB, of the process and its workers) of a program."""
-    began = time.perf_counter()
-    process = psutil.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    peak = 0
-    while process.poll() is None:
-        peak = max(peak, _resident(process))
-        time.sleep(0.05)
-    if process.returncode:
-        sys.exit(f"{code}: ended with exit code {process.returncode}")
-    return time.perf_counter() - began, peak / 2**30
+COPY = "pyarrow copy"
 
 
-def _resident(process: psutil.Process) -> int:
-    """Bytes that the processes hold themselves (RssAnon): pages of mapped files are the kernel's to drop."""
-    total = 0
-    for each in [process, *process.children(recursive=True)]:
-        try:
-            status = Path(f"/proc/{each.pid}/status").read_text()
-            total += 1024 * int(status.partition("RssAnon:")[2].split(maxsplit=1)[0])
-        except (psutil.Error, OSError, IndexError):  # it has just ended
-            continue
-    return total
+def measured(
+    count: int, pool: list[bytes], repeats: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Rows a second and peak memory (GiB) of each program, over `count` rows."""
+    programs = {
+        "tpru data validate": (TPRU_DATA, "validate", "rows"),
+        "tpru data prepare": (TPRU_DATA, "prepare", "rows", "out"),
+        "TPRUDataset starts": (START, "rows", CHECKPOINT),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_rows(folder / "rows", count, pool)
+
+        def copied() -> tuple[float, float]:
+            seconds = copy(folder / "rows", folder / "copied")
+            shutil.rmtree(folder / "copied")
+            return seconds, 0.0
+
+        def program(code: str, *arguments: object) -> tuple[float, float]:
+            cache = folder / "cache"
+            os.environ["HF_DATASETS_CACHE"] = str(cache)
+            paths = (folder / each if each in ("rows", "out") else each for each in arguments)
+            found = measure.watched([sys.executable, "-c", code, *paths])
+            shutil.rmtree(cache, ignore_errors=True)
+            return found
+
+        tasks = {COPY: copied, **{title: partial(program, *each) for title, each in programs.items()}}
+        found = measure.in_turn(tasks, repeats)
+    rates = {title: [count / seconds for seconds, _ in runs] for title, runs in found.items()}
+    return rates, {title: [peak for _, peak in found[title]] for title in programs}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000])
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     pool = pictures(POOL)
     size = sum(map(len, pool)) / POOL / 1000
-    table = Table("rows", "", "rows/s", "least", "most", "of the copy's rate", "peak GiB")
-    table.title = f"five JPEGs of {size:.0f} kB a row, medians of {args.repeats} runs"
+    table = [["rows", "", "rows/s", *measure.SPREAD, "of the copy's rate", "peak GiB"]]
     for count in args.rows:
-        rates: dict[str, list[float]] = {}
-        peaks: dict[str, list[float]] = {}
-        with tempfile.TemporaryDirectory() as name:
-            rows, copied, out = (Path(name) / part for part in ("rows", "copied", "out"))
-            write_rows(rows, count, pool)
-            for repeat in range(args.repeats):
-                rates.setdefault("pyarrow copy", []).append(count / copy(rows, copied))
-                shutil.rmtree(copied)
-                os.environ["HF_DATASETS_CACHE"] = f"{name}/cache{repeat}"
-                for title, code, arguments in (
-                    ("tpru data validate", TPRU_DATA, ("validate", rows)),
-                    ("tpru data prepare", TPRU_DATA, ("prepare", rows, out)),
-                    ("TPRUDataset starts", START, (rows, CHECKPOINT)),
-                ):
-                    seconds, memory = run(code, *arguments)
-                    rates.setdefault(title, []).append(count / seconds)
-                    peaks.setdefault(title, []).append(memory)
-                shutil.rmtree(f"{name}/cache{repeat}")
+        rates, peaks = measured(count, pool, args.repeats)
         for title, found in rates.items():
-            cells = [f"{value:,.0f}" for value in (median(found), min(found), max(found))]
-            share = f"{median(found) / median(rates['pyarrow copy']):.2f}"
+            share = f"{median(found) / median(rates[COPY]):.2f}"
             peak = f"{max(peaks[title]):.2f}" if title in peaks else ""
-            table.add_row("" if title in peaks else f"{count:,}", title, *cells, share, peak)
-    Console().print(table)
+            table.append([f"{count:,}", title, *measure.spread(found), share, peak])
+    print(measure.markdown(table, f"Five JPEGs of {size:.0f} kB a row, medians of {args.repeats} runs"))
 
 
 if __name__ == "__main__":

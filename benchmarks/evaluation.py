@@ -1,29 +1,26 @@
-"""`tpru eval` against vLLM's own batch API, on the same prompts in the same engine.
+"""`tpru eval` beside vLLM's own batch API, on the same prompts in the same engine.
 
     python benchmarks/evaluation.py --rows 100 --turns 8
 
-Ours starts from encoded files, decodes and resizes them, asks, and judges; `LLM.generate` gets pictures that
-were decoded and resized before its clock starts. The two take turns, so that whatever else the machine does
-meets both; neither finds the other's prompts in a cache, as both caches are off.
+`tpru eval` starts from encoded files: it decodes and resizes them, asks the model, and grades the answers.
+`LLM.generate` gets pictures that were decoded and resized before its clock starts. The two take turns, so
+that other work on the machine slows both. vLLM's two caches are off, so neither finds the other's prompts.
 
-Ratios are of tokens a second; of the same with the preparation added to vLLM's time; and of CPU seconds,
-which other work on the machine stretches least. `--side 320` draws the pictures larger: on a machine without
-a free core, decoding them is time taken from vLLM.
+There are three ratios: of tokens a second; of the same with the preparation added to vLLM's time; and of CPU
+seconds, which other work on the machine stretches least. `--side 320` draws larger pictures: on a machine
+without a free core, decoding them takes time from vLLM.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import time
 from pathlib import Path
-from statistics import median
 
+import measure
 import numpy as np
 import psutil
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from tpru_verl.demo.scenes import make_rows
 from tpru_verl.eval.engines.base import Request, Sampling
@@ -37,30 +34,27 @@ OFF = {"enable_prefix_caching": False, "mm_processor_cache_gb": 0}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--side", type=int, default=56)
     parser.add_argument("--model", default=str(CHECKPOINT))
     arguments = parser.parse_args()
-    found = measure(arguments.model, arguments.rows, arguments.turns, arguments.side)
+    found = compared(arguments.model, arguments.rows, arguments.turns, arguments.side)
     title = f"{arguments.rows} rows of {arguments.side} x {arguments.side}, {arguments.turns} turns"
-    table = Table("", "median", "least", "most", title=title)
-    for name, values in (found | bootstrap()).items():
-        table.add_row(name, *(f"{value:.4g}" for value in (median(values), min(values), max(values))))
-    Console().print(table)
+    rows = [["", "median", *measure.SPREAD]]
+    rows += ([name, *measure.spread(values, ".4g")] for name, values in (found | bootstrap()).items())
+    print(measure.markdown(rows, title))
 
 
-def measure(model: str, rows: int, turns: int, side: int) -> dict[str, list[float]]:
-    """Of each turn: throughputs, their ratios, and what judging and statistics take of the time."""
+def compared(model: str, rows: int, turns: int, side: int) -> dict[str, list[float]]:
+    """Of each turn: throughputs, their ratios, and the share of time that grading and statistics take."""
     engine = Local(
         model, Sampling(max_tokens=32), min_pixels=3136, max_pixels=3136, max_model_len=256, options=OFF
     )
     requests = [request(row, i, side) for i, row in enumerate(make_rows(rows, seed=9000))]
     engine.start(requests)
-    llm = engine._llm
+    llm, here = engine._llm, psutil.Process()
     assert llm is not None
     found: dict[str, list[float]] = {}
     for turn in range(turns + 1):
@@ -68,14 +62,14 @@ def measure(model: str, rows: int, turns: int, side: int) -> dict[str, list[floa
         prompts = [engine._prompt(one) for one in requests]
         preparing = time.perf_counter() - began
         params = [engine._params(one) for one in requests]
-        began, spent = time.perf_counter(), cpu_seconds()
+        began, spent = time.perf_counter(), measure.cpu_seconds(here)
         outputs = llm.generate(prompts, params, use_tqdm=False)  # type: ignore[arg-type]
         generating = time.perf_counter() - began
-        their_work, spent = cpu_seconds() - spent, cpu_seconds()
+        their_work, spent = measure.cpu_seconds(here) - spent, measure.cpu_seconds(here)
         theirs = sum(len(one.outputs[0].token_ids) for one in outputs) / generating
         began = time.perf_counter()
         replies = [*engine.answer(requests)]
-        answered, our_work = time.perf_counter(), cpu_seconds() - spent
+        answered, our_work = time.perf_counter(), measure.cpu_seconds(here) - spent
         summarise(
             [result_of_row("x", one.item, [(one.item, one.prompt, reply)], None) for one, reply in replies]
         )
@@ -89,18 +83,11 @@ def measure(model: str, rows: int, turns: int, side: int) -> dict[str, list[floa
             "ratio of tokens/s": ours / theirs,
             "the same with their preparation": (preparing + generating) / (answered - began),
             "ratio of CPU seconds": their_work / our_work,
-            "share of judging and statistics": (ended - answered) / (ended - began),
+            "share of grading and statistics": (ended - answered) / (ended - began),
         }.items():
             found.setdefault(name, []).append(value)
     engine.close()
     return found
-
-
-def cpu_seconds() -> float:
-    """Of this process and those of vLLM: what a busy machine does not stretch."""
-    here = psutil.Process()
-    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
 
 
 def request(row: object, number: int, side: int) -> Request:

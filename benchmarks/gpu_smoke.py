@@ -1,23 +1,21 @@
-"""Five steps of the tiny model through the GPU recipe: does CUDA vLLM, FSDP2 and bf16 work here at all?
+"""Five steps of the tiny model through a GPU recipe: do CUDA, vLLM, FSDP2 and bf16 work on this machine?
 
     python benchmarks/gpu_smoke.py                 # one GPU
     python benchmarks/gpu_smoke.py --recipe tpru_tiny_cpu --steps 2    # the same script without a GPU
     python benchmarks/gpu_smoke.py --out smoke                         # rows and metrics are kept there
 
-Prints seconds per phase, memory, and how far vLLM's probabilities are from the trainer's.
+It prints seconds of each phase, memory, and how much vLLM's probabilities differ from the trainer's.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
+import measure
 from training import MEASURED, command, started
 
 from tpru_verl.demo.run import CHECKPOINT
@@ -64,24 +62,23 @@ def overrides_of(folder: Path, steps: int) -> list[str]:
     return [*files, *TINY, *own]
 
 
-def report(metrics: Path) -> Table:
+def report(metrics: Path) -> measure.Rows:
     """First step (start-up effects) and median of the others, for each of `SHOWN` that the run logged."""
     lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
     steps = [line for line in lines if "timing_s/step" in line]
     if not steps:
         raise ValueError(f"{metrics}: no training step in it")
-    table = Table("metric", "first step", f"median of {len(steps) - 1} more", title="tiny model, 16 x 8")
+    table = [["metric", "first step", f"median of {len(steps) - 1} more"]]
     for name in SHOWN:
         values = [step[name] for step in steps if step.get(name) is not None]
         if values:
             later = f"{median(values[1:]):.4f}" if values[1:] else ""
-            table.add_row(name, f"{values[0]:.4f}", later)
+            table.append([name, f"{values[0]:.4f}", later])
     return table
 
 
 def main() -> None:
-    keep_lines = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
+    parser = measure.parser(__doc__)
     parser.add_argument("--recipe", default="tpru_7b", help="tpru_7b (GPU) or tpru_tiny_cpu")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, help="a new folder, to keep rows and metrics in")
@@ -99,8 +96,8 @@ def main() -> None:
         with started(run, environment) as process:
             code = process.wait()
         if code != 0:
-            sys.exit(f"gpu_smoke: the trainer ended with exit code {code}; its words are above")
-        Console().print(report(folder / "metrics.jsonl"))
+            sys.exit(f"gpu_smoke: the trainer ended with exit code {code}; its messages are above")
+        print(measure.markdown(report(folder / "metrics.jsonl"), "Tiny model, 16 prompts x 8"))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
-"""Updates of a model of Qwen2.5-VL-3B's shape on TPRU-shaped rows, beside what docs/scale.md reckons.
+"""Updates of a model of Qwen2.5-VL-3B's shape on rows like TPRU's, beside the estimates of docs/scale.md.
 
     python benchmarks/gpu_update.py                                   # one GPU of 80 GB, 60 GB of host memory
     python benchmarks/gpu_update.py --gpus 8 --shape Qwen/Qwen2.5-VL-7B-Instruct
     python benchmarks/gpu_update.py --recipe tpru_tiny_cpu --shape small --steps 2        # without a GPU
 
-Weights are random and nothing is fetched, so answers are noise of the full length: only times and memory mean
-anything. Rows have five pictures of 640 x 480. Prints tokens a second of the update, model FLOPs utilization
-(of an H100's dense bf16, by the operations of `benchmarks/scale.py` for pictures of the largest size) and the
-peak of a GPU's memory. On one GPU weights and Adam's moments are on the host between updates: their way there
-and back is part of the measured update, and not of the reckoned one.
+Weights are random and nothing is downloaded, so answers are noise of the full length: only times and memory
+mean anything. Rows have five pictures of 640 x 480. The script prints tokens a second of the update, model
+FLOPs utilization and the peak of a GPU's memory. Utilization is a share of an H100's dense bf16 speed; its
+operations are those of `benchmarks/scale.py` for pictures of the largest size. On one GPU the weights and
+Adam's moments lie in host memory between updates: the measured update contains their way there and back, the
+estimated one does not.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -21,11 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import measure
 import numpy as np
 import torch
 from made_rows import IMAGES, picture, sample, write
-from rich.console import Console
-from rich.table import Table
 from scale import PEAK, SMALL, TRAINING, Rows, forward, model_of, see, settings_of, step_of
 from training import MEASURED, command, composed, started
 from transformers import AutoProcessor, GenerationConfig
@@ -84,7 +83,7 @@ def overrides_of(folder: Path, steps: int, gpus: int) -> list[str]:
     ]
 
 
-def report(metrics: Path, settings: Settings, shape: Shape) -> Table:
+def report(metrics: Path, settings: Settings, shape: Shape) -> measure.Rows:
     """Medians of all steps but the first, which warms up. Raises ValueError when there are none."""
     lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
     steps = [line for line in lines if "timing_s/step" in line][1:]
@@ -98,44 +97,35 @@ def report(metrics: Path, settings: Settings, shape: Shape) -> Table:
     prompt, response = of("prompt_length/mean"), of("response_length/mean")
     seconds, tokens = of("timing_s/update_actor"), of("perf/total_num_tokens")
     rows = Rows(0, IMAGES, round(response))
-    reckoned = step_of(settings, shape, replace(rows, text=round(prompt) - rows.prompt(settings, shape)))
+    estimated = step_of(settings, shape, replace(rows, text=round(prompt) - rows.prompt(settings, shape)))
     found = memory.estimate(settings, shape, prompt_tokens=round(prompt))
     vision = IMAGES * see(shape, rows.patches(settings, shape))
     operations = 3 * (prompts * n * forward(shape, round(prompt + response)) + prompts * vision)
     utilization = operations / seconds / (PEAK * gpus)
-    table = Table("", "measured", "reckoned")
-    for name, one, other in (
-        ("parameters, 10^9", "", f"{shape.parameters / 1e9:.2f}"),
-        ("tokens of a prompt, of a response", f"{prompt:.0f}, {response:.0f}", ""),
-        ("update, s", f"{seconds:.2f}", f"{reckoned.update:.2f}"),
-        (
+    rollout = max(estimated.images, estimated.prefill + estimated.decoding)
+    peak, weights = of("actor/perf/max_memory_allocated_gb"), of("timing_s/update_weights")
+    return [
+        ["", "measured", "estimated"],
+        ["parameters, 10^9", "", f"{shape.parameters / 1e9:.2f}"],
+        ["tokens of a prompt, of a response", f"{prompt:.0f}, {response:.0f}", ""],
+        ["update, s", f"{seconds:.2f}", f"{estimated.update:.2f}"],
+        [
             "tokens a second and GPU",
             f"{tokens / seconds / gpus:,.0f}",
-            f"{tokens / reckoned.update / gpus:,.0f}",
-        ),
-        # A fourth of the update's operations is the forward pass once more, which utilization leaves out.
-        ("model FLOPs utilization", f"{utilization:.3f}", f"{TRAINING * 3 / 4:.3f}"),
-        ("as veRL counts it, without offloading", f"{of('perf/mfu/actor'):.3f}", ""),
-        (
-            "peak of a GPU's memory, GiB",
-            f"{of('actor/perf/max_memory_allocated_gb'):.1f}",
-            f"{(found.update - RESERVE) / GIB:.1f}",
-        ),
-        (
-            "rollout, s",
-            f"{of('timing_s/gen'):.2f}",
-            f"{max(reckoned.images, reckoned.prefill + reckoned.decoding):.2f}",
-        ),
-        ("weights to vLLM, s", f"{of('timing_s/update_weights'):.2f}", f"{reckoned.weights:.2f}"),
-    ):
-        table.add_row(name, one, other)
-    table.title = f"{prompts} prompts x {n}, medians of {len(steps)} steps"
-    return table
+            f"{tokens / estimated.update / gpus:,.0f}",
+        ],
+        # A fourth of the update's operations repeats the forward pass; utilization does not count it.
+        ["model FLOPs utilization", f"{utilization:.3f}", f"{TRAINING * 3 / 4:.3f}"],
+        ["as veRL counts it, without offloading", f"{of('perf/mfu/actor'):.3f}", ""],
+        ["peak of a GPU's memory, GiB", f"{peak:.1f}", f"{(found.update - RESERVE) / GIB:.1f}"],
+        ["rollout, s", f"{of('timing_s/gen'):.2f}", f"{rollout:.2f}"],
+        ["weights to vLLM, s", f"{weights:.2f}", f"{estimated.weights:.2f}"],
+        ["steps counted", f"{len(steps)}, medians", ""],
+    ]
 
 
 def main() -> None:
-    keep_lines = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=keep_lines)
+    parser = measure.parser(__doc__)
     parser.add_argument("--recipe", default="tpru_3b")
     shapes = {"small": SMALL, **{name: shape for name, shape in memory.KNOWN.items() if "2.5" in name}}
     parser.add_argument("--shape", choices=shapes, default="Qwen/Qwen2.5-VL-3B-Instruct")
@@ -157,9 +147,10 @@ def main() -> None:
         with started(run, environment) as process:
             code = process.wait()
         if code != 0:
-            sys.exit(f"gpu_update: the trainer ended with exit code {code}; its words are above")
+            sys.exit(f"gpu_update: the trainer ended with exit code {code}; its messages are above")
         settings = settings_of(composed(args.recipe, overrides), args.gpus, grown=False)
-        Console().print(report(folder / "metrics.jsonl", settings, shapes[args.shape]))
+        title = f"{PROMPTS * args.gpus} prompts x {SAMPLES} a step"
+        print(measure.markdown(report(folder / "metrics.jsonl", settings, shapes[args.shape]), title))
 
 
 if __name__ == "__main__":

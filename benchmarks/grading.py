@@ -1,25 +1,25 @@
-"""Scores a second: our grader beside the published reward, on the same outputs, one after the other.
+"""Scores a second of our grader and of the published reward, on the same outputs.
 
     python benchmarks/grading.py
     python benchmarks/grading.py --options --distinct
 
-Each output is `<think>`, words, `</think>` and an answer written in one of many ways. The published function
-is restated here with regular expressions, as it was written; `paper` is our restatement without them, and
-both have to give the same scores. Our grader remembers answers that it has read, because a group gives the
-same few; with `--distinct` no two answers are alike, which leaves it nothing to remember.
+Each output is `<think>`, words, `</think>` and an answer, written in one of many ways. The published function
+is restated here with regular expressions, as it was published. The preset `paper` restates it without them;
+the script ends with an error when the two give different scores. Our grader remembers answers that it has
+read, because the samples of a prompt give the same few. With `--distinct` no two answers are equal, so it has
+nothing to remember.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
+import measure
 
 from tpru_verl.grading import grade
 
@@ -82,7 +82,7 @@ def rate(function: Callable[[str], float], texts: list[str]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = measure.parser(__doc__)
     parser.add_argument("--outputs", type=int, default=10_000)
     parser.add_argument("--words", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
@@ -96,22 +96,22 @@ def main() -> None:
         raise SystemExit("the two published functions differ")
     functions: dict[str, Callable[[str], float]] = {
         "published (regular expressions)": lambda text: published(text, "C"),
-        "ours, preset paper": lambda text: grade(text, "C", options=options).score("paper"),
-        "ours, preset tpru": lambda text: grade(text, "C", options=options).score(),
-        "ours, preset tpru_partial": lambda text: grade(text, "C", options=options).score("tpru_partial"),
+        "tpru_verl, preset paper": lambda text: grade(text, "C", options=options).score("paper"),
+        "tpru_verl, preset tpru": lambda text: grade(text, "C", options=options).score(),
+        "tpru_verl, preset tpru_partial": lambda text: grade(text, "C", options=options).score(
+            "tpru_partial"
+        ),
     }
     size = sum(map(len, texts)) / len(texts)
-    rates: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(args.repeats):
-        for name, function in functions.items():  # in turn, because others share the machine
-            rates[name].append(rate(function, texts))
+    rates = measure.in_turn(
+        {name: partial(rate, function, texts) for name, function in functions.items()}, args.repeats
+    )
     title = f"{len(texts):,} outputs of {args.words} words ({size:,.0f} characters), {args.repeats} runs"
-    table = Table("", "scores/s of one core", "least", "most", "times the published", title=title)
     base = median(next(iter(rates.values())))
+    rows = [["", "scores/s of one core", *measure.SPREAD, "times the published"]]
     for name, values in rates.items():
-        cells = (f"{value:,.0f}" for value in (median(values), min(values), max(values)))
-        table.add_row(name, *cells, f"{median(values) / base:.1f}")
-    Console().print(table)
+        rows.append([name, *measure.spread(values), f"{median(values) / base:.1f}"])
+    print(measure.markdown(rows, title))
 
 
 if __name__ == "__main__":

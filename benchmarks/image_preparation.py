@@ -1,22 +1,23 @@
-"""CPU seconds to prepare a trajectory's images: stock veRL's agent-loop worker, and ours.
+"""CPU seconds to prepare a trajectory's images, in stock veRL's agent-loop worker and in ours.
 
     python benchmarks/image_preparation.py
 
-Rows of five JPEGs of 640 x 480 pixels, n = 5 samples a prompt, at most 36,864 pixels an image after resizing.
-From a row of the data set to what is written for the trainer, whole but for Ray, vLLM and TransferQueue:
-reading, pickling for the worker, decoding (once a prompt with either), resizing, the processor, positions,
-reward. The images' way to vLLM and its own processing, n times a prompt in stock veRL, come on top there.
+Rows have five JPEGs of 640 x 480 pixels, n = 5 samples a prompt, at most 36,864 pixels an image after
+resizing. The clock runs from a row of the data set to the tensors that are written for the trainer: reading,
+pickling for the worker, decoding (both do it once a prompt), resizing, the processor, positions, reward. Ray,
+vLLM and TransferQueue are left out. Stock veRL also sends the images to vLLM n times a prompt, and vLLM
+processes them each time; that cost is not in these figures.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 import time
 from contextlib import redirect_stdout
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -25,33 +26,40 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+import measure
 import numpy as np
 from made_rows import IMAGES, picture, sample, write
-from rich.console import Console
-from rich.table import Table
 from support.rollouts import Rollouts
 
 from tpru_verl import recipes
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _StockWorker
 
+OURS = "with the plugin"
+
+
+def cpu_time(rollouts: Rollouts) -> float:
+    begin = time.process_time()
+    rollouts.run()
+    return time.process_time() - begin
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = measure.parser(__doc__)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--samples", type=int, default=5, help="n of a prompt")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = Path(folder, "rows.parquet")
+        source = Path(folder, "rows.parquet")
         rng = np.random.default_rng(0)
         pictures = [picture(rng) for _ in range(4 * IMAGES)]
-        write(rows, [sample(i, pictures) for i in range(args.prompts)])
+        write(source, [sample(i, pictures) for i in range(args.prompts)])
         config = recipes.compose(
             "tpru_tiny_cpu",
             [
-                f"data.train_files={rows}",
-                f"data.val_files={rows}",
+                f"data.train_files={source}",
+                f"data.val_files={source}",
                 f"actor_rollout_ref.model.path={CHECKPOINT}",
                 f"actor_rollout_ref.rollout.n={args.samples}",
                 "data.min_pixels=16384",
@@ -67,23 +75,19 @@ def main() -> None:
         with redirect_stdout(sys.stderr):  # veRL's data set prints
             ready = {
                 "stock veRL 0.9.1": Rollouts(stock, _StockWorker, args.prompts, keep=False),
-                "ours": Rollouts(config, TPRUAgentLoopWorker, args.prompts, keep=False),
+                OURS: Rollouts(config, TPRUAgentLoopWorker, args.prompts, keep=False),
             }
-        seconds: dict[str, list[float]] = {name: [] for name in ready}
-        for repeat in range(args.repeats + 1):
-            for name, rollouts in ready.items():  # in turn, because others share the machine
-                begin = time.process_time()
-                rollouts.run()
-                if repeat:  # the first one warms up
-                    spent = time.process_time() - begin
-                    seconds[name].append(1000 * spent / args.prompts / args.samples)
+        spent = measure.in_turn(
+            {name: partial(cpu_time, rollouts) for name, rollouts in ready.items()}, args.repeats, warm_up=1
+        )
     title = f"{args.prompts} prompts of {IMAGES} images x {args.samples}, {args.repeats} runs, one thread"
-    table = Table("", "CPU ms a trajectory", "least", "most", "times ours", title=title)
-    base = median(seconds["ours"])
-    for name, values in seconds.items():
-        cells = (f"{value:.1f}" for value in (median(values), min(values), max(values)))
-        table.add_row(name, *cells, f"{median(values) / base:.1f}")
-    Console().print(table)
+    rows = [["", "CPU ms a trajectory", *measure.SPREAD, "times the plugin's"]]
+    for name, values in spent.items():
+        milliseconds = [1000 * value / args.prompts / args.samples for value in values]
+        rows.append(
+            [name, *measure.spread(milliseconds, ".1f"), f"{median(values) / median(spent[OURS]):.1f}"]
+        )
+    print(measure.markdown(rows, title))
 
 
 if __name__ == "__main__":

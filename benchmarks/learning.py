@@ -1,12 +1,12 @@
-"""Steps and seconds to a held-out accuracy on the demo's task, by setting and seed.
+"""Steps and seconds until a held-out accuracy is reached on the demo's task, by setting and seed.
 
     python benchmarks/learning.py --seeds 1 2 3 --targets 0.5 0.55 --out outputs/learning
     python benchmarks/learning.py --settings ours partial --steps 100
 
-Each run starts veRL's main_ppo from the demo's checkpoint and validates every few steps: one answer a row,
-sampled at temperature 1. "Reached" is the first validation from which on the mean of two in a row is at least
-the target. A run that has finished in `--out` is not run again: name another folder after changes of code.
-Seconds count steps, not start or validation.
+Each run starts veRL's main_ppo from the demo's checkpoint and validates every few steps, with one answer a
+row, sampled at temperature 1. A target is reached at the first validation whose mean with the next validation
+is at least the target. A run that has finished in `--out` is not repeated: name another folder after a change
+of code. Seconds count steps, not start or validation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
-from rich.console import Console
-from rich.table import Table
+import measure
 from training import command, started
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -107,9 +106,7 @@ def reached(points: list[tuple[int, float, float]], target: float) -> tuple[int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=40)
@@ -128,7 +125,7 @@ def main() -> None:
     for seed in args.seeds:
         write_parquet(make_rows(24 * args.steps, seed=seed), args.out / f"train-{seed}.parquet")
     aims = [f"steps, seconds to {target:.0%}" for target in args.targets]
-    table = Table("", "seed", "before", *aims, "mean of the last four", "s a step")
+    table = [["", "seed", "before", *aims, "mean of the last four", "s a step"]]
     for seed in args.seeds:
         for setting in args.settings:
             points = curve(run(setting, seed, args))
@@ -137,9 +134,8 @@ def main() -> None:
             last = mean(accuracy for _, _, accuracy in points[-4:])
             a_step = points[-1][1] / points[-1][0]
             before = f"{points[0][2]:.1%}"
-            table.add_row(MEANING[setting], str(seed), before, *cells, f"{last:.1%}", f"{a_step:.1f}")
-    table.title = f"Demo task, {args.rows} held-out rows every {args.every} steps"
-    Console().print(table)
+            table.append([MEANING[setting], str(seed), before, *cells, f"{last:.1%}", f"{a_step:.1f}"])
+    print(measure.markdown(table, f"Demo task, {args.rows} held-out rows every {args.every} steps"))
 
 
 if __name__ == "__main__":

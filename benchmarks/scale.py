@@ -1,24 +1,23 @@
-"""Seconds of a training step and memory by model and number of GPUs: arithmetic (docs/scale.md explains it).
+"""Estimated seconds and memory of a training step, by model and number of GPUs (see docs/scale.md).
 
     python benchmarks/scale.py                                    # 3B, 7B, 32B on 8, 64 and 512 GPUs
     python benchmarks/scale.py --recipe tpru_7b --gpus 16 data.train_batch_size=512
-    python benchmarks/scale.py --check                            # against operations counted by PyTorch
-    python benchmarks/scale.py --check --timed                    # and against seconds on this machine's CPU
+    python benchmarks/scale.py --check                            # beside the operations that PyTorch counts
+    python benchmarks/scale.py --check --timed                    # and beside seconds on this machine's CPU
 
-Nothing is run on a GPU: speeds of the hardware are its maker's, shares of them that are reached are assumed.
+Nothing runs on a GPU. The speeds are the hardware maker's; the shares of them that a run reaches
+are assumed.
 """
 
 from __future__ import annotations
 
-import argparse
 import time
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import cast
 
+import measure
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 from training import composed
 
 from tpru_verl import trainers
@@ -40,14 +39,14 @@ PREPARATION = 0.066
 
 @dataclass(frozen=True)
 class Rows:
-    """What a prompt and its responses are made of, in tokens; a TPRU row of five images by default."""
+    """Tokens and images of a prompt and its responses; the default is a TPRU row of five images."""
 
     text: int = 300
     images: int = 5
     response: int = 400  # mean; the longest is the recipe's limit
 
     def patches(self, recipe: Settings, shape: Shape) -> int:
-        """Of one image, at the recipe's largest size."""
+        """Patches of one image, at the recipe's largest size."""
         side = PATCHES_A_TOKEN * shape.patch**2
         return cast("int", recipe["max_pixels"]) // side * PATCHES_A_TOKEN
 
@@ -86,10 +85,10 @@ class Step:
     weights: float  # on their way from the trainer to vLLM
     reference: float
     update: float
-    gathering: float  # of the two above, what waits for collectives
+    gathering: float  # share of the two above that waits for collectives
     per_gpu: int
     cache_tokens: int
-    host: int
+    host: int  # bytes of the node's own memory
 
     @property
     def total(self) -> float:
@@ -109,7 +108,7 @@ class Step:
             "weights to vLLM": self.weights,
             "collectives": self.gathering,
             "arithmetic of training": compute,
-            "what stands around": AROUND,
+            "start and end of phases": AROUND,
         }
         if self.images <= self.prefill + self.decoding:
             parts.pop("image preparation")
@@ -128,7 +127,7 @@ def exchanged(shape: Shape, world: int) -> tuple[float, float]:
 
 
 def agent_loop_workers(recipe: Settings) -> int:
-    """Of the whole run; veRL's default is 8, whatever the number of nodes."""
+    """Agent-loop workers of the whole run; veRL's default is 8 for any number of nodes."""
     rollout = cast("dict[str, dict]", recipe.config["actor_rollout_ref"])["rollout"]
     return max(1, rollout["agent"]["num_workers"])
 
@@ -151,9 +150,9 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     tail = max(0, recipe.integer("response_length") - rows.response)  # the longest response, nearly alone
     bytes_read = HALF * shape.parameters + at_once * length * shape.kv_bytes
     reading = bytes_read / (tensor_parallel * HBM * DECODING)
-    reckoning = at_once * forward(shape, 1) / (tensor_parallel * PEAK * PREFILL)
+    computing = at_once * forward(shape, 1) / (tensor_parallel * PEAK * PREFILL)
     alone = HALF * shape.parameters / (tensor_parallel * HBM * DECODING)
-    decoding = steps * max(reading, reckoning, LEAST_DECODING) + tail * max(alone, LEAST_DECODING)
+    decoding = steps * max(reading, computing, LEAST_DECODING) + tail * max(alone, LEAST_DECODING)
 
     speed, share = bandwidth(world, per_node), (world - 1) / world
     weights, gradients = exchanged(shape, world)
@@ -193,10 +192,9 @@ def settings_of(config: DictConfig, gpus: int, grown: bool) -> Settings:
     return Settings(trainers.VERL, cast("dict[str, object]", OmegaConf.to_container(changed)))
 
 
-def show(names: list[str], counts: list[int], grown: bool, overrides: list[str]) -> Table:
+def show(names: list[str], counts: list[int], grown: bool, overrides: list[str]) -> measure.Rows:
     columns = ("recipe", "GPUs", "images", "prefill", "decoding", "weights", "ref.", "update", "step, s")
-    title = "Rows a step grow with the GPUs" if grown else "Rows a step as in the recipe"
-    table = Table(*columns, "traj./s", "GiB a GPU", "GiB a host", "bottleneck", title=title)
+    table = [[*columns, "traj./s", "GiB a GPU", "GiB a host", "bottleneck"]]
     for name in names:
         config = composed(name, ["data.train_files=x", "data.val_files=x", *overrides])
         for gpus in counts:
@@ -209,7 +207,7 @@ def show(names: list[str], counts: list[int], grown: bool, overrides: list[str])
             rate = recipe.integer("batch") * recipe.integer("n") / step.total
             sizes = (f"{step.per_gpu / GIB:.0f}", f"{step.host / GIB:.0f}")
             cells = (*(f"{t:.1f}" for t in times), f"{step.total:.0f}", f"{rate:.0f}", *sizes)
-            table.add_row(name, str(gpus), *cells, step.bottleneck)
+            table.append([name, str(gpus), *cells, step.bottleneck])
     return table
 
 
@@ -272,66 +270,67 @@ def counted(shape: Shape, tokens: int, grid: tuple[int, int]) -> tuple[int, int,
     return parameters, text.get_total_flops(), picture.get_total_flops()
 
 
-def check() -> Table:
-    table = Table("", "parameters", "forward, 1,000 tokens", "forward, image of 14 x 12 patches")
+def check() -> measure.Rows:
+    table = [["", "parameters", "forward, 1,000 tokens", "forward, image of 14 x 12 patches"]]
     for name, shape in memory.KNOWN.items():
         if "2.5" not in name:
             continue
         size, text, picture = counted(shape, 1000, (14, 12))
         pairs = ((shape.parameters, size), (forward(shape, 1000), text), (see(shape, 168), picture))
-        table.add_row(name, *(f"{ours:.4g} / {theirs:.4g} = {ours / theirs:.3f}" for ours, theirs in pairs))
-    table.title = "Reckoned / counted in transformers' model on PyTorch's meta device"
+        table.append([name, *(f"{ours:.4g} / {theirs:.4g} = {ours / theirs:.3f}" for ours, theirs in pairs)])
     return table
 
 
 SMALL = Shape(4, 256, 1024, 4, 2, 64, 4096, True, 2, 160, 320, 14)
 
 
-def timed(tokens: int = 256, sequences: int = 4) -> Table:
+SEQUENCES, TOKENS = 4, 256
+
+
+def timed() -> measure.Rows:
     """Forward and backward of four sizes on this CPU: how far seconds follow operations."""
     import torch
 
-    table = Table("layers x hidden", "10^9 operations", "seconds", "10^9 a second", "of the largest's speed")
+    table = [["layers x hidden", "10^9 operations", "seconds", "10^9 a second", "of the largest's speed"]]
     found: list[tuple[str, float, float]] = []
     for layers, hidden in ((2, 256), (4, 256), (4, 512), (8, 768)):
         shape = replace(SMALL, layers=layers, hidden=hidden, intermediate=4 * hidden, heads=hidden // 64)
         model = model_of(shape, "cpu").float()
-        ids = torch.randint(0, shape.vocabulary, (sequences, tokens))
+        ids = torch.randint(0, shape.vocabulary, (SEQUENCES, TOKENS))
         seconds: list[float] = []
         for _ in range(6):
             begin = time.perf_counter()
             model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
             model.zero_grad()
             seconds.append(time.perf_counter() - begin)
-        operations = 3 * sequences * forward(shape, tokens)
+        operations = 3 * SEQUENCES * forward(shape, TOKENS)
         found.append((f"{layers} x {hidden}", operations, median(seconds[1:])))
     best = found[-1][1] / found[-1][2]
     for name, operations, spent in found:
         speed = operations / spent
-        table.add_row(
-            name, f"{operations / 1e9:.1f}", f"{spent:.3f}", f"{speed / 1e9:.1f}", f"{speed / best:.2f}"
+        table.append(
+            [name, f"{operations / 1e9:.1f}", f"{spent:.3f}", f"{speed / 1e9:.1f}", f"{speed / best:.2f}"]
         )
-    table.title = f"Forward and backward, {sequences} sequences of {tokens} tokens, float32, medians of 5"
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--recipe", nargs="+", default=["tpru_3b", "tpru_7b", "tpru_32b"])
     parser.add_argument("--gpus", nargs="+", type=int, default=[8, 64, 512])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--timed", action="store_true", help="with --check")
     args, overrides = parser.parse_known_args()
-    console = Console(width=160)
     if args.check:
-        console.print(check())
+        title = "Estimated / counted in transformers' model on PyTorch's meta device"
+        print(measure.markdown(check(), title))
         if args.timed:
-            console.print(timed())
+            title = f"Forward and backward, {SEQUENCES} sequences of {TOKENS} tokens, float32, medians of 5"
+            print(measure.markdown(timed(), f"\n{title}"))
         return
     for grown in (False, True):
-        console.print(show(args.recipe, args.gpus, grown, overrides))
+        title = "Rows a step grow with the GPUs" if grown else "As many rows a step as the recipe has"
+        print(measure.markdown(show(args.recipe, args.gpus, grown, overrides), title), end="\n\n")
 
 
 if __name__ == "__main__":

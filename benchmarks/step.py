@@ -1,16 +1,15 @@
-"""Trajectories a second through veRL's own main_ppo: stock, and with our plugin.
+"""Trajectories a second through veRL's own main_ppo, stock and with our plugin.
 
     python benchmarks/step.py
-    python benchmarks/step.py --steps 40 --only ours actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=128
+    python benchmarks/step.py --steps 40 --only plugin actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
 
-The tiny recipe of the demo, 16 prompts x 8. "Stock" has veRL's own agent loop, and of our mends only those
-without which veRL does not run on a CPU at all (benchmarks/stock). Further arguments override both. CPU
-seconds are those of all processes of the run: what others do beside it changes them less than seconds.
+Both run the tiny recipe of the demo, 16 prompts x 8. "Stock" uses veRL's own agent loop and keeps only the
+patches without which veRL does not run on a CPU (benchmarks/stock). Further arguments are overrides for both.
+CPU seconds are those of all processes of the run: other work on the machine changes them less than seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,15 +18,15 @@ import time
 from pathlib import Path
 from statistics import median
 
+import measure
 import psutil
-from rich.console import Console
-from rich.table import Table
 from training import MEASURED, command, started
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
 
 RECIPE = "tpru_tiny_cpu"
+STOCK, PLUGIN = "stock", "plugin"
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")
 WARM_UP = 3  # steps that are not counted
 HERE = Path(__file__).parent
@@ -43,11 +42,11 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list
         f"trainer.default_local_dir={folder}/checkpoints",
         f"hydra.run.dir={folder}/hydra",
     ]
-    if kind == "stock":
+    if kind == STOCK:
         own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
     metrics = folder / f"{kind}.jsonl"
     train, environment = command(RECIPE, [*own, *overrides], metrics)
-    if kind == "stock":
+    if kind == STOCK:
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE / "stock"), environment.get("PYTHONPATH", "")])
     with (folder / f"{kind}.log").open("w") as log, started(train, environment, log) as process:
         spent = [_spent(psutil.Process(process.pid), metrics, count) for count in (WARM_UP, WARM_UP + steps)]
@@ -63,8 +62,7 @@ def _spent(run: psutil.Process, metrics: Path, steps: int) -> float:
     while True:
         try:
             if metrics.exists() and metrics.read_text().count('"timing_s/step"') >= steps:
-                times = [process.cpu_times() for process in (run, *run.children(recursive=True))]
-                return sum(each.user + each.system for each in times)
+                return measure.cpu_seconds(run)
             if run.status() == psutil.STATUS_ZOMBIE:
                 return 0.0
         except psutil.NoSuchProcess:  # one has just ended
@@ -74,14 +72,12 @@ def _spent(run: psutil.Process, metrics: Path, steps: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=20, help=f"counted; {WARM_UP} more come first")
-    parser.add_argument("--only", choices=("stock", "ours"))
+    parser.add_argument("--only", choices=(STOCK, PLUGIN))
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
-    kinds = [args.only] if args.only else ["stock", "ours"]
+    kinds = [args.only] if args.only else [STOCK, PLUGIN]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parquet(make_rows(16 * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
@@ -89,21 +85,20 @@ def main() -> None:
         config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *args.overrides])
         batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
         found = {kind: run(kind, args.steps, folder, args.overrides) for kind in kinds}
-    columns = ("", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", "least", "most")
-    table = Table(*columns, title=f"{batch} trajectories a step, medians of {args.steps} steps")
+    rows = [["", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", *measure.SPREAD]]
     for kind, (steps, spent) in found.items():
         phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)
         rates = [batch / step["timing_s/step"] for step in steps]
-        spread = (f"{value:.1f}" for value in (median(rates), min(rates), max(rates)))
-        table.add_row(kind, *phases, f"{spent:.2f}", *spread)
-    Console().print(table)
+        rows.append([kind, *phases, f"{spent:.2f}", *measure.spread(rates, ".1f")])
+    print(measure.markdown(rows, f"{batch} trajectories a step, medians of {args.steps} steps"))
     if len(found) == 2:
         (slow, slow_cpu), (fast, fast_cpu) = (
             (median(step["timing_s/step"] for step in found[kind][0]), found[kind][1])
-            for kind in ("stock", "ours")
+            for kind in (STOCK, PLUGIN)
         )
         print(
-            f"ours: {slow / fast:.2f} times stock; of CPU seconds stock takes {slow_cpu / fast_cpu:.2f} times"
+            f"\nStock veRL needs {slow / fast:.2f} times the seconds a step that veRL with the plugin needs, "
+            f"and {slow_cpu / fast_cpu:.2f} times the CPU seconds."
         )
 
 

@@ -1,23 +1,22 @@
-"""What each setting of the tiny recipe costs or saves a step, through veRL's own main_ppo on a CPU.
+"""What each setting of the tiny recipe costs or saves in a step, through veRL's own main_ppo on a CPU.
 
-    python benchmarks/tuning.py                       # all; docs/tuning.md has the table
+    python benchmarks/tuning.py                       # all settings
     python benchmarks/tuning.py --only mini-batches "prefix caching"
 
-One run of the recipe for each line, changed in one place. CPU seconds are those of all processes of the run,
-seconds are medians: on a machine that others share, trust the former. A GPU's balance is another one: there
-the model's arithmetic counts more, and what Ray, vLLM's scheduler and Python cost counts less.
+Each line is one run of the recipe with one change. CPU seconds are those of all processes of the run; seconds
+are medians. On a machine that others share, trust the CPU seconds. On a GPU the balance differs: there the
+model's arithmetic counts more, and the time that Ray, vLLM's scheduler and Python take counts less.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-from rich.table import Table
-from step import WARM_UP, run
+import measure
+from step import PLUGIN, WARM_UP, run
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
 
@@ -44,9 +43,7 @@ CHANGES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=8, help=f"counted; {WARM_UP} more come first")
     parser.add_argument(
         "--only",
@@ -55,8 +52,7 @@ def main() -> None:
         help="lines that have one of these in their name, beside the recipe",
     )
     args = parser.parse_args()
-    table = Table("", "rollout, s", "update, s", "step, s", "CPU s a step", "of the recipe's")
-    table.title = f"Tiny recipe, 16 prompts x 8, medians of {args.steps} steps"
+    rows = [["", "rollout, s", "update, s", "step, s", "CPU s a step", "times the recipe's CPU s"]]
     base = 0.0
     for name, overrides in CHANGES.items():
         if overrides and not any(part in name for part in args.only):
@@ -65,16 +61,15 @@ def main() -> None:
             # Filtering may ask for more prompts than a step has.
             write_parquet(make_rows(48 * (args.steps + WARM_UP), seed=1), Path(folder, "train.parquet"))
             write_parquet(make_rows(3, seed=2), Path(folder, "test.parquet"))
-            steps, spent = run("ours", args.steps, Path(folder), overrides)
+            steps, spent = run(PLUGIN, args.steps, Path(folder), overrides)
         base = base or spent
         seconds = [
             f"{median(s.get(f'timing_s/{phase}', 0.0) for s in steps):.2f}"
             for phase in ("gen", "update_actor", "step")
         ]
-        cells = (name, *seconds, f"{spent:.2f}", f"{spent / base:.2f}")
-        table.add_row(*cells)
-        print(" | ".join(cells), flush=True)  # as they come: all of it takes half an hour
-    Console().print(table)
+        rows.append([name, *seconds, f"{spent:.2f}", f"{spent / base:.2f}"])
+        print(*rows[-1], sep=", ", file=sys.stderr)  # as they come: all of it takes half an hour
+    print(measure.markdown(rows, f"Tiny recipe, 16 prompts x 8, medians of {args.steps} steps"))
 
 
 if __name__ == "__main__":
