@@ -24,6 +24,8 @@ import numpy as np
 from data_tools import pictures
 from PIL import Image
 
+from tpru_verl.cores import available_cores
+
 TPRU = "from tpru_verl.cli import main; main()"
 LEAST_FRAMES = 1500
 ROUNDS = 5  # medians count; decoding alone is timed before and after each
@@ -70,7 +72,7 @@ def videos(table: measure.Rows, folder: Path, path: Path) -> None:
     source.mkdir()
     short = made_video(folder / "short.mp4", 3, (64, 64))
     paths = [Path(shutil.copy(path, source / f"{i}{path.suffix}")) for i in range(copies)]
-    threads = os.cpu_count() or 1
+    threads = available_cores()
     frames, alone = decode(paths, threads)
     name = f"PyAV alone, {path.name} x {copies}"
     table.append([name, f"{frames:,} frames", f"{frames / alone:,.0f}", "", "", "1.00", ""])
@@ -134,7 +136,7 @@ def main() -> None:
         short = made_video(Path(name) / "short.mp4", 10)
         (folder := Path(name) / "memory").mkdir()
         memory(table, folder, short, options.videos)
-    print(measure.markdown(table, f"{os.cpu_count()} cores, medians of {ROUNDS} runs"))
+    print(measure.markdown(table, f"{available_cores()} cores, medians of {ROUNDS} runs"))
 
 
 if __name__ == "__main__":

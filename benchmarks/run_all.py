@@ -8,7 +8,6 @@ A part that is not run again keeps its place in the file and its own date. Run n
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -19,6 +18,7 @@ from pathlib import Path
 import measure
 import psutil
 
+from tpru_verl.cores import available_cores
 from tpru_verl.files import write_text
 from tpru_verl.trainers import versions_of
 
@@ -52,7 +52,7 @@ def machine() -> str:
         (name,) = set(re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()))
     except (OSError, ValueError):
         name = platform.processor() or platform.machine()
-    parts = [f"{os.cpu_count()} x {name}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
+    parts = [f"{available_cores()} x {name}", f"{psutil.virtual_memory().total / 2**30:.0f} GiB"]
     return ", ".join([*parts, *map(" ".join, versions_of(VERSIONS).items())])
 
 

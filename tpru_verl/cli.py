@@ -168,5 +168,7 @@ def main() -> None:
     try:
         app()
     except (OSError, RuntimeError, ValueError) as error:
-        lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
-        sys.exit("tpru: " + "\n".join(lines or [type(error).__name__]))
+        from tpru_verl.terminal import text_of, visible
+
+        lines = [line.rstrip() for line in text_of(error).splitlines() if line.strip()]
+        sys.exit("tpru: " + "\n".join(map(visible, lines)))

@@ -1,22 +1,186 @@
-"""Files that appear whole or not at all: under a temporary name first, so that a crash leaves old or new."""
+"""Results on disk. A file appears whole or not at all, and one process at a time writes to a folder."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import secrets
+import shlex
+import shutil
+import socket
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+UNFINISHED = ".unfinished"  # how the name of a temporary file or folder ends
+LOCK = "lock"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    with whole(path) as file:
+        file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """As UTF-8; half a character, which JSON may hold, becomes an escape."""
+    """As UTF-8. A lone surrogate, which JSON may hold, becomes an escape."""
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_json(path: Path, content: object) -> None:
     """Indented, so that two results can be compared line by line."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that replaces `path` when the block ends, and disappears when the block raises.
+
+    A link stays a link: its target is replaced. A device, a FIFO and the file that stdout or stderr goes to
+    are written to as they are. Missing folders are made.
+
+    Raises OSError, which names `path`.
+    """
+    with _naming(path):
+        if (stream := _stream(path)) is not None:
+            with stream:
+                yield stream
+            return
+        target = Path(os.path.realpath(path))
+        unfinished = _make_beside(target)
+        try:
+            with unfinished.open("wb") as file:
+                yield file
+            _replace(unfinished, target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _stream(path: Path) -> BinaryIO | None:
+    """The open file where `path` exists and must not be replaced; None where it may be."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "found a folder, expected a file", str(path))
+    for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
+        with suppress(OSError):  # a closed descriptor
+            if os.path.samestat(found, os.fstat(descriptor)):
+                stream.flush()
+                return os.fdopen(os.dup(descriptor), "wb")
+    return None if stat.S_ISREG(found.st_mode) else path.open("wb")
+
+
+def _make_beside(target: Path) -> Path:
+    """An empty file with a name of its own in the folder of `target`, with the permissions of `target`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        unfinished.touch(exist_ok=False)
+        with suppress(FileNotFoundError):
+            unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    return unfinished
+
+
+def _replace(unfinished: Path, target: Path) -> None:
+    try:
+        unfinished.replace(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # A mount point, such as a single file of a container, can only be written into.
+        shutil.copyfile(unfinished, target)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk says no name, and Arrow's errors bury it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes of this package from writing to `folder` while the block runs.
+
+    The system releases the lock when this process ends, however it ends. The lock is a file beside `folder`,
+    or inside where `folder` is a mount point or its parent cannot be written to.
+
+    Raises RuntimeError, which names the process, where another one has the lock.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = _lock_path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise RuntimeError(
+                    f"{folder}: {holder} is writing to it; wait until it has ended, or name another folder"
+                ) from None
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                print(f"{folder}: no locks on this file system: start no second command", file=sys.stderr)
+            if not _is_at(file.fileno(), path):  # its holder removed it between our opening and our locking
+                continue
+            try:
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()} ({shlex.join(_command())})\n")
+                file.flush()
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _lock_path(folder: Path) -> Path:
+    target = Path(os.path.realpath(folder))
+    if is_fixed(target):
+        return target / f".{LOCK}"
+    return target.with_name(f".{target.name}.{LOCK}")
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
+
+
+def _command() -> list[str]:
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def is_fixed(folder: Path) -> bool:
+    """Whether nothing can be put in the place of `folder`: a mount point, or a parent without permission."""
+    if not folder.is_dir():
+        return False
+    return os.path.ismount(folder) or str(folder) in _mount_points() or not os.access(folder.parent, os.W_OK)
+
+
+def _mount_points() -> set[str]:
+    """Linux knows those within one file system, too, which `os.path.ismount` does not see."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return set()
+    return {line.split(" ")[4].encode().decode("unicode_escape") for line in lines}

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from tpru_verl.grading import PRESETS, Grade, grade
 from tpru_verl.sample import parse_options, recognise_task
+from tpru_verl.terminal import percent
 
 # The key of each framework's dump: veRL's `rollout_data_dir` and `validation_data_dir`, then what others say.
 PROMPTS, RESPONSES = ("input", "prompt", "problem"), ("output", "response", "completion", "prediction")
@@ -166,9 +167,9 @@ def tables(tallies: Mapping[str, Tally]) -> list[Table]:
     for column in ("", "n", "right", "well-formed", "parsed", "recorded", *presets, "no signal"):
         tasks.add_column(column, justify="left" if not column else "right")
     for name, line in summary(tallies).items():
-        shares = (_percent(line[key]) for key in ("accuracy", "format", "parsed"))
+        shares = (percent(line[key]) for key in ("accuracy", "format", "parsed"))
         means = (_mean(line[key]) for key in ("recorded", *(f"score_{preset}" for preset in PRESETS)))
-        silent = _percent(line[f"without_signal_{PRESETS[0]}"])
+        silent = percent(line[f"without_signal_{PRESETS[0]}"])
         tasks.add_row(name.replace("_", " "), f"{line['n']:,}", *shares, *means, silent)
     tasks.caption = f"no signal: groups of one prompt with equal scores ({PRESETS[0]}), advantage 0"
     return [tasks, _histogram(tallies["all"])]
@@ -185,10 +186,6 @@ def _histogram(tally: Tally) -> Table:
         shares = (slots[preset][slot] / len(tally.grades) for preset in PRESETS)
         table.add_row(label, *(f"{share:6.1%} {'#' * round(BAR * share)}" for share in shares))
     return table
-
-
-def _percent(share: float | int | None) -> str:
-    return "" if share is None else f"{share:.1%}"
 
 
 def _mean(value: float | int | None) -> str:

@@ -1,18 +1,91 @@
-"""The terminal that results are printed to."""
+"""What a person reads in a terminal: tables, progress, messages, and text of others made harmless."""
 
 from __future__ import annotations
 
-from rich.console import Console
+import re
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 WIDTH = 140
+# What a terminal obeys or hides instead of showing it: control characters (C0 but for line feed and tab, DEL,
+# C1), marks that turn the direction of text, separators of lines, and lone surrogates, which no encoding has.
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""`text` with an escape such as `\x1b` for each character that a terminal would obey or hide."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+
+
+class VisibleConsole(Console):
+    """Prints text of others as `visible` shows it, in tables, messages and progress alike."""
+
+    def render_str(self, text: str, **more) -> Text:
+        return super().render_str(visible(text), **more)  # before widths are measured
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+
+messages = VisibleConsole(stderr=True)  # stdout is for results
 
 
 def results() -> Console:
-    """Stdout. A pipe or a file has no width of its own; rich's 80 would cut tables short."""
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    """Stdout. A pipe or a file has no width of its own, and rich's 80 would cut tables short."""
+    console = VisibleConsole()
+    return console if console.is_terminal else VisibleConsole(width=WIDTH)
+
+
+def progress_bar() -> Progress:
+    """A bar on stderr that counts, with the time taken and left; nothing where stderr is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Bar(*columns, console=messages, transient=True, disable=not sys.stderr.isatty())
+
+
+def percent(share: float | None) -> str:
+    """A share in [0, 1] with one decimal; "-" for None, such as a share of no rows."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def text_of(error: BaseException) -> str:
+    """What an exception says; its type's name where it says nothing."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error).strip() or type(error).__name__
 
 
 def line_of(error: BaseException) -> str:
     """The first line of what an exception says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text_of(error).splitlines()[0]
+
+
+def needs(extra: str, package: str, what: str) -> ValueError:
+    """The error for `what` where `package`, which `extra` brings, is not installed."""
+    return ValueError(
+        f'{what} needs {package}: run pip install -e ".[{extra}]" in your clone of the project, '
+        f'or pip install "tpru-verl[{extra}]"'
+    )

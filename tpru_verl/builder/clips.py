@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -134,13 +134,10 @@ MAX_COMPARED = 50_000  # pairs whose distances are kept: enough for quantiles
 
 
 class Writer:
-    """Writes one file of clips; `close` gives it its name."""
+    """Writes one file of clips."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._unfinished = path.with_name(f".{path.name}.unfinished")
-        self._file = pa.OSFile(str(self._unfinished), "wb")
-        self._writer = pa.ipc.new_file(self._file, _SCHEMA)
+    def __init__(self, file: BinaryIO) -> None:
+        self._writer = pa.ipc.new_file(file, _SCHEMA)
 
     def add(self, clip: Clip, images: Sequence[bytes]) -> None:
         line = {name: getattr(clip, name) for name in _CLIP}
@@ -151,15 +148,8 @@ class Writer:
         }
         self._writer.write_batch(pa.RecordBatch.from_pylist([line], _SCHEMA))
 
-    def close(self, counts: Counts) -> None:
+    def close(self) -> None:
         self._writer.close()
-        self._file.close()
-        counts_file(self.path).write_text(json.dumps(vars(counts)))
-        self._unfinished.replace(self.path)
-
-    def discard(self) -> None:
-        self._file.close()
-        self._unfinished.unlink(missing_ok=True)
 
 
 def file_of(folder: Path, number: int) -> Path:

@@ -115,14 +115,13 @@ def build(
     from tpru_verl.builder.stages import BuildOptions
     from tpru_verl.builder.tasks import TaskOptions
     from tpru_verl.builder.video import FrameSampling
+    from tpru_verl.cores import available_cores
     from tpru_verl.data.commands import open_source, shares_of
     from tpru_verl.data.layout import DROPPED
 
-    processes = workers or os.cpu_count() or 1
+    processes = workers or available_cores()
     settings = BuildOptions(
-        FrameSampling(
-            sampling.value, every, scene_change, max_side, max(1, (os.cpu_count() or 1) // processes)
-        ),
+        FrameSampling(sampling.value, every, scene_change, max_side, max(1, available_cores() // processes)),
         Filters(min_contrast, min_sharpness, min_bits, min_change, max_bits),
         TaskOptions(
             tuple(task or Task), _numbers(steps), rows_per_clip, gaps, free_form, negatives, mismatches

@@ -30,8 +30,9 @@ from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.splits import check_shares
 from tpru_verl.data.validate import fingerprints
-from tpru_verl.data.work import console, opened
+from tpru_verl.data.work import opened
 from tpru_verl.files import write_json, write_text
+from tpru_verl.terminal import messages
 
 MADE_BY = "tpru build"
 PROVENANCE = "provenance.jsonl"
@@ -128,12 +129,12 @@ def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
 
 def _show_left_out(counts: Counts) -> None:
     for lost in counts.dropped[:SHOWN]:
-        console.print(
+        messages.print(
             f"left out: {lost['id']}: {lost['detail']}", style="yellow", markup=False, soft_wrap=True
         )
     if len(counts.dropped) > SHOWN:
         more = len(counts.dropped) - SHOWN
-        console.print(f"left out: {more} more, listed in {layout.DROPPED}", style="yellow")
+        messages.print(f"left out: {more} more, listed in {layout.DROPPED}", style="yellow")
 
 
 def _labels(clips: Path, files: int, counts: Counts) -> dict[Place, Label]:

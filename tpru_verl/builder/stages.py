@@ -22,6 +22,7 @@ from tpru_verl.builder.clips import (
     Label,
     SourceItem,
     Writer,
+    counts_file,
     file_of,
     read_clip,
     read_counts,
@@ -33,7 +34,7 @@ from tpru_verl.builder.tasks import Place, TaskOptions
 from tpru_verl.builder.video import FrameSampling
 from tpru_verl.data import layout
 from tpru_verl.data.work import Run, in_order
-from tpru_verl.files import write_text
+from tpru_verl.files import whole, write_json, write_text
 from tpru_verl.sample import Task
 from tpru_verl.terminal import line_of
 
@@ -75,8 +76,9 @@ def scan(task: ScanTask) -> Counts:
     """Write the file of clips, unless it is there already. An item that fails is listed."""
     if task.path.exists():
         return read_counts(task.path)
-    counts, writer = Counts(), Writer(task.path)
-    try:
+    counts = Counts()
+    with whole(task.path) as file:
+        writer = Writer(file)
         for item in task.items:
             counts.items += 1
             name = ""
@@ -96,10 +98,8 @@ def scan(task: ScanTask) -> Counts:
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
                 counts.dropped.append({"id": name, "reason": "unreadable", "detail": line_of(error)})
-        writer.close(counts)
-    except BaseException:
-        writer.discard()
-        raise
+        writer.close()
+        write_json(counts_file(task.path), vars(counts))
     return counts
 
 
@@ -117,18 +117,16 @@ class WriteTask:
 def write(task: WriteTask) -> dict[str, object]:
     """Write the shard and its rows' provenance, unless they are there already; describes the shard."""
     if not task.path.exists():
-        unfinished = task.path.with_name(f".{task.path.name}.unfinished")
         schema = layout.schema_of()
         provenance: list[str] = []
         lines = [*deal.read_lines(task.plan)]
-        with layout.open_shard(unfinished, schema) as writer:
+        with whole(task.path) as file, layout.open_shard(file, schema) as writer:
             for start in range(0, len(lines), layout.GROUP_ROWS):
                 group = lines[start : start + layout.GROUP_ROWS]
                 records = [_record(line, task, start + i) for i, line in enumerate(group)]
                 writer.write_table(pa.Table.from_pylist(records, schema))
                 provenance += [_provenance(line, task.folder) for line in group]
-        write_text(task.path.with_suffix(".jsonl"), "".join(provenance))
-        unfinished.replace(task.path)
+            write_text(task.path.with_suffix(".jsonl"), "".join(provenance))
     digest = layout.checksum_of(task.path, xxhash.xxh3_128())
     size = task.path.stat().st_size
     return {"bytes": size, "xxh3_128": digest, "rows": sum(1 for _ in deal.read_lines(task.plan))}

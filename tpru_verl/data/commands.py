@@ -42,11 +42,11 @@ def open_source(
     image: str | None = None,
 ) -> Source:
     from tpru_verl.data.source.forms import Keys, Source
-    from tpru_verl.data.work import console
+    from tpru_verl.terminal import messages
 
     source = Source.open(name, revision=revision, keys=Keys(problem, answer, image))
     for form in sorted({str(form) for form in source.forms}):
-        console.print(f"{name}: reading {form}", highlight=False, soft_wrap=True)
+        messages.print(f"{name}: reading {form}", highlight=False, soft_wrap=True)
     return source
 
 

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, cast
+from typing import BinaryIO, Protocol, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -107,12 +107,12 @@ def schema_of(columns: Mapping[str, pa.DataType] = COLUMNS) -> pa.Schema:
     return pa.schema(list(columns.items()), metadata={"huggingface": _features(columns)})
 
 
-def open_shard(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def open_shard(file: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     # Encoded pictures do not shrink any further: compressing them would be most of the work.
     compression = dict.fromkeys(_leaves(schema), "ZSTD")
     compression["images.list.element.bytes"] = "NONE"
     return pq.ParquetWriter(
-        path,
+        file,
         schema,
         compression=cast(str, compression),  # its annotation forgets the form a column
         use_dictionary=False,

@@ -17,6 +17,7 @@ from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.work import each_unit
 from tpru_verl.sample import NONE_OPTION, Task, parse_options
+from tpru_verl.terminal import percent
 
 Sizes = tuple[tuple[int, int], ...]  # (width, height) of a row's images, upright
 SizesToTokens = Callable[[Sequence[tuple[int, int]]], int]
@@ -294,14 +295,15 @@ def _add(table: Table, name: str, counts: Mapping[str, int], *, of: Mapping[str,
     pairs = [(n, of[task] if of is not None else 0) for task, n in counts.items()]
     if len(pairs) != 1:
         pairs.append((sum(n for n, _ in pairs), sum(whole for _, whole in pairs)))
-    table.add_row(Text(name), *(_percent(n, whole) if of is not None else f"{n:,}" for n, whole in pairs))
+    cells = (percent(n / whole if whole else None) if of is not None else f"{n:,}" for n, whole in pairs)
+    table.add_row(Text(name), *cells)
 
 
 def _formats_table(found: Statistics) -> Table:
     table = _table("Formats", "format", "images", "share", "size")
     images = sum(found.formats.values())
     for name, n in _ranked(found.formats).items():
-        table.add_row(name, f"{n:,}", _percent(n, images), _size(found.format_bytes[name]))
+        table.add_row(name, f"{n:,}", percent(n / images), _size(found.format_bytes[name]))
     return table
 
 
@@ -313,7 +315,7 @@ def _counts_table(title: str, what: str, of: str, counts: Mapping[str, int]) -> 
     if rest := len(counts) - len(lines):
         lines[f"{rest:,} more"] = total - sum(lines.values())
     for name, n in lines.items():
-        table.add_row(name, f"{n:,}", _percent(n, total))
+        table.add_row(name, f"{n:,}", percent(n / total))
     return table
 
 
@@ -373,10 +375,6 @@ def _shown(name: str) -> str:
 
 def _words(task: str) -> str:
     return task.replace("_", " ")
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 def _size(count: int) -> str:

@@ -25,7 +25,7 @@ from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_text
 from tpru_verl.sample import IMAGE_TAG, Task, option_spans, parse_options
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import line_of, percent
 
 LEAST_THUMBNAIL = 16  # pixels
 ENLARGED = 96  # pixels: images no larger are shown twice as large, unsmoothed
@@ -283,13 +283,9 @@ def page_environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = {"number": "{:,}".format, "percent": _percent, "words": _sentence, "sha256": _sha256}
+    written = {"number": "{:,}".format, "percent": percent, "words": _sentence, "sha256": _sha256}
     environment.filters |= written
     return environment
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _sentence(name: str) -> str:

@@ -7,10 +7,8 @@ have to be on a disk that all machines see.
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,21 +17,12 @@ from functools import partial
 from multiprocessing import get_context
 from typing import Protocol, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from tpru_verl.cores import available_cores
 from tpru_verl.data.source.forms import Form, Source, Unit
+from tpru_verl.terminal import progress_bar
 
 Given = TypeVar("Given")
 Result = TypeVar("Result")
-console = Console(stderr=True)  # stdout is for results
 
 
 class Run(Protocol):
@@ -73,15 +62,8 @@ def in_order(
     module's function, or a `functools.partial` of one. An exception of `work` ends it all. `run` is another
     way to have the work done than by processes.
     """
-    workers = max(1, min(workers or os.cpu_count() or 1, len(tasks)))
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    workers = max(1, min(workers or available_cores(), len(tasks)))
+    with progress_bar() as progress:
         sizes = sizes or [1] * len(tasks)
         bar = progress.add_task(title, total=sum(sizes) or None)
         run = run or (here if workers == 1 else _in_processes)
@@ -105,7 +87,7 @@ def processes(workers: int | None) -> Iterator[Run]:
     """A `run` for `in_order` whose processes stay until the end: each spends a second on its imports."""
     # A fork of a process with Arrow's threads may hang; Ctrl-C is for this process to answer.
     interrupts = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    pool = ProcessPoolExecutor(workers or os.cpu_count() or 1, get_context("spawn"), *interrupts)
+    pool = ProcessPoolExecutor(workers or available_cores(), get_context("spawn"), *interrupts)
 
     def run(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
         waiting: deque[Future[Result]] = deque()

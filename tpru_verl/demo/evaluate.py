@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from tpru_verl.files import whole
 from tpru_verl.grading import grade
 from tpru_verl.prompts import render
 from tpru_verl.sample import IMAGE_TAG, Task, parse_options
@@ -96,14 +97,12 @@ def evaluate(model: Path, rows: Path, out: Path, *, template: str = "bare") -> N
     answers = engine.generate(prompts, SamplingParams(temperature=1, max_tokens=MAX_TOKENS))
     greedy = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
 
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    with unfinished.open("w") as file:
+    with whole(out) as file:
         for row, answer, second in zip(table, answers, greedy, strict=True):
             line = {key: row[key] for key in ("id", "task", "scene", "problem", "answer")}
             line |= _graded(row, answer.outputs[0].text)
             line["greedy_accuracy"] = _graded(row, second.outputs[0].text)["accuracy"]
-            file.write(json.dumps(line) + "\n")
-    unfinished.replace(out)
+            file.write(json.dumps(line).encode() + b"\n")
 
 
 def _graded(row: dict[str, Any], response: str) -> dict[str, Any]:

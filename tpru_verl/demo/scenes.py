@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
+from tpru_verl.files import whole
 from tpru_verl.sample import NONE_OPTION, Sample, Task
 
 SIZE = 56  # pixels: 4 x 4 patches of 14, merged 2 x 2, so four visual tokens an image
@@ -244,7 +245,5 @@ def write_parquet(samples: Sequence[Sample], path: Path) -> None:
             "id": [sample.row_id for sample in samples],
         }
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(table, unfinished, row_group_size=256)
-    unfinished.replace(path)
+    with whole(path) as file:
+        pq.write_table(table, file, row_group_size=256)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tpru_verl import trainers
+from tpru_verl.cores import available_cores
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
 from tpru_verl.doctor.probe import Probe, probe
 from tpru_verl.launch import checks as launch
@@ -165,11 +166,10 @@ def _ray() -> Check:
         return Check("Ray", FAIL, "not installed", "pip install ray")
     if address := os.environ.get("RAY_ADDRESS"):
         return Check("Ray", OK, f"{version}; RAY_ADDRESS={address} will be joined")
-    cores = os.cpu_count() or 1
     line = judged("Ray", lambda: launch.no_leftover_ray() or "", "ray stop")
     if line.status == FAIL:
         return line
-    return Check("Ray", OK, f"{version}, {cores} CPU cores, no cluster running")
+    return Check("Ray", OK, f"{version}, {available_cores()} CPU cores, no cluster running")
 
 
 def _shared_memory() -> Check:

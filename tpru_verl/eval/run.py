@@ -12,15 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from tpru_verl import prompts
 from tpru_verl.data.tokens.pixels import MAX, MIN
@@ -32,13 +23,12 @@ from tpru_verl.eval.results import RowResult, prompts_hash, result_of_row, summa
 from tpru_verl.eval.store import Store, key_of
 from tpru_verl.files import write_json, write_text
 from tpru_verl.sample import Task
+from tpru_verl.terminal import messages, progress_bar
 
 STYLES = ("tpru", "direct", "benchmark")
 ORDER = "Answer with the order alone, as letters without spaces."
 WORD = "Answer with one word or number."
 FORMAT = 1  # part of the key of a stored reply: a new number makes all stored replies invalid
-
-console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
@@ -205,7 +195,7 @@ def _announce(loaded: Loaded, engine: Engine) -> None:
 
 def _say(text: str, style: str | None = None) -> None:
     """One line on standard error. Names and ids come from data, so brackets in them are no markup."""
-    console.print(text, style=style, highlight=False, markup=False)
+    messages.print(text, style=style, highlight=False, markup=False)
 
 
 class _Clock:
@@ -269,14 +259,7 @@ def _requests(
 def _answer(
     engine: Engine, todo: list[Request], store: Store, errors: dict[str, str], title: str, clock: _Clock
 ) -> None:
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         bar = progress.add_task(title, total=len(todo))
         for request, reply in engine.answer(todo):
             progress.advance(bar)

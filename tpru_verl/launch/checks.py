@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tpru_verl.cores import available_cores
+
 GIB = 1024**3
 
 VLLM_ON_CPU = {
@@ -31,7 +33,7 @@ def environment(recipe: Mapping) -> dict[str, str]:
         "VERL_PLATFORM": "cpu",
         **VLLM_ON_CPU,
         # Trainer and vLLM take turns, with others beside them: more threads only wait for each other.
-        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2)),
+        "OMP_NUM_THREADS": str(max(1, available_cores() // 2)),
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         # TransferQueue warns about its threads with every batch on a machine of few cores.

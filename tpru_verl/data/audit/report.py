@@ -9,6 +9,7 @@ from rich.table import Table
 
 from tpru_verl.data.audit.measure import ALPHA, Audit, Line
 from tpru_verl.data.audit.rules import Rule
+from tpru_verl.terminal import percent
 
 LISTED = 3  # rules of one family in the verdict; the tables have all
 
@@ -51,7 +52,7 @@ def _left_out(audit: Audit) -> str:
 
 def _words_for(line: Line, *, several: bool) -> str:
     task = f" in {line.task.replace('_', ' ')}" if several and line.task else ""
-    rule, accuracy, chance = line.rule.name, _percent(line.accuracy), _percent(line.level)
+    rule, accuracy, chance = line.rule.name, percent(line.accuracy), percent(line.level)
     return f"{rule}{task} ({accuracy} where chance is {chance})"
 
 
@@ -66,7 +67,7 @@ def _blind_spot(audit: Audit) -> str:
     least = float(binom.isf(ALPHA / len(audit.lines), n, widest.level)) + 1
     if least > n:
         return f" {widest.n:,} rows are too few to see any."
-    return f" In {widest.n:,} rows one of {_percent(least / n)} or more would have been seen."
+    return f" In {widest.n:,} rows one of {percent(least / n)} or more would have been seen."
 
 
 def tables(audit: Audit) -> list[Table]:
@@ -105,17 +106,13 @@ def _rules_table(audit: Audit, family: str) -> Table:
         interval = f"{_marked(line)} ({100 * line.low:.1f} - {100 * line.high:.1f})"
         of_tasks = [_marked(by_rule[rule][task]) if task in by_rule[rule] else "" for task in tasks]
         style = "red" if any(line.beats_chance for line in by_rule[rule].values()) else None
-        cells = (rule.name, rule.what, f"{line.n:,}", interval, _percent(line.level), *of_tasks)
+        cells = (rule.name, rule.what, f"{line.n:,}", interval, percent(line.level), *of_tasks)
         table.add_row(*cells, style=style)
     return table
 
 
 def _marked(line: Line) -> str:
-    return _percent(line.accuracy) + ("**" if line.beats_chance else "*" if line.above else "")
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return percent(line.accuracy) + ("**" if line.beats_chance else "*" if line.above else "")
 
 
 def as_json(audit: Audit) -> dict[str, object]:

@@ -19,6 +19,7 @@ from tpru_verl.data.source.hub import load_hub
 from tpru_verl.data.source.parts import Part, parts_of
 from tpru_verl.data.source.rows import all_columns
 from tpru_verl.eval.item import Item, posed
+from tpru_verl.files import whole
 from tpru_verl.terminal import line_of
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -154,17 +155,13 @@ def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list
 
 def _downloaded(benchmark: Benchmark, path: Path) -> Path:
     """VLMEvalKit's table in its own folder, under its own name; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        with urllib.request.urlopen(benchmark.url, timeout=60) as answer, unfinished.open("wb") as file:
+        with whole(path) as file, urllib.request.urlopen(benchmark.url, timeout=60) as answer:
             shutil.copyfileobj(answer, file)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
         raise OSError(
             f"{benchmark.url}: {line_of(error)}; --data {benchmark.name}=FILE takes a local copy"
         ) from error
-    unfinished.replace(path)
     return path
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
@@ -153,7 +154,7 @@ class Local:
         ahead: deque[tuple[Request, Future[Any]]] = deque()
         inside: dict[str, Request] = {}
         try:
-            with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            with ThreadPoolExecutor(min(8, available_cores())) as pool:
                 while True:
                     while len(ahead) < AHEAD and (request := next(todo, None)) is not None:
                         ahead.append((request, pool.submit(self._prompt, request)))

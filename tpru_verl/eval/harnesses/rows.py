@@ -18,7 +18,7 @@ from tpru_verl.eval.engines.base import parts_of, prepared_images
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.run import prompt_of
 from tpru_verl.eval.scoring import Verdict, judge
-from tpru_verl.files import write_text
+from tpru_verl.files import whole, write_text
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of
 
@@ -139,9 +139,8 @@ def write_parquet(path: Path, rows: list[HostRow]) -> None:
     """Text columns and the list of pictures; whole or not at all."""
     columns = {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in TEXTS}
     images = pa.array([list(row.images) for row in rows], pa.list_(pa.binary()))
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    pq.write_table(pa.table({**columns, "images": images}), unfinished, row_group_size=64)
-    unfinished.replace(path)
+    with whole(path) as file:
+        pq.write_table(pa.table({**columns, "images": images}), file, row_group_size=64)
 
 
 def write_tsv(path: Path, rows: list[HostRow]) -> None:
