@@ -6,16 +6,12 @@ Started by `machine` in a process of its own: imports take seconds, and a broken
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import subprocess
 import sys
 from typing import TypedDict
 
-_MARK = "tpru-probe:"
-# By its path: as a module of this package it would bring our plugin along, and nobody could tell whether
-# veRL did.
-_START = f"import runpy; runpy.run_path({__file__!r}, run_name='__main__')"
+from tpru_verl.launch.apart import ask
 
 
 class Device(TypedDict):
@@ -37,16 +33,10 @@ class Probe(TypedDict):
 def probe(modules: list[str]) -> Probe:
     """Import `modules` one after another, then `verl`, in a fresh process. Raises nothing."""
     nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="missing", trainer_error="")
-    command = [sys.executable, "-c", _START, *modules]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    except subprocess.TimeoutExpired:
-        return {**nothing, "errors": {"torch": "importing took more than 300 s"}}
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(_MARK):
-            return json.loads(line.removeprefix(_MARK))
-    last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    return {**nothing, "errors": {"torch": f"importing ended the process: {last}"}}
+        return ask(look, modules, seconds=300)
+    except RuntimeError as error:
+        return {**nothing, "errors": {"torch": f"importing it: {error}"}}
 
 
 def _error_of(module: str) -> str:
@@ -92,7 +82,7 @@ def _plugin() -> tuple[str, str]:
     return (warned[0], "") if warned else ("loaded", "")
 
 
-def _look(modules: list[str]) -> Probe:
+def look(modules: list[str]) -> Probe:
     errors = {module: error for module in modules if (error := _error_of(module))}
     plugin, trainer_error = _plugin()
     cuda, devices = "", []
@@ -108,8 +98,3 @@ def _look(modules: list[str]) -> Probe:
         plugin=plugin,
         trainer_error=trainer_error,
     )
-
-
-if __name__ == "__main__":
-    found = _look(sys.argv[1:])
-    print(f"\n{_MARK}{json.dumps(found)}")

@@ -5,22 +5,19 @@ Nothing is decoded and the model's weights are not read; transformers, which thi
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import trainers
+from tpru_verl.launch.apart import ask
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.launch.settings import Settings
 
-_MARK = "tpru-prompts:"
 _BATCH = 64
 
 
@@ -50,17 +47,15 @@ def look(settings: Settings) -> Prompts:
         "processor_kwargs": settings.mm_processor_kwargs,
         "most": settings.integer("prompt_length"),
     }
-    command = [sys.executable, "-m", __name__]
     try:
-        done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=1800, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Prompts(error="counting took more than half an hour")
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(_MARK):
-            return Prompts(**json.loads(line.removeprefix(_MARK)))
-    return Prompts(error=(done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1])
+        return Prompts(**ask(measured, request, seconds=1800))
+    except RuntimeError as error:
+        return Prompts(error=str(error))
+
+
+def measured(request: Mapping[str, object]) -> dict[str, Any]:
+    """The fields of `Prompts` for the request of `look`; imports transformers."""
+    return asdict(_look(request))
 
 
 def _look(request: Mapping[str, object]) -> Prompts:
@@ -130,8 +125,3 @@ def is_local(name: str) -> bool:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-if __name__ == "__main__":
-    result = _look(json.load(sys.stdin))
-    print(f"\n{_MARK}{json.dumps(asdict(result))}")

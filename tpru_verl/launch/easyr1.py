@@ -1,21 +1,16 @@
-"""EasyR1's own configuration of a run: its merge of file and overrides, without a start of anything.
+"""The configuration of an EasyR1 run, as EasyR1 merges file and overrides. Nothing is started.
 
-    python -m tpru_verl.launch.easyr1 config=FILE KEY=VALUE...
-
-prints it as JSON on the last line. A process of its own, because importing EasyR1 imports torch.
+EasyR1 merges in a process of its own, because importing it imports torch.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, cast
 
-_MARK = "tpru-configuration:"
+from tpru_verl.launch.apart import ask
 
 
 def compose(arguments: Sequence[str]) -> dict[str, object]:
@@ -25,20 +20,13 @@ def compose(arguments: Sequence[str]) -> dict[str, object]:
         ValueError: an unknown key or a value of the wrong type, in one line.
         RuntimeError: EasyR1 cannot be imported.
     """
-    command = [sys.executable, "-m", __name__, *arguments]
-    quiet = {**os.environ, "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False, timeout=300)
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(_MARK):
-            answer = json.loads(line.removeprefix(_MARK))
-            if "error" in answer:
-                raise ValueError(answer["error"])
-            return answer["config"]
-    last = (done.stderr.strip() or "it said nothing").splitlines()[-1]
-    raise RuntimeError(f"EasyR1 cannot be imported: {last}")
+    try:
+        return ask(merged, list(arguments), seconds=300)
+    except RuntimeError as error:
+        raise RuntimeError(f"EasyR1 cannot be imported: {error}") from error
 
 
-def _merged(arguments: Sequence[str]) -> dict[str, object]:
+def merged(arguments: list[str]) -> dict[str, object]:
     """As `verl.trainer.main.main` begins; tests hold it to that."""
     # Settings alone are wanted: without this stand-in, vLLM would be imported with them, or missed.
     sampler = ModuleType("verl.workers.rollout.vllm_rollout_spmd")
@@ -59,11 +47,3 @@ def _merged(arguments: Sequence[str]) -> dict[str, object]:
         raise ValueError(f"{first}{where}") from error
     config.deep_post_init()
     return config.to_dict()
-
-
-if __name__ == "__main__":
-    try:
-        result = {"config": _merged(sys.argv[1:])}
-    except ValueError as error:
-        result = {"error": str(error)}
-    print(_MARK + json.dumps(result, default=str))

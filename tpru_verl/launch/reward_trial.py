@@ -11,9 +11,7 @@ import asyncio
 import importlib
 import importlib.util
 import inspect
-import json
 import math
-import subprocess
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -24,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import prompts, trainers
+from tpru_verl.launch.apart import ask
 from tpru_verl.sample import parse_options
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 ROWS = 8  # of the training data, spread over its first pieces
 SECONDS = 120  # for all of it: a reward that asks a server may take some
-_MARK = "tpru-preflight:"
 _TAGS, _BOXED = "<think>...</think><answer>{}</answer>", "\\boxed{{}}"
 _SAMPLES = ("", "I see a dog.", "<think>" + "and then " * 400)  # empty, off topic, cut off
 
@@ -87,7 +85,14 @@ def try_reward(settings: Settings) -> TrialResult:
         "type": settings["reward_type"],
         "cases": [asdict(case) for case in cases],
     }
-    scores = _in_a_process(key, request)
+    try:
+        scores = ask(answer_of, request, seconds=SECONDS)
+    except ValueError as error:
+        raise ValueError(f"{settings.said('reward_file')}: {error}") from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"{settings.said('reward_file')}: {error}, expected scores of {ROWS} rows"
+        ) from error
     reports = [_report(form, cases, scores, len(rows)) for form in forms]
     best = max(reports, key=lambda report: report.right - report.wrong)
     if best.right <= best.wrong:
@@ -150,24 +155,6 @@ def _cases(row: Row, forms: Sequence[str]) -> list[Case]:
     return [Case(response, form, right, answer, source, extra) for response, form, right in said]
 
 
-def _in_a_process(key: str, request: Mapping[str, object]) -> list[float]:
-    command = [sys.executable, "-m", __name__]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, timeout=SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{key}: found no answer in {SECONDS} s, expected scores of {ROWS} rows") from None
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith(_MARK):
-            answer = json.loads(line.removeprefix(_MARK))
-            if "error" in answer:
-                raise ValueError(f"{key}={request['file']}: {answer['error']}")
-            return answer["scores"]
-    last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-    raise ValueError(f"{key}={request['file']}: ended its process: {last}")
-
-
 def _load(file: str, name: str) -> tuple[Callable[..., object], ModuleType]:
     if file.startswith("pkg://"):
         module = importlib.import_module(file.removeprefix("pkg://"))
@@ -183,6 +170,16 @@ def _load(file: str, name: str) -> tuple[Callable[..., object], ModuleType]:
         named = [n for n, value in vars(module).items() if inspect.isfunction(value) and n[0] != "_"]
         raise ValueError(f"found functions {', '.join(named) or '(none)'}, expected {name}")
     return function, module
+
+
+def answer_of(request: Mapping[str, object]) -> list[float]:
+    """`scores_of`, and whatever it raises as a ValueError that names the line of the reward's file."""
+    try:
+        return scores_of(request)
+    except Exception as error:  # a user's file raises anything
+        text = " ".join(str(error).split()) or "no message"
+        own = isinstance(error, (ValueError, FileNotFoundError)) and not _where(error)
+        raise ValueError(text if own else f"{type(error).__name__}: {text}{_where(error)}") from error
 
 
 def scores_of(request: Mapping[str, object]) -> list[float]:
@@ -272,13 +269,3 @@ def _where(error: BaseException) -> str:
         if f.filename != __file__ and f.filename[0] != "<"
     ]
     return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-
-
-if __name__ == "__main__":
-    try:
-        answer: dict[str, object] = {"scores": scores_of(json.load(sys.stdin))}
-    except Exception as error:  # whatever a user's file raises
-        text = " ".join(str(error).split()) or "no message"
-        own = isinstance(error, (ValueError, FileNotFoundError)) and not _where(error)
-        answer = {"error": text if own else f"{type(error).__name__}: {text}{_where(error)}"}
-    print(f"\n{_MARK}{json.dumps(answer)}")
