@@ -32,8 +32,9 @@ from transformers import AutoProcessor, GenerationConfig
 from tpru_verl.demo import tiny_model
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.doctor import memory
-from tpru_verl.doctor.memory import GIB, RESERVE, Shape
+from tpru_verl.doctor.memory import GIB, RESERVE
 from tpru_verl.launch.settings import Settings
+from tpru_verl.models import SHAPES, Shape
 
 PROMPTS, SAMPLES, RESPONSE = 32, 5, 400
 
@@ -127,7 +128,7 @@ def report(metrics: Path, settings: Settings, shape: Shape) -> measure.Rows:
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--recipe", default="tpru_3b")
-    shapes = {"small": SMALL, **{name: shape for name, shape in memory.KNOWN.items() if "2.5" in name}}
+    shapes = {"small": SMALL, **{name: shape for name, shape in SHAPES.items() if "2.5" in name}}
     parser.add_argument("--shape", choices=shapes, default="Qwen/Qwen2.5-VL-3B-Instruct")
     parser.add_argument("--gpus", type=int, default=1, help="of one machine")
     parser.add_argument("--steps", type=int, default=4, help="the first one is not counted")

@@ -57,7 +57,7 @@ def rank_of(rank: int, world: int, folder: str) -> None:
     adam = torch.optim.AdamW(model.parameters(), lr=1e-6)
     model.config.image_token_id = SHAPE.vocabulary - 1
     ids = torch.randint(0, SHAPE.vocabulary - 1, (1, TOKENS))
-    ids[0, : PATCHES // memory.PATCHES_A_TOKEN] = model.config.image_token_id
+    ids[0, : PATCHES // SHAPE.merge**2] = model.config.image_token_id
     inputs = {
         "input_ids": ids,
         "position_ids": torch.arange(TOKENS).expand(3, 1, -1),

@@ -22,8 +22,9 @@ from training import composed
 
 from tpru_verl import trainers
 from tpru_verl.doctor import memory
-from tpru_verl.doctor.memory import GIB, HALF, PATCHES_A_TOKEN, Shape
+from tpru_verl.doctor.memory import GIB, HALF
 from tpru_verl.launch.settings import Settings
+from tpru_verl.models import SHAPES, Shape, shape_of
 
 # NVIDIA's data sheet of the H100 SXM: dense bf16 operations and bytes of memory a second; one direction of
 # NVLink 4 and of a 400 Gb/s adapter, of which a node has one a GPU.
@@ -47,11 +48,11 @@ class Rows:
 
     def patches(self, recipe: Settings, shape: Shape) -> int:
         """Patches of one image, at the recipe's largest size."""
-        side = PATCHES_A_TOKEN * shape.patch**2
-        return cast("int", recipe["max_pixels"]) // side * PATCHES_A_TOKEN
+        tokens = cast("int", recipe["max_pixels"]) // (shape.merge * shape.patch) ** 2
+        return tokens * shape.merge**2
 
     def prompt(self, recipe: Settings, shape: Shape) -> int:
-        return self.text + self.images * self.patches(recipe, shape) // PATCHES_A_TOKEN
+        return self.text + self.images * self.patches(recipe, shape) // shape.merge**2
 
 
 def forward(shape: Shape, tokens: int, *, logits: bool = True) -> float:
@@ -67,11 +68,11 @@ def forward(shape: Shape, tokens: int, *, logits: bool = True) -> float:
 
 def see(shape: Shape, patches: int) -> float:
     """Operations of the vision tower's forward pass over one image; attention over all of its patches."""
-    wide, merged = shape.vision_hidden, PATCHES_A_TOKEN * shape.vision_hidden
+    wide, merged = shape.vision_hidden, shape.merge**2 * shape.vision_hidden
     layer = 4 * wide**2 + 3 * wide * shape.vision_intermediate
     scores = 4 * shape.vision_layers * wide * patches
     embed = 3 * 2 * shape.patch**2 * wide
-    merger = merged * (merged + shape.hidden) / PATCHES_A_TOKEN
+    merger = merged * (merged + shape.hidden) / shape.merge**2
     return patches * (2.0 * (shape.vision_layers * layer + embed + merger) + scores)
 
 
@@ -148,7 +149,7 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     at_once = min(sequences, max(1, capacity / length), 1024)
     steps = sequences / at_once * rows.response
     tail = max(0, recipe.integer("response_length") - rows.response)  # the longest response, nearly alone
-    bytes_read = HALF * shape.parameters + at_once * length * shape.kv_bytes
+    bytes_read = HALF * shape.parameters + at_once * length * memory.kv_bytes(shape)
     reading = bytes_read / (tensor_parallel * HBM * DECODING)
     computing = at_once * forward(shape, 1) / (tensor_parallel * PEAK * PREFILL)
     alone = HALF * shape.parameters / (tensor_parallel * HBM * DECODING)
@@ -199,7 +200,7 @@ def show(names: list[str], counts: list[int], grown: bool, overrides: list[str])
         config = composed(name, ["data.train_files=x", "data.val_files=x", *overrides])
         for gpus in counts:
             recipe = settings_of(config, gpus, grown)
-            shape = memory.shape_of(recipe.text("model"))
+            shape = shape_of(recipe.text("model"))
             if shape is None:
                 raise SystemExit(f"{recipe.said('model')}: found neither a folder nor a model known by name")
             step = step_of(recipe, shape, Rows())
@@ -272,7 +273,7 @@ def counted(shape: Shape, tokens: int, grid: tuple[int, int]) -> tuple[int, int,
 
 def check() -> measure.Rows:
     table = [["", "parameters", "forward, 1,000 tokens", "forward, image of 14 x 12 patches"]]
-    for name, shape in memory.KNOWN.items():
+    for name, shape in SHAPES.items():
         if "2.5" not in name:
             continue
         size, text, picture = counted(shape, 1000, (14, 12))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tpru_verl import trainers
+from tpru_verl.models import family_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -90,8 +91,11 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     if trainer.name != trainers.EASYR1:
         raise RuntimeError(f"found {trainer} in {trainer.folder}, expected EasyR1")
     check_name(recipe, trainer)
-    if "qwen3vl" in recipe and not trainer.knows_qwen3vl:
-        raise ValueError(f"{recipe}: found {trainer}, expected EasyR1 0.3.3 (its head), which knows Qwen3-VL")
+    family = family_of(_easyr1_model(recipe, overrides))
+    if family and not trainer.knows(family):
+        raise ValueError(
+            f"{recipe}: found {trainer}, expected EasyR1 {family.easyr1}, which knows {family.name}"
+        )
     package = Path(trainers.__file__).parent
     paper = PAPER in overrides
     settings = {
@@ -105,3 +109,12 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     taken = {item.partition("=")[0] for item in given}
     ours = [f"{key}={value}" for key, value in settings.items() if key not in taken]
     return [f"config={EASYR1 / f'{recipe}.yaml'}", *ours, *given]
+
+
+def _easyr1_model(recipe: str, overrides: Sequence[str]) -> str:
+    """The model's path or Hub id: the last override of it, or what the recipe has."""
+    from omegaconf import OmegaConf
+
+    key = "worker.actor.model.model_path"
+    given = [item.partition("=")[2] for item in overrides if item.partition("=")[0] == key]
+    return given[-1] if given else str(OmegaConf.select(OmegaConf.load(EASYR1 / f"{recipe}.yaml"), key))

@@ -86,6 +86,7 @@ def test_every_key_of_a_recipe_is_one_that_verl_or_we_read(name: str) -> None:
         }
     added = keys(config.actor_rollout_ref) - keys(stock.actor_rollout_ref)
     assert added <= {
+        "actor.optim.override_optimizer_config.fused",
         "model.override_config.attn_implementation",
         "rollout.agent.agent_loop_manager_class",
         "rollout.enable_sleep_mode",

@@ -8,6 +8,7 @@ import pytest
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import plan
+from tpru_verl.models import FAMILIES
 
 Install = Callable[..., Path]
 
@@ -39,7 +40,7 @@ def test_verl_is_recognised() -> None:
     assert (found.name, found.version, found.module) == ("veRL", "0.9.1", "verl.trainer.main_ppo")
     assert trainers.owners_of(found.folder) == ["verl"]
     assert trainers.broken_pins(found) == []
-    assert found.knows_qwen3vl
+    assert all(found.knows(family) for family in FAMILIES.values())
 
 
 def test_easyr1_is_recognised(install: Install) -> None:
@@ -47,7 +48,8 @@ def test_easyr1_is_recognised(install: Install) -> None:
     found = trainers.find()
     assert found == trainers.Trainer("EasyR1", "0.3.2", folder)
     assert found.module == "verl.trainer.main"
-    assert not found.knows_qwen3vl
+    assert found.knows(FAMILIES["qwen2_5_vl"])
+    assert not found.knows(FAMILIES["qwen3_vl"])
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from tpru_verl.models import Family
+
 VERL, EASYR1 = "veRL", "EasyR1"
 # A file that one of them has and the other has not: the module that starts a training.
 _ENTRY = {VERL: "trainer/main_ppo.py", EASYR1: "trainer/main.py"}
@@ -36,10 +38,9 @@ class Trainer:
         """What `python -m` starts to train."""
         return "verl." + _ENTRY[self.name].removesuffix(".py").replace("/", ".")
 
-    @property
-    def knows_qwen3vl(self) -> bool:
-        """EasyR1 0.3.2 does not, its head does."""
-        return self.name == VERL or (self.folder / "models/transformers/qwen3_vl.py").exists()
+    def knows(self, family: Family | None) -> bool:
+        """Whether it can train models of this family; of an unknown family only the trainer can tell."""
+        return self.name == VERL or family is None or (self.folder / family.easyr1_file).exists()
 
 
 def find() -> Trainer:

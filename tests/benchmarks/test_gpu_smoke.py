@@ -73,7 +73,7 @@ def test_the_random_model_has_the_shape_and_answers_to_pictures(small: Path) -> 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from tpru_verl.doctor.memory import shape_of
+    from tpru_verl.models import shape_of
 
     update = import_module("gpu_update")
     assert shape_of(str(small / "model")) == update.SMALL
@@ -95,7 +95,7 @@ def test_an_update_is_shown_beside_its_estimate(small: Path, tmp_path: Path) -> 
     from verl.utils.config import validate_config
 
     from tpru_verl import recipes
-    from tpru_verl.doctor.memory import KNOWN
+    from tpru_verl.models import SHAPES
 
     update = import_module("gpu_update")
     for gpus in (1, 8):
@@ -117,7 +117,7 @@ def test_an_update_is_shown_beside_its_estimate(small: Path, tmp_path: Path) -> 
     }
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("".join(json.dumps({"data": step}) + "\n" for _ in range(3)))
-    shape = KNOWN["Qwen/Qwen2.5-VL-3B-Instruct"]
+    shape = SHAPES["Qwen/Qwen2.5-VL-3B-Instruct"]
     rows = {name: (one, other) for name, one, other in update.report(metrics, settings, shape)}
     assert rows["tokens a second and GPU"][0] == f"{32 * 5 * 935 / 4:,.0f}"
     # 6 operations for each weight and token are the most of it: 3 x 2 x 3.09e9 without the embedding.

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("verl")
-from tpru_verl.doctor.memory import KNOWN, Shape
+from tpru_verl.models import SHAPES, Shape
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_page_shows_what_the_script_says(
 
 def test_a_step_that_does_not_fit_is_called_so(scale: ModuleType) -> None:
     recipe = scale.settings_of(scale.composed("tpru_32b", []), 8, False)
-    shape = replace(KNOWN["Qwen/Qwen2.5-VL-32B-Instruct"], layers=400)
+    shape = replace(SHAPES["Qwen/Qwen2.5-VL-32B-Instruct"], layers=400)
     assert scale.step_of(recipe, shape, scale.Rows()).bottleneck == "does not fit"
 
 

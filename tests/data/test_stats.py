@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,8 @@ from rich.console import Console
 
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.rows import Row
-from tpru_verl.data.stats import AN_ORDER, Spread, Statistics, as_json, qwen_tokens, statistics, tables
+from tpru_verl.data.stats import AN_ORDER, Spread, Statistics, as_json, statistics, tables, tokens_within
+from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.demo.scenes import SCENES, make_rows, write_parquet
 from tpru_verl.sample import NONE_OPTION, Sample, Task
 
@@ -156,27 +156,14 @@ def test_counts_do_not_depend_on_the_workers(rows: list[Sample], tmp_path: Path)
     assert json.dumps(as_json(one)) == json.dumps(as_json(two))
 
 
-def test_qwens_rule_clamps_to_the_bounds() -> None:
-    pytest.importorskip("qwen_vl_utils")
-    paper = qwen_tokens(min_pixels=16384, max_pixels=36864)
+def test_images_are_counted_within_the_bounds() -> None:
+    paper = tokens_within(Bounds())
     assert paper([(56, 56)]) == 25  # enlarged to 140 x 140
     assert paper([(640, 480)]) == 5 * 7  # 140 x 196: whole tokens, within the bounds
     assert paper([(480, 640), (56, 56)]) == 35 + 25
-    assert qwen_tokens(min_pixels=1, max_pixels=10**6)([(56, 84)]) == 6
-    assert qwen_tokens(min_pixels=1, max_pixels=10**6, patch=16)([(64, 96)]) == 6
-
-
-@pytest.mark.parametrize("bounds", [(0, 10**6), (5000, 4000), (1, 500)])
-def test_bounds_that_cannot_hold_are_refused(bounds: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=rf"found {bounds[0]} and {bounds[1]}, expected 0 < min_pixels"):
-        qwen_tokens(min_pixels=bounds[0], max_pixels=bounds[1])
-
-
-def test_missing_rule_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "qwen_vl_utils", None)
-    with pytest.raises(ValueError, match="pip install qwen-vl-utils") as raised:
-        qwen_tokens(min_pixels=1, max_pixels=10**6)
-    assert "\n" not in str(raised.value)
+    assert paper([(56, 56), (9, 1800)]) == 25  # a side vanishes
+    assert tokens_within(Bounds(1, 10**6))([(56, 84)]) == 6
+    assert tokens_within(Bounds(1, 10**6, 32))([(64, 96)]) == 6
 
 
 def test_names_out_of_the_data_are_printed_as_they_are(rows: list[Sample], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tpru_verl.data.tokens import prompts as module
 from tpru_verl.data.tokens import text as text_module
 from tpru_verl.data.tokens.processors import Conversation, UnsupportedProcessorError, count_image_tokens
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size
+from tpru_verl.data.tokens.text import WORD_PATTERNS
 from tpru_verl.prompts import TEMPLATES, render
 from tpru_verl.sample import Sample, Task
 
@@ -294,7 +295,7 @@ def splitting(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 class TestText:
-    @pytest.mark.parametrize("pattern", text_module._WORDS_APART)
+    @pytest.mark.parametrize("pattern", WORD_PATTERNS)
     def test_cut_into_lines_and_words_it_has_the_tokens_of_the_whole(self, make: Make, pattern: str) -> None:
         tokenizer = trained(splitting(pattern))
         assert text_module._may_be_cut(tokenizer.backend_tokenizer, "<|image_pad|>")
@@ -302,7 +303,7 @@ class TestText:
 
     def test_of_another_tokenizer_is_not_cut(self, make: Make) -> None:
         gpt = trained(pre_tokenizers.ByteLevel(add_prefix_space=False))
-        strips = trained(splitting(text_module._WORDS_APART[0]), rstrip=True)
+        strips = trained(splitting(WORD_PATTERNS[0]), rstrip=True)
         for tokenizer in (gpt, strips):
             assert not text_module._may_be_cut(tokenizer.backend_tokenizer, "<|image_pad|>")
             self.same(make, tokenizer)
@@ -437,7 +438,7 @@ class TestKey:
             PromptCounter(plain, "bare", chat_kwargs={"tools": [{"name": "zoom"}]}).key,
             PromptCounter(make("qwen3"), "bare").key,
             PromptCounter(make("qwen2.5", shortest_edge=20000, longest_edge=90000), "bare").key,
-            PromptCounter(make("qwen2.5", trained(splitting(text_module._WORDS_APART[0]))), "bare").key,
+            PromptCounter(make("qwen2.5", trained(splitting(WORD_PATTERNS[0]))), "bare").key,
         ]
         template.write_text("{{ content }}!")
         keys.append(PromptCounter(plain, str(template)).key)

@@ -29,6 +29,7 @@ from tpru_verl.launch import checks as launch
 from tpru_verl.launch import easyr1, plan
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.settings import Settings
+from tpru_verl.models import FAMILIES
 from tpru_verl.prompts import render
 from tpru_verl.recipes.for_easyr1 import PAPER
 
@@ -42,7 +43,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 TRAINER = trainers.find()
-HEAD = TRAINER.knows_qwen3vl
+HEAD = TRAINER.knows(FAMILIES["qwen3_vl"])
 NAMES = [name for name in recipes.names(trainers.EASYR1) if HEAD or "qwen3vl" not in name]
 Config = dict[str, Any]
 

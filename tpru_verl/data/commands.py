@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -171,20 +170,16 @@ def stats(
 ) -> None:
     """Count tasks, scenes, images, sizes, tokens, answer letters and "None of the choices provided"."""
     from tpru_verl.data import stats as work
+    from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
     console = results()
-    tokens = None
-    if find_spec("qwen_vl_utils"):
-        tokens = work.qwen_tokens(min_pixels=min_pixels, max_pixels=max_pixels, patch=patch)
-    else:
-        console.print("Visual tokens are left out: they need `pip install qwen-vl-utils torch`")
     found = work.statistics(
         opened,
-        tokens=tokens,
+        tokens=work.tokens_within(Bounds(min_pixels, max_pixels, 2 * patch)),
         tokens_a_row=(lambda row, images: counter.count([Asked(str(row.problem), row.task, images)])[0])
         if counter
         else None,

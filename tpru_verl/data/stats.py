@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from tpru_verl.data.checks import problems_of_row
 from tpru_verl.data.images import read_header
 from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.data.work import each_unit
 from tpru_verl.sample import NONE_OPTION, Task, parse_options
 from tpru_verl.terminal import percent
@@ -104,7 +106,7 @@ def statistics(
 ) -> Statistics:
     """Count what `source` holds; of an image no more than the header is read.
 
-    `tokens` makes a row's visual tokens of the (width, height) of its images, such as `qwen_tokens(...)`;
+    `tokens` makes a row's visual tokens of the (width, height) of its images, as `tokens_within(...)` does;
     `tokens_a_row` makes the length of the whole prompt of a row and its encoded images. Both are called in
     this process, and with the latter all work is done here, as a tokenizer is no thing to send to another.
 
@@ -115,7 +117,7 @@ def statistics(
     workers = 1 if tokens_a_row else workers
     for _, (counts, row_sizes) in each_unit(source, work, title="Counting", workers=workers):
         found.add(counts)
-        if tokens is not None:  # one process alone loads what it needs: torch, for Qwen's rule
+        if tokens is not None:
             for sizes, times in row_sizes.items():
                 found.visual_tokens[tokens(sizes)] += times
     if found.rows == 0:
@@ -164,31 +166,18 @@ def _count_question(found: Statistics, row: Row) -> None:
     found.none_right[task] += answer in nones
 
 
-def qwen_tokens(*, min_pixels: int, max_pixels: int, patch: int = 14, merge: int = 2) -> SizesToTokens:
-    """Visual tokens as Qwen-VL's processors count them, of images clamped to `min_pixels`..`max_pixels`.
+def tokens_within(bounds: Bounds) -> SizesToTokens:
+    """Counts the visual tokens of a row's images, resized to these bounds; the tags around them not counted.
 
-    `patch` is 14 for Qwen2-VL and Qwen2.5-VL, 16 for Qwen3-VL; `merge` x `merge` patches are one token. The
-    tags around an image are not counted. An image so narrow that the bounds leave no pixel of it counts 0.
-
-    Raises ValueError for bounds that cannot hold and, in one line, where `qwen_vl_utils` is not installed.
+    An image that the bounds make vanish counts 0.
     """
-    side = patch * merge
-    if not 0 < min_pixels <= max_pixels or max_pixels < side**2:
-        raise ValueError(
-            f"min_pixels, max_pixels: found {min_pixels} and {max_pixels}, expected "
-            f"0 < min_pixels <= max_pixels and at least {side**2} of the latter, one token"
-        )
-    try:
-        from qwen_vl_utils import smart_resize
-    except ImportError as error:
-        raise ValueError(f"visual tokens need `pip install qwen-vl-utils torch`: {error}") from error
 
     def count(sizes: Sequence[tuple[int, int]]) -> int:
-        resized = (
-            smart_resize(height, width, side, min_pixels=min_pixels, max_pixels=max_pixels)
-            for width, height in sizes
-        )
-        return sum(height * width // side**2 for height, width in resized)
+        total = 0
+        for size in sizes:
+            with suppress(ValueError):
+                total += bounds.tokens(*size)
+        return total
 
     return count
 

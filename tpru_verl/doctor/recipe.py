@@ -18,6 +18,7 @@ from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import Settings
+from tpru_verl.models import Shape, shape_of
 
 GIB = 1024**3
 # Keys under `data` that are ours, or that veRL reads without having a default for them.
@@ -84,9 +85,17 @@ def _leaves(config: object, prefix: str = "") -> set[str]:
 def _model(settings: Settings) -> str:
     path = settings.text("model")
     launch.model_is_there(settings.key("model"), path)
-    shape = memory.shape_of(path)
+    shape = shape_of(path)
     size = f", {shape.parameters / 1e9:.2g} billion parameters" if shape else ""
     return f"{path}{size}"
+
+
+def _shape(settings: Settings) -> Shape | None:
+    """None also for a model whose config.json `_model` reports."""
+    try:
+        return shape_of(settings.text("model"))
+    except ValueError:
+        return None
 
 
 def _processor(settings: Settings, found: prompts.Prompts) -> Check:
@@ -196,7 +205,7 @@ def _nearest(settings: Settings, name: str) -> str:
 
 def _tensor_parallel(settings: Settings) -> Iterator[Check]:
     size = settings.integer("tensor_parallel") or 1
-    shape, said = memory.shape_of(settings.text("model")), settings.said("tensor_parallel")
+    shape, said = _shape(settings), settings.said("tensor_parallel")
     rules = [(_divides(size, settings.world), f"does not divide {settings.world} GPUs")]
     if shape:
         rules.append((_divides(size, shape.heads), f"does not divide {shape.heads} attention heads"))
@@ -257,7 +266,7 @@ def _gpus(settings: Settings, seen: Machine) -> Iterator[Check]:
 
 
 def _memory(settings: Settings, seen: Machine, longest: int) -> Iterator[Check]:
-    shape = memory.shape_of(settings.text("model"))
+    shape = _shape(settings)
     if shape is None:
         fix = "give a folder with its config.json"
         yield Check("memory", WARN, f"not estimated: {settings.text('model')} is not known here", fix)

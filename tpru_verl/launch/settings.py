@@ -37,6 +37,7 @@ KEYS = {
         "actor_rollout_ref.model.enable_gradient_checkpointing",
         "worker.actor.model.enable_gradient_checkpointing",
     ),
+    "optimizer_options": (f"{_ACTOR}.optim.override_optimizer_config", ""),
     "params_offload": (f"{_ACTOR}.fsdp_config.param_offload", "worker.actor.offload.offload_params"),
     "optimizer_offload": (
         f"{_ACTOR}.fsdp_config.optimizer_offload",

@@ -1,8 +1,9 @@
-"""The vision tower, in training: an image that the n samples of a prompt share is encoded once.
+"""A patch of transformers' vision towers: training encodes an image once for all samples of its prompt.
 
-Stock veRL 0.9.1 concatenates the images of all sequences of a micro-batch, so those of a prompt stand there
-once for each of its samples. Encoded once and handed out, they cost a part of the time and of the memory for
-activations; the gradients of their copies add up in the one, as they do in the weights.
+Stock veRL 0.9.1 concatenates the images of all sequences of a micro-batch, so the vision tower gets each
+image of a prompt once for every sample. The patch encodes the distinct images and copies their features,
+which saves time and memory for activations. The gradients of the copies add up in the one image, so the
+gradients of the weights stay the same.
 """
 
 from __future__ import annotations
@@ -10,16 +11,14 @@ from __future__ import annotations
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from tpru_verl.models import FAMILIES
 from tpru_verl.plugin.hooks import replace, require
 
 if TYPE_CHECKING:
     import torch
 
 # Module of transformers -> its vision tower.
-TOWERS = {
-    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl": "Qwen2_5_VisionTransformerPretrainedModel",
-    "transformers.models.qwen3_vl.modeling_qwen3_vl": "Qwen3VLVisionModel",
-}
+TOWERS = {family.modeling: family.vision_tower for family in FAMILIES.values() if family.vision_tower}
 
 
 def share_images(modeling: ModuleType) -> None:
@@ -36,23 +35,24 @@ def share_images(modeling: ModuleType) -> None:
         sizes = grid_thw.prod(-1).tolist()
         shared = hidden_states[_rows(firsts, sizes, hidden_states.device)]
         outputs = original(self, shared, grid_thw[firsts])
-        return _handed_out(outputs, copies, [sizes[first] for first in firsts], shared.shape[0])
+        return _copied(outputs, copies, [sizes[first] for first in firsts], shared.shape[0])
 
     replace(tower, "forward", forward)
 
 
 def distinct_images(pixels: torch.Tensor, grid_thw: torch.Tensor) -> tuple[list[int], list[int]] | None:
-    """The images of `pixels` [patches, values] that are no copy of an earlier one, and for every image the
-    place among them of the one that it equals. None when there is no copy.
+    """Find the copies among the images of `pixels` [patches, values]; None when there is no copy.
 
-    `grid_thw` [images, 3] gives each image's patches. Images are equal when every value is.
+    Returns the numbers of the images that are no copy of an earlier one, and for every image the place of its
+    original in that list. `grid_thw` [images, 3] gives the patches of each image. An image is a copy only
+    when all of its values are equal.
     """
     import torch
 
     grids = [tuple(grid) for grid in grid_thw.tolist()]
     sizes = [t * h * w for t, h, w in grids]
     with torch.no_grad():
-        some = pixels[:, ::29].float()  # enough to tell images apart; equality is checked below
+        some = pixels[:, ::29].float()  # tells most images apart; all values are compared below
         marks = (some @ torch.linspace(1, 2, some.shape[1], device=some.device)).cpu().split(sizes)
     seen: dict[tuple[object, ...], int] = {}
     firsts: list[int] = []
@@ -76,15 +76,15 @@ def _rows(images: list[int], sizes: list[int], device: torch.device) -> torch.Te
     return torch.cat([torch.arange(ends[i] - sizes[i], ends[i]) for i in images]).to(device)
 
 
-def _handed_out(output: object, copies: list[int], sizes: list[int], patches: int) -> object:
-    """An output of the tower for every copy; its tensors have a row a patch, or one for a few merged ones."""
+def _copied(output: object, copies: list[int], sizes: list[int], patches: int) -> object:
+    """Repeat the tower's output for every copy. Its tensors have one row a patch, or one a merged patch."""
     import torch
 
     if isinstance(output, torch.Tensor):
         merged = patches // output.shape[0]
         return output[_rows(copies, [size // merged for size in sizes], output.device)]
     if isinstance(output, dict):  # transformers' ModelOutput
-        return type(output)(**{k: _handed_out(v, copies, sizes, patches) for k, v in output.items()})
+        return type(output)(**{k: _copied(v, copies, sizes, patches) for k, v in output.items()})
     if isinstance(output, list | tuple):
-        return type(output)(_handed_out(part, copies, sizes, patches) for part in output)
+        return type(output)(_copied(part, copies, sizes, patches) for part in output)
     return output

@@ -1,8 +1,8 @@
-"""An image as training shows it to the model: white behind what is transparent, resized between two bounds.
+"""Prepares an image as training shows it to the model: transparent parts are white, and the size is bounded.
 
 The arithmetic is that of qwen_vl_utils 0.0.14 (`to_rgb`, `smart_resize`, `fetch_image`), through which veRL
-sends every image; a test holds the two together. Written anew because that package needs torch, which
-who evaluates an endpoint has no use for.
+sends every image; a test compares the two. It stands here a second time because qwen_vl_utils needs torch,
+which neither `tpru data stats` nor the evaluation of an endpoint needs.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from PIL import Image
 
 from tpru_verl.data.images import FORMATS, MAX_PIXELS, MAX_RATIO
+from tpru_verl.models import DEFAULT
 
 MIN, MAX = 16384, 36864  # of the recipes: 21 to 47 visual tokens at 28 x 28 pixels each
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Least and most pixels of an image, and the side of a visual token (patch x merged patches)."""
+    """The least and most pixels of an image, and the side of a visual token in pixels (patch x merge)."""
 
     least: int = MIN
     most: int = MAX
-    factor: int = 28
+    factor: int = DEFAULT.token_side
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
@@ -51,8 +52,12 @@ class Bounds:
             raise ValueError(f"found {width} x {height} pixels, too narrow for max_pixels={self.most}")
         return sides[0], sides[1]
 
+    def tokens(self, width: int, height: int) -> int:
+        """Visual tokens of an image of that size. Raises ValueError as `target`."""
+        return math.prod(self.target(width, height)) // self.factor**2
+
     def prepared(self, data: bytes) -> Image.Image:
-        """Decode and resize. Raises ValueError for what is no whole picture."""
+        """Decode and resize. Raises ValueError for data that are not one whole image."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS is stricter
@@ -75,7 +80,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The same pixels as a file: lossless, so that an endpoint sees what a local engine does."""
+    """Encode without loss, so that an endpoint sees the same pixels as a local engine."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()

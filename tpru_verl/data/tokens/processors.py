@@ -1,4 +1,4 @@
-"""Image processors of transformers: sizes and tokens of an image, by their own rules."""
+"""Visual tokens of an image, by the rules of transformers' own processors."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
-PROCESSORS = ("Qwen2VLProcessor", "Qwen2_5_VLProcessor", "Qwen3VLProcessor")
-
-
-IMAGE_PROCESSORS = ("Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2VLImageProcessorPil")
-
+from tpru_verl.models import FAMILIES, IMAGE_PROCESSORS, visual_tokens
 
 Size = tuple[int, int]  # width, height in pixels
-
-
 Conversation = list[dict[str, object]]  # messages of role and content, the content cut into parts
+
+_PROCESSORS = tuple(dict.fromkeys(family.processor for family in FAMILIES.values()))
 
 
 class UnsupportedProcessorError(ValueError):
-    """Counts of this processor can't be told from headers; only the whole processor knows them."""
+    """The sizes of images do not tell how many tokens this processor makes of them."""
 
 
 class ImageProcessor(Protocol):
-    """What is read of Qwen-VL's image processors."""
+    """The attributes of Qwen-VL's image processors that are read here."""
 
     @property
     def patch_size(self) -> int: ...
@@ -32,6 +28,8 @@ class ImageProcessor(Protocol):
 
 
 class Processor(Protocol):
+    """The attributes of transformers' processors that are read here."""
+
     image_processor: ImageProcessor
     tokenizer: object
     chat_template: object
@@ -57,11 +55,11 @@ def count_image_tokens(
     pixel_bounds: Mapping[str, int],
     processor_kwargs: Mapping[str, object] | None = None,
 ) -> int:
-    """Visual tokens of an image of `width` x `height` pixels, as stored.
+    """Visual tokens of an image that is stored with `width` x `height` pixels.
 
-    `pixel_bounds`: `min_pixels` and `max_pixels` of the message, as far as set; `processor_kwargs`: the same
-    two, both or none, as veRL hands them to the processor (`data.mm_processor_kwargs`). Raises ValueError for
-    sides beyond 1 : 200 and for an image that max_pixels makes vanish, as the two packages do.
+    `pixel_bounds` holds the `min_pixels` and `max_pixels` of the message that are set. `processor_kwargs`
+    holds both or none of them, as veRL hands them to the processor (`data.mm_processor_kwargs`). Raises
+    ValueError for sides beyond 1 : 200 and for an image that max_pixels makes vanish, as the two packages do.
     """
     from qwen_vl_utils import vision_process
 
@@ -86,17 +84,18 @@ def processor_tokens(
 ) -> int:
     """Visual tokens of an image that reaches the processor with `width` x `height` pixels.
 
-    Raises ValueError as its own resize does, UnsupportedProcessorError for bounds that it does not tell.
+    Raises ValueError as the processor's resize does, and UnsupportedProcessorError for a processor that does
+    not name its bounds.
     """
     patch, merge = int(image_processor.patch_size), int(image_processor.merge_size)
     low, high = _processor_bounds(image_processor, processor_kwargs or {})
     resize = _own_resize(image_processor)
     rows, columns = resize(height, width, factor=patch * merge, min_pixels=low, max_pixels=high)
-    return (rows // patch) * (columns // patch) // merge**2
+    return visual_tokens(columns, rows, patch, merge)
 
 
 def _own_resize(image_processor: ImageProcessor) -> Callable[..., Size]:
-    """`smart_resize` of the module that the processor comes from: (height, width) to (height, width)."""
+    """`smart_resize` of the processor's module: from height and width to height and width."""
     return sys.modules[type(image_processor).__module__].smart_resize
 
 
@@ -117,9 +116,9 @@ def _processor_bounds(image_processor: ImageProcessor, told: Mapping[str, object
 
 
 def refuse_unknown(processor: Processor) -> None:
-    """By name: a subclass may do what it likes. Raises UnsupportedProcessorError."""
+    """Raise UnsupportedProcessorError for a class of no known family; a subclass may count otherwise."""
     own = getattr(processor, "image_processor", None)
-    for found, expected in ((processor, PROCESSORS), (own, IMAGE_PROCESSORS)):
+    for found, expected in ((processor, _PROCESSORS), (own, IMAGE_PROCESSORS)):
         kind = type(found)
         if kind.__name__ not in expected or not kind.__module__.startswith("transformers.models."):
             raise UnsupportedProcessorError(

@@ -1,4 +1,4 @@
-"""Tokens of rendered text, counted piece by piece."""
+"""Counts the tokens of rendered text, piece by piece, and keeps the counts of pieces met before."""
 
 from __future__ import annotations
 
@@ -7,40 +7,36 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from tpru_verl.data.tokens.processors import Processor, UnsupportedProcessorError
+from tpru_verl.models import FAMILIES, QWEN35_WORDS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-
 KNOWN_PIECES = 65_536  # pieces of text whose number of tokens is kept: tens of MB at most
 
-
-# Pre-tokenizers of Qwen2 to Qwen3-VL, of Qwen3.5 and of the demo's tiny model. No match of theirs goes from a
-# line feed on to a letter or from a letter on to a space, none looks back, and none that ends in a letter, or
-# in a line feed after a non-space, depends on what follows. So text may be cut there and keeps its tokens.
-_WORDS_APART = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+",
+# Pre-tokenizers of the families and of the demo's tiny model. None of their matches continues from a line
+# feed to a letter or from a letter to a space, and none looks back. A match that ends in a letter, or in a
+# line feed after a non-space, does not depend on the text behind it. So text keeps its tokens when cut there.
+DEMO_WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
+WORD_PATTERNS = tuple(
+    dict.fromkeys((*(family.words for family in FAMILIES.values()), QWEN35_WORDS, DEMO_WORDS))
 )
 
-
 _LINE_END = re.compile(r"\n(?<=\S\n)(?=[A-Za-z])")
-
-
 _WORD_END = re.compile(r" (?<=[A-Za-z] )(?=[A-Za-z])")
 
 
 class TextCounter:
-    """Tokens of rendered text; a line or word met before is not tokenized again."""
+    """Counts the tokens of rendered text. It tokenizes a line or word once.
+
+    Raises UnsupportedProcessorError for a tokenizer in which the image token is not one token.
+    """
 
     def __init__(self, processor: Processor) -> None:
         self._tokenizer = processor.tokenizer
         self._backend = cast("Tokenizer", getattr(processor.tokenizer, "backend_tokenizer"))  # noqa: B009
         self._pad = processor.image_token
-        # transformers sets both anew at each call; a call of ours must not find what it left.
+        # A call of transformers leaves its own settings of both behind, and sets them anew each time.
         self._backend.no_truncation()
         self._backend.no_padding()
         if len(self._backend.encode(self._pad * 3, add_special_tokens=False)) != 3:
@@ -55,7 +51,7 @@ class TextCounter:
         return [self._backend.to_str(), json.dumps(special, sort_keys=True, default=str)]
 
     def tokens(self, text: str) -> int:
-        """As `len(tokenizer(text).input_ids)`."""
+        """The length of `tokenizer(text).input_ids`."""
         if not self._cuts:
             return self._frame + self._piece(text)
         parts = text.split(self._pad)
@@ -91,7 +87,7 @@ class TextCounter:
 
 
 def _may_be_cut(backend: Tokenizer, pad: str) -> bool:
-    """Whether pads and ends of lines and words part text into pieces that are tokenized apart."""
+    """Whether text cut at image tokens, ends of lines and ends of words keeps its tokens."""
     added = list(backend.get_added_tokens_decoder().values())
     if any(token.lstrip or token.rstrip or token.single_word or " " in token.content for token in added):
         return False
@@ -102,11 +98,11 @@ def _may_be_cut(backend: Tokenizer, pad: str) -> bool:
         return False
     if type(backend.model).__name__ != "BPE" or getattr(backend.model, "dropout", None):
         return False
-    return any(_pre_tokenizes_by(backend, pattern) for pattern in _WORDS_APART)
+    return any(_pre_tokenizes_by(backend, pattern) for pattern in WORD_PATTERNS)
 
 
 def _overlap(content: str, pad: str) -> bool:
-    """Whether a match of one of the two could take a part of the other's."""
+    """Whether the two strings can share characters in a text."""
     ends = range(1, len(pad) + 1)
     return pad in content or any(content.endswith(pad[:n]) or content.startswith(pad[-n:]) for n in ends)
 
