@@ -1,15 +1,15 @@
-"""What the adapters share: where a row keeps its answer, and what the model said."""
+"""Parts that the adapters share: where a row keeps its answer, and the text of a completion."""
 
 import os
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shortened
 from typing import TypedDict
 
-from tpru_verl.grading import Grade, grade
+from tpru_verl.grading import Grade, grade, read_answer
 
 # The first of these that a row has (and that is not None) is its ground truth.
 ANSWERS = ("answer", "solution", "ground_truth", "label")
-# Some frameworks hand over undecorated tokens; what ends a turn is no part of the answer.
+# Some frameworks decode a response with its special tokens; those that end a turn are no part of it.
 _ENDS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>",
     "<|return|>", "</s>", "<eos>", "<end_of_turn>", "<turn|>", "<pad>", "<｜end▁of▁sentence｜>",  # noqa: RUF001
@@ -17,7 +17,7 @@ _ENDS = (
 
 
 class Settings(TypedDict):
-    """What of `Grade.score` a user chooses."""
+    """The arguments of `Grade.score` that a user chooses."""
 
     preset: str
     max_length: int | None
@@ -25,7 +25,7 @@ class Settings(TypedDict):
 
 
 def chosen(preset: str | None = None, max_length: int | None = None, ngram: int | None = None) -> Settings:
-    """What is given, else TPRU_PRESET, TPRU_MAX_LENGTH, TPRU_NGRAM, else `tpru` without penalties."""
+    """The given values, else TPRU_PRESET, TPRU_MAX_LENGTH and TPRU_NGRAM, else `tpru` without penalties."""
     return Settings(
         preset=preset or os.environ.get("TPRU_PRESET") or "tpru",
         max_length=_number("TPRU_MAX_LENGTH") if max_length is None else max_length,
@@ -42,24 +42,48 @@ def _number(variable: str) -> int | None:
     return int(text)
 
 
-def grade_answer(response: object, answer: object, column: str, info: object = None) -> Grade:
-    """Grades what a completion says; `info` (our `extra_info`) may hold its task and options.
+def has_opened_think(given: object = None, prompt: object = "") -> bool:
+    """Whether the chat template has opened `<think>`, so that a response begins inside of the reasoning.
 
-    Raises ValueError, naming `column`, where the answer is missing or the completion is none.
+    The given value decides, else TPRU_OPENED_THINK (0 or 1), else whether `prompt`, the text with its chat
+    template, ends with `<think>`. Raises ValueError for another value of the variable.
     """
-    if not isinstance(answer, str) or not answer.strip():
-        found = shortened(answer)
-        raise ValueError(f"{column}: found {found}, expected the right answer, such as 'C' or '4 2 3 1'")
+    if given is not None:
+        return bool(given)
+    told = os.environ.get("TPRU_OPENED_THINK")
+    if told in ("0", "1"):
+        return told == "1"
+    if told:
+        raise ValueError(f"TPRU_OPENED_THINK: found {told!r}, expected 0 or 1")
+    return isinstance(prompt, str) and prompt.rstrip().endswith("<think>")
+
+
+def grade_answer(
+    response: object, answer: object, column: str, info: object = None, *, opened: bool = False
+) -> Grade:
+    """Grades a completion; `info` (our `extra_info`) may hold its task, options and row id.
+
+    `opened`: the chat template has opened `<think>`. Raises ValueError, naming row and column, where the
+    right answer is missing or no response can match it, and where the completion is none.
+    """
     known = info if isinstance(info, Mapping) else {}
-    task, options = known.get("task"), known.get("options")
+    options, task = known.get("options"), str(known.get("task") or "") or None
     if isinstance(options, Mapping):
         options = {str(k): str(v) for k, v in options.items() if v is not None}
     else:
-        options = None
-    return grade(said(response), answer, task=str(task) if task else None, options=options or None)
+        options = {}
+    options = options if len(options) > 1 else None
+    try:
+        read_answer(answer, options, task)
+    except ValueError as error:
+        row = known.get("row_id")
+        raise ValueError(f"row {row}, {column}: {error}" if row else f"{column}: {error}") from None
+    return grade(said(response), str(answer), task=task, options=options, opened_think=opened)
 
 
-def grade_row(response: object, row: Mapping[str, object], where: str = "row") -> Grade:
+def grade_row(
+    response: object, row: Mapping[str, object], where: str = "row", *, opened: bool = False
+) -> Grade:
     """Grades a completion against the answer of its row, whatever that column is called."""
     column = next((name for name in ANSWERS if row.get(name) is not None), None)
     if column is None:
@@ -67,24 +91,28 @@ def grade_row(response: object, row: Mapping[str, object], where: str = "row") -
         raise ValueError(f"{where}: found {columns}, expected a right answer in {' or '.join(ANSWERS)}")
     info = row.get("extra_info") or row.get("info")
     info = {"options": row.get("options"), **(info if isinstance(info, Mapping) else {})}
-    return grade_answer(response, row[column], f"{where}, {column}", info)
+    return grade_answer(response, row[column], f"{where}, {column}", info, opened=opened)
 
 
-def grade_columns(completions: Sequence[object], columns: Mapping[str, object]) -> list[Grade]:
-    """Grades a batch whose rows are given as columns; what is not a list is no column."""
+def grade_columns(
+    completions: Sequence[object], columns: Mapping[str, object], *, opened: bool | None = None
+) -> list[Grade]:
+    """Grades a batch whose rows are given as columns; a value that is no list is no column."""
     rows = {name: values for name, values in columns.items() if isinstance(values, list | tuple)}
     for name, values in rows.items():
         if name in ANSWERS and len(values) != len(completions):
             raise ValueError(f"{name}: found {len(values)} values, expected {len(completions)} (completions)")
     kept = {name: values for name, values in rows.items() if len(values) == len(completions)}
-    return [
-        grade_row(completion, {name: values[i] for name, values in kept.items()}, f"row {i} of the batch")
-        for i, completion in enumerate(completions)
-    ]
+    grades = []
+    for i, completion in enumerate(completions):
+        row = {name: values[i] for name, values in kept.items()}
+        begun = has_opened_think(opened, row.get("prompts"))
+        grades.append(grade_row(completion, row, f"row {i} of the batch", opened=begun))
+    return grades
 
 
 def said(completion: object) -> str:
-    """The text of a completion: itself, or what the last message of the assistant says.
+    """The text of a completion: itself, or the content of the last message of the assistant.
 
     Reasoning that a server has put into a field of its own comes back as `<think>...</think>`.
     """
@@ -113,7 +141,7 @@ def without_end(text: str) -> str:
 
 
 def after_prompt(query: str, prompt: str) -> str:
-    """What follows the prompt in `query`, also where the prompt was cut, or its images became tokens."""
+    """The text after the prompt in `query`, also where the prompt was cut, or its images became tokens."""
     if query.startswith(prompt):
         return query[len(prompt) :]
     shortest, longest = 0, len(prompt)  # of the prompt's ends, the longest that occurs in the query

@@ -5,12 +5,19 @@
     dataset = dataset.remove_columns("prompt")  # AReaL passes its own
 
 Another preset, or a penalty: `functools.partial(reward_fn, preset="tpru_partial", max_length=1024)`, or
-TPRU_PRESET, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM in the environment.
+TPRU_PRESET, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM in the environment. A prompt that ends with `<think>`
+tells that the chat template has opened the reasoning; TPRU_OPENED_THINK=1 tells it where AReaL hands over
+messages.
+
+Example:
+    >>> response = "<think>The onion is cut last.</think><answer>B</answer>"
+    >>> reward_fn("Which comes next?", response, [1, 2], [3, 4], answer="B")
+    1.0
 """
 
 from collections.abc import Sequence
 
-from tpru_verl.reward_fns._rows import chosen, grade_row, without_end
+from tpru_verl.reward_fns._rows import chosen, grade_row, has_opened_think, without_end
 
 
 def reward_fn(
@@ -22,8 +29,9 @@ def reward_fn(
     preset: str | None = None,
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
     **row: object,
 ) -> float:
     """The reward of a completion against its row's `answer` (or solution, ground_truth, label)."""
-    found = grade_row(without_end(completions), row)
+    found = grade_row(without_end(completions), row, opened=has_opened_think(opened_think, prompt))
     return found.score(**chosen(preset, max_length, ngram), length=len(completion_ids))

@@ -4,13 +4,19 @@
     worker.reward.reward_function_kwargs.preset=tpru
 
 Penalties: `reward_function_kwargs.max_length` (in tokens) and `reward_function_kwargs.ngram`. The answer
-is the data's `answer_key`; task and options never reach a reward of EasyR1.
+is the data's `answer_key`; EasyR1 hands neither task nor options to a reward. Where the model's chat template
+opens `<think>`, set `reward_function_kwargs.opened_think=true`: EasyR1 hands over no prompt either.
+
+Example:
+    >>> response = "<think>The onion is cut last.</think><answer>B</answer>"
+    >>> compute_score([{"response": response, "response_length": 21, "ground_truth": "B"}])
+    [{'overall': 1.0, 'accuracy': 1.0, 'format': 1.0, 'partial': 1.0}]
 """
 
 from collections.abc import Mapping, Sequence
 from typing import overload
 
-from tpru_verl.reward_fns._rows import grade_answer
+from tpru_verl.reward_fns._rows import grade_answer, has_opened_think
 
 REWARD_NAME = "tpru"
 REWARD_TYPE = "batch"
@@ -25,25 +31,37 @@ def compute_score(
     preset: str = "tpru",
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
 ) -> list[Scores]: ...
 @overload
 def compute_score(
-    reward_inputs: Inputs, preset: str = "tpru", max_length: int | None = None, ngram: int | None = None
+    reward_inputs: Inputs,
+    preset: str = "tpru",
+    max_length: int | None = None,
+    ngram: int | None = None,
+    opened_think: bool | None = None,
 ) -> Scores: ...
 def compute_score(
     reward_inputs: Sequence[Inputs] | Inputs,
     preset: str = "tpru",
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
 ) -> list[Scores] | Scores:
     """`overall` (the reward), `accuracy`, `format` and `partial` of a `response` and its `ground_truth`.
 
-    A list of inputs gives a list, one input (reward type `sequential`) its own scores.
+    A list of inputs gives a list, one input (reward type `sequential`) its own scores. Raises ValueError
+    where a ground truth is missing or cannot be read.
     """
-    if not isinstance(reward_inputs, Mapping):
-        return [compute_score(item, preset, max_length, ngram) for item in reward_inputs]
-    g = grade_answer(reward_inputs.get("response"), reward_inputs.get("ground_truth"), "ground_truth")
-    tokens = reward_inputs.get("response_length")
-    length = int(tokens) if isinstance(tokens, int | float) else None
-    overall = g.score(preset, max_length=max_length, ngram=ngram, length=length)
-    return {"overall": overall, "accuracy": g.accuracy, "format": g.format, "partial": g.partial}
+    opened = has_opened_think(opened_think)
+
+    def scored(item: Inputs, column: str) -> Scores:
+        g = grade_answer(item.get("response"), item.get("ground_truth"), column, opened=opened)
+        tokens = item.get("response_length")
+        length = int(tokens) if isinstance(tokens, int | float) else None
+        overall = g.score(preset, max_length=max_length, ngram=ngram, length=length)
+        return {"overall": overall, "accuracy": g.accuracy, "format": g.format, "partial": g.partial}
+
+    if isinstance(reward_inputs, Mapping):
+        return scored(reward_inputs, "ground_truth")
+    return [scored(item, f"row {i} of the batch, ground_truth") for i, item in enumerate(reward_inputs)]

@@ -5,12 +5,17 @@
     worker.reward.reward_function_kwargs.preset=tpru
 
 Penalties: `reward_function_kwargs.max_length` (in characters) and `reward_function_kwargs.ngram`. The
-answer is the data's `answer_key`; task and options never reach a reward of EasyR1.
+answer is the data's `answer_key`; EasyR1 hands neither task nor options to a reward. Where the model's chat
+template opens `<think>`, set `reward_function_kwargs.opened_think=true`.
+
+Example:
+    >>> compute_score(["<think>The onion is cut last.</think><answer>B</answer>"], ["B"])
+    [{'overall': 1.0, 'accuracy': 1.0, 'format': 1.0, 'partial': 1.0}]
 """
 
 from typing import overload
 
-from tpru_verl.reward_fns._rows import grade_answer
+from tpru_verl.reward_fns._rows import grade_answer, has_opened_think
 
 Scores = dict[str, float]
 
@@ -22,6 +27,7 @@ def compute_score(
     preset: str = "tpru",
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
 ) -> list[Scores]: ...
 @overload
 def compute_score(
@@ -30,6 +36,7 @@ def compute_score(
     preset: str = "tpru",
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
 ) -> Scores: ...
 def compute_score(
     predicts: list[str] | str,
@@ -37,16 +44,23 @@ def compute_score(
     preset: str = "tpru",
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
 ) -> list[Scores] | Scores:
     """`overall` (the reward), `accuracy`, `format` and `partial` of responses and their right answers.
 
-    Two lists give a list, two texts (reward type `sequential`) the scores of one.
+    Two lists give a list, two texts (reward type `sequential`) the scores of one. Raises ValueError where
+    a ground truth is missing or cannot be read.
     """
-    if not isinstance(predicts, str):
-        if len(predicts) != len(ground_truths):
-            raise ValueError(f"ground_truths: found {len(ground_truths)} for {len(predicts)} predicts")
-        pairs = zip(predicts, ground_truths, strict=True)
-        return [compute_score(predict, truth, preset, max_length, ngram) for predict, truth in pairs]
-    g = grade_answer(predicts, ground_truths, "ground_truths")
-    overall = g.score(preset, max_length=max_length, ngram=ngram)
-    return {"overall": overall, "accuracy": g.accuracy, "format": g.format, "partial": g.partial}
+    opened = has_opened_think(opened_think)
+
+    def scored(predict: str, truth: object, column: str) -> Scores:
+        g = grade_answer(predict, truth, column, opened=opened)
+        overall = g.score(preset, max_length=max_length, ngram=ngram)
+        return {"overall": overall, "accuracy": g.accuracy, "format": g.format, "partial": g.partial}
+
+    if isinstance(predicts, str):
+        return scored(predicts, ground_truths, "ground_truths")
+    if len(predicts) != len(ground_truths):
+        raise ValueError(f"ground_truths: found {len(ground_truths)} for {len(predicts)} predicts")
+    pairs = enumerate(zip(predicts, ground_truths, strict=True))
+    return [scored(predict, truth, f"row {i} of the batch, ground_truths") for i, (predict, truth) in pairs]

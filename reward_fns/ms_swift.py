@@ -4,8 +4,15 @@
     swift rlhf --rlhf_type grpo ... --reward_funcs tpru \\
       --external_plugins "$(python -c 'import tpru_verl.reward_fns.ms_swift as m; print(m.__file__)')"
 
-The answer is the first of the columns answer, solution, ground_truth and label. Penalties:
-TPRU_MAX_LENGTH (in characters) and TPRU_NGRAM.
+The answer is the first of the columns answer, solution, ground_truth and label. Swift takes a column
+`answer` for the response of the model: rename it to `solution` (docs/rewards.md). Penalties:
+TPRU_MAX_LENGTH (in characters) and TPRU_NGRAM. TPRU_OPENED_THINK=1 tells that the chat template opens
+`<think>`.
+
+Example:
+    >>> reward = TPRU()
+    >>> reward(["<think>The onion is cut last.</think><answer>B</answer>"], solution=["B"])
+    [1.0]
 """
 
 import sys

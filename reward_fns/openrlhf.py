@@ -5,21 +5,35 @@
       "$(python -c 'import tpru_verl.reward_fns.openrlhf as m; print(m.__file__)')"
 
 Penalties: TPRU_MAX_LENGTH (in characters) and TPRU_NGRAM. OpenRLHF catches what a reward raises and only
-logs it: look for "Failed to fetch reward".
+logs it: look for "Failed to fetch reward". A prompt that ends with `<think>` tells that the chat template has
+opened the reasoning.
+
+Example:
+    >>> prompt = "Which comes next?"
+    >>> response = "<think>The onion is cut last.</think><answer>B</answer>"
+    >>> reward_func([prompt + response], [prompt], ["B"])["rewards"].tolist()
+    [1.0]
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from tpru_verl.reward_fns._rows import after_prompt, chosen, grade_answer, without_end
+from tpru_verl.reward_fns._rows import after_prompt, chosen, grade_answer, has_opened_think, without_end
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """`rewards` and `scores` of what follows the prompts; accuracy, format and partial in `extra_logs`."""
     from torch import tensor
 
-    triples = zip(queries, prompts, labels, strict=True)
-    grades = [grade_answer(without_end(after_prompt(q, p)), a, "labels") for q, p, a in triples]
+    grades = [
+        grade_answer(
+            without_end(after_prompt(query, prompt)),
+            label,
+            f"row {i} of the batch, labels",
+            opened=has_opened_think(prompt=prompt),
+        )
+        for i, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True))
+    ]
     rewards = tensor([g.score(**chosen()) for g in grades])
     names = ("accuracy", "format", "partial")
     logs = {name: tensor([getattr(g, name) for g in grades]) for name in names}

@@ -5,12 +5,20 @@
     ray job submit --runtime-env-json '{"env_vars": {"TPRU_PRESET": "tpru"}}' ...
 
 Slime's arguments have no place for a preset: its workers take it from their environment, and so the
-penalties, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM.
+penalties, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM. A prompt that ends with `<think>` tells that the chat
+template has opened the reasoning; TPRU_OPENED_THINK=1 tells it where a sample keeps its prompt as messages.
+
+Example:
+    >>> import asyncio
+    >>> from types import SimpleNamespace
+    >>> response = "<think>The onion is cut last.</think><answer>B</answer>"
+    >>> asyncio.run(tpru_reward(None, SimpleNamespace(response=response, label="B", metadata={})))
+    1.0
 """
 
 from typing import Any
 
-from tpru_verl.reward_fns._rows import chosen, grade_answer, without_end
+from tpru_verl.reward_fns._rows import chosen, grade_answer, has_opened_think, without_end
 
 
 async def tpru_reward(args: object, sample: Any, **kwargs: object) -> Any:
@@ -18,5 +26,7 @@ async def tpru_reward(args: object, sample: Any, **kwargs: object) -> Any:
     if isinstance(sample, list):
         return [await tpru_reward(args, one, **kwargs) for one in sample]
     response = without_end(sample.response)
-    found = grade_answer(response, sample.label, "label", sample.metadata)
+    opened = has_opened_think(prompt=getattr(sample, "prompt", None))
+    place = "label" if getattr(sample, "index", None) is None else f"sample {sample.index}, label"
+    found = grade_answer(response, sample.label, place, sample.metadata, opened=opened)
     return found.score(**chosen(), length=getattr(sample, "response_length", None) or None)

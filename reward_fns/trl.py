@@ -6,7 +6,13 @@
 
 Another preset, or a penalty: `functools.partial(tpru_reward, preset="tpru_partial", max_length=1024)`.
 TRL's script takes it as `--reward_funcs tpru_verl.reward_fns.trl.tpru_reward`, and from the environment
-TPRU_PRESET, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM.
+TPRU_PRESET, TPRU_MAX_LENGTH (in tokens) and TPRU_NGRAM. TRL hands over a conversation without its chat
+template: where the template opens `<think>`, say `opened_think=True`, or TPRU_OPENED_THINK=1.
+
+Example:
+    >>> response = "<think>The onion is cut last.</think><answer>B</answer>"
+    >>> tpru_reward(prompts=["Which comes next?"], completions=[response], answer=["B"])
+    [1.0]
 """
 
 from collections.abc import Callable, Sequence
@@ -20,12 +26,13 @@ def tpru_reward(
     preset: str | None = None,
     max_length: int | None = None,
     ngram: int | None = None,
+    opened_think: bool | None = None,
     completion_ids: Sequence[Sequence[int]] | None = None,
     log_metric: Callable[[str, float], None] | None = None,
     **columns: object,
 ) -> list[float | None]:  # TRL's type; None never comes
     """The rewards of completions, texts or lists of messages; logs their mean accuracy and format."""
-    grades = grade_columns(completions, columns)
+    grades = grade_columns(completions, columns, opened=opened_think)
     if log_metric is not None and grades:
         log_metric("tpru/accuracy", sum(g.accuracy for g in grades) / len(grades))
         log_metric("tpru/format", sum(g.format for g in grades) / len(grades))

@@ -1,16 +1,30 @@
 """The one data model: what a TPRU row is, and what makes one valid.  Standard library only."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 
+from tpru_verl.grading import read_answer
+
 NONE_OPTION = "None of the choices provided"
 IMAGE_TAG = "<image>"
 MAX_IMAGES = 32  # the published rows have at most 7; far more is a broken row, not a long one
 
-_MARKER = re.compile(r"(?<![A-Za-z0-9])\(?([A-Z])[.):]")
+_BOLD = r"(?:\*\*|__|[*`])?"
+# "A. ", "(A) ", "[A] ", "Option A: ", "- **A.** ", "1. A) ", and Chinese marks. An enumeration comma (U+3001)
+# between two letters lists letters ("A, B, C"), not options.
+_MARKER = re.compile(
+    r"(?<![A-Za-z0-9])(?:[-*+>\u2022]\s+|^[ \t]*\d{1,2}[.)][ \t]+)?"
+    + _BOLD
+    + r"(?:(?:[Oo]ption|OPTION)\s+|\u9009\u9879\s?)?"
+    r"[(\[\uff08\u3010]?" + _BOLD + r"([A-Z\uff21-\uff3a])" + _BOLD + r"\\?"
+    r"(?:[.):\]\uff0e\uff09\uff1a\u3011]{1,2}|\u3001(?!\s?[A-Z\uff21-\uff3a](?![A-Za-z])))" + _BOLD,
+    re.MULTILINE,
+)
 _GIVEN_STEP = re.compile(r"step\s?(\d)\s?[:.)]?\s?<image>")
 _REORDERING_WORDS = ("reorder", "random order", "correct sequence", "correct order", "shuffled")
 _PREVIOUS_WORDS = ("previous", "before step", "precede", "prior to")
@@ -54,43 +68,88 @@ class Sample:
 
 
 def parse_options(problem: str) -> dict[str, str]:
-    """Letter -> text of the options that a problem lists as `A. ...`, `B) ...` or `(C) ...`.
+    """Letter -> text of the options that a problem lists: `A. ...`, `(B) ...`, `Option C: ...`, `D\u3001...`.
 
-    The last run of markers A, B, C, ... counts, because a description before it may hold letters, too.
-    An option that is an image has the text "<image>". Empty when there are fewer than two.
+    Markdown lists and bold marks do not matter. The last run of marks A, B, C, ... counts, because a
+    description before it may hold letters, too. An option that is an image has the text "<image>". Empty
+    when there are fewer than two.
     """
-    return dict(_parsed_options(problem))
+    return {letter: _one_line(problem[start:end]) for letter, (start, end) in _parsed_options(problem)}
+
+
+Span = tuple[int, int]
 
 
 @lru_cache(maxsize=256)  # a row's problem is read by its checks, its task and its grade, one after another
-def _parsed_options(problem: str) -> tuple[tuple[str, str], ...]:
+def _parsed_options(problem: str) -> tuple[tuple[str, Span], ...]:
+    """Letter and place of each option's text."""
     run: list[re.Match[str]] = []
     best: list[re.Match[str]] = []
     for marker in _MARKER.finditer(problem):
-        if marker[1] == "A":
+        if _letter(marker) == "A":
             run = [marker]
-        elif run and ord(marker[1]) == ord("A") + len(run):
+        elif run and ord(_letter(marker)) == ord("A") + len(run):
             run.append(marker)
         if len(run) > 1:
             best = run
-    options: dict[str, str] = {}
-    for i, marker in enumerate(best):
-        last = i + 1 == len(best)
-        text = problem[marker.end() :].strip() if last else problem[marker.end() : best[i + 1].start()]
-        if last:  # what follows the options is no part of the last one
-            text = text.split("\n", 1)[0]
-            text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
-        options[marker[1]] = " ".join(text.split()).rstrip(",;")
-    return tuple(options.items())
-
-
-def option_spans(problem: str, options: Mapping[str, str]) -> list[tuple[int, int]]:
-    """Where the options' texts stand in the problem, the last time that all are listed; [] where nowhere."""
-    pattern = "".join(
-        rf"(?<![A-Za-z0-9])\(?{letter}[.):]\s*({_words(text)})[\s,;]*" for letter, text in options.items()
+    ends = [*(marker.start() for marker in best[1:]), len(problem)]
+    return (
+        tuple(
+            (_letter(marker), _text_span(problem, marker.end(), end, last=marker is best[-1]))
+            for marker, end in zip(best, ends, strict=True)
+        )
+        if best
+        else ()
     )
-    found = list(re.finditer(pattern, problem)) if options else []
-    return [found[-1].span(i + 1) for i in range(len(options))] if found else []
+
+
+def _letter(marker: re.Match[str]) -> str:
+    letter = marker[1]
+    return letter if letter.isascii() else chr(ord(letter) - 0xFEE0)  # "\uff21" is a wide "A"
+
+
+def _text_span(problem: str, start: int, end: int, *, last: bool) -> Span:
+    """Where the text of an option lies between its mark and the next one, or the end of the problem."""
+    text = problem[start:end]
+    start += len(text) - len(text.lstrip())
+    text = text.strip()
+    if last:  # what follows the options is no part of the last one
+        text = text.split("\n", 1)[0]
+        text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
+    return start, start + len(text.rstrip(" \t\n\r,;\uff1b\uff0c\u3001*`"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def option_spans(problem: str, options: Mapping[str, str]) -> list[Span]:
+    """Where the options' texts stand in the problem, the last time that all are listed; [] where nowhere."""
+    parsed = _parsed_options(problem)
+    if options and [(letter, _one_line(problem[slice(*span)])) for letter, span in parsed] == [
+        *options.items()
+    ]:
+        return [span for _, span in parsed]
+    patterns = [(letter, re.compile(rf"\s*({_words(text)})")) for letter, text in options.items()]
+    found: list[Span] = []
+    run: list[Span] = []  # of the options that follow one another up to here
+    for marker in _MARKER.finditer(problem) if options else ():
+        at = run[-1][1] if run else 0
+        if run and marker.start() < at:  # a letter inside of an option's text
+            continue
+        if run and problem[at : marker.start()].strip(" \t\r\n,;*"):
+            run = []
+        for k in (len(run), 0):
+            letter, pattern = patterns[k]
+            text = pattern.match(problem, marker.end()) if letter == _letter(marker) else None
+            if text:
+                run = [*run[:k], text.span(1)]
+                break
+        else:
+            run = []
+        if len(run) == len(patterns):
+            found, run = run, []
+    return found
 
 
 def _words(text: str) -> str:
@@ -138,13 +197,10 @@ def problems_of(problem: object, answer: object, n_images: int) -> list[str]:
         found.append(f"images: found {n_images}, expected {tags}, one for each {IMAGE_TAG} tag in problem")
     elif not 1 <= n_images <= MAX_IMAGES:
         found.append(f"images: found {n_images}, expected 1 to {MAX_IMAGES}")
-    options = parse_options(problem)
-    if not isinstance(answer, str) or not answer.strip():
-        found.append(f"answer: found {_short(answer)}, expected an option letter or an order")
-    elif options and answer.strip() not in options and sorted(answer.strip()) != sorted(options):
-        found.append(f"answer: found {_short(answer)}, expected one of {', '.join(options)}")
-    elif not options and not _is_order(answer) and not re.fullmatch(r"\s*[A-Z]\s*", answer):
-        found.append(f"answer: found {_short(answer)}, expected a letter or an order such as '4 2 3 1'")
+    try:
+        read_answer(answer, parse_options(problem) or None)
+    except ValueError as error:
+        found.append(f"answer: {error}")
     return found
 
 

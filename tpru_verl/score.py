@@ -1,4 +1,4 @@
-"""`tpru score`: rollouts that a trainer wrote, graded again, so that presets can be compared before a run."""
+"""`tpru score`: grades again the rollouts that a trainer wrote, to compare presets before a run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from statistics import fmean
 
 from rich.table import Table
 
-from tpru_verl.grading import PRESETS, Grade, grade
+from tpru_verl.grading import PRESETS, Grade, grade, read_answer
 from tpru_verl.sample import parse_options, recognise_task
 from tpru_verl.terminal import percent
 
-# The key of each framework's dump: veRL's `rollout_data_dir` and `validation_data_dir`, then what others say.
+# The keys of a dump: those of veRL's `rollout_data_dir` and `validation_data_dir`, then those of others.
 PROMPTS, RESPONSES = ("input", "prompt", "problem"), ("output", "response", "completion", "prediction")
 ANSWERS = ("gts", "ground_truth", "answer", "solution", "label")
 BINS = 8  # of the histogram; the default preset has the values 0, 1/8, 7/8 and 1
@@ -26,17 +26,22 @@ _EASYR1 = re.compile(r"^\[(prompt|output|ground_truth|score)\] ", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Rollout:
-    """One response of a dump; `recorded` is the score it was trained with, `group` the prompt it answers."""
+    """One response of a dump.
+
+    `recorded` is the score it was trained with, `group` the prompt it answers, `place` the file, the row and
+    the key of its right answer.
+    """
 
     prompt: str
     response: str
     answer: str
     recorded: float | None
     group: str
+    place: str
 
 
 @dataclass
-class Tally:
+class PresetTally:
     """The grades of one task's rollouts."""
 
     grades: list[Grade] = field(default_factory=list)
@@ -89,25 +94,27 @@ def _read_jsonl(path: Path) -> Iterator[Rollout]:
 
 
 def _rollout(record: Mapping[str, object], place: str) -> Rollout:
-    prompt, response, answer = (
-        next((record[key] for key in keys if isinstance(record.get(key), str)), None)
+    prompt_key, response_key, answer_key = (
+        next((key for key in keys if isinstance(record.get(key), str)), None)
         for keys in (PROMPTS, RESPONSES, ANSWERS)
     )
-    if response is None or answer is None:
-        missing = RESPONSES if response is None else ANSWERS
+    if response_key is None or answer_key is None:
+        missing = RESPONSES if response_key is None else ANSWERS
         raise ValueError(
             f"{place}: found keys {', '.join(record)}; expected text in one of {', '.join(missing)}"
         )
     score = record.get("score")
     uid = str(record.get("uid") or "")
     # veRL's uid ends in the numbers of the sample and of its output.
-    group = re.sub(r"_\d+_\d+$", "", uid) if uid else str(prompt or place)
+    prompt = str(record[prompt_key]) if prompt_key else ""
+    group = re.sub(r"_\d+_\d+$", "", uid) if uid else prompt or place
     return Rollout(
-        str(prompt or ""),
-        str(response),
-        str(answer),
+        prompt,
+        str(record[response_key]),
+        str(record[answer_key]),
         float(score) if isinstance(score, (int, float)) else None,
         f"{record.get('step', '')}/{group}",
+        f"{place}, {answer_key}",
     )
 
 
@@ -119,31 +126,37 @@ def _read_log(path: Path) -> Iterator[Rollout]:
         raise ValueError(f"{path}: expected entries of [prompt], [output], [ground_truth], [score]")
     for start in range(0, len(records), 4):
         prompt, response, answer, score = (text.strip("\n") for _, text in records[start : start + 4])
+        place = f"{path} entry {start // 4 + 1}:"
         try:
             recorded = float(score)
         except ValueError:
-            raise ValueError(
-                f"{path} entry {start // 4 + 1}: found [score] {score!r}, expected a number"
-            ) from None
-        yield Rollout(prompt, response, answer, recorded, prompt)
+            raise ValueError(f"{place} found [score] {score!r}, expected a number") from None
+        yield Rollout(prompt, response, answer, recorded, prompt, f"{place} [ground_truth]")
 
 
-def score_rollouts(path: Path) -> dict[str, Tally]:
-    """Grade a dump; one tally a task that the prompts name ("not recognised" for the others), and `all`."""
-    tallies: dict[str, Tally] = {}
+def score_rollouts(path: Path) -> dict[str, PresetTally]:
+    """Grades a dump: a tally for each task that the prompts name, "not recognised" for the others, and `all`.
+
+    A prompt that ends with `<think>` tells that the chat template has opened the reasoning. Raises ValueError
+    with file, row and key for a right answer that no response can match, and as `read_rollouts`.
+    """
+    tallies: dict[str, PresetTally] = {}
     for rollout in read_rollouts(path):
-        task = recognise_task(rollout.prompt)
-        found = grade(
-            rollout.response, rollout.answer, task=task, options=parse_options(rollout.prompt) or None
-        )
+        task, options = recognise_task(rollout.prompt), parse_options(rollout.prompt) or None
+        try:
+            read_answer(rollout.answer, options, task)
+        except ValueError as error:
+            raise ValueError(f"{rollout.place}: {error}") from None
+        opened = rollout.prompt.rstrip().endswith("<think>")
+        found = grade(rollout.response, rollout.answer, task=task, options=options, opened_think=opened)
         for name in (task.value if task else "not recognised", "all"):
-            tallies.setdefault(name, Tally()).add(rollout, found)
+            tallies.setdefault(name, PresetTally()).add(rollout, found)
     if not tallies:
         raise ValueError(f"{path}: found 0 rollouts, expected at least 1")
     return {**{name: tallies[name] for name in sorted(tallies) if name != "all"}, "all": tallies["all"]}
 
 
-def summary(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float | int | None]]:
+def summary(tallies: Mapping[str, PresetTally]) -> dict[str, dict[str, float | int | None]]:
     """Numbers for a file: counts, shares, means of each preset, and of the score that was recorded."""
     return {
         name: {
@@ -160,8 +173,8 @@ def summary(tallies: Mapping[str, Tally]) -> dict[str, dict[str, float | int | N
     }
 
 
-def tables(tallies: Mapping[str, Tally]) -> list[Table]:
-    """For a terminal: a line a task, and the histogram of each preset's scores."""
+def tables(tallies: Mapping[str, PresetTally]) -> list[Table]:
+    """Tables for a terminal: one row for each task, and a histogram of the scores of each preset."""
     tasks = Table(title="Rollouts, graded", title_justify="left")
     presets = [f"score: {preset}" for preset in PRESETS]
     for column in ("", "n", "right", "well-formed", "parsed", "recorded", *presets, "no signal"):
@@ -171,11 +184,13 @@ def tables(tallies: Mapping[str, Tally]) -> list[Table]:
         means = (_mean(line[key]) for key in ("recorded", *(f"score_{preset}" for preset in PRESETS)))
         silent = percent(line[f"without_signal_{PRESETS[0]}"])
         tasks.add_row(name.replace("_", " "), f"{line['n']:,}", *shares, *means, silent)
-    tasks.caption = f"no signal: groups of one prompt with equal scores ({PRESETS[0]}), advantage 0"
+    tasks.caption = (
+        f"no signal: groups of one prompt whose scores are equal ({PRESETS[0]}), so that GRPO learns nothing"
+    )
     return [tasks, _histogram(tallies["all"])]
 
 
-def _histogram(tally: Tally) -> Table:
+def _histogram(tally: PresetTally) -> Table:
     slots = {
         preset: Counter(min(int(found.score(preset) * BINS), BINS) for found in tally.grades)
         for preset in PRESETS

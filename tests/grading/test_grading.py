@@ -1,6 +1,7 @@
 """The grader: tolerant of how an answer is written, strict about what it says."""
 
 import math
+import re
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
@@ -85,7 +86,7 @@ def test_ways_to_write_a_letter(answer: str) -> None:
             "\\boxed{A}\\boxed{C}",
             "C \\boxed{D}",
         ),
-        *("", " ", "?", "3", "the third", "Cat", "C" * 300, "A red ball", "not sure", "\u0421", "A-frame"),
+        *("", " ", "?", "3", "the third", "Cat", "C" * 300, "A red ball", "not sure", "\u0411", "A-frame"),
         *("4 2 3 1", "Answer:", "The answer is", "\\boxed{}", "<C>", "C</answer", "<answer>C", "<think>C"),
     ],
 )
@@ -263,11 +264,17 @@ def test_order_of_letters_only_where_an_order_is_asked_for() -> None:
         ("<answer>C</answer><think>x</think>", None),
         ("<think>x</think><answer>C</answer><think>y</think>", None),
         ("<think>x</think><answer>C</answer></think>", None),
-        ("<think>x<think>y</think></think><answer>C</answer>", None),
+        ("<think>x<think>y</think></think><answer>C</answer>", "C"),  # a tag may be named in the reasoning
         ("<think>x</think>y</think><answer>C</answer>", None),
         ("<answer>C</answer>" * 16, "C"),
         ("<answer>C</answer>" * 16 + "<answer>D", None),
-        ("<think>x<think>y</think><answer>C</answer>", None),
+        ("<think>x<think>y</think><answer>C</answer>", "C"),
+        ("<think>Write <think>..</think> and <answer>A</answer>.</think><answer>C</answer>", "C"),
+        ("<think>x</think><ANSWER>C</ANSWER>", "C"),
+        ("<THINK>A?</THINK><Answer>C</Answer>", "C"),
+        ("<think>x</think><!-- <answer>C</answer> -->", None),
+        ("<think>x</think><!-- <answer>A</answer> --><answer>C</answer>", "C"),
+        ("<think>x</think><!-- <answer>C</answer>", None),
         ("<think>x</think><answer><answer>C</answer></answer>", None),
         ("<think>x</think><answer>C</answer></answer>", None),
         ("<think>x</think></answer><answer>C</answer>", None),
@@ -305,6 +312,11 @@ def test_final_answer_after_the_reasoning_counts(response: str, parsed: str | No
         ("<think>x</think><answer>C<answer>D</answer>", 0.0),
         ("<answer>C</answer><think>x</think>", 0.0),
         ("<answer>C</answer>", 0.0),
+        ("<think></think><answer>C</answer>", 0.0),
+        ("<think> \n\u200b</think><answer>C</answer>", 0.0),
+        ("<think>...</think><answer>C</answer>", 0.0),
+        ("<think>\u56fe</think><answer>C</answer>", 1.0),
+        ("x</think><answer>C</answer>", 0.0),  # as long as nobody says that the template opened the reasoning
     ],
 )
 def test_format_is_all_or_nothing(response: str, form: float) -> None:
@@ -656,6 +668,9 @@ def test_penalty_stays_in_range_and_on_the_grid(text: str, max_length: int, ngra
 # --- any order, any options, any text around them -----------------------------------------------------
 
 PLAIN = st.text(st.characters(exclude_characters="<"))
+AFTER = st.text(
+    st.characters(exclude_characters="<ABCDEFGH")
+)  # a letter after an answer may be another answer
 STYLES = (
     "{}",
     " {} \n",
@@ -693,7 +708,8 @@ def test_any_order_in_any_text(
     assert result.parsed == " ".join(order)
     assert result.accuracy == float(order == other)
     assert result.partial == order_credit(order, other)
-    assert result.format == float(not (between + after).strip() and "<answer>" not in quoted)
+    formed = not (between + after).strip() and "<answer>" not in quoted and re.search(r"\w", thought + quoted)
+    assert result.format == float(bool(formed))
 
 
 # No letter of the words that may stand before an answer, so that an option's text is nothing but itself.
@@ -706,7 +722,7 @@ OPTION_SETS = st.lists(
 ).map(lambda texts: dict(zip("ABCDEFGH", texts, strict=False)))
 
 
-@given(st.data(), OPTION_SETS, PLAIN, PLAIN)
+@given(st.data(), OPTION_SETS, PLAIN, AFTER)
 def test_any_options_in_any_text(
     data: st.DataObject, options: dict[str, str], thought: str, after: str
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,6 @@ from math import comb
 
 from tpru_verl.eval.item import Item
 from tpru_verl.grading import grade
-
-_TAG = re.compile(r"</?answer>")
-_LAST = re.compile(
-    r"\W*(?:so|therefore|thus|hence)?\W*(?:the|my)?\s*(?:final|correct|best|right)?\s*(?:answer|option|choice)\b",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -31,26 +24,11 @@ def judge(item: Item, response: str) -> Verdict:
     """The verdict on one response.
 
     An answer in `<answer>` counts as in training. A response without that tag, as other prompts ask for
-    it, is read whole, without its reasoning; failing that its last line, if that says to be the answer.
+    it, is read by the grader's rules for untagged responses: as a whole, else by its last line.
     """
-    found = grade(response, item.answer, options=_options(item))
-    well_formed = found.format == 1
-    if not _TAG.search(response):
-        said = response.rpartition("</think>")[2].strip()
-        for text in (said, _last_line(said)):
-            if found.parsed is None and text and "<think>" not in text:
-                found = grade(f"<answer>{text}</answer>", item.answer, options=_options(item))
-    return Verdict(found.parsed, found.accuracy == 1, well_formed)
-
-
-def _options(item: Item) -> dict[str, str] | None:
     options = {**item.options, **{text: text for text in item.accepted}}
-    return options or None
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if len(lines) > 1 and _LAST.match(lines[-1]) else ""
+    found = grade(response, item.answer, options=options or None, untagged=True)
+    return Verdict(found.parsed, found.accuracy == 1, found.format == 1)
 
 
 def majority(parsed: Sequence[str | None]) -> str | None:

@@ -1,10 +1,14 @@
-"""How much of an order an answer keeps: measures in [0, 1]."""
+"""Orders: how an order is written, and how much of it an answer keeps."""
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
+from string import ascii_uppercase
+
+__all__ = ["MEASURES", "NUMBER_WORDS", "counts_up", "order_credit", "order_of"]
 
 MEASURES = ("exact", "positions", "kendall", "lis", "adjacent")
 
@@ -57,3 +61,63 @@ def _longest_increasing(ranks: Sequence[int]) -> int:
         at = bisect_left(tails, rank)
         tails[at : at + 1] = [rank]
     return len(tails)
+
+
+_NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS, start=1)}
+_PLACES = {word: place for place, word in enumerate(_ORDINALS, start=1)}
+_FILLER = re.compile(  # words of an order that are no label
+    r"(?<![a-z])(?:(?:image|frame|photo|picture|panel|step)s?|the|and|then|next|finally|last(?:ly)?|after\s+that"
+    r"|followed\s+by|comes?|is|\\(?:rightarrow|to|lt|gt))(?![a-z])"
+    r"|\u56fe\u7247|\u56fe\u50cf|\u56fe|\u5e27|\u7136\u540e|\u63a5\u7740|\u6700\u540e|\u9996\u5148|\u518d|\u7b2c|\u5f20",
+    re.IGNORECASE,
+)
+_ORDINAL_ENDING = re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
+_LIST_MARK = re.compile(  # "1. ", "(1) ", "Step 1: "
+    r"(?<![^\s,;])(?:(?:step|position|place)\s?(\d{1,2})\s?[.):]?|\(?(\d{1,2})[.)])\s+(?=\S)", re.IGNORECASE
+)
+_SEPARATORS = str.maketrans(
+    dict.fromkeys(",;-><&\u2192\u27f6\u21d2\u2794\u279c\u2013\u2014=#\u3001()[]{}", " ")
+)
+
+
+def order_of(text: str) -> tuple[str, ...] | None:
+    """The labels of the order that a short text gives, or None.
+
+    An order is two or more labels, each once: numbers (`4 2 3 1`, `4231`, `image 4 -> image 2`,
+    `first 4, then 2`, `4th, 2nd`, `four two`) or letters (`CABD`). A numbered list (`1. Image 4`) gives
+    the labels of its lines.
+    """
+    marks = [int(a or b) for a, b in _LIST_MARK.findall(text)]
+    if len(marks) > 1 and marks == list(range(1, len(marks) + 1)):
+        listed = _labels(_LIST_MARK.sub(" ", text))
+        if listed and len(listed) == len(marks):
+            return listed
+    return _labels(text)
+
+
+def _labels(text: str) -> tuple[str, ...] | None:
+    words = _ORDINAL_ENDING.sub("", _FILLER.sub(" ", text)).translate(_SEPARATORS).casefold().split()
+    places = [_PLACES[word] for word in words if word in _PLACES]
+    labels = [NUMBER_WORDS.get(word, word) for word in words if word not in _PLACES]
+    if places and not labels:
+        labels = [str(place) for place in places]
+    elif places != list(
+        range(1, len(places) + 1)
+    ):  # "first 4, second 2" counts, "second 2, first 4" does not
+        return None
+    joined = "".join(labels)
+    if not joined.isascii() or not (joined.isdigit() or joined.isalpha()):
+        return None
+    if len(words) == 1 and labels == words:
+        labels = list(joined)
+    elif joined.isalpha() and len(joined) != len(labels):
+        return None
+    return tuple(map(str.upper, labels)) if len(labels) > 1 and len(set(labels)) == len(labels) else None
+
+
+def counts_up(labels: Sequence[str]) -> bool:
+    """Whether the labels are 1..n, 0..n-1 or A..; `STOP` and `POTS` are two buttons, not two orders."""
+    numbers = [str(i) for i in range(len(labels) + 1)]
+    return set(labels) in (set(numbers[1:]), set(numbers[:-1]), set(ascii_uppercase[: len(labels)]))

@@ -1,0 +1,255 @@
+"""Compare: which option, or which order, a short text names.
+
+A text names an option by its letter, by its text or by both, and may add a remark that contradicts neither:
+`C`, `(C) 4 2 3 1`, `the red cup`, `C is correct`, `C, not A`. A remark that denies the answer, offers
+another one or gives the text of another option leaves no answer at all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from tpru_verl.grading.normalise import plain, squash, undress
+from tpru_verl.grading.orders import NUMBER_WORDS, order_of
+
+__all__ = ["MAX_ANSWER", "announces", "choice_of", "named_order", "read"]
+
+MAX_ANSWER = 256  # characters; a longer answer is an essay, not a choice
+
+_NOUN = r"(?:answer|option|choice|letter|order|sequence|image|frame|picture|photo)s?"
+_BE = r"(?:is|are|was|(?:must|should|would)\s+be)"
+_LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option", "答案是", "选"
+    r"(?:(?:"
+    r"(?:so|therefore|thus|hence|finally|overall|consequently|in\s+conclusion)(?![a-z])"
+    r"|(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best|most\s+likely)\s+)*" + _NOUN + r"(?![a-z])"
+    r"(?:\s+(?:of|for)\s+the\s+(?:images|frames|pictures|photos|steps)(?![a-z]))?(?:\s*"
+    + _BE
+    + r"(?![a-z]))?"
+    r"|(?:i|we)(?:\s+(?:would|will)|'ll|'d)?\s+(?:choose|pick|select|say|think|believe|go\s+(?:with|for))(?![a-z])"
+    r"(?:\s+(?:that\s+)?it(?:\s+is|'s)(?![a-z]))?"
+    r"|(?:it|this|that)(?:\s+" + _BE + r"|'s)(?![a-z])"
+    r"|因此|所以|综上|我|应该?|故|正确|最终|最佳|的|答案|选项|选择|选|顺序|为|是"
+    r")[\s,:=]*)+",
+    re.IGNORECASE,
+)
+_CONFIRMED = re.compile(
+    r"\s+is\s+(?:the\s+)?(?:final|correct|right|best)(?:\s+" + _NOUN + r")?$", re.IGNORECASE
+)
+_ANNOUNCEMENT = re.compile(
+    r"answer|option|choice|choose|pick|select|go\s+(?:with|for)|答案|选", re.IGNORECASE
+)
+
+# A character of a word. Chinese and Japanese have no space between a word and a letter.
+_INNER = r"[^\W\u3040-\u30ff\u3400-\u9fff]"
+_ENDS = rf"(?!['\u2019]?{_INNER})"
+_LETTER = re.compile(r"[(\[{\u3010\u300c]?\s?([A-Za-z])" + _ENDS)
+_LABEL = re.compile(r"\s?[)\]}\u3011\u300d.:\u3002\u3001]+")  # "C. text": the text is the option's
+_REMARK = re.compile(  # "C, text", "C - text", "C because", "C is correct", "C and not A"
+    r"\s?[,;!]|\s+(?=[-\u2013\u2014(\[])|\s+(?=(?:is|was|seems|(?:must|should|would)\s+be|(?:and|but)\s+not|not"
+    r"|because|since|as|rather\s+than|instead\s+of)\b)|\s*(?=是?(?:正确|对)|而?不是)",
+    re.IGNORECASE,
+)
+_LETTER_AFTER = re.compile(r"[(\[\u3010]\s?([A-Za-z])\s?[)\]\u3011]$")  # "the red cup (C)"
+
+_LONE_LETTER = re.compile(rf"(?<!{_INNER})(?<!{_INNER}['\u2019])([A-Za-z]){_ENDS}")
+_ARTICLE = re.compile(r"\ba(?=\s+[a-z]{2})")
+_LABEL_GROUP = re.compile(r"\b(?:[A-H]{2,}|[A-H]\d+)\b")  # "BCDE", "B1"
+
+_EXCLUDED = re.compile(  # "and not B", "(not A or D)", "rather than B"
+    r"(?:(?:\b(?:and|but)\s+)?\b(?:not|rather\s+than|instead\s+of)\s+|而?不是\s*)(?:(?:option|image|the)\s+)*"
+    r"\(?(?-i:[A-Z])\)?(?![\w'])(?:\s*(?:,|/|\b(?:or|nor|and)\b|或|和)\s*(?:option\s+)?\(?(?-i:[A-Z])\)?(?![\w']))*",
+    re.IGNORECASE,
+)
+_AFFIRMED = re.compile(  # "is correct", "is the right answer", "正确"
+    r"(?:(?:it|this|that|which)\s+)?(?:(?:" + _BE + r"|seems|seems\s+to\s+be)\s+)?"
+    r"(?:(?:the|my|clearly|definitely|most\s+likely)\s+)*"
+    r"(?:(?:final|correct|right|best|true)(?:\s+"
+    + _NOUN
+    + r"|\s+one)?|(?:(?<=the\s)|(?<=my\s))"
+    + _NOUN
+    + r")"
+    r"(?=\s*(?:$|[,.;:!()-]|because\b|since\b|as\b))|是?(?:正确|对)的?(?:答案|选项)?",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(  # at the start of a remark, or of the answer itself
+    r"(?:(?:is|are|was|it|this|that|which|but|definitely|certainly|clearly|probably|surely|actually|i|am|be"
+    r"|must|should|would|could|can|does|do)\s+)*(?:not|never|no(?=\s*$|\s*[,.;:!])|none(?=\s+of\s+th(?:em|ese|ose))|neither|nor"
+    r"|cannot|wrong|incorrect|false|isn['\u2019]t|can['\u2019]t|doesn['\u2019]t|wasn['\u2019]t|won['\u2019]t"
+    r"|unlikely|except)(?![\w'])"
+    r"|.*\b(?:is|it's|that's|was|be)\s+(?:\w+\s+)?(?:wrong|incorrect|false)\b"
+    r"|.*\bnot\s+(?:\w+\s+)?(?:right|correct|answer|option|choice|one|it)\b"
+    r"|.*(?:不对|不是|不正确|错)",
+    re.IGNORECASE | re.DOTALL,
+)
+_DENIAL = re.compile(
+    r"\b(?:no|not|none|never|neither|nor|cannot|wrong|incorrect|false|unlikely|except)\b|n['\u2019]t\b|[不错非没]",
+    re.IGNORECASE,
+)
+_SECOND = re.compile(  # a second answer beside the first one
+    r"\W*(?:or|either|both)\b|.*\b(?:another|the\s+other)\s+(?:one|option|choice|answer)\b|.*\ball\s+of\b|.*\d\W*(?:\bor\b|[/|]|或)\W*\d"
+    r"|.*\b(?:option|choice|answer)\s+(?:\d|(?:" + "|".join(NUMBER_WORDS) + r"|first|second|third|last)\b)"
+    r"|.*\b(?:first|second|third|fourth|fifth|last)\s+(?:one|option|choice|answer)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_ALTERNATIVE = re.compile(r"\b(?:or|either|another|others?|both|any|all)\b|[/|或]", re.IGNORECASE)
+_REASON = re.compile(r"(?:because|since|as|due\s+to|因为)(?![a-z])", re.IGNORECASE)
+
+_NO_OPTION = re.compile(
+    r"(?:it\s+is\s+)?none(?:\s+of\s+(?:the|these|them|those)(?:\s+\w+){0,4})?|以上都不[对是]|都不[对是]|以上皆非",
+    re.IGNORECASE,
+)
+_WORD = re.compile(rf"[\u3040-\u30ff\u3400-\u9fff]|{_INNER}+")
+_NAMED_IMAGE = re.compile(r"\b(?:image|frame|picture|photo|step)s?\s+\d+\b", re.IGNORECASE)
+_COMMON = frozenset(  # words that do not tell one text from another
+    re.findall(
+        r"\w+",
+        "a an the of to in on at is are was be and as by for from with into it its he his she her they their "
+        "this that then there image picture frame option",
+    )
+)
+
+
+class Reading(NamedTuple):
+    """What a short text says, whatever the options: each reading that is possible."""
+
+    text: str  # without decoration
+    bare: str = ""  # without the words that announce an answer, too
+    exact: str = ""  # `text` as it is compared with the text of an option
+    keys: frozenset[str] = frozenset()  # all that may be compared with the text of an option
+    letter: str | None = None
+    labels: bool = False  # "C. text", whose text has to be the option's; not "C, remark"
+    rest: str = ""  # the text or the remark beside the letter
+    order: tuple[str, ...] | None = None
+
+
+@lru_cache(maxsize=4096)  # a group of responses says few different things, and the options stay the same
+def read(text: str) -> Reading:
+    """Every reading of a text; an empty one where it is longer than MAX_ANSWER."""
+    if len(text) > MAX_ANSWER:
+        return Reading("")
+    text = undress(plain(text))
+    lead = _LEAD.match(text)
+    bare = undress(_CONFIRMED.sub("", text[lead.end() if lead else 0 :])) if lead or " is " in text else text
+    order = order_of(bare)
+    keys = _keys(text, bare, order)
+    letter, labels, rest = _letter_and_rest(bare)
+    exact = squash(text) if keys else ""
+    return Reading(text, bare, exact, keys, letter, labels, rest, order)
+
+
+def announces(text: str) -> bool:
+    """Whether a text begins with words that announce an answer: "So, the answer is", "I choose"."""
+    lead = _LEAD.match(undress(plain(text)))
+    return lead is not None and _ANNOUNCEMENT.search(lead[0]) is not None
+
+
+def _keys(text: str, bare: str, order: tuple[str, ...] | None) -> frozenset[str]:
+    """What a text is compared by; nothing for `<image>`, which names no option."""
+    if "<image>" in text:
+        return frozenset()
+    keys = {squash(text), " ".join(order or ())}
+    if len(bare) > 1 or not bare.isalpha():  # "Option C" is a letter, not the text "C"
+        keys.add(squash(bare))
+    if _NO_OPTION.fullmatch(bare) or _NO_OPTION.fullmatch(text):
+        keys.add("none of the options")
+    return frozenset(keys - {""})
+
+
+def _letter_and_rest(bare: str) -> tuple[str | None, bool, str]:
+    """The letter that begins or ends a text, whether it labels the rest, and the rest."""
+    if match := _LETTER.match(bare):
+        letter, tail = match[1].upper(), bare[match.end() :]
+        if not tail.strip():
+            return letter, False, ""
+        for pattern, labels in ((_LABEL, True), (_REMARK, False)):
+            if mark := pattern.match(tail):
+                return letter, labels, tail[mark.end() :].strip()
+    elif match := _LETTER_AFTER.search(bare):
+        return match[1].upper(), True, bare[: match.start()].strip()
+    return None, False, ""
+
+
+def named_order(text: str, labels: Sequence[str]) -> str | None:
+    """The order that a text gives; None for other labels, or more or fewer of them."""
+    order = read(text).order
+    return " ".join(order) if order and sorted(order) == sorted(labels) else None
+
+
+@lru_cache(maxsize=4096)
+def choice_of(text: str, known: tuple[tuple[str, str], ...]) -> str | None:
+    """The one option letter that a text names, or None; without options, any letter will do."""
+    reading, options = read(text), dict(known)
+    letter = reading.letter
+    if not options:
+        return letter if letter and (not reading.rest or _stands(reading, letter, options)) else None
+    if len(reading.text) == 1 and reading.text.upper() in options:
+        return reading.text.upper()
+    named = [name for name, option in known if reading.exact and reading.exact == read(option).exact]
+    named = named or [name for name, option in known if reading.keys & read(option).keys]
+    if len(named) == 1:
+        return named[0]
+    if letter is None or letter not in options:
+        return None
+    return letter if not reading.rest or _stands(reading, letter, options) else None
+
+
+def _stands(reading: Reading, letter: str, options: Mapping[str, str]) -> bool:
+    """Whether what stands beside an option's letter is its text, or a remark that takes nothing back."""
+    said, own = read(reading.rest), read(options.get(letter, ""))
+    if said.keys & own.keys:
+        return True
+    if any(said.keys & read(text).keys for text in options.values()):
+        return False
+    excluded = {name for match in _EXCLUDED.finditer(reading.rest) for name in _LONE_LETTER.findall(match[0])}
+    rest = undress(_EXCLUDED.sub(" ", reading.rest)).lstrip("-\u2013\u2014 ")
+    affirmed = _AFFIRMED.match(rest)
+    rest = undress(rest[affirmed.end() :]) if affirmed else rest
+    if letter in excluded:
+        return False
+    if not rest:
+        return bool(excluded or affirmed)
+    if _names_another(rest, letter, options) or _DENIED.match(rest) or _SECOND.match(rest):
+        return False
+    known = own.text and "<image>" not in own.text
+    if known and not _fits(rest, letter, options, labels=reading.labels and not affirmed):
+        return False
+    return known or not options or not _numbers(rest)
+
+
+def _names_another(rest: str, letter: str, options: Mapping[str, str]) -> bool:
+    """Whether a remark holds the letter of another option, or several letters as one word."""
+    if options:
+        rest = _ARTICLE.sub(" ", rest)
+    others = {name.upper() for name in _LONE_LETTER.findall(rest)} - {letter}
+    return bool(others & options.keys() if options else others) or _LABEL_GROUP.search(rest) is not None
+
+
+def _numbers(rest: str) -> bool:
+    """Whether a remark to an option without a text is a number or an order, rather than words."""
+    words = _NAMED_IMAGE.sub(" ", rest).casefold().split()
+    return order_of(rest) is not None or any(NUMBER_WORDS.get(word, word).isdigit() for word in words)
+
+
+def _fits(rest: str, letter: str, options: Mapping[str, str], *, labels: bool) -> bool:
+    """Whether a remark to an option whose text is known holds words of that text, and of no other one's.
+
+    Where the letter labels the remark (`C. ...`), it has to hold one of the text's words, or be a reason.
+    """
+    own, said = _words(options[letter]), _words(rest)
+    others = {word for name, text in options.items() if name != letter for word in _words(text)}
+    if _DENIAL.search(rest) or _ALTERNATIVE.search(rest) or said & (others - own):
+        return False
+    is_order = read(options[letter]).order is not None
+    numbers = {word for word in (said if is_order else _words(_NAMED_IMAGE.sub(" ", rest))) if word.isdigit()}
+    if numbers and (is_order or numbers - own):
+        return False
+    return not labels or bool(said & own) or _REASON.match(rest) is not None
+
+
+def _words(text: str) -> set[str]:
+    """The words that tell one text from another; each Chinese or Japanese character is one."""
+    found = map(str.casefold, _WORD.findall(plain(text)))
+    return {NUMBER_WORDS.get(word, word) for word in found} - _COMMON

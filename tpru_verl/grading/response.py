@@ -1,0 +1,128 @@
+"""Where a response gives its answer, and whether it has the form that the prompt asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from tpru_verl.grading.compare import MAX_ANSWER, announces, read
+
+__all__ = ["answers_of", "format_of", "untagged_answers"]
+
+_MAX_TAGS = 16  # reasonings or answers in one response; more are no answer, and would not be read in time
+_MAX_TAIL = 2048  # characters at the end of an untagged response in which its last lines are looked for
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_ANY_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
+_SPOKEN = re.compile(r"\w")
+_BOXED = re.compile(r"\\boxed\s?\{(?:[^{}]|\{[^{}]*\})*\}")
+
+
+def answers_of(response: str) -> tuple[set[str], str]:
+    """The answers outside of the reasoning, and the text after the last one.
+
+    There are none where a tag is left open, or no answer ends the response.
+
+    The reasoning may lack its `<think>`, which some chat templates write into the prompt, and may name
+    `<think>`. Tags may be written in capitals. An answer in an HTML comment does not count.
+    """
+    *thoughts, last = response.split("</think>", _MAX_TAGS)
+    if "<answer>" not in last or "</answer>" not in last:
+        lower = _ANY_TAG.sub(lambda tag: tag[0].lower(), response) if "<" in response else response
+        return answers_of(lower) if lower != response else (set(), "")
+    texts: set[str] = set()
+    named = 0  # "<think>" inside of the reasoning, each of which may have its own end
+    for i, thought in enumerate(thoughts):
+        if named:
+            named += thought.count("<think>") - 1
+            continue
+        outside, opened, inside = thought.partition("<think>")
+        if (i and not opened) or (opened and outside and _collect(outside, texts) is None):
+            return set(), ""
+        named = inside.count("<think>") if "<" in inside else 0
+    if "<think>" in last or "</think>" in last:
+        return set(), ""
+    after = _collect(last, texts)
+    return (set(), "") if after is None else (texts, after)
+
+
+def _collect(part: str, texts: set[str]) -> str | None:
+    """Adds the answers in `part` to `texts`; gives what follows them, or None when a tag is left open."""
+    if "<!--" in part:
+        part = _without_comments(part)
+    head, *blocks = part.split("<answer>", _MAX_TAGS)
+    if "</answer>" in head or "<answer>" in (blocks or [""])[-1]:
+        return None
+    after = ""
+    for block in blocks:
+        text, closed, after = block.partition("</answer>")
+        if not closed or "</answer>" in after:
+            return None
+        texts.add(text if len(text) <= MAX_ANSWER else "")  # texts are remembered, and this one may be huge
+    return after
+
+
+def _without_comments(text: str) -> str:
+    kept = []
+    while text:
+        before, opened, comment = text.partition("<!--")
+        kept.append(before)
+        text = comment.partition("-->")[2] if opened else ""
+    return "".join(kept)
+
+
+def untagged_answers(response: str) -> Iterator[str]:
+    """What a response without `<answer>` may mean by its answer: the whole of it, else its last line.
+
+    The reasoning up to `</think>` does not count. The last line counts where it announces an answer ("So,
+    the answer is B"), has one in `\\boxed{}`, or is nothing but a letter or an order, and no line shortly
+    before it is another one.
+    """
+    said = response.rpartition("</think>")[2].strip()
+    if not said or "<think>" in said:
+        return
+    yield said if len(said) <= MAX_ANSWER else ""
+    *before, last = [line.strip() for line in said[-_MAX_TAIL:].splitlines() if line.strip()]
+    if not before:
+        return
+    boxes = _BOXED.findall(last)
+    if len(boxes) == 1:
+        yield boxes[0]
+    elif announces(last) or (_is_bare(last) and not any(_answers_otherwise(line, last) for line in before)):
+        yield last
+
+
+def _is_bare(line: str) -> bool:
+    reading = read(line)
+    return (reading.letter is not None and not reading.rest) or reading.order is not None
+
+
+def _answers_otherwise(line: str, last: str) -> bool:
+    other, own = read(line), read(last)
+    return (other.letter is not None and other.letter != own.letter) or (
+        other.order is not None and other.order != own.order
+    )
+
+
+def format_of(response: str, *, opened_think: bool = False) -> float:
+    """1.0 for `<think>...</think>` and `<answer>...</answer>`, once each and nothing else but space.
+
+    The reasoning has to hold a letter or a digit. `opened_think`: the chat template has written the first
+    `<think>` into the prompt, so that the response may begin inside of the reasoning.
+    """
+    text = response.strip()
+    if text.startswith("<think>"):
+        text = text[len("<think>") :]
+    elif not opened_think:
+        return 0.0
+    if not text.endswith("</answer>"):
+        return 0.0
+    reasoning, _, rest = text[: -len("</answer>")].partition("</think>")
+    rest = rest.lstrip()
+    if not rest.startswith("<answer>"):
+        return 0.0
+    answer = rest[len("<answer>") :]
+    return float(not _has_tag(reasoning) and not _has_tag(answer) and _SPOKEN.search(reasoning) is not None)
+
+
+def _has_tag(text: str) -> bool:
+    return "<" in text and any(tag in text for tag in _TAGS)  # one character is found ten times as fast
