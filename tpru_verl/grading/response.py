@@ -13,7 +13,7 @@ _MAX_TAGS = 16  # reasonings or answers in one response; more are no answer, and
 _MAX_TAIL = 2048  # characters at the end of an untagged response in which its last lines are looked for
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ANY_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
-_SPOKEN = re.compile(r"\w")
+_VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _BOXED = re.compile(r"\\boxed\s?\{(?:[^{}]|\{[^{}]*\})*\}")
 
 
@@ -106,7 +106,7 @@ def _answers_otherwise(line: str, last: str) -> bool:
 def format_of(response: str, *, opened_think: bool = False) -> float:
     """1.0 for `<think>...</think>` and `<answer>...</answer>`, once each and nothing else but space.
 
-    The reasoning has to hold a letter or a digit. `opened_think`: the chat template has written the first
+    The reasoning must not be empty. `opened_think`: the chat template has written the first
     `<think>` into the prompt, so that the response may begin inside of the reasoning.
     """
     text = response.strip()
@@ -121,7 +121,7 @@ def format_of(response: str, *, opened_think: bool = False) -> float:
     if not rest.startswith("<answer>"):
         return 0.0
     answer = rest[len("<answer>") :]
-    return float(not _has_tag(reasoning) and not _has_tag(answer) and _SPOKEN.search(reasoning) is not None)
+    return float(not _has_tag(reasoning) and not _has_tag(answer) and _VISIBLE.search(reasoning) is not None)
 
 
 def _has_tag(text: str) -> bool:
