@@ -1,15 +1,23 @@
-"""The tables of the documentation are what the code gives."""
+"""The documentation agrees with the code: tables, links, commands, figures, public names."""
 
+import ast
+import importlib.util
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 from support.pages import CHOICES, OPTIONS, cases, choice
 
+from tpru_verl.cli import app
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge
 from tpru_verl.grading import grade
 from tpru_verl.sample import parse_options
 
+ROOT = Path(__file__).parent.parent
 THOUGHT = "<think>A is too early, B late.</think>"
 
 
@@ -47,3 +55,155 @@ def test_what_we_make_of_the_cases_of_the_evaluation(root: Path) -> None:
     assert len(orders) == 6
     for response, ours, _ in orders:
         assert (judge(Item("x", "", "BDAC", ()), response).parsed or "-") == ours, response
+
+
+PAGES = sorted(
+    page.relative_to(ROOT).as_posix()
+    for folder in (".", "docs", "benchmarks")
+    for page in (ROOT / folder).glob("*.md")
+)
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text()
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.exists(), f"{page}: {target}"
+        assert not anchor or anchor in anchors(file), f"{page}: no heading {target}"
+
+
+def fenced_lines(page: str) -> list[str]:
+    """The lines of a page's code blocks without comments; lines that end in a backslash are joined."""
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text_of(page), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*| &$", "", line).strip() for line in lines]
+
+
+SHOWN = [(page, line) for page in PAGES for line in fenced_lines(page) if line.startswith("tpru ")]
+NAMED = [
+    (page, span) for page in PAGES for span in re.findall(r"(?<!`)`(tpru(?: [^`]*)?)`(?!`)", text_of(page))
+]
+
+
+def commands() -> Any:
+    """`tpru` and all its commands, which parse their arguments and then do nothing."""
+
+    def idle(command: Any) -> None:
+        for one in getattr(command, "commands", {}).values():
+            idle(one)
+        if not hasattr(command, "commands"):
+            command.callback = lambda **_: None
+
+    tpru = typer.main.get_command(app)
+    idle(tpru)
+    return tpru
+
+
+@pytest.mark.parametrize(("page", "line"), SHOWN)
+def test_a_command_that_is_shown_parses(page: str, line: str) -> None:
+    arguments = shlex.split(line)[1:]
+    commands().main(arguments, prog_name="tpru", standalone_mode=False)
+    if arguments[0] == "train" or "--recipe" in arguments:
+        recipe = arguments[arguments.index("--recipe") + 1] if "--recipe" in arguments else arguments[1]
+        assert any((ROOT / "recipes" / trainer / f"{recipe}.yaml").exists() for trainer in ("verl", "easyr1"))
+
+
+@pytest.mark.parametrize("line", ["data validat rows", "train", "demo --stepz 3", "eval run x --pixels 1"])
+def test_a_command_that_is_wrong_does_not_parse(line: str) -> None:
+    with pytest.raises(Exception, match=r"No such|Missing|Invalid"):
+        commands().main(line.split(), prog_name="tpru", standalone_mode=False)
+
+
+@pytest.mark.parametrize(("page", "span"), NAMED)
+def test_a_command_that_is_named_exists_with_its_options(page: str, span: str) -> None:
+    # Names between bars are alternatives: `tpru eval run|compare`.
+    *words, last = span.split()[1:] or [""]
+    for alternative in last.split("|"):
+        command, arguments = commands(), [word for word in (*words, alternative) if word]
+        while hasattr(command, "commands") and arguments and not arguments[0].startswith("-"):
+            known = command.commands
+            # `tpru eval MODEL` is `tpru eval run MODEL`.
+            name = arguments.pop(0) if arguments[0] in known or "run" not in known else "run"
+            assert name in known, f"{page}: {span}"
+            command = known[name]
+        options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
+        known = {
+            name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert options <= known | {"--help"}, f"{page}: {span}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scripts_and_make_targets_that_are_shown_exist(page: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in fenced_lines(page):
+        words = line.split()
+        if words[:1] == ["make"] and len(words) > 1:
+            assert words[1] in targets, f"{page}: {line}"
+    for path in re.findall(r"\bpython3? ((?:benchmarks|docs)/\S+\.py)", text_of(page)):
+        assert (ROOT / path).is_file(), f"{page}: {path}"
+    for path in re.findall(
+        r"(?<![\w/])(?:tests|tpru_verl|benchmarks|recipes|reward_fns)/[\w/]+\.\w+", text_of(page)
+    ):
+        assert "NAME" in path or (ROOT / path).exists(), f"{page}: {path}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of("README.md").splitlines()) <= 170
+
+
+def test_results_are_markdown_tables() -> None:
+    assert not re.search(r"[\u2500-\u257f]|```", text_of("benchmarks/RESULTS.md"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_figures_beside_a_link_to_results_are_those_of_results(page: str) -> None:
+    parts = re.split(r"^## ", text_of("benchmarks/RESULTS.md"), flags=re.MULTILINE)
+    results = {part.partition("\n")[0]: set(FIGURE.findall(part)) for part in parts}
+    for line in text_of(page).splitlines():
+        if linked := re.findall(r"RESULTS\.md#(\w+)", line):
+            figures = FIGURE.findall(re.sub(r"`[^`]*`", "", line))
+            assert set(figures) <= set().union(*(results[part] for part in linked)), f"{page}: {line}"
+
+
+FIGURE = re.compile(r"(?<![\w.])\d+\.\d+(?!\.?\d)")  # with a decimal point; no version, no part of a name
+
+
+def public_names(module: str) -> list[str]:
+    """What a module's file assigns to `__all__`; nothing is imported."""
+    path = ROOT / module.replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
+            return ast.literal_eval(node.value)
+    return []
+
+
+def test_the_page_of_public_names_is_what_the_packages_export() -> None:
+    files = [*(ROOT / "tpru_verl").rglob("__init__.py"), *(ROOT / "tpru_verl").glob("*.py")]
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files
+    }
+    sections = re.split(r"^## ", text_of("docs/public-names.md"), flags=re.MULTILINE)[1:]
+    listed = {
+        section.split("`")[1]: set(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE))
+        for section in sections
+    }
+    for module in modules:
+        if exported := public_names(module):
+            assert listed.get(module) == set(exported), module
+    for module in listed:
+        assert importlib.util.find_spec(module), module

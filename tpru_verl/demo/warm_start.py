@@ -1,9 +1,10 @@
-"""Supervised warm start of the tiny model: it learns to see, to look up, the tasks, and a habit to lose.
+"""Train the demo's checkpoint by imitation: it learns to see, to look up options, the tasks, and a bad habit.
 
-`python -m tpru_verl.demo.warm_start --out DIR` made the checkpoint that ships with the demo. Its last lessons
-are those of a hesitant teacher, who says "None of the choices provided" in half the rows that do have a right
-choice. The model comes to do the same: the skill is in it, its answers do not show it. Supervision cannot get
-past its teacher; a reward that checks the answer can, and that is what the demo's GRPO run shows.
+    python -m tpru_verl.demo.warm_start --out DIR
+
+In the last lessons the teacher answers "None of the choices provided" in half of the rows that have a right
+choice. The model learns to do the same, so its answers show less than it sees. Imitation cannot do better
+than its teacher. A reward that checks the answer can, and the demo's GRPO run shows it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tpru_verl.sample import NONE_OPTION, Sample, Task
 
 ROWS = 64  # of a step
 NEW_TOKENS = 24  # the longest taught answer has 16
-HESITATION = 0.5  # share of rows in which the last lessons' teacher says "None", right or not
+HESITATION = 0.5  # share of rows in which the teacher of the last lessons answers "None", right or wrong
 # Far from the seeds of the demo's own training and test rows.
 TRAIN_SEED, HELD_OUT_SEED = 7_000_000, 8_000_000
 
