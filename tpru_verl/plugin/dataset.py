@@ -7,14 +7,13 @@ import base64
 import io
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 from omegaconf import DictConfig
 from PIL import Image
@@ -22,16 +21,15 @@ from pyarrow.parquet import read_metadata, read_schema
 from qwen_vl_utils.vision_process import smart_resize
 from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
-from verl.utils.tokenizer import build_multimodal_processor_inputs
 
 from tpru_verl.data.images import problem_of
-from tpru_verl.data.source.cells import image_bytes, image_cells
+from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.forms import OPTIONAL
 from tpru_verl.data.source.hub import undecoded
 from tpru_verl.data.source.parts import KINDS, Part, parts_of
 from tpru_verl.data.source.rows import messages_text
-from tpru_verl.data.tokens.processors import Conversation, Size, UnsupportedProcessorError
-from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size, stored_counts
+from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, image_size
+from tpru_verl.plugin.prompt_lengths import without_long_prompts
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
 from tpru_verl.terminal import line_of
@@ -39,7 +37,6 @@ from tpru_verl.terminal import line_of
 logger = logging.getLogger(__name__)
 
 LISTED = 10  # broken rows named in a message; the others are counted
-BATCH_ROWS = 64  # counted at a time; of images that lie on disk only headers come into memory
 _URI = "data:image;base64,"
 _ROW = "_tpru_row"  # position in the files as they came, kept through every selection
 
@@ -115,7 +112,7 @@ class TPRUDataset(RLHFDataset):
             if self.shuffle:  # veRL's draw: the same rows for the same seed
                 order = np.random.default_rng(self.seed).choice(total, size=self.max_samples, replace=False)
             frame = frame.select(order.tolist())
-        self.dataframe = self._without_long_prompts(self._without_broken_rows(frame))
+        self.dataframe = without_long_prompts(self, self._without_broken_rows(frame))
         logger.info("%d of %d rows from %s", len(self.dataframe), total, ", ".join(self.part_names))
 
     def _only_known_columns(self, name: str, part: datasets.Dataset) -> datasets.Dataset:
@@ -213,164 +210,6 @@ class TPRUDataset(RLHFDataset):
             raise ValueError("\n".join([*lines, "Mend them, or leave them out with data.on_invalid=skip."]))
         logger.warning("%s", "\n".join([*lines, "They are left out: data.on_invalid=skip."]))
         return frame.select([i for i in range(len(frame)) if i not in broken])
-
-    def _without_long_prompts(self, dataframe: datasets.Dataset) -> datasets.Dataset:
-        """Leaves out prompts over `max_prompt_length` tokens, images expanded, as veRL does.
-
-        Other than veRL's, a row that raises is a broken row (veRL drops it as if it were too long), what is
-        left out is counted and listed, and images are not decoded: see `tpru_verl.data.tokens.prompts`.
-        """
-        if not self.filter_overlong_prompts:
-            return dataframe
-        lengths, errors = self._prompt_lengths(dataframe)
-        dataframe = self._drop(dataframe, {i: error for i, error in enumerate(errors) if error})
-        lengths = [n for n, error in zip(lengths, errors, strict=True) if not error]
-        fits = [i for i, n in enumerate(lengths) if n <= self.max_prompt_length]
-        if not fits:
-            raise ValueError(
-                f"data.max_prompt_length={self.max_prompt_length}: found {min(lengths)} to {max(lengths)} "
-                f"tokens in all {len(lengths)} rows, none fits; raise it or lower data.max_pixels"
-            )
-        if len(fits) < len(lengths):
-            long = sorted(set(range(len(lengths))) - set(fits))
-            rows = dataframe[_ROW]
-            named = [self._place({_ROW: rows[i]}) for i in long[:LISTED]]
-            logger.warning(
-                "%d of %d rows are longer than data.max_prompt_length=%d tokens and left out: %s%s",
-                len(long),
-                len(lengths),
-                self.max_prompt_length,
-                ", ".join(
-                    f"{name} row {number} ({lengths[i]})"
-                    for i, (name, _, number) in zip(long, named, strict=False)
-                ),
-                ", ..." if len(long) > LISTED else "",
-            )
-        return dataframe.select(fits)
-
-    def _prompt_lengths(self, frame: datasets.Dataset) -> tuple[list[int], list[str]]:
-        """Tokens of each row's prompt, and what it raises ("" for nothing)."""
-        try:
-            counter = PromptCounter(
-                cast(ProcessorMixin, self.processor),
-                self.prompt_template,
-                self.pixel_bounds,
-                processor_kwargs=self.mm_processor_kwargs,
-                chat_kwargs=self._chat_kwargs(),
-            )
-        except UnsupportedProcessorError as error:
-            logger.warning("prompts are counted by the whole processor, some 30 rows a second: %s", error)
-            return self._measured(frame)
-        lengths = self._stored_lengths(frame, counter)
-        errors = [""] * len(frame)
-        todo = [i for i, length in enumerate(lengths) if length < 0]
-        rest = frame if len(todo) == len(frame) else frame.select(todo)
-        doubts = []
-        for i, count in zip(todo, self._counted(rest, counter), strict=True):
-            if isinstance(count, int):
-                lengths[i] = count
-                continue
-            found = self._measure(cast(Row, frame[i]), forked=False)  # the whole processor has the last word
-            lengths[i], errors[i] = cast(int, found["tokens"]), cast(str, found["error"])
-            if not found["error"]:
-                doubts.append(line_of(count))
-        if doubts:
-            logger.warning(
-                "%d of %d prompts had to be counted by the whole processor, some 30 rows a second: %s",
-                len(doubts),
-                len(frame),
-                doubts[0],
-            )
-        return lengths, errors
-
-    def _stored_lengths(self, frame: datasets.Dataset, counter: PromptCounter) -> list[int]:
-        """What `tpru data prepare` counted, -1 where it did not, or not for this model and these settings."""
-        columns = [COLUMN, KEY_COLUMN, self.problem_key]  # a prompt in veRL's form was not counted
-        if not set(columns) <= set(frame.column_names):
-            return [-1] * len(frame)
-        table = frame.select_columns(columns).with_format("arrow")[:]
-        lengths, others = stored_counts(table, counter.key)
-        if others:
-            logger.warning(
-                "%s of %d of %d rows was counted for another model or other settings (%s is not %s): counting"
-                " anew",
-                COLUMN,
-                others,
-                len(frame),
-                KEY_COLUMN,
-                counter.key,
-            )
-        return np.where(table[self.problem_key].is_valid().to_numpy(), lengths, -1).tolist()
-
-    def _counted(self, frame: datasets.Dataset, counter: PromptCounter) -> Iterator[int | Exception]:
-        """Tokens of each row's prompt, or a reason why headers do not tell."""
-        for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
-            cells = [cell for chunk in table[self.image_key].chunks for cell in image_cells(chunk)]
-            rows = table.drop_columns([self.image_key]).to_pylist()
-            asked = [
-                self._asked(row, cast("Sequence[object]", cell))
-                for row, cell in zip(rows, cells, strict=True)
-            ]
-            sound = [found for found in asked if not isinstance(found, Exception)]
-            counts = iter(counter.tokens([chat for chat, _ in sound], [sizes for _, sizes in sound]))
-            yield from (found if isinstance(found, Exception) else next(counts) for found in asked)
-
-    def _asked(self, row: Row, cells: Sequence[object]) -> tuple[Conversation, list[Size]] | Exception:
-        try:
-            folder = self._place(row)[1]
-            sizes = [
-                image_size(cell if isinstance(cell, memoryview) else image_bytes(cell, folder))
-                for cell in cells
-            ]
-            prompt = self._prompt(row)
-            if not all(isinstance(message["content"], str) for message in prompt):
-                raise ValueError(f"{self.prompt_key}: found parts, expected text")  # videos may be among them
-            images = [{"image": "", **self.pixel_bounds} for _ in sizes]
-            return self._build_messages({"prompt": prompt, self.image_key: images}, key="prompt"), sizes
-        except Exception as error:
-            return error
-
-    def _measured(self, frame: datasets.Dataset) -> tuple[list[int], list[str]]:
-        """As `_prompt_lengths`, by the whole processor, in `filter_overlong_prompts_workers` processes."""
-        several = self.num_workers and self.num_workers > 1 and len(frame) > 256
-        measured = frame.map(
-            self._measure,
-            fn_kwargs={"forked": bool(several)},
-            num_proc=self.num_workers if several else None,
-            remove_columns=frame.column_names,
-            load_from_cache_file=False,  # the measure depends on the processor, which no fingerprint covers
-            keep_in_memory=True,
-            new_fingerprint="tpru-token-counts",
-            desc="Counting the tokens of prompts",
-        )
-        return list(measured["tokens"]), list(measured["error"])
-
-    def _chat_kwargs(self) -> dict[str, object]:
-        chat = dict(self.apply_chat_template_kwargs)
-        return chat if self.tool_schemas is None else {**chat, "tools": self.tool_schemas}
-
-    def _measure(self, row: Row, forked: bool) -> dict[str, object]:
-        if forked:  # OpenMP's threads do not survive a fork: a parallel region would wait for them for ever
-            torch.set_num_threads(1)
-        processor = cast(ProcessorMixin, self.processor)
-        chat = cast("dict[str, Any]", self._chat_kwargs())
-        try:
-            messages = self._messages(row)
-            text = processor.apply_chat_template(
-                cast("list[dict[str, str]]", messages), add_generation_prompt=True, tokenize=False, **chat
-            )
-            images, videos, audios = self._process_multi_modal_info(messages, self.patch_size, self.config)
-            inputs = build_multimodal_processor_inputs(
-                processor,
-                text=[text],
-                images=images,
-                videos=videos,
-                audio=audios,
-                mm_processor_kwargs=self.mm_processor_kwargs,
-            )
-        except Exception as error:
-            return {"tokens": 0, "error": f"{type(error).__name__}: {line_of(error)}"}
-        return {"tokens": len(inputs["input_ids"][0]), "error": ""}
 
     def _messages(self, row: Row) -> list[dict[str, object]]:
         """Chat messages with images as encoded data URIs.
