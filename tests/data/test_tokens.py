@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from tpru_verl.data.tokens import prompts as module
+from tpru_verl.data import images as images_module
 from tpru_verl.data.tokens import text as text_module
 from tpru_verl.data.tokens.processors import Conversation, UnsupportedProcessorError, count_image_tokens
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size
@@ -190,7 +190,7 @@ class TestImageSize:
             )
 
     def test_of_plain_files_asks_nobody(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_pillow_size", lambda data: pytest.fail("decoded"))
+        monkeypatch.setattr(images_module, "_ask_pillow", lambda data: pytest.fail("decoded"))
         rng = random.Random(0)
         for _ in range(20):
             size = (rng.randint(1, 3000), rng.randint(1, 40))
@@ -551,9 +551,10 @@ class TestFilter:
     def test_does_not_decode_and_holds_few_rows(
         self, load: Build, rows: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from tpru_verl.plugin import prompt_lengths
         from tpru_verl.plugin.dataset import TPRUDataset
 
-        monkeypatch.setattr(TPRUDataset, "_measure", lambda *_, **__: pytest.fail("whole processor"))
+        monkeypatch.setattr(prompt_lengths, "_measure", lambda *_, **__: pytest.fail("whole processor"))
         assert len(load(TPRUDataset, write(tmp_path / "rows.parquet", [row_of(r) for r in rows * 5]))) == 150
 
     def test_reports_a_row_that_raises_where_verl_drops_it(
@@ -567,7 +568,7 @@ class TestFilter:
         file = write(tmp_path / "rows.parquet", [row_of(row) for row in (*rows[:3], bad, *rows[3:6])])
         good = [row.problem for row in rows[:6]]
         assert texts(load(RLHFDataset, file)) == good
-        reason = r"(?s)1 of 7 rows are broken.*rows.parquet row 3: StopIteration"
+        reason = r"(?s)1 of 7 rows are broken.*rows.parquet row 3: problem: found <\|image_pad\|>"
         with pytest.raises(ValueError, match=reason):
             load(TPRUDataset, file)
         assert texts(load(TPRUDataset, file, on_invalid="skip")) == good
@@ -603,9 +604,10 @@ class TestStored:
     def test_counts_are_used_without_a_look_at_images(
         self, load: Build, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        from tpru_verl.plugin import prompt_lengths
         from tpru_verl.plugin.dataset import TPRUDataset
 
-        monkeypatch.setattr(TPRUDataset, "_asked", lambda *_: pytest.fail("looked"))
+        monkeypatch.setattr(prompt_lengths, "_asked", lambda *_: pytest.fail("looked"))
         file = write(tmp_path / "rows.parquet", self.rows(key, 3))  # far fewer than there are
         assert len(load(TPRUDataset, file, max_prompt_length=3)) == 5
         with pytest.raises(ValueError, match="found 3 to 3 tokens in all 5 rows"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tpru_verl.builder.clips import GREY
-from tpru_verl.data.images import FORMATS, encoding_of, read_header, scan, thumbnail, upright
+from tpru_verl.data.images import FORMATS, encoding_of, read_header, thumbnail, upright
 from tpru_verl.data.likeness import HASHED, hash_of
 
 LEVEL = 12  # grey levels of 255 from which a pixel counts as changed; the noise of JPEG is smaller
@@ -95,9 +95,6 @@ def _form(data: bytes) -> str:
 
 def _plain(data: bytes) -> bool:
     """Whether every loader shows the picture as it is: upright, and without an alpha channel."""
-    plain = scan(data)
-    if plain and not plain.exif and plain.mode in ("RGB", "L", "P"):
-        return True
     header = read_header(data)
     return header.orientation == 1 and header.mode in ("RGB", "L", "P")
 

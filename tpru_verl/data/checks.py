@@ -1,60 +1,147 @@
-"""The one judge of a row: what makes it unusable, and what a person should know about it."""
+"""The one judge of a row: what makes it unusable, and what a person should know about it.
+
+Trainer, doctor, reward trial and `tpru data` ask `problems_of_row`, so that they say the same words.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
-from tpru_verl.data.images import note_of, problem_of
-from tpru_verl.data.source.rows import Row
-from tpru_verl.sample import Task, parse_options, problems_of
+from tpru_verl.data.images import note_of, problem_of_header
+from tpru_verl.data.source.cells import names_of, short
+from tpru_verl.data.source.forms import Source
+from tpru_verl.data.source.rows import Row, is_text_or_number, read_rows
+from tpru_verl.sample import IMAGE_TAG, Task, parse_options, problems_of
 
+LISTED = 10  # unusable rows in a message; the others are counted
 _ALL_TASKS = ", ".join(task.value for task in Task)
+_NAMES = ("scene", "source_id", "row_id", "id", "data_source", "task")
+# A tokenizer reads these as turns and pictures, not as text. A model's own come with `reserved`.
+_CONTROL = re.compile(
+    r"<\|[\w/]{1,40}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|<(?:start|end)_of_turn>|<video>|<audio>"
+)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def problems_of_row(row: Row, *, deep: bool = False) -> Iterator[str]:
-    """What makes a row unusable, as "field: found ..., expected ..."."""
-    if not isinstance(row.cells, list):
-        yield f"images: found {type(row.cells).__name__}, expected a list of images"
+def problems_of_row(row: Row, *, deep: bool = False, reserved: Collection[str] = ()) -> Iterator[str]:
+    """What makes a row unusable, as "field: found ..., expected ...", with the fields' names in the source.
+
+    `deep` decodes the images in full; `reserved` holds the tokens that a model's tokenizer reads as more than
+    text (`reserved_tokens`). Raises nothing.
+    """
+    if row.unread:
+        yield f"{row.form.problem}: {row.unread}"
         return
-    yield from problems_of(row.problem, row.answer, len(row.cells))
+    yield from _problems_of_text(row, reserved)
+    if not isinstance(row.cells, list):
+        yield f"{row.form.images}: {_no_images(row)}, expected a list of images"
+        return
+    yield from (_renamed(row, text) for text in problems_of(row.problem, row.answer, len(row.cells)))
     try:
         _ = row.task
     except ValueError:
-        yield f"task: found {row.field('task')!r}, expected one of {_ALL_TASKS}"
+        yield f"task: found {short(row.value('task'))}, expected one of {_ALL_TASKS}"
     options = parse_options(row.problem) if isinstance(row.problem, str) else {}
-    texts = Counter(text.casefold() for text in options.values() if text != "<image>")
+    texts = Counter(text.casefold() for text in options.values() if text != IMAGE_TAG)
     for text, times in texts.items():
         if times > 1:
-            yield f"problem: found the option {text!r} {times} times, expected distinct options"
-    try:
-        images = row.views
-    except ValueError as error:
-        yield f"images: {error}"
-        return
-    for i, data in enumerate(images):
-        if problem := problem_of(data, deep=deep):
-            yield f"images[{i}]: {problem}"
+            found = f"the option {short(text)} {times} times"
+            yield f"{row.form.problem}: found {found}, expected distinct options"
+    yield from _problems_of_images(row, deep=deep)
 
 
 def notes_of_row(row: Row, digests: Sequence[bytes]) -> Iterator[str]:
     """What a user should know about a sound row; `digests`: one of each image."""
     if row.task is None:
-        yield "problem: found no sign of the task, expected one of the three; a column `task` settles it"
+        expected = "expected one of the three; a column `task` settles it"
+        yield f"{row.form.problem}: found no sign of the task, {expected}"
     elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(digests)):
-        yield problem
-    for i, data in enumerate(row.views):
-        if note := note_of(data):
-            yield f"images[{i}]: {note}"
+        yield f"{row.form.images}: {problem}"
+    for i, header in enumerate(row.headers):
+        if not isinstance(header, str) and (note := note_of(header)):
+            yield f"{row.form.images}[{i}]: {note}"
     if repeated := len(digests) - len({*digests}):
-        yield f"images: found {repeated} that repeat another one of the row, expected distinct images"
+        found = f"found {repeated} that repeat another one of the row"
+        yield f"{row.form.images}: {found}, expected distinct images"
+
+
+def judged_rows(source: Source, *, reserved: Collection[str] = ()) -> Iterator[tuple[Row, list[str]]]:
+    """Every row of a source, with what makes it unusable: nothing where it is sound.
+
+    Images are read by their headers. Raises ValueError where a file itself is broken.
+    """
+    for unit in source.units:
+        for row in read_rows(unit, source.form(unit)):
+            yield row, list(problems_of_row(row, reserved=reserved))
+
+
+def unusable_rows(places: Sequence[tuple[str, str]], total: int) -> str:
+    """A message for rows that cannot be used, each as (place, reason): how many, and the first of them."""
+    lines = [f"{len(places)} of {total} rows are broken (rows count from 0):"]
+    lines += [f"  {place}: {reason}" for place, reason in places[:LISTED]]
+    if len(places) > LISTED:
+        lines.append(f"  and {len(places) - LISTED} more")
+    return "\n".join(lines)
+
+
+def reserved_tokens(tokenizer: object) -> frozenset[str]:
+    """The tokens that a tokenizer of transformers reads as more than text, such as `<|im_end|>`."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    # Others, such as `<think>`, are plain words to a prompt.
+    return frozenset(str(token) for token in added if token.special) - {IMAGE_TAG}
+
+
+def _problems_of_text(row: Row, reserved: Collection[str]) -> Iterator[str]:
+    for name in _NAMES:
+        value = row.value(name)
+        if value is not None and not is_text_or_number(value):
+            yield f"{name}: found {short(value)}, expected text"
+    texts = {row.form.problem: row.problem, row.form.name_of("answer"): row.answer}
+    texts |= {name: row.field(name) for name in _NAMES}
+    for name, text in texts.items():
+        if isinstance(text, str) and (found := _SURROGATE.search(text)):
+            yield f"{name}: found {found[0]!r} at {found.start()}, expected text that UTF-8 can hold"
+    if not isinstance(row.problem, str):
+        return
+    found = {token for token in reserved if token in row.problem} | {*_CONTROL.findall(row.problem)}
+    # The longest alone: a token may be a part of another one.
+    named = sorted(token for token in found if not any(token != other and token in other for other in found))
+    if named:
+        found = f"{names_of(named, 5)}, which a model reads as more than text"
+        yield f"{row.form.problem}: found {found}, expected plain text"
+
+
+def _no_images(row: Row) -> str:
+    if row.cells is None:
+        return f"found none in a row with the fields {names_of(row.fields)}"
+    return f"found {type(row.cells).__name__}"
+
+
+def _renamed(row: Row, text: str) -> str:
+    """A message of `problems_of` with the name that the field has in the source."""
+    name, _, rest = text.partition(": ")
+    return f"{row.form.name_of(name)}: {rest}"
+
+
+def _problems_of_images(row: Row, *, deep: bool) -> Iterator[str]:
+    try:
+        images, headers = row.views, row.headers
+    except ValueError as error:
+        yield str(error)
+        return
+    for i, (data, header) in enumerate(zip(images, headers, strict=True)):
+        problem = header if isinstance(header, str) else problem_of_header(header, data, deep=deep)
+        if problem:
+            yield f"{row.form.images}[{i}]: {problem}"
 
 
 def _images_of_task(task: Task, options: dict[str, str], count: int) -> str | None:
-    """Whether the number of images can be right for the task, or "field: ..."."""
+    """Whether the number of images can be right for the task, or "found ..."."""
     if task is not Task.TEMPORAL_REORDERING:
         return None
     labels = {len([c for c in text if c.isdigit()]) for text in options.values()} - {0}
     if len(labels) == 1 and count not in labels:
-        return f"images: found {count} for orders of {labels.pop()}, expected as many images as labels"
+        return f"found {count} for orders of {labels.pop()}, expected as many images as labels"
     return None

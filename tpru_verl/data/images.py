@@ -13,7 +13,9 @@ import warnings
 import zlib
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
+
+from tpru_verl.terminal import line_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # Pillow's other readers may start programs or are rare
 MAX_PIXELS = 64 * 2**20  # of one file, by its header: a larger one is a decompression bomb or a mistake
@@ -21,6 +23,7 @@ LEAST_SIDE = 4  # pixels; Qwen's processor enlarges any image to 28 x 28, but th
 MAX_RATIO = 200  # of the sides: smart_resize of Qwen2-VL's processor raises beyond
 PLAIN_MODES = ("RGB", "L", "1", "P", "RGBA", "LA")
 _ORIENTATION = 0x0112  # EXIF
+_ZLIB = 1032  # the most that zlib makes of one byte, https://zlib.net/zlib_tech.html
 
 Encoded = bytes | memoryview
 
@@ -35,6 +38,7 @@ class Header(NamedTuple):
     orientation: int
     frames: int
     transparent: bool
+    whole: bool  # by its end: what a broken download lacks
 
     @property
     def upright(self) -> tuple[int, int]:
@@ -42,75 +46,99 @@ class Header(NamedTuple):
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
 
-class Scan(NamedTuple):
-    """The header of a plain JPEG or PNG: 8 bits a channel, one picture, no transparent colour."""
-
-    format: str
-    width: int
-    height: int
-    mode: str
-    exif: bool  # there is some; Pillow knows what it says
+def read_header(data: Encoded) -> Header:
+    """Read what comes before the pixels. Raises ValueError for what is no image of FORMATS."""
+    return scan(data) or _ask_pillow(bytes(data))
 
 
-def scan(data: Encoded) -> Scan | None:
-    """Read a JPEG's or PNG's header without Pillow, which takes ten times as long.
+def scan(data: Encoded) -> Header | None:
+    """The header of a plain JPEG or PNG, read without Pillow, which takes ten times as long.
 
-    None for whatever is not plain, not whole at its end, or beyond MAX_PIXELS: Pillow has to be asked.
+    Plain: 8 bits a channel, one picture, no transparent colour, whole at its end, at most MAX_PIXELS, no text
+    or profile that may grow when it is unpacked. None for anything else: Pillow has to be asked.
     """
     found = _scan_jpeg(data) or _scan_png(data)
     return found if found and 0 < found.width * found.height <= MAX_PIXELS else None
 
 
-def _scan_jpeg(data: Encoded) -> Scan | None:
+def _scan_jpeg(data: Encoded) -> Header | None:
     if data[:3] != b"\xff\xd8\xff" or not _ends_as_it_should(data, "JPEG"):
         return None
-    at, exif = 2, False
+    at, orientation = 2, 1
     try:
         while data[at] == 0xFF:
             marker = data[at + 1]
             if 0xC0 <= marker <= 0xC2:  # baseline, extended or progressive; the rarer ones are for Pillow
                 height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
                 mode = {1: "L", 3: "RGB", 4: "CMYK"}.get(data[at + 9])
-                return Scan("JPEG", width, height, mode, exif) if mode and data[at + 4] == 8 else None
+                if not mode or data[at + 4] != 8:
+                    return None
+                return Header("JPEG", width, height, mode, orientation, 1, False, True)
             if not (0xE0 <= marker <= 0xEF or marker in (0xC4, 0xDB, 0xDD, 0xFE)):  # APPn, tables, comment
                 return None
-            exif = exif or bytes(data[at + 4 : at + 8]) == b"Exif"
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
+            end = at + 2 + (data[at + 2] << 8 | data[at + 3])
+            if bytes(data[at + 4 : at + 8]) == b"Exif" and orientation == 1:
+                orientation = _orientation(bytes(data[at + 4 : end]))
+            at = end
     except IndexError:
         pass
     return None
 
 
-def _scan_png(data: Encoded) -> Scan | None:
+def _scan_png(data: Encoded) -> Header | None:
     if data[:16] != b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" or len(data) < 57 or not _ends_as_it_should(data, "PNG"):
         return None
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
     mode = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}.get(colour)
-    at, kind, exif = 8, b"", False
+    at, kind, orientation, texts = 8, b"", 1, 0
     while kind != b"IDAT":
         length, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
         if len(kind) < 4 or kind in (b"tRNS", b"acTL"):  # a transparent colour, an animation
             return None
-        exif = exif or kind == b"eXIf"
+        texts += length * (1 if kind == b"tEXt" else _ZLIB if kind in (b"zTXt", b"iTXt", b"iCCP") else 0)
+        if kind == b"eXIf":
+            orientation = _orientation(b"Exif\0\0" + bytes(data[at + 8 : at + 8 + length]))
         at += length + 12
     sound = zlib.crc32(data[12:29]) == int.from_bytes(data[29:33], "big")
-    return Scan("PNG", width, height, mode, exif) if mode and depth == 8 and sound else None
+    if not mode or depth != 8 or not sound or texts > PngImagePlugin.MAX_TEXT_CHUNK:
+        return None
+    return Header("PNG", width, height, mode, orientation, 1, False, True)
 
 
-def read_header(data: bytes) -> Header:
-    """Read what comes before the pixels. Raises ValueError for what is no image of FORMATS."""
-    with _opened(data) as image:
-        # Only where there is EXIF: parsing costs more than all the rest.
-        orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
-        return Header(
-            str(image.format),
-            image.width,
-            image.height,
-            image.mode,
-            orientation if orientation in range(1, 9) else 1,
-            getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG") else 1,
-            "transparency" in image.info,
-        )
+def _orientation(exif: bytes) -> int:
+    """1 to 8, by a segment that begins with "Exif"; 1 where it does not say."""
+    found = Image.Exif()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF, a warning without a place
+            found.load(exif)
+            orientation = found.get(_ORIENTATION, 1)
+    except Exception:  # Pillow's parser raises many kinds, and a picture is fit without EXIF
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _ask_pillow(data: bytes) -> Header:
+    try:
+        with _opened(data) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "WEBP", "PNG") else 1
+            # Only where there is EXIF: parsing costs more than all the rest.
+            orientation = image.getexif().get(_ORIENTATION, 1) if "exif" in image.info else 1
+            return Header(
+                str(image.format),
+                image.width,
+                image.height,
+                image.mode,
+                orientation if orientation in range(1, 9) else 1,
+                frames,
+                "transparency" in image.info,
+                _ends_as_it_should(data, str(image.format)),
+            )
+    except ValueError:
+        raise
+    except Exception as error:  # a file that is cut between its header and its frames
+        raise ValueError(_not_decoded(error, data)) from error
 
 
 def _opened(data: bytes) -> Image.Image:
@@ -132,23 +160,22 @@ def _opened(data: bytes) -> Image.Image:
 
 def problem_of(data: Encoded, *, deep: bool = False) -> str | None:
     """Why an image is unfit, as "found ..., expected ...", or None; `deep` decodes it in full."""
-    if plain := scan(data):
-        found = _sides_problem(plain.width, plain.height) or _mode_problem(plain.mode)
-        return found or (_decoding_problem(bytes(data)) if deep else None)
-    data = bytes(data)
     try:
         header = read_header(data)
     except ValueError as error:
         return str(error)
+    return problem_of_header(header, data, deep=deep)
+
+
+def problem_of_header(header: Header, data: Encoded, *, deep: bool = False) -> str | None:
+    """As `problem_of`, for a header that was read before."""
     if header.frames > 1:
         return f"found an animation of {header.frames} frames, expected one picture"
     if found := _sides_problem(header.width, header.height) or _mode_problem(header.mode):
         return found
     if header.transparent and header.mode not in ("RGBA", "LA"):  # dropped, so that hidden colours show
         return f"found a {_MODES.get(header.mode, header.mode)} with transparency, expected an opaque picture"
-    if deep or not _ends_as_it_should(data, header.format):
-        return _decoding_problem(data)
-    return None
+    return decoding_problem(bytes(data)) if deep or not header.whole else None
 
 
 def _sides_problem(width: int, height: int) -> str | None:
@@ -171,11 +198,8 @@ def _mode_problem(mode: str) -> str | None:
 _MODES = {"CMYK": "print colours", "I;16": "16-bit grey", "I": "32-bit grey", "F": "float", "P": "palette"}
 
 
-def note_of(data: Encoded) -> str | None:
-    """What a user should know about an image that is fit; None for nothing. Raises as `read_header`."""
-    if (plain := scan(data)) and not plain.exif and plain.mode in ("RGB", "L", "P"):
-        return None
-    header = read_header(bytes(data))
+def note_of(header: Header) -> str | None:
+    """What a user should know about an image that is fit; None for nothing."""
     if header.orientation != 1:
         return f"found EXIF orientation {header.orientation}, expected 1: many loaders show it unturned"
     if header.mode in ("RGBA", "LA"):
@@ -191,17 +215,24 @@ def _ends_as_it_should(data: Encoded, format_: str) -> bool:
         return bytes(data[-12:-4]) == b"\0\0\0\0IEND"
     if format_ == "WEBP":
         return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    if format_ == "GIF":
+        return bytes(data[-64:]).rstrip(b"\0").endswith(b"\0;")
     return format_ != "BMP" or len(data) >= int.from_bytes(data[2:6], "little")
 
 
-def _decoding_problem(data: bytes) -> str | None:
+def decoding_problem(data: bytes) -> str | None:
+    """Why an image cannot be decoded in full, or None."""
     try:
         with _opened(data) as image:
             image.load()
     except Exception as error:
-        reason = str(error).split("\n")[0]
-        return f"found an image that can't be decoded ({reason}; {len(data)} bytes), expected a whole one"
+        return _not_decoded(error, data)
     return None
+
+
+def _not_decoded(error: Exception, data: Encoded) -> str:
+    reason = line_of(error)[:200]
+    return f"found an image that can't be decoded ({reason}; {len(data)} bytes), expected a whole one"
 
 
 def upright(data: bytes) -> Image.Image:
@@ -210,15 +241,21 @@ def upright(data: bytes) -> Image.Image:
         with _opened(data) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:
-        raise ValueError(f"found an image that can't be decoded ({str(error).splitlines()[0]})") from error
+        raise ValueError(_not_decoded(error, data)) from error
 
 
 def thumbnail(data: bytes, side: int) -> Image.Image:
-    """An upright RGB picture of at most `side` pixels; a JPEG is decoded at that scale, which is quicker."""
-    with _opened(data) as image:
-        image.draft("RGB", (side, side))
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    small.thumbnail((side, side))
+    """An upright RGB picture of at most `side` pixels; a JPEG is decoded at that scale, which is quicker.
+
+    Raises ValueError.
+    """
+    try:
+        with _opened(data) as image:
+            image.draft("RGB", (side, side))
+            small = ImageOps.exif_transpose(image).convert("RGB")
+        small.thumbnail((side, side))
+    except Exception as error:
+        raise ValueError(_not_decoded(error, data)) from error
     return small
 
 

@@ -36,7 +36,7 @@ from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_batches
 from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, shared_out
 from tpru_verl.data.tokens.prompts import Asked
-from tpru_verl.data.validate import Report, Seen, check_units, compare_rows, summary_of
+from tpru_verl.data.validate import Report, SeenRow, check_units, compare_rows, summary_of
 from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_json, write_text
 
@@ -129,12 +129,12 @@ def _nothing(unit: Unit, form: Form) -> None:
     """The units themselves are all that writing needs."""
 
 
-def _kept(report: Report) -> list[Seen]:
+def _kept(report: Report) -> list[SeenRow]:
     unusable = report.unusable
     return [row for row in report.seen if (row.file, row.row) not in unusable]
 
 
-def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str]:
+def _splits(rows: Sequence[SeenRow], options: Options) -> dict[tuple[str, int], str]:
     """Split of each (file, row). Rows that share a source or a picture are one group and stay together."""
     shares = options.split or {ONE_SPLIT: 1.0}
     groups = _groups(rows)
@@ -149,11 +149,11 @@ def _splits(rows: Sequence[Seen], options: Options) -> dict[tuple[str, int], str
     }
 
 
-def _draw(seed: int, rows: Sequence[Seen], group: Sequence[int]) -> bytes:
+def _draw(seed: int, rows: Sequence[SeenRow], group: Sequence[int]) -> bytes:
     return xxhash.xxh3_128_digest(min(rows[i].digest for i in group), seed)
 
 
-def _groups(rows: Sequence[Seen]) -> list[int]:
+def _groups(rows: Sequence[SeenRow]) -> list[int]:
     """Number of each row's group: connected by `source_id` or by an identical image."""
     return connected([(*row.images, *([row.group] if row.group else [])) for row in rows])
 
@@ -248,7 +248,7 @@ def _lies_in_table(row: Row) -> bool:
 def _manifest(
     source: Source,
     report: Report,
-    kept: Sequence[Seen],
+    kept: Sequence[SeenRow],
     options: Options,
     files: list[dict[str, object]],
     counter: PromptCounter | None,

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from tpru_verl.data.checks import problems_of_row
-from tpru_verl.data.images import read_header
 from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.tokens.pixels import Bounds
@@ -138,16 +137,16 @@ def count_unit(
             found.reasons[problem.partition(":")[0].partition("[")[0]] += 1
             continue
         images = row.images()
-        row_sizes[_count_images(found, images)] += 1
+        row_sizes[_count_images(found, row, images)] += 1
         _count_question(found, row)
         if tokens_a_row is not None:
             found.tokens[tokens_a_row(row, images)] += 1
     return found, row_sizes
 
 
-def _count_images(found: Statistics, images: list[bytes]) -> Sizes:
+def _count_images(found: Statistics, row: Row, images: list[bytes]) -> Sizes:
     found.images_a_row[len(images)] += 1
-    headers = [read_header(data) for data in images]
+    headers = [header for header in row.headers if not isinstance(header, str)]
     for header, data in zip(headers, images, strict=True):
         found.sizes[header.upright] += 1
         found.formats[header.format] += 1

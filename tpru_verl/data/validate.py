@@ -6,7 +6,7 @@ What the trainer cannot use is an error; what it uses but a person should know i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from tpru_verl.data.checks import notes_of_row, problems_of_row
-from tpru_verl.data.likeness import SAME_PICTURE, Hashes, bits, perceptual_hash
+from tpru_verl.data.images import thumbnail
+from tpru_verl.data.likeness import HASHED, SAME_PICTURE, Hashes, bits, hash_of
 from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.work import each_unit
@@ -51,7 +52,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Seen:
+class SeenRow:
     """What is kept of a row once its images are gone."""
 
     file: str
@@ -73,7 +74,7 @@ class Report:
     detected: list[str] = field(default_factory=list)
     tasks: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
-    seen: list[Seen] = field(default_factory=list)
+    seen: list[SeenRow] = field(default_factory=list)
 
     @classmethod
     def of(cls, source: Source) -> Report:
@@ -112,10 +113,16 @@ def validate(
 
 
 def check_units(
-    source: Source, report: Report, *, deep: bool, hashes: bool, workers: int | None
-) -> Iterator[tuple[Unit, list[Seen]]]:
+    source: Source,
+    report: Report,
+    *,
+    deep: bool,
+    hashes: bool,
+    workers: int | None,
+    reserved: Collection[str] = (),
+) -> Iterator[tuple[Unit, list[SeenRow]]]:
     """Check unit by unit, in order, and add to `report`; yields what was seen of each unit's sound rows."""
-    work = partial(check_unit, deep=deep, hashes=hashes)
+    work = partial(check_unit, deep=deep, hashes=hashes, reserved=reserved)
     for unit, (rows, findings, seen) in each_unit(source, work, title="Checking rows", workers=workers):
         report.rows += rows
         report.findings += findings
@@ -135,28 +142,45 @@ def compare_rows(source: Source, report: Report, against: Source | None, *, work
     report.findings.sort(key=lambda finding: (order[finding.file], finding.row))
 
 
-def check_unit(unit: Unit, form: Form, *, deep: bool, hashes: bool) -> tuple[int, list[Finding], list[Seen]]:
+def check_unit(
+    unit: Unit, form: Form, *, deep: bool, hashes: bool, reserved: Collection[str] = ()
+) -> tuple[int, list[Finding], list[SeenRow]]:
     """Number of rows, findings, and what was seen of the rows without an error."""
     findings: list[Finding] = []
-    seen: list[Seen] = []
+    seen: list[SeenRow] = []
     count = 0
     for row in read_rows(unit, form):
         count += 1
-        errors = list(problems_of_row(row, deep=deep))
+        errors = list(problems_of_row(row, deep=deep, reserved=reserved))
+        hashed, undecoded = _hashes_of(row) if hashes and not errors else (np.array([], np.uint64), [])
+        errors += undecoded
         findings += [Finding.of(row, text) for text in errors]
         if not errors:
-            kept = _seen(row, hashes=hashes)
+            kept = _seen(row, hashed)
             findings += [Finding.of(row, text, "warning") for text in notes_of_row(row, kept.images)]
             seen.append(kept)
     return count, findings, seen
 
 
-def _seen(row: Row, *, hashes: bool) -> Seen:
+def _hashes_of(row: Row) -> tuple[Hashes, list[str]]:
+    """Perceptual hashes of a sound row's images, and what keeps them from being decoded."""
+    found: list[np.uint64] = []
+    problems: list[str] = []
+    for i, data in enumerate(row.views):
+        try:
+            small = thumbnail(bytes(data), HASHED)
+        except ValueError as error:
+            problems.append(f"{row.form.images}[{i}]: {error}")
+        else:
+            found.append(hash_of(small))
+    return np.array(found, np.uint64), problems
+
+
+def _seen(row: Row, hashes: Hashes) -> SeenRow:
     images = row.views
     digests = tuple(xxhash.xxh3_128_digest(data) for data in images)
     question = " ".join(str(row.problem).split()).encode()
-    perceptual = [perceptual_hash(bytes(data)) for data in images] if hashes else []
-    return Seen(
+    return SeenRow(
         row.file,
         row.number,
         row.row_id,
@@ -164,11 +188,11 @@ def _seen(row: Row, *, hashes: bool) -> Seen:
         row.source_id,
         xxhash.xxh3_128_digest(question + b"".join(digests)),
         digests,
-        np.array(perceptual, np.uint64),
+        hashes,
     )
 
 
-def fingerprints(source: Source, *, workers: int | None = None) -> list[Seen]:
+def fingerprints(source: Source, *, workers: int | None = None) -> list[SeenRow]:
     """Perceptual hashes of another source's sound rows."""
     work = partial(check_unit, deep=False, hashes=True)
     title = f"Hashing {source.name}"
@@ -204,12 +228,12 @@ def summary_of(report: Report) -> str:
     return f"{report.source}: {len(report.unusable)} of {report.rows} rows are unusable{listed}{more}"
 
 
-def _finding(row: Seen, severity: str, field_name: str, found: str, expected: str) -> Finding:
+def _finding(row: SeenRow, severity: str, field_name: str, found: str, expected: str) -> Finding:
     return Finding(severity, row.file, row.row, row.id, field_name, found, expected)
 
 
-def _duplicates(seen: Iterable[Seen]) -> Iterator[Finding]:
-    first: dict[bytes, Seen] = {}
+def _duplicates(seen: Iterable[SeenRow]) -> Iterator[Finding]:
+    first: dict[bytes, SeenRow] = {}
     for row in seen:
         other = first.setdefault(row.digest, row)
         if other is not row:
@@ -217,7 +241,7 @@ def _duplicates(seen: Iterable[Seen]) -> Iterator[Finding]:
             yield _finding(row, "warning", "row", found, "each row once")
 
 
-def _shared(seen: Iterable[Seen], others: list[Seen], name: str) -> Iterator[Finding]:
+def _shared(seen: Iterable[SeenRow], others: list[SeenRow], name: str) -> Iterator[Finding]:
     """Rows whose pictures another source has, too: all of them in one of its rows, or some somewhere."""
     if not others:
         return

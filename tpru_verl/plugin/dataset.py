@@ -7,9 +7,8 @@ import base64
 import io
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, cast
 
 import datasets
@@ -17,30 +16,35 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 from PIL import Image
-from pyarrow.parquet import read_metadata, read_schema
 from qwen_vl_utils.vision_process import smart_resize
 from transformers import PreTrainedTokenizer, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
-from tpru_verl.data.images import problem_of
-from tpru_verl.data.source.cells import image_bytes
-from tpru_verl.data.source.forms import OPTIONAL
+from tpru_verl.data.checks import judged_rows, problems_of_row, reserved_tokens, unusable_rows
+from tpru_verl.data.source.forms import (
+    Form,
+    Source,
+    TrainerKeys,
+    check_kind,
+    columns_of,
+    trainer_form,
+    units_of,
+)
 from tpru_verl.data.source.hub import undecoded
-from tpru_verl.data.source.parts import KINDS, Part, parts_of
-from tpru_verl.data.source.rows import messages_text
-from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, image_size
-from tpru_verl.plugin.prompt_lengths import without_long_prompts
+from tpru_verl.data.source.parts import KINDS, Part, check_lines, parts_of
+from tpru_verl.data.source.rows import BATCH_ROWS, Row, columns_read, row_of
+from tpru_verl.data.tokens.processors import Size
+from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
+from tpru_verl.plugin.prompt_lengths import ROW, rows_of_frame, without_long_prompts
 from tpru_verl.prompts import render
-from tpru_verl.sample import Task, parse_options, problems_of, recognise_task
+from tpru_verl.sample import parse_options
 from tpru_verl.terminal import line_of
 
 logger = logging.getLogger(__name__)
 
-LISTED = 10  # broken rows named in a message; the others are counted
 _URI = "data:image;base64,"
-_ROW = "_tpru_row"  # position in the files as they came, kept through every selection
 
-Row = dict[str, object]
+Sizes = tuple[Size, ...]
 
 
 class TPRUDataset(RLHFDataset):
@@ -94,67 +98,55 @@ class TPRUDataset(RLHFDataset):
 
     def _read_files_and_tokenize(self) -> None:
         revision = self.config.get("revision")
-        parts = [part for file in self.data_files for part in parts_of(str(file), revision=revision)]
-        kept = [self._only_known_columns(part.name, _load(part)) for part in parts]
-        self.part_names = [part.name for part in parts]
-        self.part_folders = [part.folder for part in parts]
-        self.part_starts = [0, *accumulate(len(part) for part in kept)]
+        keys = TrainerKeys(self.problem_key, self.answer_key, self.image_key, self.prompt_key)
+        self.parts = [part for file in self.data_files for part in parts_of(str(file), revision=revision)]
+        loaded = [_load(part, keys) for part in self.parts]
+        self.forms = [
+            trainer_form(part.name, rows.column_names, keys)
+            for part, rows in zip(self.parts, loaded, strict=True)
+        ]
+        kept = [_columns_of_form(rows, form) for rows, form in zip(loaded, self.forms, strict=True)]
+        self.part_starts = [0, *accumulate(len(rows) for rows in kept)]
+        names = ", ".join(part.name for part in self.parts)
         try:
             frame = datasets.concatenate_datasets(kept)
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{', '.join(self.part_names)}: columns of different types: {line_of(error)}"
-            ) from error
+            raise ValueError(f"{names}: columns of different types: {line_of(error)}") from error
         total = len(frame)
-        frame = frame.add_column(_ROW, list(range(total)))
+        frame = frame.add_column(ROW, list(range(total)))
         if 0 < self.max_samples < total:
             order = np.arange(self.max_samples)
             if self.shuffle:  # veRL's draw: the same rows for the same seed
                 order = np.random.default_rng(self.seed).choice(total, size=self.max_samples, replace=False)
             frame = frame.select(order.tolist())
-        self.dataframe = without_long_prompts(self, self._without_broken_rows(frame))
-        logger.info("%d of %d rows from %s", len(self.dataframe), total, ", ".join(self.part_names))
+        self.dataframe = without_long_prompts(self, *self._without_broken_rows(frame))
+        logger.info("%d of %d rows from %s", len(self.dataframe), total, names)
 
-    def _only_known_columns(self, name: str, part: datasets.Dataset) -> datasets.Dataset:
-        found = part.column_names
-        forms = (
-            (self.problem_key, self.answer_key, self.image_key),
-            (self.prompt_key, self.image_key, "reward_model"),
-        )
-        form = next((form for form in forms if set(form) <= set(found)), None)
-        if form is None:
-            raise ValueError(
-                f"{name}: found columns {', '.join(found) or '(none)'}; expected {', '.join(forms[0])}, "
-                f"or veRL's {', '.join(forms[1])}; data.{{problem,answer,image}}_key name others"
-            )
-        if len(part) == 0:
-            raise ValueError(f"{name}: found 0 rows, expected at least 1")
-        optional = (*OPTIONAL, COLUMN, KEY_COLUMN) if {COLUMN, KEY_COLUMN} <= set(found) else OPTIONAL
-        return part.select_columns([*form, *(c for c in optional if c in found and c not in form)])
-
-    def _place(self, row: Row) -> tuple[str, Path | None, int]:
-        """File, its folder (None for the Hub) and the row's number in it."""
-        position = cast(int, row[_ROW])
+    def row_of(self, record: Mapping[str, object]) -> Row:
+        """A record of the frame as the row of the source that it came from."""
+        position = cast(int, record[ROW])
         part = bisect_right(self.part_starts, position) - 1
-        return self.part_names[part], self.part_folders[part], position - self.part_starts[part]
+        cells = {name: value for name, value in record.items() if name != ROW}
+        return row_of(self.parts[part], position - self.part_starts[part], cells, self.forms[part])
 
-    def _text_and_answer(self, row: Row) -> tuple[object, object]:
-        """What is asked, with its `<image>` tags, and the answer, in either form."""
-        if row.get(self.problem_key) is not None:
-            return row[self.problem_key], row.get(self.answer_key)
-        reward_model = row.get("reward_model")
-        answer = reward_model.get("ground_truth") if isinstance(reward_model, Mapping) else None
-        return messages_text(row.get(self.prompt_key)), answer
+    def _without_broken_rows(self, frame: datasets.Dataset) -> tuple[datasets.Dataset, list[Sizes]]:
+        """Drops or raises for rows that break a rule; also the sizes of the images of those that are kept.
 
-    def _without_broken_rows(self, frame: datasets.Dataset) -> datasets.Dataset:
-        """Drops or raises for rows that break a rule; one pass, one row in memory at a time."""
+        One pass, BATCH_ROWS in memory at a time.
+        """
         broken: dict[int, str] = {}
+        sizes: list[Sizes] = []
+        known: dict[Sizes, Sizes] = {}  # so that a million rows of equal sizes take the place of one
         unrecognised = 0
-        for i, row in enumerate(cast("Iterator[Row]", iter(frame))):
-            if problems := self._problems(row):
+        reserved = reserved_tokens(self.tokenizer)
+        for i, row in enumerate(rows_of_frame(self, frame)):
+            problems = list(problems_of_row(row, reserved=reserved)) or self._problems_of_run(row)
+            if problems:
                 broken[i] = "; ".join(problems)
-            elif _task_of(row, str(self._text_and_answer(row)[0])) is None:
-                unrecognised += 1
+                continue
+            found = tuple((h.width, h.height) for h in row.headers if not isinstance(h, str))
+            sizes.append(known.setdefault(found, found))
+            unrecognised += row.task is None
         if unrecognised:
             logger.warning(
                 "%d of %d rows: the text does not say which of the three tasks they are; they get the "
@@ -162,67 +154,63 @@ class TPRUDataset(RLHFDataset):
                 unrecognised,
                 len(frame),
             )
-        return self._drop(frame, broken)
+        return self.drop(frame, broken), sizes
 
-    def _problems(self, row: Row) -> list[str]:
-        text, answer = self._text_and_answer(row)
-        cells = row.get(self.image_key)
-        if not isinstance(cells, list):
-            return [f"{self.image_key}: found {type(cells).__name__}, expected a list of images"]
-        problems = problems_of(text, answer, len(cells))
-        task = _given_task(row)
-        if task and task not in list(Task):
-            problems.append(f"task: found {task!r}, expected one of {', '.join(t.value for t in Task)}")
-        if problems:
-            return problems
-        folder = self._place(row)[1]
-        for i, cell in enumerate(cells):
-            try:
-                self._check_image(image_bytes(cell, folder))
-            except (ValueError, OSError) as error:
-                return [f"{self.image_key}[{i}]: {line_of(error)}"]
-        if row.get(self.problem_key) is not None:
-            render(str(text), _task_of(row, str(text)), self.prompt_template)
-        return []
+    def _problems_of_run(self, row: Row) -> list[str]:
+        """What makes a sound row unusable with this run's template, pixel bounds and processor."""
+        problems: list[str] = []
+        for i, header in enumerate(row.headers):
+            if isinstance(header, str):
+                continue
+            width, height = header.width, header.height
+            # Qwen's own rule: a side must not vanish under max_pixels.
+            if min(smart_resize(height, width, self.image_factor, **self.pixel_bounds)) < self.image_factor:
+                found = f"found {width} x {height} pixels"
+                problems.append(
+                    f"{self.image_key}[{i}]: {found}, too narrow for max_pixels={self.pixel_bounds}"
+                )
+        if row.messages is None:
+            render(str(row.problem), row.task, self.prompt_template)
+        return problems
 
-    def _check_image(self, data: bytes) -> None:
-        """By the header alone; raises ValueError."""
-        if problem := problem_of(data):
-            raise ValueError(problem)
-        width, height = image_size(data)
-        # Qwen's own rule: a side must not vanish under max_pixels.
-        if min(smart_resize(height, width, self.image_factor, **self.pixel_bounds)) < self.image_factor:
-            raise ValueError(
-                f"found {width} x {height} pixels, too narrow for max_pixels={self.pixel_bounds}"
-            )
+    def drop(self, frame: datasets.Dataset, broken: dict[int, str]) -> datasets.Dataset:
+        """The frame without the rows of these numbers, each with its reason.
 
-    def _drop(self, frame: datasets.Dataset, broken: dict[int, str]) -> datasets.Dataset:
+        Raises ValueError with `on_invalid=error`, and where no row is left.
+        """
         if not broken:
             return frame
-        lines = [f"{len(broken)} of {len(frame)} rows are broken (rows count from 0):"]
-        rows = frame[_ROW]
-        for i, reason in list(broken.items())[:LISTED]:
-            name, _, number = self._place({_ROW: rows[i]})
-            lines.append(f"  {name} row {number}: {reason}")
-        if len(broken) > LISTED:
-            lines.append(f"  and {len(broken) - LISTED} more")
+        rows = frame[ROW]
+        text = unusable_rows([(self.place(rows[i]), reason) for i, reason in broken.items()], len(frame))
         if self.on_invalid == "error" or len(broken) == len(frame):
-            raise ValueError("\n".join([*lines, "Mend them, or leave them out with data.on_invalid=skip."]))
-        logger.warning("%s", "\n".join([*lines, "They are left out: data.on_invalid=skip."]))
+            raise ValueError(f"{text}\nMend them, or leave them out with data.on_invalid=skip.")
+        logger.warning("%s\nThey are left out: data.on_invalid=skip.", text)
         return frame.select([i for i in range(len(frame)) if i not in broken])
 
-    def _messages(self, row: Row) -> list[dict[str, object]]:
+    def place(self, position: int) -> str:
+        """File and row of a position in the files as they came."""
+        part = bisect_right(self.part_starts, position) - 1
+        return f"{self.parts[part].name} row {position - self.part_starts[part]}"
+
+    def chat(self, row: Row) -> list[dict[str, object]]:
         """Chat messages with images as encoded data URIs.
 
         They travel through worker processes and Ray to the agent loop: encoded they are a fraction of the
         decoded picture's size, and any consumer of Qwen's message format reads them.
         """
-        folder = self._place(row)[1]
-        images = []
-        for cell in cast("list[object]", row[self.image_key]):
-            data = base64.b64encode(image_bytes(cell, folder)).decode("ascii")
-            images.append({"image": f"{_URI}{data}", **self.pixel_bounds})
-        return self._build_messages({"prompt": self._prompt(row), self.image_key: images}, key="prompt")
+        uris = [f"{_URI}{base64.b64encode(view).decode('ascii')}" for view in row.views]
+        return self.chat_of(row, uris)
+
+    def chat_of(self, row: Row, images: Sequence[str]) -> list[dict[str, object]]:
+        """Chat messages with these images in the places of the tags. Raises ValueError as `render`."""
+        prompt = row.messages
+        if prompt is None:
+            prompt = [{"role": "user", "content": render(str(row.problem), row.task, self.prompt_template)}]
+        elements = [{"image": image, **self.pixel_bounds} for image in images]
+        # A copy: veRL writes into what it gets.
+        return self._build_messages(
+            {"prompt": [dict(message) for message in prompt], self.image_key: elements}, key="prompt"
+        )
 
     @classmethod
     def _process_multi_modal_info(cls, messages: list[dict], image_patch_size: int, config: DictConfig):
@@ -235,79 +223,71 @@ class TPRUDataset(RLHFDataset):
         ]
         return super()._process_multi_modal_info(opened, image_patch_size, config)
 
-    def _prompt(self, row: Row) -> list[dict[str, object]]:
-        """Messages whose text still has its `<image>` tags. Raises ValueError as `render`."""
-        problem = row.get(self.problem_key)
-        if problem is None:
-            prompt = cast("list[dict[str, object]]", row[self.prompt_key])
-            return [{"role": m["role"], "content": m["content"]} for m in prompt]
-        content = render(str(problem), _task_of(row, str(problem)), self.prompt_template)
-        return [{"role": "user", "content": content}]
-
     def __getitem__(self, item: int) -> dict[str, Any]:
         """One row as veRL's trainer and reward loop take it; nothing else of the file goes along."""
-        row = cast(Row, self.dataframe[item])
-        text, answer = self._text_and_answer(row)
-        task = _task_of(row, str(text))
-        name, _, number = self._place(row)
-        given = row.get("extra_info")
-        extra = {k: v for k, v in given.items() if v is not None} if isinstance(given, Mapping) else {}
+        record = self.dataframe[item]
+        row, index = self.row_of(record), record[ROW]
+        task = row.task
         extra_info = {
-            "scene": row.get("scene") or "",
-            "source_id": row.get("source_id") or "",
-            "row_id": row.get("id") or f"{Path(name).name}:{number}",
-            **extra,
+            "scene": row.field("scene"),
+            "source_id": row.source_id,
+            "row_id": row.row_id,
+            **row.extra,
             "task": task.value if task else "",
-            "options": parse_options(str(text)),
-            "index": row[_ROW],
+            "options": parse_options(str(row.problem)),
+            "index": index,
         }
         fallback = task.data_source if task else "tpru/unrecognised"
         result = {
-            "raw_prompt": self._messages(row),
-            "data_source": row.get("data_source") or fallback,
-            "reward_model": {"style": "rule", "ground_truth": str(answer).strip()},
+            "raw_prompt": self.chat(row),
+            "data_source": row.field("data_source") or fallback,
+            "reward_model": {"style": "rule", "ground_truth": str(row.answer).strip()},
             "extra_info": extra_info,
-            "index": row[_ROW],
-            "tools_kwargs": extra.get("tools_kwargs", {}),
-            "interaction_kwargs": extra.get("interaction_kwargs", {}),
+            "index": index,
+            "tools_kwargs": row.extra.get("tools_kwargs", {}),
+            "interaction_kwargs": row.extra.get("interaction_kwargs", {}),
             # veRL builds its batches around at least one tensor.
             "dummy_tensor": torch.tensor([0], dtype=torch.uint8),
         }
-        if row.get("agent_name"):
-            result["agent_name"] = row["agent_name"]
+        if agent := row.given.get("agent_name"):
+            result["agent_name"] = agent
         return result
 
 
-def _load(part: Part) -> datasets.Dataset:
+def _load(part: Part, keys: TrainerKeys) -> datasets.Dataset:
     """The part's rows on disk, as veRL keeps them. Raises ValueError."""
     path = part.path
     if path is None:
         return cast(datasets.Dataset, part.hub)
-    if path.suffix not in KINDS:
-        found = path.suffix or "no suffix"
-        raise ValueError(
-            f"{path}: found {found!r}, expected {', '.join(KINDS)}; or what `tpru data prepare` writes"
-        )
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: found an empty file, expected rows")
+    check_kind(part)
+    if not columns_of(part) or not sum(unit.rows is None or unit.rows for unit in units_of(part)):
+        raise ValueError(f"{path}: found 0 rows, expected at least 1")
+    check_lines(part)
+    kind = KINDS[path.suffix]
+    # A row group of over 2 GiB of pictures is only read in pieces.
+    options: dict[str, Any] = {"batch_size": BATCH_ROWS} if kind == "parquet" else {}
     try:
-        if path.suffix == ".parquet" and read_metadata(path).num_rows == 0:
-            return datasets.Dataset.from_dict({name: [] for name in read_schema(path).names})
-        loaded = datasets.load_dataset(KINDS[path.suffix], data_files=str(path), split="train")
+        loaded = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
     except Exception as error:
+        _name_broken_rows(part, keys)
         cause = error.__cause__ or error
-        raise ValueError(f"{path}: not readable as {KINDS[path.suffix]}: {line_of(cause)}") from error
+        raise ValueError(f"{path}: not readable as {kind}: {line_of(cause)}") from error
     return undecoded(cast(datasets.Dataset, loaded))
 
 
-def _given_task(row: Row) -> str:
-    extra = row.get("extra_info")
-    return str(row.get("task") or (extra.get("task") if isinstance(extra, Mapping) else None) or "")
+def _name_broken_rows(part: Part, keys: TrainerKeys) -> None:
+    """Raises ValueError for rows of wrong types, which `datasets` calls a file that cannot be read."""
+    judged = [(row.place, "; ".join(found)) for row, found in judged_rows(Source.open(part.name, keys=keys))]
+    if broken := [(place, reason) for place, reason in judged if reason]:
+        raise ValueError(unusable_rows(broken, len(judged)))
 
 
-def _task_of(row: Row, text: str) -> Task | None:
-    given = _given_task(row)
-    return Task(given) if given else recognise_task(text)
+def _columns_of_form(rows: datasets.Dataset, form: Form) -> datasets.Dataset:
+    """Those that are read, and the counts of `tpru data prepare` where they are of the same prompts."""
+    found = rows.column_names
+    counted = form.kind == "published" and {COLUMN, KEY_COLUMN} <= set(found)
+    wanted = (*columns_read(form), *((COLUMN, KEY_COLUMN) if counted else ()))
+    return rows.select_columns([name for name in found if name in wanted])
 
 
 def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:

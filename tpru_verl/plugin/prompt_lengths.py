@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import torch
 from transformers import ProcessorMixin
 from verl.utils.tokenizer import build_multimodal_processor_inputs
 
-from tpru_verl.data.source.cells import image_bytes, image_cells
+from tpru_verl.data.checks import LISTED
+from tpru_verl.data.source.rows import BATCH_ROWS, Row, records_of
 from tpru_verl.data.tokens.processors import Conversation, Size, UnsupportedProcessorError
-from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size, stored_counts
+from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, stored_counts
 from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
@@ -24,23 +24,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LISTED = 10  # long rows named in a message; the others are counted
-BATCH_ROWS = 64  # counted at a time; of images that lie on disk only headers come into memory
-_ROW = "_tpru_row"  # position in the files as they came, kept through every selection
-
-Row = dict[str, object]
+ROW = "_tpru_row"  # position in the files as they came, kept through every selection
 
 
-def without_long_prompts(data: TPRUDataset, dataframe: datasets.Dataset) -> datasets.Dataset:
+def without_long_prompts(
+    data: TPRUDataset, frame: datasets.Dataset, sizes: Sequence[Sequence[Size]]
+) -> datasets.Dataset:
     """Leaves out prompts over `max_prompt_length` tokens, images expanded, as veRL does.
 
-    Other than veRL's, a row that raises is a broken row (veRL drops it as if it were too long), what is
-    left out is counted and listed, and images are not decoded: see `tpru_verl.data.tokens.prompts`.
+    `sizes`: width and height of each row's images, by their headers. Other than veRL's, a row that raises is
+    a broken row (veRL drops it as if it were too long), what is left out is counted and listed, and images
+    are not decoded: see `tpru_verl.data.tokens.prompts`.
     """
     if not data.filter_overlong_prompts:
-        return dataframe
-    lengths, errors = _prompt_lengths(data, dataframe)
-    dataframe = data._drop(dataframe, {i: error for i, error in enumerate(errors) if error})
+        return frame
+    lengths, errors = _prompt_lengths(data, frame, sizes)
+    frame = data.drop(frame, {i: error for i, error in enumerate(errors) if error})
     lengths = [n for n, error in zip(lengths, errors, strict=True) if not error]
     fits = [i for i, n in enumerate(lengths) if n <= data.max_prompt_length]
     if not fits:
@@ -50,23 +49,27 @@ def without_long_prompts(data: TPRUDataset, dataframe: datasets.Dataset) -> data
         )
     if len(fits) < len(lengths):
         long = sorted(set(range(len(lengths))) - set(fits))
-        rows = dataframe[_ROW]
-        named = [data._place({_ROW: rows[i]}) for i in long[:LISTED]]
+        rows = frame[ROW]
         logger.warning(
             "%d of %d rows are longer than data.max_prompt_length=%d tokens and left out: %s%s",
             len(long),
             len(lengths),
             data.max_prompt_length,
-            ", ".join(
-                f"{name} row {number} ({lengths[i]})"
-                for i, (name, _, number) in zip(long, named, strict=False)
-            ),
+            ", ".join(f"{data.place(rows[i])} ({lengths[i]})" for i in long[:LISTED]),
             ", ..." if len(long) > LISTED else "",
         )
-    return dataframe.select(fits)
+    return frame.select(fits)
 
 
-def _prompt_lengths(data: TPRUDataset, frame: datasets.Dataset) -> tuple[list[int], list[str]]:
+def rows_of_frame(data: TPRUDataset, frame: datasets.Dataset) -> Iterator[Row]:
+    """The frame's rows, BATCH_ROWS in memory at a time; bytes of images in the frame are not copied."""
+    for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
+        yield from (data.row_of(record) for record in records_of(table, data.image_key))
+
+
+def _prompt_lengths(
+    data: TPRUDataset, frame: datasets.Dataset, sizes: Sequence[Sequence[Size]]
+) -> tuple[list[int], list[str]]:
     """Tokens of each row's prompt, and what it raises ("" for nothing)."""
     try:
         counter = PromptCounter(
@@ -84,11 +87,11 @@ def _prompt_lengths(data: TPRUDataset, frame: datasets.Dataset) -> tuple[list[in
     todo = [i for i, length in enumerate(lengths) if length < 0]
     rest = frame if len(todo) == len(frame) else frame.select(todo)
     doubts = []
-    for i, count in zip(todo, _counted(data, rest, counter), strict=True):
+    for i, count in zip(todo, _counted(data, rest, [sizes[i] for i in todo], counter), strict=True):
         if isinstance(count, int):
             lengths[i] = count
             continue
-        found = _measure(data, cast(Row, frame[i]), forked=False)  # the whole processor has the last word
+        found = _measure(data, frame[i], forked=False)  # the whole processor has the last word
         lengths[i], errors[i] = cast(int, found["tokens"]), cast(str, found["error"])
         if not found["error"]:
             doubts.append(line_of(count))
@@ -104,10 +107,9 @@ def _prompt_lengths(data: TPRUDataset, frame: datasets.Dataset) -> tuple[list[in
 
 def _stored_lengths(data: TPRUDataset, frame: datasets.Dataset, counter: PromptCounter) -> list[int]:
     """What `tpru data prepare` counted, -1 where it did not, or not for this model and these settings."""
-    columns = [COLUMN, KEY_COLUMN, data.problem_key]  # a prompt in veRL's form was not counted
-    if not set(columns) <= set(frame.column_names):
+    if not {COLUMN, KEY_COLUMN} <= set(frame.column_names):
         return [-1] * len(frame)
-    table = frame.select_columns(columns).with_format("arrow")[:]
+    table = frame.select_columns([COLUMN, KEY_COLUMN]).with_format("arrow")[:]
     lengths, others = stored_counts(table, counter.key)
     if others:
         logger.warning(
@@ -119,35 +121,26 @@ def _stored_lengths(data: TPRUDataset, frame: datasets.Dataset, counter: PromptC
             KEY_COLUMN,
             counter.key,
         )
-    return np.where(table[data.problem_key].is_valid().to_numpy(), lengths, -1).tolist()
+    return lengths.tolist()
 
 
-def _counted(data: TPRUDataset, frame: datasets.Dataset, counter: PromptCounter) -> Iterator[int | Exception]:
+def _counted(
+    data: TPRUDataset, frame: datasets.Dataset, sizes: Sequence[Sequence[Size]], counter: PromptCounter
+) -> Iterator[int | Exception]:
     """Tokens of each row's prompt, or a reason why headers do not tell."""
-    for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
-        cells = [cell for chunk in table[data.image_key].chunks for cell in image_cells(chunk)]
-        rows = table.drop_columns([data.image_key]).to_pylist()
-        asked = [
-            _asked(data, row, cast("Sequence[object]", cell)) for row, cell in zip(rows, cells, strict=True)
-        ]
-        sound = [found for found in asked if not isinstance(found, Exception)]
-        counts = iter(counter.tokens([chat for chat, _ in sound], [sizes for _, sizes in sound]))
-        yield from (found if isinstance(found, Exception) else next(counts) for found in asked)
+    texts = frame.remove_columns(data.image_key).with_format("arrow")
+    at = 0
+    for table in cast("Iterator[pa.Table]", texts.iter(BATCH_ROWS)):
+        asked = [_asked(data, record, len(sizes[at + i])) for i, record in enumerate(table.to_pylist())]
+        sound = [(chat, sizes[at + i]) for i, chat in enumerate(asked) if not isinstance(chat, Exception)]
+        counts = iter(counter.tokens([chat for chat, _ in sound], [images for _, images in sound]))
+        yield from (chat if isinstance(chat, Exception) else next(counts) for chat in asked)
+        at += len(asked)
 
 
-def _asked(
-    data: TPRUDataset, row: Row, cells: Sequence[object]
-) -> tuple[Conversation, list[Size]] | Exception:
+def _asked(data: TPRUDataset, record: Mapping[str, object], images: int) -> Conversation | Exception:
     try:
-        folder = data._place(row)[1]
-        sizes = [
-            image_size(cell if isinstance(cell, memoryview) else image_bytes(cell, folder)) for cell in cells
-        ]
-        prompt = data._prompt(row)
-        if not all(isinstance(message["content"], str) for message in prompt):
-            raise ValueError(f"{data.prompt_key}: found parts, expected text")  # videos may be among them
-        images = [{"image": "", **data.pixel_bounds} for _ in sizes]
-        return data._build_messages({"prompt": prompt, data.image_key: images}, key="prompt"), sizes
+        return data.chat_of(data.row_of(record), [""] * images)
     except Exception as error:
         return error
 
@@ -173,13 +166,13 @@ def _chat_kwargs(data: TPRUDataset) -> dict[str, object]:
     return chat if data.tool_schemas is None else {**chat, "tools": data.tool_schemas}
 
 
-def _measure(data: TPRUDataset, row: Row, forked: bool) -> dict[str, object]:
+def _measure(data: TPRUDataset, record: Mapping[str, object], forked: bool) -> dict[str, object]:
     if forked:  # OpenMP's threads do not survive a fork: a parallel region would wait for them for ever
         torch.set_num_threads(1)
     processor = cast(ProcessorMixin, data.processor)
     chat = cast("dict[str, Any]", _chat_kwargs(data))
     try:
-        messages = data._messages(row)
+        messages = data.chat(data.row_of(record))
         text = processor.apply_chat_template(
             cast("list[dict[str, str]]", messages), add_generation_prompt=True, tokenize=False, **chat
         )

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
 
-_DATA_URI = re.compile(r"data:image/?[\w.+-]*;base64,")
-_BASE64 = re.compile(r"[A-Za-z0-9+/]{64,}={0,2}")  # long enough to be a picture, and no path
+from tpru_verl.terminal import line_of
+
+MAX_BYTES = 256 * 2**20  # of one encoded picture: a larger file is a mistake or sparse
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
+_URL_SAFE = str.maketrans("-_", "+/")
+_BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")  # of the formats that are read
+_NO_BASE64 = "found base64 that cannot be decoded to an image: {}"
+_SHORTEST = 64  # characters of base64 that can be a picture
 
 
 def image_cells(images: pa.Array) -> Iterator[object]:
@@ -41,7 +48,7 @@ def cells_of_text(text: str) -> list[object]:
     """One picture or path, or a list of them written out, as tables without nested cells hold it."""
     text = text.strip()
     if not text.startswith("["):
-        return [text]
+        return [text] if text else []
     inner = (quoted[1] or quoted[2] for quoted in re.finditer(r"'([^']*)'|\"([^\"]*)\"", text))
     return [cell for cell in inner if cell]
 
@@ -49,35 +56,90 @@ def cells_of_text(text: str) -> list[object]:
 def image_bytes(cell: object, folder: Path | None) -> bytes:
     """The encoded file of a cell: bytes, {bytes, path}, base64, Pillow's picture, a path inside `folder`.
 
-    Raises ValueError for anything else.
+    Base64 may be plain or URL-safe, in lines, without padding, or in a data URI with parameters. Raises
+    ValueError, in one short line, for anything else and for a file that cannot be read.
     """
     if isinstance(cell, Mapping):
+        if not cell.keys() & {"bytes", "path"}:
+            raise ValueError(f"found an object with {names_of(cell)}, expected bytes or path in it")
         cell = cell["path"] if cell.get("bytes") is None and "path" in cell else cell.get("bytes")
     if isinstance(cell, (bytes, memoryview)):
         return bytes(cell)
     if callable(save := getattr(cell, "save", None)):
         buffer = io.BytesIO()
-        save(buffer, "PNG")
+        try:
+            save(buffer, "PNG")
+        except Exception as error:  # Pillow's decoders raise many kinds
+            raise ValueError(f"found an image that can't be decoded ({line_of(error)})") from error
         return buffer.getvalue()
     if not isinstance(cell, str):
         found = type(cell).__name__
         raise ValueError(f"found {found}, expected bytes, {{bytes, path}}, base64 or a path")
-    if uri := _DATA_URI.match(cell):
-        return _decoded(cell[uri.end() :])
-    if _BASE64.fullmatch(cell):
-        return _decoded(cell)
+    if cell[:5].lower() == "data:":
+        return _data_uri(cell)
+    encoded = _decoded(cell) if len(cell) >= _SHORTEST else None
+    if encoded is not None and encoded.startswith(_BEGINNINGS):  # a path without a dot looks like base64, too
+        return encoded
     if folder is None:
-        raise ValueError(f"found the path {cell!r}, expected the image's bytes in rows from the Hub")
-    path = (folder / cell).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise ValueError(f"found {cell!r}, expected a path inside {folder}")
-    if not path.is_file():
-        raise ValueError(f"found {cell!r}, but there is no such file in {folder}")
-    return path.read_bytes()
+        raise ValueError(f"found the path {short(cell)}, expected the image's bytes in rows from the Hub")
+    return _file_of(cell, folder)
 
 
-def _decoded(text: str) -> bytes:
+def names_of(names: Iterable[object], most: int = 20) -> str:
+    """The first of the names, separated by commas, and how many more there are."""
+    every = [*names]
+    listed = ", ".join(short(name, 80)[1:-1] if isinstance(name, str) else str(name) for name in every[:most])
+    return f"{listed or '(none)'}{f' and {len(every) - most:,} more' * (len(every) > most)}"
+
+
+def short(value: object, most: int = 60) -> str:
+    """The value's `repr`, cut at `most` characters: a cell may hold a whole picture."""
+    text = repr(value[: 2 * most]) if isinstance(value, (str, bytes)) else reprlib.repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def _data_uri(text: str) -> bytes:
+    """The bytes of a data URI in base64 (RFC 2397), whatever its type and parameters. Raises ValueError."""
+    head, _, body = text.partition(",")
+    if not head.lower().rstrip().endswith(";base64"):
+        raise ValueError(f"found the data URI {short(text)}, expected one in base64")
+    data = _decoded(unquote(body) if "%" in body else body)
+    if data is None:
+        raise ValueError(f"found the data URI {short(text)}, whose base64 cannot be decoded")
+    return data
+
+
+def _decoded(text: str) -> bytes | None:
+    """Bytes of base64, plain or URL-safe, in one line or several, padded or not; None for other text."""
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"found base64 that cannot be decoded: {error}") from error
+    except ValueError:  # of Base64's own, and of characters beyond ASCII
+        pass
+    if not _BASE64.fullmatch(text):
+        return None
+    plain = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except ValueError:
+        return None
+
+
+def _file_of(name: str, folder: Path) -> bytes:
+    if "\0" in name:
+        raise ValueError(f"found {short(name)}, expected a path without NUL")
+    try:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise ValueError(f"found {short(name)}, expected a path inside {folder}")
+        if not path.is_file():
+            if len(name) >= _SHORTEST and _BASE64.fullmatch(name):
+                raise ValueError(_NO_BASE64.format(short(name)))
+            raise ValueError(f"found {short(name)}, but there is no such file in {folder}")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"found {short(name)} of {size:,} bytes, expected at most {MAX_BYTES:,}")
+        return path.read_bytes()
+    except (OSError, RuntimeError, MemoryError) as error:  # a name too long, a loop of links, a bad disk
+        if len(name) >= _SHORTEST and _BASE64.fullmatch(name):
+            raise ValueError(_NO_BASE64.format(short(name))) from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else line_of(error)
+        raise ValueError(f"found {short(name)}, a path that cannot be read: {reason[:200]}") from error

@@ -1,20 +1,18 @@
-"""Where rows come from: files, folders and Hub ids, read a few rows at a time, in every form that is about.
+"""The forms in which rows come: which columns hold problem, answer and images, and in which pieces they lie.
 
-Nothing here judges a row (`validate` does); what cannot be read raises ValueError with file and reason.
+Nothing here judges a row (`tpru_verl.data.checks` does). ValueError names a file that cannot be read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from tpru_verl.data.source.parts import Part, parts_of, plain_rows
+from tpru_verl.data.source.cells import names_of
+from tpru_verl.data.source.parts import KINDS, Part, parts_of, plain_rows, refuse_empty
 from tpru_verl.terminal import line_of
-
-if TYPE_CHECKING:
-    pass
 
 HUB_SLICE = 512  # rows of a Hub data set that are one unit of work
 OPTIONAL = ("task", "scene", "source_id", "id", "data_source", "extra_info", "agent_name")
@@ -34,6 +32,20 @@ class Keys:
 
 
 @dataclass(frozen=True)
+class TrainerKeys:
+    """Names of the columns that a run of a trainer reads; none is detected.
+
+    A part has the first three, or veRL's form: `prompt`, `images` and `reward_model`. `prompt` is None for
+    EasyR1, which does not read that form.
+    """
+
+    problem: str = "problem"
+    answer: str = "answer"
+    images: str = "images"
+    prompt: str | None = "prompt"
+
+
+@dataclass(frozen=True)
 class Form:
     """How the columns of a source are to be read.
 
@@ -45,6 +57,11 @@ class Form:
     problem: str
     answer: str
     images: str
+
+    def name_of(self, role: str) -> str:
+        """The field of a row that holds its `problem`, `answer` or `images`."""
+        name = {"problem": self.problem, "answer": self.answer, "images": self.images}[role]
+        return f"{name}.ground_truth" if self.kind == "verl" and role == "answer" else name
 
     def __str__(self) -> str:
         return f"problem={self.problem}, answer={self.answer}, images={self.images} ({self.kind} form)"
@@ -65,6 +82,7 @@ def columns_of(part: Part) -> list[str]:
     if part.hub is not None:
         return list(part.hub.column_names)
     assert part.path is not None
+    refuse_empty(part)
     try:
         if part.path.suffix == ".parquet":
             return list(pq.read_schema(part.path).names)
@@ -73,14 +91,19 @@ def columns_of(part: Part) -> list[str]:
     return list(next(plain_rows(part), {}))
 
 
-def form_of(part: Part, keys: Keys) -> Form:
+def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
     """Which columns hold what. Raises ValueError, with the columns found, where that can't be decided."""
+    if isinstance(keys, TrainerKeys):
+        check_kind(part)
     found = columns_of(part)
     if not found:
         raise ValueError(f"{part.name}: found 0 rows, expected at least 1")
+    if isinstance(keys, TrainerKeys):
+        return trainer_form(part.name, found, keys)
+    listed = names_of(found)
     named = (keys.problem, keys.answer, keys.images)
     if missing := [name for name in named if name and name not in found]:
-        raise ValueError(f"{part.name}: found columns {', '.join(found)}; expected {missing[0]}")
+        raise ValueError(f"{part.name}: found columns {listed}; expected {missing[0]}")
     images = keys.images or next((name for name in IMAGES if name in found), None)
     # `tpru data prepare` writes both forms: the question as it was counts, not the prompt made of it.
     published = {PROBLEMS[0], ANSWERS[0]} <= set(found)
@@ -89,11 +112,36 @@ def form_of(part: Part, keys: Keys) -> Form:
     problem = keys.problem or next((name for name in PROBLEMS if name in found), None)
     answer = keys.answer or next((name for name in ANSWERS if name in found), None)
     if problem is None or answer is None or images is None:
-        wanted = zip(("problem", "answer", "images"), (problem, answer, images), strict=True)
+        wanted = zip(("problem", "answer", "image"), (problem, answer, images), strict=True)
         unknown = " and ".join(f"--{key}-key" for key, name in wanted if name is None)
-        raise ValueError(f"{part.name}: found columns {', '.join(found)}; say with {unknown} which to read")
+        raise ValueError(f"{part.name}: found columns {listed}; say with {unknown} which to read")
     options = problem == "question" and {"A", "B"} <= set(found)
     return Form("vlmevalkit" if options else "published", problem, answer, images)
+
+
+def check_kind(part: Part) -> None:
+    """Raises ValueError for a file of a kind that trainers do not read."""
+    if part.path is not None and part.path.suffix not in KINDS:
+        found = part.path.suffix or "no suffix"
+        raise ValueError(
+            f"{part.name}: found {found!r}, expected {', '.join(KINDS)}; or what `tpru data prepare` writes"
+        )
+
+
+def trainer_form(name: str, found: Sequence[str], keys: TrainerKeys) -> Form:
+    """Which of the columns `found` in `name` a trainer reads. Raises ValueError where they do not do."""
+    forms = [Form("published", keys.problem, keys.answer, keys.images)]
+    if keys.prompt is not None:
+        forms.append(Form("verl", keys.prompt, "reward_model", keys.images))
+    for form in forms:
+        if {form.problem, form.answer, form.images} <= {*found}:
+            return form
+    expected = ", or veRL's ".join(f"{form.problem}, {form.answer}, {form.images}" for form in forms)
+    problem = "problem" if keys.prompt is not None else "prompt"  # as EasyR1 calls it
+    raise ValueError(
+        f"{name}: found columns {names_of(found)}; expected {expected}; "
+        f"data.{{{problem},answer,image}}_key name others"
+    )
 
 
 def units_of(part: Part) -> list[Unit]:
@@ -127,7 +175,9 @@ class Source:
     units: list[Unit]
 
     @classmethod
-    def open(cls, name: str, *, revision: str | None = None, keys: Keys | None = None) -> Source:
+    def open(
+        cls, name: str, *, revision: str | None = None, keys: Keys | TrainerKeys | None = None
+    ) -> Source:
         """Look at schemas, and at no row of parquet. Raises ValueError or FileNotFoundError, in one line."""
         parts = parts_of(name, revision=revision)
         forms = [form_of(part, keys or Keys()) for part in parts]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -24,13 +25,19 @@ KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}  # the kinds 
 SUFFIXES = (*KINDS, ".tsv")
 
 
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
+# As `datasets.data_files` has them, so that what it takes for a test set is one here, too.
+_KEYWORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "dev", "val"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_APART = re.compile(r"[-._ 0-9/]+")
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*")
 
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-_LONGEST_CELL = 256 * 2**20
+_LONGEST_LINE = 256 * 2**20  # characters of a line or of a table's cell: a row with its pictures in base64
+_LARGEST_JSON = 2 * 2**30  # bytes of a json file that is one array, which is read at once
 
 
 @dataclass(frozen=True)
@@ -53,25 +60,43 @@ def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
 
     Raises FileNotFoundError where there is nothing, ValueError for several splits or an unreadable data set.
     """
-    path, split = Path(source).expanduser(), ""
-    if not path.exists() and "@" in source:
-        head, _, split = source.rpartition("@")
-        path = Path(head).expanduser()
+    path, split = _path_and_split(source)
     if path.is_file():
+        if split:
+            raise ValueError(f"{source}: found a file, which has no splits, expected {path}")
         return [Part(str(path), path)]
     if path.is_dir():
         return [Part(str(shard), shard) for shard in _shards(path, split)]
-    if _HUB_ID.fullmatch(str(path)) and path.suffix not in SUFFIXES:
+    if not is_local(source):
         commit = commit_of(str(path), revision)
         return [Part(source, None, load_hub(str(path), split, revision=commit), commit)]
     raise FileNotFoundError(f"{source}: no such file or folder; expected {', '.join(SUFFIXES)} or a Hub id")
 
 
-def _shards(folder: Path, split: str) -> list[Path]:
-    """Data files below `folder`, parquet before json (which beside parquet is metadata), of one split.
+def is_local(name: str) -> bool:
+    """Whether a data set or a model is a file or folder of this machine, and not the id of one on the Hub.
 
-    A file's split is what its name, or its folder's name, begins with: `train-00000-of-00002.parquet`.
+    True for what exists, with or without `@split`, and for what has not the form of an id (`org/name`).
     """
+    path, _ = _path_and_split(name)
+    return _exists(path) or not _HUB_ID.fullmatch(str(path)) or path.suffix in SUFFIXES
+
+
+def _path_and_split(source: str) -> tuple[Path, str]:
+    path = Path(source).expanduser()
+    head, at, split = source.rpartition("@")
+    return (path, "") if not head or not at or _exists(path) else (Path(head).expanduser(), split)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long, a loop of links
+        return False
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    """Data files below `folder`, parquet before json (which beside parquet is metadata), of one split."""
     visible = [
         p
         for p in sorted(folder.rglob("*"))
@@ -82,18 +107,39 @@ def _shards(folder: Path, split: str) -> list[Path]:
         raise FileNotFoundError(f"{folder}: found no file that ends in {', '.join(SUFFIXES)}")
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        names = (file.stem, *file.relative_to(folder).parts[:-1])
-        pattern = re.compile(rf"({re.escape(split)})(?![A-Za-z])") if split else _SPLIT
-        match = next((m for name in names if (m := pattern.match(name))), None)
-        by_split.setdefault(match[1] if match else "", []).append(file)
+        by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
+    known = ", ".join(f"@{name}" if name else "files that name none" for name in sorted(by_split))
     if split:
-        if split not in by_split:
-            raise FileNotFoundError(f"{folder}@{split}: found {', '.join(p.name for p in files[:10])}")
-        return by_split[split]
+        wanted = _splits_in(split)[0] if _splits_in(split) else split
+        if wanted not in by_split:
+            raise FileNotFoundError(f"{folder}@{split}: found no such split, expected one of: {known}")
+        return by_split[wanted]
     if len(by_split) > 1:  # training and test rows must never be read as one
-        splits = ", ".join(f"@{name}" if name else "files that name none" for name in by_split)
-        raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {splits}")
+        raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {known}")
     return files
+
+
+def split_of(file: Path) -> str:
+    """The split that a file's relative path names: train, validation, test or a shard's own; "" for none.
+
+    By the patterns of `datasets` (`datasets.data_files`), whatever the case of the letters: what
+    `NAME-00000-of-00001` begins with, else a keyword in a folder's name, else in the file's. Raises
+    ValueError where one of these names several splits.
+    """
+    if shard := _SHARD.fullmatch(file.stem):
+        return next(iter(_splits_in(shard[1])), shard[1])
+    for name in ("/".join(file.parts[:-1]), file.stem):
+        found = _splits_in(name)
+        if len(found) > 1:
+            raise ValueError(f"{file}: found the names of several splits ({', '.join(found)}), expected one")
+        if found:
+            return found[0]
+    return ""
+
+
+def _splits_in(name: str) -> list[str]:
+    words = _APART.split(name.casefold())
+    return [split for split, keywords in _KEYWORDS.items() if not {*keywords}.isdisjoint(words)]
 
 
 def plain_rows(part: Part) -> Iterator[dict[str, object]]:
@@ -101,40 +147,83 @@ def plain_rows(part: Part) -> Iterator[dict[str, object]]:
     path = cast(Path, part.path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{part.name}: found {path.suffix or 'no suffix'!r}, expected {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{part.name}: found an empty file, expected rows")
+    refuse_empty(part)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".tsv":
-                csv.field_size_limit(_LONGEST_CELL)
-                for number, record in enumerate(csv.DictReader(file, delimiter="\t")):
-                    if None in record or None in record.values():
-                        raise ValueError(f"{part.name} row {number}: found more or fewer cells than columns")
-                    yield dict(record)
+                yield from _table_rows(part, file)
             else:
                 yield from _json_rows(part, file)
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, csv.Error, MemoryError) as error:
         raise ValueError(f"{part.name}: not readable as {path.suffix[1:]}: {line_of(error)}") from error
+
+
+def refuse_empty(part: Part) -> None:
+    """Raises ValueError for a file of 0 bytes."""
+    if part.path is not None and part.path.stat().st_size == 0:
+        raise ValueError(f"{part.name}: found an empty file, expected rows")
+
+
+def check_lines(part: Part) -> None:
+    """Raises ValueError for a json or jsonl file with a line too long to be a row, before others read it."""
+    path = part.path
+    if path is None or path.suffix == ".parquet" or path.stat().st_size <= _LONGEST_LINE:
+        return
+    with path.open("rb") as file:
+        array = file.read(64).lstrip().startswith(b"[")
+        file.seek(0)
+        for number in count(1):
+            text = file.readline(_LONGEST_LINE + 1)
+            if len(text) > _LONGEST_LINE and not array:
+                raise _too_long(part, number)
+            if not text:
+                return
+
+
+def _too_long(part: Part, number: int) -> ValueError:
+    found = f"found over {_LONGEST_LINE:,} characters, expected one row"
+    return ValueError(f"{part.name} line {number}: {found}")
+
+
+def _table_rows(part: Part, file: io.TextIOBase) -> Iterator[dict[str, object]]:
+    csv.field_size_limit(_LONGEST_LINE)
+    for number, record in enumerate(csv.DictReader(_lines(part, file), delimiter="\t")):
+        if None in record or None in record.values():
+            raise ValueError(f"{part.name} row {number}: found more or fewer cells than columns")
+        yield dict(record)
 
 
 def _json_rows(part: Part, file: io.TextIOBase) -> Iterator[dict[str, object]]:
     start = file.read(64).lstrip()[:1]
     file.seek(0)
     if start == "[":
+        if (size := cast(Path, part.path).stat().st_size) > _LARGEST_JSON:
+            raise ValueError(f"{part.name}: found {size:,} bytes of json, expected jsonl, one row a line")
         try:
             records = enumerate(json.load(file))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{part.name}: not readable as json: {line_of(error)}") from error
     else:
-        records = ((n, _json_line(part, n, text)) for n, text in enumerate(file) if text.strip())
+        lines = enumerate(_lines(part, file))
+        records = ((n, _json_line(part, n, text)) for n, text in lines if text.strip())
     for number, record in records:
         if not isinstance(record, dict):
             raise ValueError(f"{part.name} row {number}: found {type(record).__name__}, expected an object")
         yield record
 
 
+def _lines(part: Part, file: io.TextIOBase) -> Iterator[str]:
+    """Lines, none of which is endless. Raises ValueError."""
+    number = 0
+    while text := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(text) > _LONGEST_LINE:
+            raise _too_long(part, number)
+        yield text
+
+
 def _json_line(part: Part, number: int, text: str) -> object:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{part.name} line {number + 1}: not readable as json: {line_of(error)}") from error

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from string import ascii_uppercase
 from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells
+from tpru_verl.data.images import Header, read_header
+from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells, short
 from tpru_verl.data.source.forms import OPTIONAL, Form, Unit
 from tpru_verl.data.source.parts import Part, plain_rows
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
@@ -21,20 +23,25 @@ from tpru_verl.terminal import line_of
 BATCH_ROWS = 64  # in memory at once, with their images
 
 
-_TSV_OPTIONS = "ABCDEFGH"
-
-
 @dataclass(frozen=True)
 class Row:
     """One row as it came: nothing checked yet."""
 
     file: str
     number: int
-    problem: object
+    problem: object  # text, with veRL's messages as one, where the row is sound
     answer: object
     cells: object  # a list of image cells where the row is sound
     folder: Path | None
     given: Mapping[str, object]  # those of OPTIONAL that the source has
+    form: Form
+    messages: list[dict[str, str]] | None = None  # of a row with a prompt of its own
+    unread: str = ""  # why a conversation cannot be read: "found ..., expected ..."
+    fields: tuple[str, ...] = ()  # that hold something
+
+    @property
+    def place(self) -> str:
+        return f"{self.file} row {self.number}"
 
     @property
     def extra(self) -> Mapping[str, object]:
@@ -42,10 +49,15 @@ class Row:
         extra = self.given.get("extra_info")
         return {k: v for k, v in extra.items() if v is not None} if isinstance(extra, Mapping) else {}
 
+    def value(self, *names: str) -> object:
+        """The first of `names` that the row has, as a column or in `extra_info`, as it came; else None."""
+        values = (value for name in names for value in (self.given.get(name), self.extra.get(name)))
+        return next((value for value in values if not is_missing(value)), None)
+
     def field(self, *names: str) -> str:
-        """The first of `names` that the row has, as a column or in `extra_info`; "" where none is there."""
-        values = (self.given.get(name) or self.extra.get(name) for name in names)
-        return next((str(value) for value in values if value), "")
+        """As `value`, as text; "" where none is there or it is neither text nor a number."""
+        value = self.value(*names)
+        return str(value) if is_text_or_number(value) else ""
 
     @property
     def task(self) -> Task | None:
@@ -66,9 +78,41 @@ class Row:
 
     @cached_property
     def views(self) -> list[bytes | memoryview]:
-        """As `images`, without copying what lies in a table; files are read once."""
+        """As `images`, without copying what lies in a table; files are read once.
+
+        Raises ValueError, as "field: found ..., expected ...".
+        """
         cells = cast("Sequence[object]", self.cells)
-        return [cell if isinstance(cell, memoryview) else image_bytes(cell, self.folder) for cell in cells]
+        return [self._view(i, cell) for i, cell in enumerate(cells)]
+
+    def _view(self, i: int, cell: object) -> bytes | memoryview:
+        try:
+            return cell if isinstance(cell, memoryview) else image_bytes(cell, self.folder)
+        except ValueError as error:
+            # The message quotes a text, which tells images apart; others are told apart by their number.
+            number = "" if isinstance(cell, str) else f"[{i}]"
+            raise ValueError(f"{self.form.images}{number}: {error}") from error
+
+    @cached_property
+    def headers(self) -> list[Header | str]:
+        """Of each image, read once: its header, or why there is none. Raises as `views`."""
+        return [_header_or_reason(view) for view in self.views]
+
+
+def _header_or_reason(data: bytes | memoryview) -> Header | str:
+    try:
+        return read_header(data)
+    except ValueError as error:
+        return str(error)
+
+
+def is_missing(value: object) -> bool:
+    """Whether a cell is empty: None, "", or the NaN that tables have in its place."""
+    return value is None or value == "" or value != value
+
+
+def is_text_or_number(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def read_rows(unit: Unit, form: Form) -> Iterator[Row]:
@@ -82,7 +126,7 @@ def read_batches(unit: Unit, form: Form) -> Iterator[tuple[list[Row], pa.Array |
     part, number = unit.part, unit.first
     try:
         for records, images in _records(unit, form):
-            yield [_row(part, number + i, record, form) for i, record in enumerate(records)], images
+            yield [row_of(part, number + i, record, form) for i, record in enumerate(records)], images
             number += len(records)
     except ValueError:
         raise
@@ -120,7 +164,7 @@ def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], 
             yield _of_table(table.combine_chunks(), form)
     elif part.path is not None and part.path.suffix == ".parquet":
         with pq.ParquetFile(part.path) as file:
-            wanted = [c for c in file.schema_arrow.names if c in {*_read_columns(form)}]
+            wanted = [c for c in file.schema_arrow.names if c in {*columns_read(form)}]
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[unit.row_group], columns=wanted):
                 yield _of_table(pa.Table.from_batches([batch]), form)
     else:
@@ -130,45 +174,116 @@ def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], 
 
 
 def _of_table(table: pa.Table, form: Form) -> tuple[list[dict[str, object]], pa.Array]:
-    wanted = [name for name in table.column_names if name in _read_columns(form) and name != form.images]
-    records = table.select(wanted).to_pylist()
-    images = table[form.images].chunk(0)
-    for record, cells in zip(records, image_cells(images), strict=True):
-        record[form.images] = cells
-    return records, images
+    wanted = [name for name in table.column_names if name in columns_read(form)]
+    return records_of(table.select(wanted), form.images), table[form.images].chunk(0)
 
 
-def _read_columns(form: Form) -> tuple[str, ...]:
-    options = tuple(_TSV_OPTIONS) if form.kind == "vlmevalkit" else ()
+def records_of(table: pa.Table, images: str) -> list[dict[str, object]]:
+    """A table's rows, the column `images` as `image_cells` gives it."""
+    records = table.drop_columns([images]).to_pylist()
+    cells = (cell for chunk in table[images].chunks for cell in image_cells(chunk))
+    for record, cell in zip(records, cells, strict=True):
+        record[images] = cell
+    return records
+
+
+def columns_read(form: Form) -> tuple[str, ...]:
+    """Names of all columns that the reader of this form uses where a source has them."""
+    options = ("hint", *ascii_uppercase) if form.kind == "vlmevalkit" else ()
     return (form.problem, form.answer, form.images, *OPTIONAL, *options)
 
 
-def _row(part: Part, number: int, record: Mapping[str, object], form: Form) -> Row:
+def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) -> Row:
+    """The row that a record of the part's columns is; `number` counts from 0 in the part."""
     given = {name: record[name] for name in OPTIONAL if record.get(name) is not None}
     problem, answer, cells = record.get(form.problem), record.get(form.answer), record.get(form.images)
+    messages, unread = None, ""
     if form.kind == "verl":
-        problem = messages_text(problem)
+        messages, unread = read_messages(problem)
+        problem = "\n".join(message["content"] for message in messages)
         answer = answer.get("ground_truth") if isinstance(answer, Mapping) else None
     if isinstance(cells, str):
         cells = cells_of_text(cells)
     elif isinstance(cells, (bytes, Mapping)):
         cells = [cells]
     if form.kind == "vlmevalkit":
-        problem = _problem_of_tsv(record, len(cells) if isinstance(cells, list) else 0)
-    return Row(part.name, number, problem, answer, cells, part.folder, given)
+        problem = _problem_of_table(record, len(cells) if isinstance(cells, list) else 0)
+    fields = tuple(name for name, value in record.items() if value is not None)
+    return Row(
+        part.name, number, problem, answer, cells, part.folder, given, form, messages or None, unread, fields
+    )
 
 
-def _problem_of_tsv(record: Mapping[str, object], images: int) -> str:
+def _problem_of_table(record: Mapping[str, object], images: int) -> object:
     """Question and options of VLMEvalKit's table as one text; images that it does not place come first."""
-    question = str(record["question"])
+    if not isinstance(record.get("question"), str):
+        return record.get("question")
+    question, options = table_question(record), table_options(record)
     if (missing := images - question.count(IMAGE_TAG)) == images:
         question = IMAGE_TAG * missing + question
-    texts = ((letter, record.get(letter)) for letter in _TSV_OPTIONS)
-    return "\n".join([question, *(f"{letter}. {text}" for letter, text in texts if text not in (None, ""))])
+    return "\n".join([question, *(f"{letter}. {text}" for letter, text in options.items())])
 
 
-def messages_text(prompt: object) -> str:
-    """The text of a conversation in veRL's form; "" for anything else."""
-    if not isinstance(prompt, list):
-        return ""
-    return "\n".join(str(m["content"]) for m in prompt if isinstance(m, Mapping) and m.get("content"))
+def table_question(record: Mapping[str, object]) -> str:
+    """The question of a row of VLMEvalKit's table, after its hint where it has one."""
+    question, hint = (_text(record.get(name)) for name in ("question", "hint"))
+    return question if is_missing_option(hint) else f"Hint: {hint}\n{question}"
+
+
+def table_options(record: Mapping[str, object]) -> dict[str, str]:
+    """Texts of the columns A to Z of VLMEvalKit's table, as far as they are filled.
+
+    "nan" is a missing option: VLMEvalKit reads its tables so. "None" is an option. Numbers are written out.
+    """
+    texts = {letter: _text(record.get(letter)) for letter in ascii_uppercase}
+    return {letter: text for letter, text in texts.items() if not is_missing_option(text)}
+
+
+def _text(cell: object) -> str:
+    return str(cell).strip() if is_text_or_number(cell) else ""
+
+
+def is_missing_option(text: str) -> bool:
+    """Whether a cell for an option holds none: pandas writes "nan" for an empty cell."""
+    return text in ("", "nan", "NaN")
+
+
+def read_messages(prompt: object) -> tuple[list[dict[str, str]], str]:
+    """A conversation in veRL's form, each content as text, and why it cannot be read ("" where it can).
+
+    A content is text or a list of parts: text parts are joined, a part of the type "image" becomes an
+    `<image>` tag. A picture that a part itself names is refused, because only the row's own are opened.
+    """
+    if not isinstance(prompt, list) or not prompt:
+        return [], f"found {short(prompt)}, expected a list of messages"
+    messages: list[dict[str, str]] = []
+    for i, message in enumerate(prompt):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(message, Mapping) or not isinstance(role, str):
+            return [], f"found {short(message)} as message {i}, expected an object with role and content"
+        content = message.get("content")
+        parts = content if isinstance(content, list) else [content]
+        try:
+            messages.append({"role": role, "content": "".join(_text_of(part) for part in parts)})
+        except ValueError as error:
+            return [], f"{error} in message {i}"
+    return messages, ""
+
+
+def _text_of(part: object) -> str:
+    """Raises ValueError for what is neither text nor the place of a picture."""
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
+        return part["text"]
+    if isinstance(part, Mapping) and kind == "image":
+        others = {name: part[name] for name in part if name not in ("type", "text") and part[name]}
+        if not others:
+            return IMAGE_TAG
+        name, value = next(iter(others.items()))
+        raise ValueError(
+            f"found an image part with {short(name)}: {short(value)}, expected the type alone (only the "
+            "row's own images are opened)"
+        )
+    raise ValueError(f"found {short(part)}, expected text or parts of the types text and image")

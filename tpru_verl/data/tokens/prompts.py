@@ -9,7 +9,6 @@ refused: each counter first counts a sample prompt both ways.
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import re
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tpru_verl import prompts
-from tpru_verl.data.images import Encoded, read_header, scan
+from tpru_verl.data.images import Encoded, decoding_problem, read_header
 from tpru_verl.data.source.rows import Row
 from tpru_verl.data.tokens.processors import (
     Conversation,
@@ -68,23 +67,11 @@ class Countable(Protocol):
 def image_size(data: Encoded) -> Size:
     """Width and height as stored; qwen_vl_utils does not apply EXIF orientation.
 
-    A plain JPEG or PNG is told by its header alone. Of anything else Pillow is asked, and it has to decode
-    what does not say that it is whole. Raises ValueError for what is no image.
+    Told by the header alone, where the image says that it is whole. Raises ValueError for what is no image.
     """
-    plain = scan(data)
-    return (plain.width, plain.height) if plain else _pillow_size(bytes(data))
-
-
-def _pillow_size(data: bytes) -> Size:
     header = read_header(data)
-    if header.format != "WEBP" or len(data) < 8 + int.from_bytes(data[4:8], "little"):
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.load()
-        except Exception as error:  # Pillow's decoders raise many kinds
-            raise ValueError(
-                f"found an image that can't be decoded ({line_of(error)}; {len(data)} bytes)"
-            ) from error
+    if not header.whole and (problem := decoding_problem(bytes(data))):
+        raise ValueError(problem)
     return header.width, header.height
 
 

@@ -10,14 +10,19 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from string import ascii_uppercase
 from typing import cast
 
 from tpru_verl.data.source.cells import cells_of_text, image_bytes
 from tpru_verl.data.source.forms import columns_of
 from tpru_verl.data.source.hub import load_hub
 from tpru_verl.data.source.parts import Part, parts_of
-from tpru_verl.data.source.rows import all_columns
+from tpru_verl.data.source.rows import (
+    all_columns,
+    is_missing,
+    is_text_or_number,
+    table_options,
+    table_question,
+)
 from tpru_verl.eval.item import Item, posed
 from tpru_verl.files import whole
 from tpru_verl.terminal import line_of
@@ -39,9 +44,10 @@ class Record:
     folder: Path | None
 
     def text(self, *names: str) -> str:
-        """The first of `names` that holds something, as text; "" where none does."""
+        """The first of `names` that holds text or a number, as text; "" where none does."""
         values = (self.cells.get(name) for name in names)
-        return next((str(value).strip() for value in values if not _empty(value)), "")
+        texts = (str(value).strip() for value in values if is_text_or_number(value) and not is_missing(value))
+        return next(texts, "")
 
     def images(self, *names: str) -> list[bytes]:
         """Encoded files of the columns, in order. Raises ValueError for a cell that holds none."""
@@ -50,17 +56,13 @@ class Record:
             cell = self.cells.get(name)
             if isinstance(cell, str) and cell:
                 cell = cells_of_text(cell)
-            for part in cell if isinstance(cell, list) else [] if _empty(cell) else [cell]:
+            for part in cell if isinstance(cell, list) else [] if is_missing(cell) else [cell]:
                 found.append(image_bytes(part, self.folder))
         return found
 
     def options(self) -> dict[str, str]:
         """Texts of the columns A, B, ..., as far as they are filled."""
-        return {letter: text for letter in ascii_uppercase if (text := self.text(letter))}
-
-
-def _empty(value: object) -> bool:
-    return value is None or value == "" or value != value  # NaN
+        return table_options(self.cells)
 
 
 @dataclass(frozen=True)
@@ -266,9 +268,7 @@ def of_table(record: Record) -> Item | None:
     index, options = record.text("index"), record.options()
     if index.isdigit() and int(index) >= _ROTATED:
         return None
-    hint = record.text("hint")
-    question = record.text("question") if not hint else f"Hint: {hint}\n{record.text('question')}"
-    problem, images, options = posed(question, options, record.images("image"))
+    problem, images, options = posed(table_question(record.cells), options, record.images("image"))
     return Item(
         index,
         problem,
