@@ -36,6 +36,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.plugin.dataset import TPRUDataset
+from tpru_verl.plugin.prompt_lengths import without_long_prompts
 
 VERL, COLD, STORED = "veRL 0.9.1", "TPRUDataset, no stored counts", "TPRUDataset, stored counts"
 
@@ -59,10 +60,11 @@ def filtered(data: RLHFDataset, rows: int) -> tuple[list[str], float]:
     """Texts of the kept ones of the first `rows` rows, and rows a second."""
     data.filter_overlong_prompts = True
     frame = data.dataframe.select(range(rows))
-    ours = isinstance(data, TPRUDataset)
-    run = data._without_long_prompts if ours else data.maybe_filter_out_long_prompts
     started = time.perf_counter()
-    kept = run(frame)
+    if isinstance(data, TPRUDataset):  # its check of the rows reads the sizes that the filter counts with
+        kept = without_long_prompts(data, *data.sound_rows(frame))
+    else:
+        kept = data.maybe_filter_out_long_prompts(frame)
     return list(kept["problem"]), rows / (time.perf_counter() - started)
 
 

@@ -119,7 +119,7 @@ class TPRUDataset(RLHFDataset):
             if self.shuffle:  # veRL's draw: the same rows for the same seed
                 order = np.random.default_rng(self.seed).choice(total, size=self.max_samples, replace=False)
             frame = frame.select(order.tolist())
-        self.dataframe = without_long_prompts(self, *self._without_broken_rows(frame))
+        self.dataframe = without_long_prompts(self, *self.sound_rows(frame))
         logger.info("%d of %d rows from %s", len(self.dataframe), total, names)
 
     def row_of(self, record: Mapping[str, object]) -> Row:
@@ -129,7 +129,7 @@ class TPRUDataset(RLHFDataset):
         cells = {name: value for name, value in record.items() if name != ROW}
         return row_of(self.parts[part], position - self.part_starts[part], cells, self.forms[part])
 
-    def _without_broken_rows(self, frame: datasets.Dataset) -> tuple[datasets.Dataset, list[Sizes]]:
+    def sound_rows(self, frame: datasets.Dataset) -> tuple[datasets.Dataset, list[Sizes]]:
         """Drops or raises for rows that break a rule; also the sizes of the images of those that are kept.
 
         One pass, BATCH_ROWS in memory at a time.
