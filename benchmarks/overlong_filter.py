@@ -92,7 +92,7 @@ def main() -> None:
         config = settings(folder / "verl", limit)
         plain = write(folder / "plain.parquet", samples)
         counted = write(folder / "counted.parquet", samples, stored)
-        # Written and read once already: what is timed is the filter, not the disk.
+        # All rows are read before the clock starts: it times the filter, not the disk.
         verl = RLHFDataset(str(plain), tokenizer, config, processor)
         cold = TPRUDataset(str(plain), tokenizer, config, processor)
         read = TPRUDataset(str(counted), tokenizer, config, processor)

@@ -26,12 +26,12 @@ from tpru_verl.doctor.memory import GIB, HALF
 from tpru_verl.launch.settings import Settings
 from tpru_verl.models import SHAPES, Shape, shape_of
 
-# NVIDIA's data sheet of the H100 SXM: dense bf16 operations and bytes of memory a second; one direction of
-# NVLink 4 and of a 400 Gb/s adapter, of which a node has one a GPU.
+# NVIDIA's data sheet of the H100 SXM: dense bf16 operations and bytes of memory a second; bytes a second in
+# one direction of NVLink 4 and of a 400 Gb/s adapter. A node has one adapter a GPU.
 PEAK, HBM, NVLINK, ADAPTER = 989e12, 3.35e12, 450e9, 50e9
 GPU_BYTES = 80 * 10**9
-# Assumed, not measured: shares of the above that training, prefill, decoding and collectives reach, seconds
-# of one hop of a ring, seconds that a decoding step takes at the least, and those around the phases.
+# Assumed, not measured: the shares of these speeds that training, prefill, decoding and collectives reach;
+# seconds of one hop of a ring; the shortest decoding step; seconds at the start and end of phases.
 TRAINING, PREFILL, DECODING, COLLECTIVE = 0.4, 0.5, 0.6, 0.8
 HOP, LEAST_DECODING, AROUND = 3e-6, 0.004, 3.0
 # Measured on one thread of this project's machine (benchmarks/image_preparation.py): five 640 x 480 JPEGs.
