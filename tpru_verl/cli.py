@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -164,11 +167,35 @@ def score(
 
 
 def main() -> None:
-    """Entry point: what a user can get wrong is a line, or one a finding, and exit code 1."""
+    """Entry point. A mistake of the user is one line, or one for each finding, and exit code 1."""
     try:
-        app()
+        with _clean_end():
+            app()
     except (OSError, RuntimeError, ValueError) as error:
         from tpru_verl.terminal import text_of, visible
 
         lines = [line.rstrip() for line in text_of(error).splitlines() if line.strip()]
         sys.exit("tpru: " + "\n".join(map(visible, lines)))
+
+
+@contextmanager
+def _clean_end() -> Iterator[None]:
+    """Make SIGTERM (Slurm, docker) and SIGHUP (a closed terminal) end a command as Ctrl-C does: cleaned up.
+
+    The exit code is 143 or 129. Signals that are ignored already stay so, as under nohup.
+    """
+
+    def end(number: int, _: object) -> None:
+        for other in before:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

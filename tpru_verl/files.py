@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 UNFINISHED = ".unfinished"  # how the name of a temporary file or folder ends
-LOCK = "lock"
+LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
@@ -115,8 +115,7 @@ def _naming(path: Path) -> Iterator[None]:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes of this package from writing to `folder` while the block runs.
 
-    The system releases the lock when this process ends, however it ends. The lock is a file beside `folder`,
-    or inside where `folder` is a mount point or its parent cannot be written to.
+    The system releases the lock when this process ends, however it ends.
 
     Raises RuntimeError, which names the process, where another one has the lock.
     """
@@ -125,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    path = _lock_path(folder)
+    path = companion(folder, LOCK)
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with path.open("a+") as file:
@@ -153,13 +152,6 @@ def locked(folder: Path) -> Iterator[None]:
             return
 
 
-def _lock_path(folder: Path) -> Path:
-    target = Path(os.path.realpath(folder))
-    if is_fixed(target):
-        return target / f".{LOCK}"
-    return target.with_name(f".{target.name}.{LOCK}")
-
-
 def _is_at(descriptor: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
@@ -168,6 +160,12 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 def _command() -> list[str]:
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def companion(folder: Path, suffix: str) -> Path:
+    """A hidden file or folder that belongs to `folder`: beside it, or inside where `is_fixed`."""
+    target = Path(os.path.realpath(folder))
+    return target / suffix if is_fixed(target) else target.with_name(f".{target.name}{suffix}")
 
 
 def is_fixed(folder: Path) -> bool:

@@ -31,7 +31,7 @@ from tpru_verl.data.source.forms import Source
 from tpru_verl.data.splits import check_shares
 from tpru_verl.data.validate import fingerprints
 from tpru_verl.data.work import opened
-from tpru_verl.files import write_json, write_text
+from tpru_verl.files import companion, locked, write_json, write_text
 from tpru_verl.terminal import messages
 
 MADE_BY = "tpru build"
@@ -57,23 +57,27 @@ def build(
 
     Raises:
         FileExistsError: `out` holds something else.
+        RuntimeError: another process is writing to `out`.
         ValueError: no usable item, shares that are none, an endpoint that does not answer.
         OSError: no space left.
     """
     check_settings(settings)
-    layout.check_is_ours(out)
-    items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
-    work = out.absolute().with_name(f".{out.name}.work")
-    try:
-        with opened(with_engine, workers) as run:
-            stages = Stages(items, work, settings, run, workers)
-            shards, manifest, counts = _build(source, stages, settings, describer, against)
-        # The audit has processes of its own: by now those of the stages have ended.
-        return _finish(out, shards, stages, manifest, counts, audit)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(f"{out}: no space left; what is done stays in {work} for the next run") from error
-        raise
+    with locked(out):
+        layout.check_is_ours(out)
+        items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
+        work = companion(out, layout.WORK)
+        try:
+            with opened(with_engine, workers) as run:
+                stages = Stages(items, work, settings, run, workers)
+                shards, manifest, counts = _build(source, stages, settings, describer, against)
+            # The audit has processes of its own: by now those of the stages have ended.
+            return _finish(out, shards, stages, manifest, counts, audit)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(
+                    f"{out}: no space left; what is done stays in {work} for the next run"
+                ) from error
+            raise
 
 
 def _build(
@@ -209,10 +213,7 @@ def _finish(
     audit: bool,
 ) -> dict[str, object]:
     """Move the shards together, audit them, write manifest and card, and put all in place."""
-    unfinished = out.absolute().with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / layout.SHARDS).mkdir(parents=True)
-    try:
+    with layout.result_folder(out) as unfinished:
         with (unfinished / PROVENANCE).open("wb") as file:
             for path in sorted(shards.glob("*.jsonl")):
                 file.write(path.read_bytes())
@@ -243,9 +244,6 @@ def _finish(
         manifest["audit"] = verdicts
         write_json(unfinished / layout.MANIFEST, manifest)
         write_text(unfinished / layout.CARD, card_of(manifest, splits))
-        layout.put_in_place(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     shutil.rmtree(stages.work, ignore_errors=True)
     return manifest
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
@@ -13,10 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from tpru_verl.files import LOCK, UNFINISHED, companion, is_fixed
 from tpru_verl.prompts import render
 from tpru_verl.sample import Task
 
 MANIFEST, DROPPED, CARD = "manifest.json", "dropped.json", "README.md"
+WORK, _REPLACED = ".work", ".replaced"
+_OWN = {UNFINISHED, WORK, _REPLACED, LOCK}  # what may lie in a folder that cannot be renamed
 # Of the shards, and of nothing else: EasyR1 takes the kind of a folder's files from whichever it lists first.
 SHARDS = "data"
 GROUP_ROWS = 64  # of a parquet row group: a reader holds one in memory, with its images
@@ -172,30 +178,155 @@ def card_head(splits: Sequence[str]) -> list[str]:
 
 
 def check_is_ours(out: Path) -> None:
-    """Whatever is in the way and not an earlier result is the user's, and stays."""
+    """Raises FileExistsError unless `out` is missing, empty or an earlier result."""
     if not out.exists():
         return
     if not out.is_dir():
         raise FileExistsError(f"{out}: found a file, expected a folder to make")
-    present = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    # A link counts, even one that leads nowhere: git-annex and DVC keep files in this way.
+    present = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_symlink() or not p.is_dir()}
+    present = {name for name in present if name.split("/")[0] not in _OWN}
     if not present:
         return
-    try:
-        manifest = json.loads((out / MANIFEST).read_text())
-        known = {MANIFEST, DROPPED, CARD, *(file["name"] for file in manifest["files"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise FileExistsError(
-            f"{out}: found other files, expected a new folder or an earlier result"
-        ) from None
+    known = {MANIFEST, DROPPED, CARD, *_listed(out)}
+    if known == {MANIFEST, DROPPED, CARD}:
+        raise FileExistsError(f"{out}: found other files, expected a new folder or an earlier result")
     if others := sorted(present - known):
         raise FileExistsError(f"{out}: found {others[0]} beside an earlier result, expected nothing else")
 
 
-def put_in_place(unfinished: Path, out: Path) -> None:
-    """Two renames: a crash between them leaves the old folder beside the new one, whole."""
-    replaced = out.absolute().with_name(f".{out.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        out.rename(replaced)
-    unfinished.rename(out)
-    shutil.rmtree(replaced, ignore_errors=True)
+def _listed(out: Path) -> set[str]:
+    """Files that the manifest names, and those of a replacement that a kill ended in the middle."""
+    names: set[str] = set()
+    for folder in (out, companion(out, _REPLACED)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            names |= {str(file["name"]) for file in json.loads((folder / MANIFEST).read_text())["files"]}
+    return names
+
+
+@contextmanager
+def result_folder(out: Path) -> Iterator[Path]:
+    """Yield an empty folder. It becomes `out` when the block ends, and disappears when the block raises.
+
+    A link stays a link. The caller holds `files.locked(out)`. A kill at any moment leaves the old result or
+    the new one. Where `out` cannot be renamed (a mount point, the working folder), its content is replaced
+    instead: the rows in one step, and the manifest is absent while they change.
+
+    Raises FileExistsError as `check_is_ours`, before the block and once more after it.
+    """
+    target = Path(os.path.realpath(out))
+    unfinished, replaced = companion(out, UNFINISHED), companion(out, _REPLACED)
+    _recover(target, replaced)
+    check_is_ours(out)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / SHARDS).mkdir(parents=True)
+    try:
+        yield unfinished
+        check_is_ours(out)
+        if is_fixed(target) or Path.cwd().is_relative_to(target):
+            _replace_content(unfinished, target, replaced)
+        else:
+            _replace(unfinished, target, replaced)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _recover(target, replaced)
+
+
+def _recover(out: Path, replaced: Path) -> None:
+    """Remove what a replacement leaves, and bring the old result back where there is neither old nor new."""
+    for old, place in ((replaced, out), (replaced / SHARDS, out / SHARDS)):
+        if old.exists() and not place.exists():
+            old.rename(place)  # a kill came between two renames
+    if (out / MANIFEST).exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _replace(new: Path, old: Path, replaced: Path) -> None:
+    """Put the folder `new` in the place of `old`, in one step where the system can."""
+    if old.exists():
+        shutil.copymode(old, new)
+        if _exchanged(new, old):
+            return
+        old.rename(replaced)
+    new.rename(old)
+
+
+def _replace_content(new: Path, out: Path, replaced: Path) -> None:
+    replaced.mkdir(exist_ok=True)
+    ours = [{"name": name} for name in _listed(out) | _listed(new)]  # for `check_is_ours` after a kill
+    (replaced / MANIFEST).write_text(json.dumps({"files": ours}))
+    (out / MANIFEST).unlink(missing_ok=True)
+    _replace(new / SHARDS, out / SHARDS, replaced / SHARDS)
+    names = {path.name for path in new.iterdir()} - {SHARDS, MANIFEST}
+    for path in out.iterdir():
+        if path.name not in {*names, *_OWN, SHARDS}:
+            path.unlink()
+    for name in (*names, MANIFEST):
+        (new / name).replace(out / name)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step. False where this system or file system has no call for that."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def check_files(paths: Sequence[Path], *, complete: bool, digests: bool = False) -> None:
+    """Compare shards of a result with its manifest; files of other folders are not looked at.
+
+    Sizes and numbers of rows always; checksums with `digests`, which reads all bytes; with `complete` also
+    whether each split that occurs has all its shards.
+
+    Raises ValueError, which names the file, for a difference.
+    """
+    by_folder: dict[Path, list[Path]] = {}
+    for path in paths:
+        if path.absolute().parent.name == SHARDS:
+            by_folder.setdefault(path.absolute().parent.parent, []).append(path)
+    for folder, shards in by_folder.items():
+        if not (listed := _shards_listed(folder)):
+            continue
+        for shard in shards:
+            if shard.name not in listed:
+                raise ValueError(f"{shard}: not in {folder / MANIFEST}; {_AGAIN}")
+            _check_file(shard, listed[shard.name], digests=digests)
+        splits = {_split_of(shard.name) for shard in shards}
+        missing = {name for name in listed if _split_of(name) in splits} - {shard.name for shard in shards}
+        if complete and missing:
+            raise ValueError(
+                f"{folder / SHARDS / min(missing)}: missing, {folder / MANIFEST} lists it; {_AGAIN}"
+            )
+
+
+_AGAIN = "write the folder again, or remove the manifest if the change was intended"
+
+
+def _check_file(shard: Path, listed: Mapping[str, object], *, digests: bool) -> None:
+    def found() -> Iterator[tuple[str, object]]:  # what costs least first
+        yield "bytes", shard.stat().st_size
+        yield "rows", pq.read_metadata(shard).num_rows
+        if digests:
+            yield "xxh3_128", checksum_of(shard, xxhash.xxh3_128())
+
+    for name, value in found():
+        if value != listed.get(name, value):
+            raise ValueError(
+                f"{shard}: found {name} {value}, expected {listed[name]} as in {MANIFEST}; {_AGAIN}"
+            )
+
+
+def _shards_listed(folder: Path) -> dict[str, Mapping[str, object]]:
+    """Name of a shard -> what the manifest says of it; empty without a manifest of ours."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+        parts = ((str(file["name"]).rpartition("/"), file) for file in files)
+        return {name: file for (where, _, name), file in parts if where == SHARDS}
+    return {}
+
+
+def _split_of(shard: str) -> str:
+    return shard.rsplit("-", 3)[0]  # train-00000-of-00002.parquet

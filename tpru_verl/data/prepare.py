@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +21,12 @@ from tpru_verl.data.layout import (
     DROPPED,
     IMAGE,
     MANIFEST,
-    SHARDS,
     Record,
     Shards,
     card_head,
-    check_is_ours,
     checksum_of,
-    put_in_place,
     record_of,
+    result_folder,
 )
 from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
 from tpru_verl.data.source.parts import Part
@@ -38,7 +35,7 @@ from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, shared_out
 from tpru_verl.data.tokens.prompts import Asked
 from tpru_verl.data.validate import Report, SeenRow, check_units, compare_rows, summary_of
 from tpru_verl.data.work import each_unit
-from tpru_verl.files import write_json, write_text
+from tpru_verl.files import locked, write_json, write_text
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import PromptCounter
@@ -75,33 +72,27 @@ def prepare(
 
     Raises:
         FileExistsError: `out` holds something else.
+        RuntimeError: another process is writing to `out`.
         ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none.
         OSError: no space left.
     """
     check_shares(options.split)
-    check_is_ours(out)
     report = Report.of(source)
-    unfinished = out.absolute().with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    (unfinished / SHARDS).mkdir(parents=True)
-    try:
-        with _Writer(source, unfinished, options, counter) as writer:
-            _check_and_write(writer, report, against, workers)
-            files = writer.finish()
-        kept = _kept(report)
-        manifest = _manifest(source, report, kept, options, files, counter)
-        write_json(unfinished / MANIFEST, manifest)
-        if report.unusable:
-            findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
-            write_json(unfinished / DROPPED, findings)
-        write_text(unfinished / CARD, _card(manifest, sorted(writer.shards)))
-        put_in_place(unfinished, out)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise OSError(f"{out}: no space left, after {_size(unfinished) / 2**20:.0f} MiB") from error
-        raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with locked(out), result_folder(out) as unfinished:
+        try:
+            with _Writer(source, unfinished, options, counter) as writer:
+                _check_and_write(writer, report, against, workers)
+                files = writer.finish()
+            manifest = _manifest(source, report, _kept(report), options, files, counter)
+            write_json(unfinished / MANIFEST, manifest)
+            if report.unusable:
+                findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
+                write_json(unfinished / DROPPED, findings)
+            write_text(unfinished / CARD, _card(manifest, sorted(writer.shards)))
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise OSError(f"{out}: no space left, after {_size(unfinished) / 2**20:.0f} MiB") from error
+            raise
     return manifest
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 ONE_SPLIT = "train"  # where rows go that are not split
 
 
+_NAME = re.compile(r"\w+")  # part of a file's name, and a split of `datasets`, which takes no more
+
+
 def check_shares(split: Mapping[str, float] | None) -> None:
+    """Raises ValueError for names that are no names of splits, and for shares that do not sum to 1."""
     if split is None:
         return
+    for name in split:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"--split: found the name {name!r}, expected letters, digits and _ only")
     if any(not 0 < share <= 1 for share in split.values()) or abs(sum(split.values()) - 1) > 1e-6:
         found = ",".join(f"{name}={share:g}" for name, share in split.items())
         raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")

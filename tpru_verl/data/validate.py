@@ -18,6 +18,7 @@ from rich.table import Table
 
 from tpru_verl.data.checks import notes_of_row, problems_of_row
 from tpru_verl.data.images import thumbnail
+from tpru_verl.data.layout import check_files
 from tpru_verl.data.likeness import HASHED, SAME_PICTURE, Hashes, bits, hash_of
 from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
@@ -106,6 +107,7 @@ def validate(
     Raises ValueError where a file itself is broken, and for `against` without `imagehash`.
     """
     report = Report.of(source)
+    check_files([part.path for part in source.parts if part.path], complete=False, digests=True)
     for _ in check_units(source, report, deep=deep, hashes=against is not None, workers=workers):
         pass
     compare_rows(source, report, against, workers=workers)

@@ -7,14 +7,18 @@ have to be on a disk that all machines see.
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from typing import Protocol, TypeVar
 
 from tpru_verl.cores import available_cores
@@ -85,23 +89,64 @@ def _in_processes(tasks: Sequence[Given], work: Callable[[Given], Result], worke
 @contextmanager
 def processes(workers: int | None) -> Iterator[Run]:
     """A `run` for `in_order` whose processes stay until the end: each spends a second on its imports."""
-    # A fork of a process with Arrow's threads may hang; Ctrl-C is for this process to answer.
-    interrupts = (signal.signal, (signal.SIGINT, signal.SIG_IGN))
-    pool = ProcessPoolExecutor(workers or available_cores(), get_context("spawn"), *interrupts)
+    context = get_context("spawn")  # a fork of a process with Arrow's threads may hang
+    theirs, ours = context.Pipe(duplex=False)
+    with _signals_blocked():
+        pool = ProcessPoolExecutor(workers or available_cores(), context, _end_with_parent, (theirs,))
 
     def run(tasks: Sequence[Given], work: Callable[[Given], Result], workers: int) -> Iterator[Result]:
         waiting: deque[Future[Result]] = deque()
         for task in tasks:
             if len(waiting) == 2 * workers:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(work, task))
+            with _signals_blocked():
+                waiting.append(pool.submit(work, task))
         while waiting:
             yield waiting.popleft().result()
 
     try:
         yield run
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process was killed, most often because memory ran out: use fewer --workers"
+        ) from error
+    except BaseException:
+        ours.close()  # not after the tasks under way
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
+        ours.close()
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Have processes that start in the block never see signals that end a command.
+
+    A terminal and Slurm send them to the workers, too. The parent answers them, here after the block.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(pipe: Connection) -> None:
+    """In a worker: end as soon as the parent's end of the pipe closes.
+
+    A parent that is killed closes it, too; without this its workers would wait for work for ever.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows blocks no signals
+
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            pipe.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
