@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import ClassVar
 
 from tpru_verl.builder import video
 from tpru_verl.builder.clips import Frame, SourceItem
+from tpru_verl.builder.names import in_order
 from tpru_verl.data.source.cells import image_bytes
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -69,8 +69,12 @@ class Pictures(_Below):
     def frames(self) -> Iterator[Frame]:
         text = self._inside() / ABOUT
         about = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-        pictures = (path for path in self.path.iterdir() if path.suffix.lower() in PICTURES)
-        for number, path in enumerate(sorted(pictures, key=lambda path: _natural(path.name))):
+        names = [path.name for path in self.path.iterdir() if path.suffix.lower() in PICTURES]
+        try:
+            names = in_order(names)
+        except ValueError as error:
+            raise ValueError(f"{self.id}: {error}") from error
+        for number, path in enumerate(self.path / name for name in names):
             try:
                 data = image_bytes(path.relative_to(self.root).as_posix(), self.root)
             except ValueError as error:
@@ -194,8 +198,3 @@ def _lines(path: Path) -> Iterator[JsonEpisode]:
             offset += len(text)
     if not found:
         raise ValueError(f"{path}: found an empty file, expected episodes")
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    pieces = re.findall(r"\d+|\D+", name)
-    return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]

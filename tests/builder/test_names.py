@@ -1,0 +1,122 @@
+"""The order of frames by their names: numbers are numbers, and ambiguous names are refused."""
+
+import random
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpru_verl.builder.names import in_order
+
+IN_ORDER = {
+    "differing widths": "1 2 9 10 11 100",
+    "padded and not": "frame_001 frame_2 frame_10",
+    "decimals with a unit": "t0s t0.25s t0.5s t0.75s t1s t1.25s t10s",
+    "decimals as Python writes them": "f_0.0 f_0.25 f_0.5 f_0.75 f_1.0 f_1.25",
+    "decimals without zeros": "0 0.05 0.5 1 1.5",
+    "decimals of one width": "0.250 0.500 1.000 10.500",
+    "a unit makes decimals": "1.05s 1.10s 1.9s",
+    "decimal commas": "t0,25s t0,5s t1s",
+    "negative numbers": "-10 -2.5 -1 0 1 2.5",
+    "signs after text": "t-1.5s t-0.5s t0s t0.5s",
+    "plus and minus": "t-2 t-1 t+1 t+2",
+    "a sign after a separator": "x_-10 x_-2 x_-1",
+    "hyphens": "img-1 img-2 img-10",
+    "a typographic minus": "t−2 t−1 t1",
+    "exponents": "1e-05 0.0001 1e-3 2.5e-3 1e+2",
+    "several numbers": "cam1_t9 cam1_t10 cam2_t1",
+    "times": "00-00-59 00-01-02 00-10-00 01-00-00",
+    "times with fractions": "00.01.02.250 00.01.02.500 00.01.10.000",
+    "times with letters": "0h1m2s 0h1m10s 1h0m0s",
+    "ISO dates": "2023-12-31 2024-01-02 2024-1-10 2024-11-01",
+    "ISO times": "2024-01-02T10-15-30 2024-01-02T10-15-31.5 2024-01-03T00-00-00",
+    "cameras": "IMG_20240102_095959 IMG_20240102_101500 IMG_20240103_000000",
+    "versions": "shot.1.2.9 shot.1.2.10 shot.1.10.0",
+    "episodes": "s01e02 s01e10 s02e01",
+    "ordinals": "1st 2nd 3rd 10th",
+    "descriptions": "01_open 02_pour 10_close",
+    "letters": "a b c",
+    "numbers and letters": "1a 1b 1c 1d 2a 10a",
+    "capitals": "IMG_1 img_2 Img_10",
+    "a day that alone varies": "01-02-2024 03-02-2024 10-02-2024",
+    "other digits": "１ ２ １０",
+}
+AMBIGUOUS = {
+    "a version beside a decimal": ("frame-1.5 frame-1.5.2", "that of a version"),
+    "decimals or versions": ("1.8 1.9 1.10 1.11", "decimals or versions"),
+    "parts of a counter": ("2.3 2.6 2.9 2.12", "decimals or versions"),
+    "a version by its name": ("v1 v1.9 v1.11", "decimals or versions"),
+    "equal numbers": ("1 01 2", "their numbers are equal"),
+    "equal decimals": ("t0.5s t0.50s t1s", "their numbers are equal"),
+    "a name without a number": ("1 2 cover", "only one of them has a number"),
+    "a first copy": ("frame frame1 frame2", "only one of them has a number"),
+    "two series": ("left_1 left_2 right_1 right_2", "the text before their numbers differs"),
+    "words": ("start middle end", "no number says which is first"),
+    "random names": ("LF_ajq LF_rir LF_qgy", "no number says which is first"),
+    "one number, two words": ("1_open 1_close 2_cut", "no number says which is first"),
+    "a sign or a hyphen": ("img-1 img-2 img3", "sign or a hyphen"),
+    "mixed units": ("t500ms t1s t2s", "their units differ: 's' and 'ms'"),
+    "a unit that is missing": ("500 1k 2k", "their units differ"),
+    "thousands": ("999 1,000 1,500", "mark thousands"),
+    "an exponent or a letter": ("1e1 1e2 2e1", "an exponent or a letter"),
+    "days before months": ("01-02-2024 02-01-2024 03-01-2024", "2024-01-31"),
+    "months by name": ("02-Jan-2024 01-Feb-2024", "2024-01-31"),
+    "days in eight digits": ("31122023 01012024", "2024-01-31"),
+    "a clock of 12 hours": ("at 12.59\u202fPM|at 1.05\u202fPM", "12 hours"),
+}
+
+
+@pytest.mark.parametrize("kind", IN_ORDER)
+def test_numbers_in_names_give_the_order(kind: str) -> None:
+    names = [f"{stem}.png" for stem in IN_ORDER[kind].split()]
+    for seed in range(5):
+        assert in_order(random.Random(seed).sample(names, len(names))) == names
+
+
+@pytest.mark.parametrize("kind", AMBIGUOUS)
+def test_ambiguous_names_are_refused_with_the_reason(kind: str) -> None:
+    text, reason = AMBIGUOUS[kind]
+    names = [f"{stem}.png" for stem in (text.split("|") if "|" in text else text.split())]
+    with pytest.raises(ValueError, match="whose order is ambiguous") as refused:
+        in_order(names)
+    assert reason in str(refused.value)
+    assert "rename the files" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_frame_under_two_suffixes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'1\.jpg' and '1\.png'.*numbers are equal"):
+        in_order(["1.jpg", "1.png", "2.jpg"])
+
+
+def test_one_name_needs_no_order() -> None:
+    assert in_order(["cover.png"]) == ["cover.png"]
+    assert in_order([]) == []
+
+
+@given(
+    st.lists(st.decimals(-(10**6), 10**6, places=3), min_size=1, max_size=20, unique=True),
+    st.sampled_from(["t{}s", "{} sec", "x=+{}", "{}"]),
+    st.randoms(use_true_random=False),
+)
+def test_decimals_of_any_width_and_sign_are_ordered_or_refused(
+    values: list[Decimal], form: str, shuffled: random.Random
+) -> None:
+    names = [form.format(f"{value.normalize():f}").replace("+-", "-") + ".png" for value in sorted(values)]
+    try:
+        assert in_order(shuffled.sample(names, len(names))) == names
+    except ValueError as error:
+        assert form == "{}" or "sign or a hyphen" in str(error)
+
+
+@given(st.lists(st.text("ab01.,-+_e s", min_size=1, max_size=8), max_size=8, unique=True))
+def test_any_names_are_ordered_alike_however_they_come_or_refused_alike(stems: list[str]) -> None:
+    def outcome(names: list[str]) -> object:
+        try:
+            return in_order(names)
+        except ValueError as error:
+            return "ambiguous" in str(error)
+
+    names = [f"{stem}.png" for stem in stems]
+    assert outcome(names) == outcome(names[::-1])

@@ -1,0 +1,224 @@
+"""Orders the frames of a folder by the numbers in their names, and refuses names whose order is ambiguous.
+
+Names are compared number by number, from the left, like the hours, minutes and seconds of a time. All names
+need the same text before a number. The text after the number that decides is free: `01-open`, `02-pour`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d{1,3}(?![^\W_]))?")
+_SIGNS = "+-\N{MINUS SIGN}"
+_UNITS = {
+    **dict.fromkeys(("ns", "us", "µs", "μs", "ms", "k"), ""),
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), "s"),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), "min"),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), "h"),
+    **dict.fromkeys(("d", "day", "days"), "d"),
+}
+_UNIT = re.compile(rf" ?({'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![^\W\d_])")
+_CLOCK_OF_12_HOURS = re.compile(r"\d[\s_.-]?[ap]\.?m(?![^\W\d_])")
+# A day, a month and a year, in this order or as month and day; then the same in eight digits.
+_DATE = re.compile(r"(?<!\d)(\d\d?|[^\W\d_]{3,9})[-._ /,]+(\d\d?|[^\W\d_]{3,9})[-._ /,]+((?:19|20)\d\d)(?!\d)")
+_DATE_OF_8_DIGITS = re.compile(r"(?<!\d)(0[1-9]|[12]\d|3[01])(0[1-9]|[12]\d|3[01])((?:19|20)\d\d)(?!\d)")
+_CURE = "rename the files so that a number gives their order, such as 0001, or list them in a jsonl file"
+
+_Key = tuple[Decimal | int, ...]
+
+
+class _Name(NamedTuple):
+    """A file's name, and the part of it that is not compared yet."""
+
+    name: str
+    rest: str
+
+
+class _Number(NamedTuple):
+    """The next number of a name: what stands before it, its parts (`1.25` has two), and what follows."""
+
+    text: str
+    parts: tuple[str, ...]
+    exponent: str  # "" where there is none
+    comma: bool
+    tail: str
+
+    @property
+    def decimal(self) -> Decimal:
+        exponent = f"e{self.exponent}" if self.exponent else ""
+        return Decimal(".".join(self.parts[:2]) + exponent)
+
+    @property
+    def unit(self) -> str:
+        found = _UNIT.match(self.tail)
+        return (_UNITS[found[1]] or found[1]) if found else ""
+
+
+def in_order(names: Sequence[str]) -> list[str]:
+    """File names in the order that their numbers give: t0.5s before t1s, 2 before 10, -1 before 0.
+
+    Raises ValueError, in one line, where the names give no order or more than one.
+    """
+    group = [_Name(name, Path(name).stem.casefold()) for name in sorted(names)]
+    if len(group) > 1:
+        _refuse_dates(group)
+    return [name.name for name in _ordered(group, start=True)]
+
+
+def _ordered(group: list[_Name], *, start: bool = False) -> list[_Name]:
+    """`group` is alike up to the rests, which begin with the names themselves at the `start`."""
+    if len(group) <= 1:
+        return group
+    numbers = [_next_number(name.rest) for name in group]
+    found = [number for number in numbers if number is not None]
+    if not found:
+        return _by_letters(group)
+    if len(found) < len(group):
+        with_one, without = numbers.index(found[0]), numbers.index(None)
+        raise _ambiguous(group[with_one], group[without], "only one of them has a number here")
+    keys = _keys(group, found, start)
+    ordered: list[_Name] = []
+    places = sorted(range(len(group)), key=lambda place: keys[place])
+    for _, same in groupby(places, key=lambda place: keys[place]):
+        ordered += _ordered([_Name(group[place].name, found[place].tail) for place in same])
+    return ordered
+
+
+def _next_number(rest: str) -> _Number | None:
+    match = _NUMBER.search(rest)
+    if not match:
+        return None
+    mantissa, _, exponent = match[0].partition("e")
+    parts = tuple(re.split("[.,]", mantissa))
+    return _Number(rest[: match.start()], parts, exponent, "," in mantissa, rest[match.end() :])
+
+
+def _by_letters(group: list[_Name]) -> list[_Name]:
+    """Names that differ in one letter: a, b, c."""
+    rests = [name.rest for name in group]
+    head = len(_common_head(rests))
+    tail = len(_common_head([rest[head:][::-1] for rest in rests]))
+    letters = [rest[head : len(rest) - tail] for rest in rests]
+    for (letter, name), (next_letter, next_name) in pairwise(sorted(zip(letters, group, strict=True))):
+        if letter == next_letter:
+            raise _ambiguous(name, next_name, "their numbers are equal")
+        if not (len(letter) == len(next_letter) == 1 and letter.isalpha() and next_letter.isalpha()):
+            raise _ambiguous(name, next_name, "no number says which is first")
+    return [name for _, name in sorted(zip(letters, group, strict=True))]
+
+
+def _common_head(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return first[:place]
+    return first[: len(last)]
+
+
+def _keys(group: Sequence[_Name], numbers: Sequence[_Number], start: bool) -> list[_Key]:
+    """What the next numbers are compared by: one decimal, or the parts of a version or a time."""
+    _refuse_units(group, numbers)
+    signed = _signed(group, numbers, start)
+    keys = _unsigned_keys(group, numbers)
+    if not any(signed):
+        return keys
+    if any(len(key) > 1 for key in keys):
+        raise _ambiguous(group[0], group[1], "a sign stands before a number of several parts")
+    return [(-key[0],) if negative else key for key, negative in zip(keys, signed, strict=True)]
+
+
+def _refuse_units(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
+    if any(not number.unit and re.match(r" ?[^\W\d_]", number.tail) for number in numbers):
+        return  # other letters or words follow, too: 1c, 1d
+    for place, number in enumerate(numbers):
+        if number.unit != numbers[0].unit:
+            units = " and ".join(repr(unit or "none") for unit in (numbers[0].unit, number.unit))
+            raise _ambiguous(group[0], group[place], f"their units differ: {units}")
+
+
+def _signed(group: Sequence[_Name], numbers: Sequence[_Number], start: bool) -> list[bool]:
+    """Whether each number is negative. A hyphen before all numbers is a hyphen: img-1, img-2."""
+    texts = [number.text for number in numbers]
+    bare = [text[:-1] if text.endswith(tuple(_SIGNS)) else text for text in texts]
+    for place, text in enumerate(bare):
+        if text != bare[0]:
+            raise _ambiguous(group[0], group[place], "the text before their numbers differs")
+    signs = [text[len(bare[0]) :] for text in texts]
+    negative = [sign not in ("", "+") for sign in signs]
+    if len(set(signs)) == 1:
+        stands_alone = (start and not bare[0]) or bare[0].endswith(("_", "=", "("))
+        return negative if stands_alone or signs[0] == "\N{MINUS SIGN}" else [False] * len(signs)
+    unsigned = [number.decimal for number, sign in zip(numbers, signs, strict=True) if not sign]
+    hyphens = [number.decimal for number, sign in zip(numbers, signs, strict=True) if sign == "-"]
+    if "+" in signs or "\N{MINUS SIGN}" in signs or 0 in unsigned or {*unsigned} & {*hyphens}:
+        return negative
+    one, other = signs.index("-"), signs.index("")
+    raise _ambiguous(group[one], group[other], "the '-' may be a sign or a hyphen")
+
+
+def _unsigned_keys(group: Sequence[_Name], numbers: Sequence[_Number]) -> list[_Key]:
+    lengths = {len(number.parts) for number in numbers}
+    parts: list[_Key] = [tuple(map(int, (*n.parts, *filter(None, [n.exponent])))) for n in numbers]
+    if max(lengths) > 2:
+        for place, number in enumerate(numbers):
+            if len(number.parts) != len(numbers[0].parts):
+                reason = "one has the form of a decimal number and one that of a version"
+                raise _ambiguous(group[0], group[place], reason)
+        return parts
+    if any(n.exponent.isdigit() and "0" in (n.parts[0][0], n.exponent[0]) for n in numbers):
+        return parts  # s01e02 is an episode
+    decimals: list[_Key] = [(number.decimal,) for number in numbers]
+    if any(n.exponent.isdigit() and len(n.parts) == 1 for n in numbers):
+        _refuse_two_readings(group, decimals, parts, "the 'e' may be an exponent or a letter")
+    if any(n.comma and len(n.parts[-1]) == 3 for n in numbers):
+        thousands: list[_Key] = [(int("".join(number.parts)),) for number in numbers]
+        _refuse_two_readings(group, decimals, thousands, "the ',' may be a decimal comma or mark thousands")
+    if not _surely_decimals(numbers):
+        _refuse_two_readings(group, decimals, parts, "they may be decimals or versions, as in 1.9 and 1.10")
+    return decimals
+
+
+def _surely_decimals(numbers: Sequence[_Number]) -> bool:
+    """Whether numbers such as 0.5 and 0.25 have a form that versions and counters have not."""
+    if numbers[0].unit or any(number.exponent for number in numbers):
+        return True
+    if numbers[0].text.rstrip(" ._-").endswith(("v", "ver", "version")):
+        return False
+    fractions = [number.parts[1] for number in numbers if len(number.parts) > 1]
+    shortest = min(map(len, fractions), default=0)
+    longer = [fraction for fraction in fractions if len(fraction) > shortest]
+    if any(fraction.startswith("0") for fraction in longer):
+        return True
+    values = sorted({number.decimal for number in numbers})
+    steps = {after - before for before, after in pairwise(values)}
+    whole = len(fractions) < len(numbers) and not any(fraction.endswith("0") for fraction in longer)
+    return whole or (len(steps) == 1 and len(values) > 2)
+
+
+def _refuse_two_readings(group: Sequence[_Name], one: list[_Key], other: list[_Key], reason: str) -> None:
+    """Raise ValueError where two readings of the numbers give two orders."""
+    places = sorted(range(len(group)), key=lambda place: one[place])
+    for before, after in pairwise(places):
+        if (one[before] < one[after]) != (other[before] < other[after]):
+            raise _ambiguous(group[before], group[after], reason)
+
+
+def _refuse_dates(group: Sequence[_Name]) -> None:
+    """Refuse clocks of 12 hours, and dates in which the year stands last and more than one part varies."""
+    for name in group:
+        if _CLOCK_OF_12_HOURS.search(name.rest):
+            raise _ambiguous(group[0], group[1], "a clock of 12 hours starts again at noon")
+    for pattern in (_DATE, _DATE_OF_8_DIGITS):
+        dates = [match.groups() for name in group if (match := pattern.search(name.rest))]
+        if sum(len(set(parts)) > 1 for parts in zip(*dates, strict=True)) > 1:
+            raise _ambiguous(group[0], group[1], "dates need the form 2024-01-31")
+
+
+def _ambiguous(one: _Name, other: _Name, reason: str) -> ValueError:
+    first, second = sorted((one.name, other.name))
+    return ValueError(f"found {first!r} and {second!r}, whose order is ambiguous ({reason}); {_CURE}")
