@@ -50,7 +50,8 @@ class Frame:
     """One encoded picture of a source.
 
     `index` is its number in the source (of a video's frame, of a file in its folder, of a step), `time` is
-    in seconds, `text` says what is done at this step, `about` what the whole episode is about.
+    in seconds, `text` says what is done at this step, `about` what the whole episode is about, and `name` is
+    the name of its file where it has one of its own.
     """
 
     data: bytes
@@ -58,6 +59,7 @@ class Frame:
     time: float | None = None
     text: str = ""
     about: str = ""
+    name: str = ""
 
 
 class SourceItem(Protocol):
@@ -76,6 +78,20 @@ class SourceItem(Protocol):
     @property
     def group(self) -> str: ...
     def frames(self) -> Iterator[Frame]: ...
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An item that cannot be used, and why. It is listed among those that fail while they are read."""
+
+    usual_frames: ClassVar[int] = 1
+    id: str
+    problem: str
+    scene: str = ""
+    group: str = ""
+
+    def frames(self) -> Iterator[Frame]:
+        raise ValueError(f"{self.id}: {self.problem}")
 
 
 @dataclass(frozen=True)

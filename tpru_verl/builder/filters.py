@@ -7,12 +7,19 @@ distribution of what was measured is in the manifest, for choosing them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem
-from tpru_verl.builder.pictures import FrameLook, alike, bits_between, change_between, look_at
+from tpru_verl.builder.pictures import (
+    FrameLook,
+    alike,
+    bits_between,
+    change_between,
+    in_common_format,
+    look_at,
+)
 from tpru_verl.data.images import problem_of
 
 
@@ -56,7 +63,7 @@ def clips_of(
     for frame in item.frames():
         counts.frames += 1
         found += 1
-        look = _look(item, frame, leak_hash)
+        frame, look = _look(item, frame, leak_hash)
         if reason := _reason(look, run, filters, counts):
             counts.dropped_frames[reason] = counts.dropped_frames.get(reason, 0) + 1
             continue
@@ -79,13 +86,16 @@ def clips_of(
         counts.dropped_frames["left over"] = counts.dropped_frames.get("left over", 0) + len(run.frames)
 
 
-def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> FrameLook:
-    if problem := problem_of(frame.data):
-        raise ValueError(f"{item.id}: frame {frame.index}: {problem}")
+def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> tuple[Frame, FrameLook]:
+    """The frame in a format that trainers read, and its measures."""
     try:
-        return look_at(frame.data, leak_hash=leak_hash)
+        data = in_common_format(frame.data)
+        if problem := problem_of(data):
+            raise ValueError(problem)
+        return replace(frame, data=data), look_at(data, leak_hash=leak_hash)
     except ValueError as error:
-        raise ValueError(f"{item.id}: frame {frame.index}: {error}") from error
+        name = f" ({frame.name})" if frame.name else ""
+        raise ValueError(f"{item.id}: frame {frame.index}{name}: {error}") from error
 
 
 def _reason(look: FrameLook, run: _Passed, filters: Filters, counts: Counts) -> str | None:

@@ -13,6 +13,11 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+# Files that systems leave behind; AppleDouble files (`._1.png`) and .DS_Store begin with a dot.
+_SYSTEM_FILES = {
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "lost+found"),
+    *("@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"),
+}
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]?\d{1,3}(?![^\W_]))?")
 _SIGNS = "+-\N{MINUS SIGN}"
 _UNITS = {
@@ -25,7 +30,9 @@ _UNITS = {
 _UNIT = re.compile(rf" ?({'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![^\W\d_])")
 _CLOCK_OF_12_HOURS = re.compile(r"\d[\s_.-]?[ap]\.?m(?![^\W\d_])")
 # A day, a month and a year, in this order or as month and day; then the same in eight digits.
-_DATE = re.compile(r"(?<!\d)(\d\d?|[^\W\d_]{3,9})[-._ /,]+(\d\d?|[^\W\d_]{3,9})[-._ /,]+((?:19|20)\d\d)(?!\d)")
+_DATE = re.compile(
+    r"(?<!\d)(\d\d?|[^\W\d_]{3,9})[-._ /,]+(\d\d?|[^\W\d_]{3,9})[-._ /,]+((?:19|20)\d\d)(?!\d)"
+)
 _DATE_OF_8_DIGITS = re.compile(r"(?<!\d)(0[1-9]|[12]\d|3[01])(0[1-9]|[12]\d|3[01])((?:19|20)\d\d)(?!\d)")
 _CURE = "rename the files so that a number gives their order, such as 0001, or list them in a jsonl file"
 
@@ -57,6 +64,11 @@ class _Number(NamedTuple):
     def unit(self) -> str:
         found = _UNIT.match(self.tail)
         return (_UNITS[found[1]] or found[1]) if found else ""
+
+
+def is_system_file(name: str) -> bool:
+    """Whether a file or folder is hidden or was left behind by a system, so that no source reads it."""
+    return name.startswith(".") or name.casefold() in _SYSTEM_FILES
 
 
 def in_order(names: Sequence[str]) -> list[str]:

@@ -7,14 +7,31 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tpru_verl.builder.clips import GREY
-from tpru_verl.data.images import FORMATS, encoding_of, read_header, thumbnail, upright
+from tpru_verl.data.images import (
+    FORMATS,
+    MAX_PIXELS,
+    PLAIN_MODES,
+    encoding_of,
+    read_header,
+    thumbnail,
+    upright,
+)
 from tpru_verl.data.likeness import HASHED, hash_of
+from tpru_verl.terminal import line_of
 
 LEVEL = 12  # grey levels of 255 from which a pixel counts as changed; the noise of JPEG is smaller
 QUALITY = 92  # of pictures that have to be encoded anew
+# Formats that Pillow reads and that trainers may not read: frames in them become PNG, without a loss.
+CONVERTED = {
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG2000"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **{".avif": "AVIF", ".qoi": "QOI", ".tga": "TGA", ".pcx": "PCX", ".dds": "DDS"},
+}
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"BM", b"GIF8")  # of FORMATS
 _BITS = np.array([value.bit_count() for value in range(256)], np.uint8)
 
 Grey = NDArray[np.uint8]
@@ -29,6 +46,34 @@ class FrameLook:
     leak_hash: np.uint64 | None
     contrast: float
     sharpness: float
+
+
+def in_common_format(data: bytes) -> bytes:
+    """`data`, as PNG where its format is one of CONVERTED.
+
+    Raises ValueError for a picture of these formats that is too large, broken or has several pages. Bytes of
+    other formats come back as they are.
+    """
+    if data.startswith(_SIGNATURES):
+        return data
+    try:
+        image = Image.open(io.BytesIO(data), formats=[*{*CONVERTED.values()}])
+    except Exception:  # Pillow's readers raise many kinds
+        return data
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"found {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}")
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise ValueError(f"found {pages} pictures in one file, expected one")
+        if image.mode not in (*PLAIN_MODES, "I;16", "I"):
+            raise ValueError(f"found {image.format} of mode {image.mode}, expected 8 bits of grey or RGB")
+        buffer = io.BytesIO()
+        try:
+            ImageOps.exif_transpose(image).save(buffer, "PNG")
+        except Exception as error:
+            reason = f"found {image.format} that can't be decoded ({line_of(error)})"
+            raise ValueError(f"{reason}, expected a whole picture") from error
+    return buffer.getvalue()
 
 
 def look_at(data: bytes, *, leak_hash: bool = False) -> FrameLook:

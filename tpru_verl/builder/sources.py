@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import filterfalse
 from pathlib import Path
 from typing import ClassVar
 
 from tpru_verl.builder import video
-from tpru_verl.builder.clips import Frame, SourceItem
-from tpru_verl.builder.names import in_order
+from tpru_verl.builder.clips import Frame, SourceItem, Unusable
+from tpru_verl.builder.names import in_order, is_system_file
+from tpru_verl.builder.pictures import CONVERTED
 from tpru_verl.data.source.cells import image_bytes
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", *CONVERTED)
 ABOUT = "description.txt"  # beside pictures: what they show
+MOST_ABOUT = 2**16  # bytes that are read of it
 SIMULATED = "sim:"  # SOURCE of a simulator, as in sim:minigrid
 
 
@@ -42,11 +46,11 @@ class _Below:
         parts = self.path.relative_to(self.root).parts
         return "/".join(parts[:2]) if parts else self.path.name
 
-    def _inside(self) -> Path:
-        """`path`, which a link may lead out of `root`: then ValueError."""
-        if not self.path.resolve().is_relative_to(self.root.resolve()):
-            raise ValueError(f"{self.path}: found a link that leaves {self.root}, expected a path inside it")
-        return self.path
+    def _inside(self, path: Path) -> Path:
+        """`path`. Raises ValueError where a link leads out of `root`."""
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise ValueError(f"{path}: found a link that leaves {self.root}, expected a path inside it")
+        return path
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,18 @@ class Video(_Below):
     sampling: video.FrameSampling
 
     def frames(self) -> Iterator[Frame]:
-        return video.frames_of(self._inside(), self.sampling)
+        return video.frames_of(self._inside(self.path), self.sampling)
 
 
 @dataclass(frozen=True)
 class Pictures(_Below):
-    """A folder of pictures in the order of their names, 2 before 10; bytes stay as they are."""
+    """A folder of pictures, in the order that the numbers in their names give."""
 
     usual_frames: ClassVar[int] = 4
 
     def frames(self) -> Iterator[Frame]:
-        text = self._inside() / ABOUT
-        about = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-        names = [path.name for path in self.path.iterdir() if path.suffix.lower() in PICTURES]
+        about = self._about()
+        names = [name for path in self.path.iterdir() if is_picture(name := path.name)]
         try:
             names = in_order(names)
         except ValueError as error:
@@ -79,7 +82,20 @@ class Pictures(_Below):
                 data = image_bytes(path.relative_to(self.root).as_posix(), self.root)
             except ValueError as error:
                 raise ValueError(f"{self.id}: {error}") from error
-            yield Frame(data, number, about=about)
+            yield Frame(data, number, about=about, name=path.name)
+
+    def _about(self) -> str:
+        path = self._inside(self.path) / ABOUT
+        if not path.exists():
+            return ""
+        with self._inside(path).open("rb") as file:
+            data = file.read(MOST_ABOUT + 1)
+        if len(data) > MOST_ABOUT:
+            raise ValueError(f"{self.id}: {ABOUT}: found over {MOST_ABOUT} bytes, expected a sentence")
+        try:
+            return data.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.id}: {ABOUT}: found bytes that are not UTF-8, expected text") from error
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,11 @@ class JsonEpisode:
                 data = image_bytes(cell, self.path.parent)
             except ValueError as error:
                 raise ValueError(f"{self.name}: images[{number}]: {error}") from error
-            yield Frame(data, number, text=str(texts[number]) if texts else "", about=about)
+            text = texts[number] if texts else ""
+            if not isinstance(text, str):
+                found = type(text).__name__
+                raise ValueError(f"{self.name}: texts[{number}]: found {found}, expected text")
+            yield Frame(data, number, text=text, about=about)
 
 
 def items_of(
@@ -169,23 +189,39 @@ def items_of(
 
         return [*recorded(path, sampling)]
     found = [*_below(path, sampling)]
-    if not found:
+    if all(isinstance(item, Unusable) for item in found):
         kinds = ", ".join((*video.SUFFIXES, *PICTURES))
-        raise FileNotFoundError(f"{source}: found no file that ends in {kinds}")
+        others = f" ({len(found)} others, such as {found[0].id})" if found else ""
+        raise FileNotFoundError(f"{source}: found no file that ends in {kinds}{others}")
     return found
 
 
 def _below(root: Path, sampling: video.FrameSampling) -> Iterator[SourceItem]:
-    """Videos, and folders that hold pictures, at any depth."""
-    folders: set[Path] = set()
-    for path in sorted(root.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(root).parts) or not path.is_file():
-            continue
-        if path.suffix.lower() in video.SUFFIXES:
-            yield Video(root, path, sampling)
-        elif path.suffix.lower() in PICTURES and path.parent not in folders:
-            folders.add(path.parent)
-            yield Pictures(root, path.parent)
+    """Videos, folders that hold pictures, and whatever cannot be read, at any depth."""
+    failed: list[OSError] = []
+    for name, folders, files in os.walk(root, onerror=failed.append):
+        folder = Path(name)
+        folders[:] = sorted(filterfalse(is_system_file, folders))
+        files = sorted(filterfalse(is_system_file, files))
+        pictures = [*filter(is_picture, files)]
+        if pictures:
+            yield Pictures(root, folder)
+        for name in files:
+            path = folder / name
+            if path.suffix.lower() in video.SUFFIXES:
+                yield Video(root, path, sampling)
+            elif not is_picture(name) and not (pictures and name == ABOUT):
+                kind = f"ends in {path.suffix}" if path.suffix else "has no suffix"
+                said = f"found a file that {kind}, expected a picture, a video, or {ABOUT} beside pictures"
+                yield Unusable(path.relative_to(root).as_posix(), said)
+        for link in (folder / name for name in folders if (folder / name).is_symlink()):
+            yield Unusable(link.relative_to(root).as_posix(), "found a link to a folder, expected a folder")
+    for error in failed:
+        yield Unusable(os.path.relpath(error.filename, root), f"found a folder that cannot be read: {error}")
+
+
+def is_picture(name: str) -> bool:
+    return name.lower().endswith(PICTURES) and not is_system_file(name)
 
 
 def _lines(path: Path) -> Iterator[JsonEpisode]:

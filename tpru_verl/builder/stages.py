@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections import Counter
@@ -18,6 +17,7 @@ import xxhash
 from tpru_verl import __version__
 from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.clips import (
+    Clip,
     Counts,
     Label,
     SourceItem,
@@ -80,27 +80,35 @@ def scan(task: ScanTask) -> Counts:
     with whole(task.path) as file:
         writer = Writer(file)
         for item in task.items:
-            counts.items += 1
-            name = ""
-            try:
-                name = item.id
-                clips = clips_of(
-                    item,
-                    task.filters,
-                    counts,
-                    shortest=task.shortest,
-                    longest=task.longest,
-                    leak_hash=task.leak_hash,
-                )
-                for clip, images in clips:
-                    writer.add(clip, images)
-            except (OSError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise
-                counts.dropped.append({"id": name, "reason": "unreadable", "detail": line_of(error)})
+            for clip, images in _clips(item, task, counts):
+                writer.add(clip, images)
         writer.close()
         write_json(counts_file(task.path), vars(counts))
     return counts
+
+
+def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[Clip, list[bytes]]]:
+    """The clips of an item. Any error ends the item alone: files of others and decoders raise many kinds."""
+    counts.items += 1
+    name = ""
+    try:
+        name = item.id
+        yield from clips_of(
+            item,
+            task.filters,
+            counts,
+            shortest=task.shortest,
+            longest=task.longest,
+            leak_hash=task.leak_hash,
+        )
+    except Exception as error:
+        counts.dropped.append({"id": name, "reason": "unreadable", "detail": _detail(error)})
+
+
+def _detail(error: Exception) -> str:
+    """What the error says. An error that is not meant for readers gets its kind before it."""
+    kind, said = type(error).__name__, line_of(error)
+    return said if isinstance(error, (OSError, ValueError)) or said == kind else f"{kind}: {said}"
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,10 @@ class Stages:
         settings = self.settings
         marks = [_mark(item) for item in self.items]
         shortest = min(settings.options.steps)
-        size = max(1, min(UNIT_FRAMES // self.items[0].usual_frames, len(self.items) // LEAST_UNITS))
+        size = max(
+            1,
+            min(UNIT_FRAMES // max(item.usual_frames for item in self.items), len(self.items) // LEAST_UNITS),
+        )
         decided = (settings.filters, shortest, settings.clip_frames, leak_hash)
         folder = self.folder("clips", marks, size, *decided)
         units = [self.items[start : start + size] for start in range(0, len(self.items), size)]
@@ -272,8 +283,11 @@ class Stages:
 def _mark(item: SourceItem) -> tuple[object, ...]:
     """What shows that an item is as it was. Pictures that a jsonl file names are taken to stay."""
     path = getattr(item, "path", None)
-    if not isinstance(path, Path) or not path.exists():
-        return (repr(item),)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    states = [file.stat() for file in files if file.is_file()]
+    try:
+        if not isinstance(path, Path) or not path.exists():
+            return (repr(item),)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [file.stat() for file in files if file.is_file()]
+    except OSError as error:
+        return repr(item), str(error)
     return (repr(item), *((state.st_size, state.st_mtime_ns) for state in states))

@@ -76,6 +76,8 @@ def _sampled(
 
     stream = container.streams.video[0]
     context = stream.codec_context
+    if context is None:  # PyAV's types leave this out
+        raise ValueError(f"{container.name}: found a codec that is not known, expected one of FFmpeg's")
     if not 0 < context.width * context.height <= MAX_PIXELS:
         found = f"{context.width} x {context.height} pixels"
         raise ValueError(f"{container.name}: found {found}, expected 1 to {MAX_PIXELS} in all")
