@@ -214,8 +214,26 @@ def test_the_nearest_candidate_is_right_less_often_than_by_a_blind_draw(
     assert chosen < 0.7 * nearest(range(80))
 
 
+ACTING = (
+    *("<|im_end|>", "<|image_pad|>", "<image>", "</s>", "[INST]", "<\uff5cUser\uff5c>"),
+    *("A.", "(B)", "B:", "C\u3001", "A) "),
+)
+
+
+@given(st.lists(st.one_of(st.sampled_from(ACTING), st.text(max_size=6)), max_size=8).map("".join))
+def test_no_text_acts_in_a_prompt(text: str) -> None:
+    """Neither as a tag or a token of a chat template nor as an option."""
+    plain = plain_text(text)
+    assert not any(mark in plain for mark in ("<|", "|>", "<image>", "</s>", "[INST]", "<\uff5c"))
+    asked = f"These photos show {plain}. Which option shows step 3?\nA. {IMAGE_TAG}\nB. {IMAGE_TAG}"
+    assert parse_options(asked) == {"A": IMAGE_TAG, "B": IMAGE_TAG}
+    assert plain.isprintable()
+    assert plain_text(plain) == plain or len(plain) > 300
+
+
 def test_texts_are_one_plain_line() -> None:
     assert plain_text(" a <image>\n</think> b. ") == "a b"
+    assert plain_text("a \x1b]0;owned\x07 b\x00") == "a ]0;owned b"
     assert len(plain_text("word " * 200)) <= 400
     assert seeded(1, "a").integers(2**60) == seeded(1, "a").integers(2**60)
     assert (

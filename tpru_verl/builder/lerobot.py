@@ -208,7 +208,7 @@ def filled(template: object, fields: Mapping[str, int | str]) -> str:
     return path
 
 
-_FIELD = re.compile(r"\{(\w+)(?::(0?\d?)d?)?\}")
+_FIELD = re.compile(r"\{(\w+)(?::(\d{0,2})d?)?\}")
 
 
 def whole_number(row: Mapping, name: str) -> int:

@@ -26,7 +26,9 @@ EVEN = 2.0  # unevenness of wrong candidates that is good enough
 ABOUT_CHARACTERS = 400
 LETTERS = ascii_uppercase[: WRONG + 2]
 
-_TAG = re.compile(r"</?\w+>")  # of an image, of a thought, of an answer
+# Tags of images, thoughts and answers, chat control tokens such as <|im_end|>, and [INST].
+_TAG = re.compile(r"<[/|\uff5c]*[^\W\d_][^<>]*>|\[/?[A-Z_]{3,}\]|<+[|\uff5c]|[|\uff5c]>+")
+_OPTION_MARK = re.compile(r"(?<!\w)[(\[\uff08\u3010]?([A-Z])[.):\]\u3001\uff0e\uff1a\uff09\u3011]")
 
 Place = tuple[int, int]  # of a clip: number of its file, number in the file
 
@@ -198,8 +200,15 @@ def _bench(
 
 
 def plain_text(text: str) -> str:
-    """One line without tags, and without the stop at its end; the head of what is too long."""
-    line = " ".join(_TAG.sub(" ", text).split())
+    """One line of at most ABOUT_CHARACTERS, without the stop at its end, that cannot act in a prompt.
+
+    Tags and chat control tokens are removed. Option marks such as `A.` lose their mark, because the problem's
+    own options have to be the only ones.
+    """
+    while (line := _TAG.sub(" ", text)) != text:  # a removed tag may leave another one: <|im<b>_end|>
+        text = line
+    printable = "".join(c if c.isprintable() else " " for c in line)
+    line = " ".join(_OPTION_MARK.sub(r"\1 ", printable).split())
     if len(line) > ABOUT_CHARACTERS:
         line = line[:ABOUT_CHARACTERS].rpartition(" ")[0]
     return line.rstrip(" .;,")
