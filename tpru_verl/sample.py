@@ -184,6 +184,11 @@ def recognise_task(problem: str) -> Task | None:
     return found.pop() if len(found) == 1 else None
 
 
+def is_none_option(text: str) -> bool:
+    """Whether an option's text says that none of the others is right: "None of the above", NONE_OPTION."""
+    return text.casefold().startswith(("none of the ", "none of these"))
+
+
 def problems_of(problem: object, answer: object, n_images: int) -> list[str]:
     """What is wrong with a row, each as "field: found ..., expected ..."; empty when it is valid.
 

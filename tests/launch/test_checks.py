@@ -76,7 +76,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
 
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"problem": ["x"], "images": ["y"]}), path)
-    message = r"data\.train_files: .*rows\.parquet: found columns images, problem; expected answer, i"
+    message = r"data\.train_files: .*rows\.parquet: found columns problem, images; expected problem, answer"
     with pytest.raises(ValueError, match=message):
         launch.check(recipe(tmp_path, train=str(path)))
     path.write_bytes(b"no parquet")

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +33,10 @@ from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_batches
 from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, shared_out
 from tpru_verl.data.tokens.prompts import Asked
-from tpru_verl.data.validate import Report, SeenRow, check_units, compare_rows, summary_of
+from tpru_verl.data.validate import Finding, Report, SeenRow, check_units, compare_rows, summary_of
 from tpru_verl.data.work import each_unit
 from tpru_verl.files import locked, write_json, write_text
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import PromptCounter
@@ -83,6 +84,7 @@ def prepare(
             with _Writer(source, unfinished, options, counter) as writer:
                 _check_and_write(writer, report, against, workers)
                 files = writer.finish()
+                report.findings += writer.findings
             manifest = _manifest(source, report, _kept(report), options, files, counter)
             write_json(unfinished / MANIFEST, manifest)
             if report.unusable:
@@ -99,7 +101,14 @@ def prepare(
 def _check_and_write(writer: _Writer, report: Report, against: Source | None, workers: int | None) -> None:
     """Write while other processes check, unless where a row goes takes a look at all of them first."""
     source, options = writer.source, writer.options
-    checked = check_units(source, report, deep=options.deep, hashes=against is not None, workers=workers)
+    checked = check_units(
+        source,
+        report,
+        deep=options.deep,
+        hashes=against is not None,
+        workers=workers,
+        reserved=writer.counter.reserved if writer.counter else (),
+    )
     at_once = options.split is None and against is None
     for unit, seen in checked:
         if at_once and (options.drop_invalid or len(report.seen) == report.rows):
@@ -149,13 +158,25 @@ def _groups(rows: Sequence[SeenRow]) -> list[int]:
     return connected([(*row.images, *([row.group] if row.group else [])) for row in rows])
 
 
+def _extra_info(source: Source) -> pa.DataType:
+    """The type of the column. Where rows may come with messages, it says whose work `prompt` is.
+
+    `prompt_template` is the template that made `prompt`, "" where `prompt` holds the messages of the source.
+    """
+    kinds = zip(source.parts, source.forms, strict=True)
+    own = any(form.kind == "verl" or {"prompt", "extra_info"} <= {*columns_of(part)} for part, form in kinds)
+    fields = [*cast(pa.StructType, COLUMNS["extra_info"])]
+    return pa.struct([*fields, *([pa.field("prompt_template", pa.string())] if own else [])])
+
+
 class _Writer:
     """The shards of all splits."""
 
     def __init__(self, source: Source, folder: Path, options: Options, counter: PromptCounter | None) -> None:
         self.source, self.folder, self.options, self.counter = source, folder, options, counter
         self.shards: dict[str, Shards] = {}
-        self._columns = {**COLUMNS, **(_COUNTS if counter else {})}
+        self.findings: list[Finding] = []  # of rows whose prompts cannot be counted
+        self._columns = {**COLUMNS, **(_COUNTS if counter else {}), "extra_info": _extra_info(source)}
         # Checksums need no interpreter: beside writing they cost next to nothing.
         self._pool = ThreadPoolExecutor(1)
 
@@ -172,43 +193,62 @@ class _Writer:
             for i, row in enumerate(rows):
                 if name := splits.get((row.file, row.number)):
                     chosen.setdefault(name, []).append(i)
+            counts = self._counts(rows, chosen)
             for name, numbers in chosen.items():
                 shard = self.shards.get(name) or Shards(self.folder, name, self._columns, self._pool)
                 self.shards[name] = shard
-                shard.add(_table(rows, images, numbers, shard, self.options.template, self.counter))
+                counted = [i for i in numbers if not isinstance(counts.get(i), Exception)]
+                shard.add(self._table(rows, images, counted, shard, counts))
+
+    def _counts(self, rows: Sequence[Row], chosen: Mapping[str, Sequence[int]]) -> dict[int, int | Exception]:
+        """Tokens of the chosen rows' prompts, where they are to be stored.
+
+        A row without a count is a finding. Raises ValueError for it, unless such rows are left out.
+        """
+        if self.counter is None:
+            return {}
+        numbers = [i for group in chosen.values() for i in group]
+        counts = dict(zip(numbers, self.counter.counts([Asked.of(rows[i]) for i in numbers]), strict=True))
+        uncounted = [Finding.of(rows[i], line_of(e)) for i, e in counts.items() if isinstance(e, Exception)]
+        self.findings += uncounted
+        if uncounted and not self.options.drop_invalid:
+            raise ValueError(f"{uncounted[0]}; --drop-invalid leaves such rows out and lists them")
+        return counts
+
+    def _table(
+        self,
+        rows: Sequence[Row],
+        images: pa.Array | None,
+        chosen: Sequence[int],
+        shard: Shards,
+        counts: Mapping[int, int | Exception],
+    ) -> pa.Table:
+        """The chosen rows as both trainers read them."""
+        records = [_record(rows[i], self.options.template, shard.rows + n) for n, i in enumerate(chosen)]
+        if self.counter:
+            for i, record in zip(chosen, records, strict=True):
+                record |= {"prompt_tokens": counts[i], "prompt_tokens_key": self.counter.key}
+        columns = {
+            name: pa.array([record[name] for record in records], shard.schema.field(name).type)
+            for name in shard.schema.names
+            if name != "images"
+        }
+        columns["images"] = _images(rows, images, chosen)
+        return pa.table([columns[name] for name in shard.schema.names], schema=shard.schema)
 
     def finish(self) -> list[dict[str, object]]:
         """Close all shards, and describe them."""
         return [file for _, shard in sorted(self.shards.items()) for file in shard.finish()]
 
 
-def _table(
-    rows: Sequence[Row],
-    images: pa.Array | None,
-    chosen: Sequence[int],
-    shard: Shards,
-    template: str,
-    counter: PromptCounter | None,
-) -> pa.Table:
-    """The chosen rows as both frameworks read them."""
-    records = [_record(rows[i], template, shard.rows + n) for n, i in enumerate(chosen)]
-    if counter:
-        for record, count in zip(records, counter.count(Asked.of(rows[i]) for i in chosen), strict=True):
-            record |= {"prompt_tokens": count, "prompt_tokens_key": counter.key}
-    columns = {
-        name: pa.array([record[name] for record in records], shard.schema.field(name).type)
-        for name in shard.schema.names
-        if name != "images"
-    }
-    columns["images"] = _images(rows, images, chosen)
-    return pa.table([columns[name] for name in shard.schema.names], schema=shard.schema)
-
-
 def _record(row: Row, template: str, index: int) -> Record:
     names = {"scene": row.field("scene"), "source_id": row.source_id, "row_id": row.row_id}
     given = row.field("data_source")
+    names["prompt_template"] = template if row.messages is None else ""
     record = record_of(str(row.problem), str(row.answer).strip(), row.task, names, template, index)
-    return {**record, "data_source": given} if given else record
+    record["prompt"] = row.messages or record["prompt"]
+    record["data_source"] = given or record["data_source"]
+    return record
 
 
 def _images(rows: Sequence[Row], images: pa.Array | None, chosen: Sequence[int]) -> pa.Array:

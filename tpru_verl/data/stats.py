@@ -17,7 +17,7 @@ from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.data.work import each_unit
-from tpru_verl.sample import NONE_OPTION, Task, parse_options
+from tpru_verl.sample import NONE_OPTION, Task, is_none_option, parse_options
 from tpru_verl.terminal import percent
 
 Sizes = tuple[tuple[int, int], ...]  # (width, height) of a row's images, upright
@@ -30,7 +30,6 @@ UNNAMED_TASK, UNNAMED_SCENE = "not recognised", "not named"
 AN_ORDER = "an order"  # stands for every answer that is no option's letter
 MOST = 20  # lines of a table before the rest is summed up
 _TASKS = tuple(task.value for task in Task)
-_NONE = NONE_OPTION.casefold()
 
 
 class Spread(NamedTuple):
@@ -160,7 +159,7 @@ def _count_question(found: Statistics, row: Row) -> None:
     found.scenes[task, row.field("scene") or UNNAMED_SCENE] += 1
     answer, options = str(row.answer).strip(), parse_options(str(row.problem))
     found.answers[task, answer if len(answer) == 1 and answer.isalpha() else AN_ORDER] += 1
-    nones = {letter for letter, text in options.items() if text.casefold().rstrip(".") == _NONE}
+    nones = {letter for letter, text in options.items() if is_none_option(text)}
     found.none_offered[task] += bool(nones)
     found.none_right[task] += answer in nones
 
@@ -269,7 +268,7 @@ def _answers_table(found: Statistics) -> Table:
     table.add_section()
     _add(table, "None offered", {task: found.none_offered[task] for task in tasks}, of=tasks)
     _add(table, "None right", {task: found.none_right[task] for task in tasks}, of=tasks)
-    table.caption = f"None: the option {NONE_OPTION!r}"
+    table.caption = f"None: the option {NONE_OPTION!r}, or another one that begins with 'None of the'"
     return table
 
 

@@ -5,13 +5,13 @@ Nothing is decoded and the model's weights are not read; transformers, which thi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import trainers
+from tpru_verl.data.source.parts import is_local
 from tpru_verl.launch.apart import ask
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Prompts:
     images: int = 0  # the most that a row has
     too_long: int = 0
     lengths_error: str = ""
+    unusable: str = ""  # which rows cannot be trained on, and why
 
 
 def look(settings: Settings) -> Prompts:
@@ -41,7 +42,7 @@ def look(settings: Settings) -> Prompts:
         "trainer": settings.trainer,
         "model": settings.text("model"),
         "files": [name for key in ("train_files", "val_files") for name in settings.files(key)],
-        "keys": [settings.text(f"{name}_key") or None for name in ("problem", "answer", "image")],
+        "keys": asdict(settings.row_keys),
         "template": settings.template,
         "bounds": {k: settings[k] for k in ("min_pixels", "max_pixels") if settings[k] is not None},
         "processor_kwargs": settings.mm_processor_kwargs,
@@ -80,6 +81,7 @@ def _look(request: Mapping[str, object]) -> Prompts:
 
 
 def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
+    from tpru_verl.data.checks import reserved_tokens, unusable_rows
     from tpru_verl.data.tokens.prompts import EasyR1Counter, PromptCounter
 
     kind = PromptCounter if request["trainer"] == trainers.VERL else EasyR1Counter
@@ -90,7 +92,8 @@ def _measure(request: Mapping[str, object], processor: object, found: Prompts) -
         processor_kwargs=cast("dict[str, object]", request["processor_kwargs"]),
     )
     most = cast(int, request["most"])
-    rows = _rows(request)
+    broken: list[tuple[str, str]] = []
+    rows = _rows(request, reserved_tokens(getattr(processor, "tokenizer", None)), broken)
     while batch := list(islice(rows, _BATCH)):
         counts = counter.count(asked for _, asked in batch)
         for (place, asked), count in zip(batch, counts, strict=True):
@@ -99,28 +102,30 @@ def _measure(request: Mapping[str, object], processor: object, found: Prompts) -
             found.images = max(found.images, len(asked.images))
             if count > found.longest:
                 found.longest, found.longest_row = count, place
+    if broken:
+        found.unusable = unusable_rows(broken, found.rows + len(broken))
 
 
-def _rows(request: Mapping[str, object]) -> Iterator[tuple[str, Asked]]:
-    """File and row, and what of it is counted; of what is on the Hub nothing."""
-    from tpru_verl.data.source.forms import Keys, Source
-    from tpru_verl.data.source.rows import read_rows
+def _rows(
+    request: Mapping[str, object], reserved: Collection[str], broken: list[tuple[str, str]]
+) -> Iterator[tuple[str, Asked]]:
+    """Place of each usable row, and what of it is counted; adds the others to `broken`, with the reason.
+
+    Of what is on the Hub nothing is read.
+    """
+    from tpru_verl.data.checks import judged_rows
+    from tpru_verl.data.source.forms import Source, TrainerKeys
     from tpru_verl.data.tokens.prompts import Asked
 
+    keys = TrainerKeys(**cast("dict[str, Any]", request["keys"]))
     for name in cast("list[str]", request["files"]):
         if not is_local(name):
             continue
-        source = Source.open(name, keys=Keys(*cast("list[str | None]", request["keys"])))
-        for unit in source.units:
-            for row in read_rows(unit, source.form(unit)):
-                yield f"{row.file} row {row.number}", Asked.of(row)
-
-
-def is_local(name: str) -> bool:
-    """Whether a data source is a file or a folder here, not a Hub id."""
-    return (
-        Path(name).expanduser().exists() or Path(name.rpartition("@")[0] or "/nowhere").expanduser().exists()
-    )
+        for row, problems in judged_rows(Source.open(name, keys=keys), reserved=reserved):
+            if problems:
+                broken.append((row.place, "; ".join(problems)))
+            else:
+                yield row.place, Asked.of(row)
 
 
 def _line(error: BaseException) -> str:

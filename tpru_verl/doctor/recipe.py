@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tpru_verl import trainers
+from tpru_verl.data.source.parts import is_local
 from tpru_verl.doctor import memory, prompts
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
 from tpru_verl.doctor.machine import Machine
@@ -39,6 +40,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine) -> list[C
         judged("model", lambda: _model(settings), "give the folder of a Hugging Face model, or its Hub id"),
         _processor(settings, found),
         *_data(plan),
+        *_unusable(settings, found),
         _lengths(settings, found),
         *_images(settings, found),
         *batch_lines(settings),
@@ -118,6 +120,15 @@ def _data(plan: Plan) -> Iterator[Check]:
         yield Check("validation", WARN, said, "give held-out rows: this measures memory, not learning")
 
 
+def _unusable(settings: Settings, found: prompts.Prompts) -> Iterator[Check]:
+    """Rows that veRL's data set stops at, or leaves out where the recipe says so."""
+    if found.unusable:
+        skipped = settings["on_invalid"] == "skip" and found.rows > 0
+        stops = settings.trainer == trainers.VERL and not skipped  # EasyR1 does not look at its rows
+        fix = "they are left out" if skipped else "`tpru data prepare --drop-invalid` leaves them out"
+        yield Check("rows", FAIL if stops else WARN, "; ".join(found.unusable.split("\n  ")), fix)
+
+
 def _lengths(settings: Settings, found: prompts.Prompts) -> Check:
     check, most = "prompt length", settings.integer("prompt_length")
     if error := found.lengths_error or found.error:
@@ -126,8 +137,8 @@ def _lengths(settings: Settings, found: prompts.Prompts) -> Check:
         return Check(
             check,
             WARN,
-            "not measured: the data are on the Hub",
-            "tpru data prepare ID FOLDER, and train on that",
+            f"not measured: {'no row is usable' if found.unusable else 'the data are on the Hub'}",
+            "tpru data prepare SOURCE FOLDER, and train on that",
         )
     text = f"the longest of {found.rows} has {found.longest} tokens ({found.longest_row})"
     said = f"{settings.key('prompt_length')}={most}"
@@ -240,7 +251,7 @@ def budget_lines(settings: Settings) -> Iterator[Check]:
 
 def _reward(settings: Settings) -> str:
     """On rows of the data; on made ones where the data are on the Hub, which a look does not fetch."""
-    if any(prompts.is_local(name) for name in settings.files("train_files")):
+    if any(is_local(name) for name in settings.files("train_files")):
         return str(preflight.try_reward(settings))
     from tpru_verl.demo.scenes import make_rows, write_parquet
 

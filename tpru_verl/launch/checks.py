@@ -8,8 +8,14 @@ import socket
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from tpru_verl import trainers
 from tpru_verl.cores import available_cores
+from tpru_verl.launch.settings import Settings
+
+if TYPE_CHECKING:
+    from tpru_verl.data.source.forms import TrainerKeys
 
 GIB = 1024**3
 
@@ -52,7 +58,7 @@ def check(recipe: Mapping) -> None:
     """
     model_is_there("actor_rollout_ref.model.path", recipe["actor_rollout_ref"]["model"]["path"])
     for key in ("train_files", "val_files"):
-        data_is_there(f"data.{key}", recipe["data"][key], verl_columns(recipe["data"]))
+        data_is_there(f"data.{key}", recipe["data"][key], Settings(trainers.VERL, recipe).row_keys)
     room_for_checkpoints("trainer.default_local_dir", Path(recipe["trainer"]["default_local_dir"]))
     bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
     if recipe["trainer"]["device"] == "cpu":
@@ -75,8 +81,7 @@ def check_easyr1(recipe: Mapping) -> None:
             "a relative path starts where the run does"
         )
     for key in ("train_files", "val_files"):
-        columns = [{data["prompt_key"], data["answer_key"], data["image_key"]}]
-        data_is_there(f"data.{key}", data[key], columns)
+        data_is_there(f"data.{key}", data[key], Settings(trainers.EASYR1, recipe).row_keys)
         _listing_is_plain(f"data.{key}", data[key])
     room_for_checkpoints("trainer.save_checkpoint_path", Path(recipe["trainer"]["save_checkpoint_path"]))
 
@@ -105,9 +110,10 @@ def check_platform(recipe: Mapping) -> None:
 
 def model_is_there(key: str, path: str) -> None:
     """Raises FileNotFoundError, in one line, for a path that holds no model; a Hub id is not asked for."""
-    looks_local = path.startswith(("/", "./", "../", "~")) or path.count("/") > 1
+    from tpru_verl.data.source.parts import is_local
+
     folder = Path(path).expanduser()
-    if looks_local and not folder.is_dir():
+    if "/" in path and is_local(path) and not folder.is_dir():
         raise FileNotFoundError(f"{key}={path}: no such folder")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
@@ -116,42 +122,28 @@ def model_is_there(key: str, path: str) -> None:
         )
 
 
-def verl_columns(data: Mapping) -> list[set[str]]:
-    """Columns of which a data file needs all of one set: of the published form, or of veRL's."""
-    images = data.get("image_key") or "images"
-    published = {data.get("problem_key") or "problem", data.get("answer_key") or "answer", images}
-    return [published, {data.get("prompt_key") or "prompt", images, "reward_model"}]
-
-
-def data_is_there(key: str, files: str | Sequence[str] | None, forms: Sequence[set[str]]) -> None:
+def data_is_there(key: str, files: str | Sequence[str] | None, keys: TrainerKeys) -> None:
     """Files and folders alone, and of them the columns: whether a Hub id can be read shows when it is.
 
     Raises FileNotFoundError for what is missing, ValueError for what is unreadable or lacks columns.
     """
+    from tpru_verl.data.source.forms import form_of
+    from tpru_verl.data.source.parts import is_local, is_there, parts_of
+
     if not files:
         raise FileNotFoundError(f"{key}: nothing given, expected files, folders or a Hub id")
     for entry in [files] if isinstance(files, str) else files:
-        path, folder = (Path(name).expanduser() for name in (entry, entry.rpartition("@")[0] or entry))
-        looks_local = entry.startswith(("/", "./", "../", "~")) or entry.count("/") != 1 or path.suffix
-        if looks_local and not path.exists() and not folder.exists():  # FOLDER@SPLIT
+        if not is_local(entry):
+            continue
+        if not is_there(entry):
             raise FileNotFoundError(f"{key}={entry}: no such file or folder")
-        if path.exists() or folder.exists():
-            _columns_are_there(key, entry, forms)
-
-
-def _columns_are_there(key: str, entry: str, forms: Sequence[set[str]]) -> None:
-    from tpru_verl.data.source.forms import columns_of
-    from tpru_verl.data.source.parts import parts_of
-
-    for part in parts_of(entry):
-        found = {*columns_of(part)}
-        if found and not any(form <= found for form in forms):
-            expected = ", or veRL's ".join(", ".join(sorted(form)) for form in forms)
-            problem = "problem" if len(forms) > 1 else "prompt"  # as EasyR1 calls it
-            raise ValueError(
-                f"{key}: {part.name}: found columns {', '.join(sorted(found))}; expected {expected}; "
-                f"data.{{{problem},answer,image}}_key name others"
-            )
+        try:
+            for part in parts_of(entry):
+                form_of(part, keys)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{key}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from error
 
 
 def room_for_checkpoints(key: str, folder: Path, least: int = GIB) -> None:

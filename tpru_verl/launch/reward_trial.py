@@ -115,21 +115,27 @@ def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int
 
 
 def first_rows(settings: Settings) -> list[Row]:
-    """Up to ROWS rows of the training data, from its pieces in turn. Raises as reading does."""
-    from tpru_verl.data.source.forms import Keys, Source
+    """Up to ROWS usable rows of the training data, from its pieces in turn.
+
+    Raises as reading does, and ValueError for unusable rows among them, unless the run leaves those out.
+    """
+    from tpru_verl.data.checks import problems_of_row, unusable_rows
+    from tpru_verl.data.source.forms import Source
     from tpru_verl.data.source.rows import read_rows
 
-    keys = Keys(*(settings.text(f"{name}_key") or None for name in ("problem", "answer", "image")))
     rows: list[Row] = []
     for name in settings.files("train_files"):
-        try:
-            source = Source.open(name, keys=keys)
-        except ValueError:  # veRL's own columns: then the keys name what is not there
-            source = Source.open(name)
+        source = Source.open(name, keys=settings.row_keys)
         units = source.units[:ROWS]
         each = -(-ROWS // len(units))
         rows += [row for unit in units for row in islice(read_rows(unit, source.form(unit)), each)]
-    return rows[:ROWS]
+    rows = rows[:ROWS]
+    reasons = ["; ".join(problems_of_row(row)) for row in rows]
+    usable = [row for row, reason in zip(rows, reasons, strict=True) if not reason]
+    broken = [(row.place, reason) for row, reason in zip(rows, reasons, strict=True) if reason]
+    if not usable or (broken and settings["on_invalid"] != "skip"):
+        raise ValueError(unusable_rows(broken, len(rows)))
+    return usable
 
 
 def answer_forms(template: str) -> list[str]:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tpru_verl import trainers
+
+if TYPE_CHECKING:
+    from tpru_verl.data.source.forms import TrainerKeys
 
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 # Our name: veRL's key, EasyR1's key ("" where it has none). docs/recipe-mapping.md has all keys of a recipe.
@@ -15,6 +20,8 @@ KEYS = {
     "val_files": ("data.val_files", "data.val_files"),
     "problem_key": ("data.problem_key", "data.prompt_key"),
     "answer_key": ("data.answer_key", "data.answer_key"),
+    "on_invalid": ("data.on_invalid", ""),
+    "conversation_key": ("data.prompt_key", ""),
     "image_key": ("data.image_key", "data.image_key"),
     "template": ("data.prompt_template", "data.format_prompt"),
     "prompt_length": ("data.max_prompt_length", "data.max_prompt_length"),
@@ -104,6 +111,16 @@ class Settings:
         """Entries of `train_files` or `val_files`."""
         value = self[name]
         return [str(entry) for entry in value] if isinstance(value, (list, tuple)) else [str(value or "")]
+
+    @property
+    def row_keys(self) -> TrainerKeys:
+        """Columns of a data file that the trainer reads; only veRL's data set reads conversations."""
+        from tpru_verl.data.source.forms import TrainerKeys
+
+        named = {"problem": "problem_key", "answer": "answer_key", "images": "image_key"}
+        keys = TrainerKeys(**{role: self.text(name) or role for role, name in named.items()})
+        prompt = self.text("conversation_key") or "prompt"
+        return replace(keys, prompt=prompt if self.trainer == trainers.VERL else None)
 
     @property
     def mm_processor_kwargs(self) -> Mapping[str, object]:

@@ -9,7 +9,7 @@ from itertools import combinations
 from math import factorial
 from string import ascii_uppercase
 
-from tpru_verl.sample import IMAGE_TAG, parse_options
+from tpru_verl.sample import IMAGE_TAG, is_none_option, parse_options
 
 _DIGITS = "123456789"
 
@@ -64,7 +64,7 @@ def read_question(problem: str, answer: str, images: int) -> Question | None:
     )
     if right < 0 and not order:
         return None
-    none = next((i for i, text in enumerate(options) if text.casefold().startswith("none of the ")), -1)
+    none = next((i for i, text in enumerate(options) if is_none_option(text)), -1)
     given = tuple(range(min(candidates.values(), default=images)))
     return Question(options, right, none, orders, order, given, candidates)
 

@@ -79,7 +79,12 @@ def is_local(name: str) -> bool:
     True for what exists, with or without `@split`, and for what has not the form of an id (`org/name`).
     """
     path, _ = _path_and_split(name)
-    return _exists(path) or not _HUB_ID.fullmatch(str(path)) or path.suffix in SUFFIXES
+    return is_there(name) or not _HUB_ID.fullmatch(str(path)) or path.suffix in SUFFIXES
+
+
+def is_there(name: str) -> bool:
+    """Whether a file or a folder has this name, with or without `@split`."""
+    return _exists(_path_and_split(name)[0])
 
 
 def _path_and_split(source: str) -> tuple[Path, str]:

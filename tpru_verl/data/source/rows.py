@@ -190,7 +190,8 @@ def records_of(table: pa.Table, images: str) -> list[dict[str, object]]:
 def columns_read(form: Form) -> tuple[str, ...]:
     """Names of all columns that the reader of this form uses where a source has them."""
     options = ("hint", *ascii_uppercase) if form.kind == "vlmevalkit" else ()
-    return (form.problem, form.answer, form.images, *OPTIONAL, *options)
+    kept = ("prompt",) if form.kind == "published" else ()  # see `_keeps_messages`
+    return (form.problem, form.answer, form.images, *OPTIONAL, *options, *kept)
 
 
 def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) -> Row:
@@ -198,6 +199,8 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
     given = {name: record[name] for name in OPTIONAL if record.get(name) is not None}
     problem, answer, cells = record.get(form.problem), record.get(form.answer), record.get(form.images)
     messages, unread = None, ""
+    if form.kind == "published" and _keeps_messages(record):
+        messages, unread = read_messages(record["prompt"])
     if form.kind == "verl":
         messages, unread = read_messages(problem)
         problem = "\n".join(message["content"] for message in messages)
@@ -212,6 +215,12 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
     return Row(
         part.name, number, problem, answer, cells, part.folder, given, form, messages or None, unread, fields
     )
+
+
+def _keeps_messages(record: Mapping[str, object]) -> bool:
+    """Whether `tpru data prepare` left the messages of a source in veRL's form as they were."""
+    extra = record.get("extra_info")
+    return "prompt" in record and isinstance(extra, Mapping) and extra.get("prompt_template") == ""
 
 
 def _problem_of_table(record: Mapping[str, object], images: int) -> object:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tpru_verl import prompts
+from tpru_verl.data.checks import reserved_tokens
 from tpru_verl.data.images import Encoded, decoding_problem, read_header
 from tpru_verl.data.source.rows import Row
 from tpru_verl.data.tokens.processors import (
@@ -61,7 +62,7 @@ class Countable(Protocol):
     @property
     def task(self) -> Task | None: ...
     @property
-    def images(self) -> Sequence[bytes]: ...
+    def images(self) -> Sequence[Encoded]: ...
 
 
 def image_size(data: Encoded) -> Size:
@@ -136,26 +137,48 @@ class PromptCounter:
         except ValueError:
             return "none"
 
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Tokens that the model's tokenizer reads as more than text: no row may hold one."""
+        return reserved_tokens(self._processor.tokenizer)
+
     def count(self, rows: Iterable[Countable]) -> list[int]:
-        """Tokens of each row's prompt. Raises ValueError for a row that has none; rows count from 0."""
-        conversations: list[Conversation] = []
-        sizes: list[list[Size]] = []
-        for i, row in enumerate(rows):
-            try:
-                conversations.append(self.conversation(row.problem, row.task))
-                sizes.append(_sizes(row.images))
-            except ValueError as error:
-                raise ValueError(f"row {i}: {error}") from error
-        counts: list[int] = []
-        for i, count in enumerate(self.tokens(conversations, sizes)):
+        """Tokens of each row's prompt.
+
+        Raises ValueError for a row that has none, with its place; rows without one count from 0.
+        """
+        rows, counts = list(rows), list[int]()
+        for i, (row, count) in enumerate(zip(rows, self.counts(rows), strict=True)):
             if isinstance(count, Exception):
-                raise ValueError(f"row {i}: {line_of(count)}") from count
+                raise ValueError(f"{getattr(row, 'place', f'row {i}')}: {line_of(count)}") from count
             counts.append(count)
         return counts
 
-    def conversation(self, problem: str, task: Task | None) -> Conversation:
-        """One message of the user: the rendered problem in parts, as veRL cuts it. Raises ValueError."""
-        text = prompts.render(problem, task, self.template)
+    def counts(self, rows: Sequence[Countable]) -> list[int | Exception]:
+        """Tokens of each row's prompt, or why it has none."""
+        asked: list[tuple[Conversation, list[Size]] | ValueError] = []
+        for row in rows:
+            try:
+                messages = getattr(row, "messages", None)
+                asked.append((self.conversation(row.problem, row.task, messages), _sizes(row.images)))
+            except ValueError as error:
+                asked.append(error)
+        sound = [pair for pair in asked if not isinstance(pair, ValueError)]
+        counts = iter(self.tokens([chat for chat, _ in sound], [sizes for _, sizes in sound]))
+        return [pair if isinstance(pair, ValueError) else next(counts) for pair in asked]
+
+    def conversation(
+        self, problem: str, task: Task | None, messages: Sequence[Mapping[str, str]] | None = None
+    ) -> Conversation:
+        """One message of the user with the rendered problem, or the row's own `messages`.
+
+        Their texts are in parts, as veRL cuts them. Raises ValueError.
+        """
+        if messages is None:
+            messages = [{"role": "user", "content": prompts.render(problem, task, self.template)}]
+        return [{"role": m["role"], "content": self._parts(m["content"])} for m in messages]
+
+    def _parts(self, text: str) -> list[dict[str, object]]:
         parts: list[dict[str, object]] = []
         for part in filter(None, _TAG.split(text)):
             if part == IMAGE_TAG:
@@ -164,7 +187,7 @@ class PromptCounter:
                 raise ValueError(f"problem: found {part}, expected no tag but {IMAGE_TAG}")
             else:
                 parts.append({"type": "text", "text": part})
-        return [{"role": "user", "content": parts}]
+        return parts
 
     def tokens(
         self, conversations: Sequence[Conversation], sizes: Sequence[Sequence[Size]]
@@ -271,11 +294,13 @@ class Asked(NamedTuple):
 
     problem: str
     task: Task | None
-    images: list[bytes]
+    images: Sequence[Encoded]
+    messages: Sequence[Mapping[str, str]] | None = None  # of a row with a prompt of its own
+    place: str = ""  # file and row, for messages
 
     @classmethod
     def of(cls, row: Row) -> Asked:
-        return cls(str(row.problem), row.task, row.images())
+        return cls(str(row.problem), row.task, row.views, row.messages, row.place)
 
 
 def easyr1_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> Size:
@@ -295,7 +320,9 @@ def easyr1_size(width: int, height: int, min_pixels: int | None, max_pixels: int
 class EasyR1Counter(PromptCounter):
     """As `PromptCounter`, with EasyR1's resize and without the task, which never reaches its template."""
 
-    def conversation(self, problem: str, task: Task | None) -> Conversation:
+    def conversation(
+        self, problem: str, task: Task | None, messages: Sequence[Mapping[str, str]] | None = None
+    ) -> Conversation:
         return super().conversation(problem, None)
 
     def _image_tokens(self, width: int, height: int) -> int:

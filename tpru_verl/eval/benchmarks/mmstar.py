@@ -5,16 +5,23 @@ Chen et al. 2024, arXiv 2403.20330. The Hub's rows hold the options inside the q
 
 from __future__ import annotations
 
+import re
+
+from tpru_verl.data.source.rows import is_missing_option
 from tpru_verl.eval.benchmarks.base import LETTER, Benchmark, Layout, Record, picture_of, table
 from tpru_verl.eval.item import Item, placed
 from tpru_verl.sample import parse_options
 
 
 def of_hub(record: Record) -> Item:
-    problem, images = placed(record.text("question").replace("<image 1>", ""), record.images("image"))
-    options = parse_options(problem)
+    question = record.text("question").replace("<image 1>", "")
+    listed = parse_options(question)
+    options = {letter: text for letter, text in listed.items() if not is_missing_option(text)}
+    for letter in listed.keys() - options.keys():  # "nan", which VLMEvalKit's table does not show
+        question = re.sub(rf"\b{letter}:[ \t]*(?:nan|NaN)?[ \t]*(?:,[ \t]*|$)", "", question).rstrip(", ")
     if not options:
         raise ValueError("question: found no options in it, expected A: ..., B: ...")
+    problem, images = placed(question, record.images("image"))
     return Item(
         record.text("index"),
         problem,
