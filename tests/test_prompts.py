@@ -1,5 +1,7 @@
 """What a template tells the model to write is what the grader accepts."""
 
+import re
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,67 @@ def test_templates_that_do_not_serve(tmp_path: Path, text: str, message: str) ->
     mine.write_text(text)
     with pytest.raises(ValueError, match=message):
         render("<image>", None, str(mine))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "of 'StrictUndefined' object is unsafe"),
+        ("{{ cycler }}", "'cycler' is undefined"),
+        ("{{ content.__class__.__mro__ }}", "access to attribute '__class__'"),
+        ("{{ ''.__class__.__base__.__subclasses__() }}", "is unsafe"),
+        ("{{ range(10**9) | list }}", "OverflowError"),
+        ("{% for i in range(101) %}x{% endfor %}", "found a loop of more than 100 rounds"),
+        ("{% for c in content * 99 %}{% set x = c %}{% endfor %}", "found a loop of more than 100 rounds"),
+        (
+            "{% for a in 'ab' %}{% for b in 'ab' %}{% for c in 'ab' %}{% endfor %}{% endfor %}{% endfor %}",
+            "two at",
+        ),
+        ("{% for a in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}", "found loops in loops"),
+        ("{{ 'x' * 10**10 }}", "found more than 1,000,000 characters"),
+        ("{% set s = 'xxxxxxxxxx' %}" + "{% set s = s ~ s %}" * 60 + "{{ s }}", "found more than 1,000,000"),
+        ("{% set s = 'xxxxxxxxxx' %}" + "{% set s = s + s %}" * 60 + "{{ s }}", "found more than 1,000,000"),
+        ("{% set s = 'xxxxxxxxxx' %}" + "{% set s = [s, s] | join %}" * 60, "found more than 1,000,000"),
+        ("{% set s = 'xxxxxxxxxx' %}" + "{% set s = s | replace('', s) %}" * 9, "found more than 1,000,000"),
+        ("{% set s %}" + "{{ content }}" * 9 + "{% endset %}", "line 1: found a set block"),
+        ("{{ 7 ** 1000000000 }}", "found a number of more than 10,000 bits"),
+        ("{{ '%999999999999d' % 1 }}", "expected the text itself"),
+        ("{{ 'x'.center(10**10) }}", "found a call of center, expected range or one of"),
+        ("{{ '{:>4000000000}'.format(1) }}", "found a call of format"),
+        ("{{ 'x' | center(10**10) }}", "No filter named 'center'"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ content + 1 }}", "TypeError: can only concatenate str"),
+        ("{{ content.nothing }}", "has no attribute 'nothing'"),
+        (
+            "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+            "found a macro, expected text, conditions and loops",
+        ),
+        ("{% block a %}{{ self.a() }}{% endblock %}", "found a block"),
+        ("{% include '/etc/passwd' %}", "found an include"),
+        ("\n{% if %}", "line 2: "),
+        ("(" * 10 + "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "RecursionError"),
+        ("x" * 100_001, "found more than 100,000 characters"),
+        ("x" * 99_999 + "{% for i in range(20) %}" + "{{ content }}" * 9000 + "{% endfor %}", "found"),
+    ],
+)
+def test_a_template_is_bounded_and_its_errors_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(text)
+    begin = time.process_time()
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        render("<image>" * 9, None, str(mine))
+    assert time.process_time() - begin < 5
+    assert str(error.value).startswith("prompt_template: ")
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_template_may_use(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text(
+        "{% set n = 2 %}{% for i in range(n) %}{{ loop.index }}{{ ', ' if not loop.last }}{% endfor %} "
+        "{{ content | trim | replace('?', '!') }}{{ task.upper() ~ n * 'x' }}"
+    )
+    assert render(" <image>? ", "a", str(mine)) == "1, 2 <image>!Axx"
 
 
 def test_unknown_template() -> None:

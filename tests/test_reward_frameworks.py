@@ -1,7 +1,9 @@
 """The reward adapters, called as each framework documents it; `frameworks/` has the frameworks."""
 
 import asyncio
+import doctest
 import functools
+import importlib
 import importlib.util
 import inspect
 import re
@@ -128,6 +130,54 @@ class TestEveryAdapter:
         one = SimpleNamespace(response=RIGHT, label="B", metadata={}, response_length=10)
         assert asyncio.run(slime.tpru_reward(None, one)) == 1.0
 
+    @pytest.mark.parametrize("name", ADAPTERS)
+    def test_its_example_runs(self, name: str) -> None:
+        module = importlib.import_module(f"tpru_verl.reward_fns.{name}")
+        assert doctest.testmod(module).failed == 0
+        assert ">>>" in (module.__doc__ or "")
+
+    @pytest.mark.parametrize("name", CALLS)
+    @pytest.mark.parametrize(
+        "answer", ["<answer> B </answer>", "\u7b54\u6848\uff1aB", "(b)", "It moves.\nThe answer is B."]
+    )
+    def test_a_right_answer_is_read_as_a_response_is(self, name: str, answer: str) -> None:
+        assert {response: CALLS[name](response, answer) for response in SCORES} == SCORES
+
+    @pytest.mark.parametrize("name", CALLS)
+    @pytest.mark.parametrize("answer", ["3", "dog", "B or C", "<answer>A</answer><answer>B</answer>"])
+    def test_a_right_answer_that_nothing_can_match_is_named(self, name: str, answer: str) -> None:
+        with pytest.raises(ValueError, match=rf"found '{answer[:3]}.*expected a letter or an order") as error:
+            CALLS[name](RIGHT, answer)
+        assert re.search(r"\b(answer|solution|ground_truths?|labels?): found", str(error.value))
+
+    @pytest.mark.parametrize("name", BY_ENVIRONMENT)
+    def test_a_template_that_opened_the_reasoning(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        begun = RIGHT.removeprefix("<think>")
+        assert CALLS[name](begun, "B") == 0.875
+        monkeypatch.setenv("TPRU_OPENED_THINK", "1")
+        assert CALLS[name](begun, "B") == CALLS[name](RIGHT, "B") == 1.0
+        monkeypatch.setenv("TPRU_OPENED_THINK", "yes")
+        with pytest.raises(ValueError, match="TPRU_OPENED_THINK: found 'yes', expected 0 or 1"):
+            CALLS[name](begun, "B")
+
+    def test_a_template_that_opened_the_reasoning_is_told_by_row_prompt_or_argument(self) -> None:
+        begun, prompt = RIGHT.removeprefix("<think>"), "Which?<|im_end|>\n<|im_start|>assistant\n<think>\n"
+        one = SimpleNamespace(prompt=prompt, response=begun, label="B", metadata={})
+        inputs = {"response": begun, "ground_truth": "B"}
+        rewards = [
+            verl_adapter.compute_score("", begun, "B", {"opened_think": True})["score"],
+            verl_adapter.compute_score("", begun, "B", {}, opened_think=True)["score"],
+            easyr1.compute_score(inputs, opened_think=True)["overall"],
+            easyr1_legacy.compute_score(begun, "B", opened_think=True)["overall"],
+            trl.tpru_reward([begun], opened_think=True, answer=["B"])[0],
+            trl.tpru_reward([begun], prompts=[prompt], answer=["B"])[0],
+            areal.reward_fn(prompt, begun, [], [], answer="B"),
+            openrlhf.reward_func([prompt + begun], [prompt], ["B"])["rewards"][0].item(),
+            asyncio.run(slime.tpru_reward(None, one)),
+        ]
+        assert rewards == [1.0] * len(rewards)
+        assert verl_adapter.compute_score("", begun, "B", {"opened_think": False})["score"] == 0.875
+
     def test_none_imports_a_framework(self) -> None:
         heavy = {"torch", "verl", "vllm", "ray", "transformers", "datasets", "trl", "swift", "openrlhf"}
         heavy |= {"verifiers", "slime", "areal"}
@@ -157,8 +207,8 @@ class TestRows:
             trl.tpru_reward(completions=[RIGHT, RIGHT], answer=["B"])
         with pytest.raises(ValueError, match="ground_truths: found 1 for 2"):
             easyr1_legacy.compute_score([RIGHT, RIGHT], ["B"])
-        with pytest.raises(ValueError, match="ground_truth: found None"):
-            easyr1.compute_score([{"response": RIGHT}])
+        with pytest.raises(ValueError, match="row 1 of the batch, ground_truth: found None"):
+            easyr1.compute_score([{"response": RIGHT, "ground_truth": "B"}, {"response": RIGHT}])
         with pytest.raises(ValueError, match="completion: found None"):
             trl.tpru_reward(completions=[None], answer=["B"])
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from tpru_verl.reward_fns.verl import compute_score
 from tpru_verl.sample import NONE_OPTION, Task
 
 pytest.importorskip("verl")
@@ -435,6 +436,17 @@ def test_filter_in_worker_processes_counts_the_same(build: Build, tmp_path: Path
     file = write(tmp_path / "rows.parquet", [published(i % 6) for i in range(300)])
     one, two = build(file), build(file, filter_overlong_prompts_workers=2)
     assert len(one) == len(two) == 300
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_rows_tell_the_reward_whether_the_chat_template_opens_the_reasoning(
+    opens: bool, build: Build, processor: ProcessorMixin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if opens:
+        monkeypatch.setattr(processor, "chat_template", f"{processor.chat_template}<think>\n")
+    info = build(write(tmp_path / "rows.parquet", [published(0)]))[0]["extra_info"]
+    earned = compute_score("", "x</think><answer>B</answer>", "B", info)
+    assert (earned["acc"], earned["format"]) == (1.0, float(opens))
 
 
 def test_counted_tokens_are_those_of_the_prompt(

@@ -89,6 +89,7 @@ class TPRUDataset(RLHFDataset):
         self.patch_size, self.image_factor = _patch_and_factor(processor)
         self.pixel_bounds = _pixel_bounds(config, processor)
         super().__init__(data_files, tokenizer, config, processor, max_samples)
+        self.opened_think = _opens_think(processor, self.apply_chat_template_kwargs)
 
     def _download(self, use_origin_parquet: bool = False) -> None:
         """Leaves to veRL what lies elsewhere (`hdfs://`); folders and Hub ids are not for it."""
@@ -235,6 +236,7 @@ class TPRUDataset(RLHFDataset):
             **row.extra,
             "task": task.value if task else "",
             "options": parse_options(str(row.problem)),
+            "opened_think": self.opened_think,
             "index": index,
         }
         fallback = task.data_source if task else "tpru/unrecognised"
@@ -288,6 +290,13 @@ def _columns_of_form(rows: datasets.Dataset, form: Form) -> datasets.Dataset:
     counted = form.kind == "published" and {COLUMN, KEY_COLUMN} <= set(found)
     wanted = (*columns_read(form), *((COLUMN, KEY_COLUMN) if counted else ()))
     return rows.select_columns([name for name in found if name in wanted])
+
+
+def _opens_think(processor: ProcessorMixin, chat: Mapping[str, object]) -> bool:
+    """Whether the chat template ends a prompt with `<think>`, so that a response begins after that tag."""
+    messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    told: dict[str, Any] = {**chat, "add_generation_prompt": True, "tokenize": False}
+    return str(processor.apply_chat_template(messages, **told)).rstrip().endswith("<think>")
 
 
 def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:

@@ -1,12 +1,17 @@
 """Prompt templates: each says what `tpru_verl.grading` accepts, and a test holds them to it.
 
-`tpru` is the default; `paper` instructs as the published prompt does; `bare` is the problem unchanged.
+`tpru` is the default; `paper` instructs as the published prompt does; `bare` is the problem unchanged. A
+template of one's own is a `.jinja` file; it runs in a sandbox (`sandbox`).
 """
 
 from functools import lru_cache
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template, TemplateError
+from jinja2 import Template, TemplateSyntaxError
+
+from tpru_verl.prompts.sandbox import MAX_TEMPLATE, compiled, rendered
+
+__all__ = ["TEMPLATES", "render"]
 
 TEMPLATES = ("tpru", "paper", "bare")
 
@@ -19,24 +24,25 @@ def _load(template: str) -> Template:
         raise FileNotFoundError(
             f"prompt_template: found {template!r}, expected {', '.join(TEMPLATES)} or a .jinja file"
         )
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
-    except (TemplateError, UnicodeDecodeError) as error:
-        raise ValueError(f"prompt_template: {path}: {error}") from error
+        with path.open(encoding="utf-8") as file:
+            return compiled(file.read(MAX_TEMPLATE + 1))
+    except Exception as error:  # a template is a program, and may fail in any way
+        raise ValueError(f"prompt_template: {path}: {_line_of(error)}") from error
 
 
 def render(problem: str, task: str | None, template: str = "tpru") -> str:
-    """The prompt for `problem`: `content` to the template, beside `task`, a `Task` value ("" for None).
+    """The prompt for `problem`: the template's `content`, beside `task`, a `Task` value ("" for None).
 
-    Raises FileNotFoundError for an unknown template, ValueError for one that does not render or that
-    loses or adds `<image>` tags: each stands for one image.
+    Raises FileNotFoundError for an unknown template, ValueError (one line) for one that does not render, goes
+    beyond the bounds of `sandbox`, or loses or adds `<image>` tags: each stands for one image.
     """
     value = "" if task is None else str(getattr(task, "value", task))
+    loaded = _load(template)
     try:
-        prompt = _load(template).render(content=problem, task=value)
-    except TemplateError as error:
-        raise ValueError(f"prompt_template: {template}: {error}") from error
+        prompt = rendered(loaded, content=problem, task=value)
+    except Exception as error:  # a template is a program, and may fail in any way
+        raise ValueError(f"prompt_template: {template}: {_line_of(error)}") from error
     found, expected = prompt.count("<image>"), problem.count("<image>")
     if found != expected:
         raise ValueError(
@@ -44,3 +50,10 @@ def render(problem: str, task: str | None, template: str = "tpru") -> str:
             "use {{ content }} exactly once and write no tag of your own"
         )
     return prompt
+
+
+def _line_of(error: Exception) -> str:
+    if isinstance(error, TemplateSyntaxError):
+        return f"line {error.lineno}: {error.message}"
+    kind = "" if type(error).__module__.startswith("jinja2") else f"{type(error).__name__}: "
+    return kind + " ".join(str(error).split())
