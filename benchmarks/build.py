@@ -28,7 +28,6 @@ from tpru_verl.cores import available_cores
 
 TPRU = "from tpru_verl.cli import main; main()"
 LEAST_FRAMES = 1500
-ROUNDS = 5  # medians count; decoding alone is timed before and after each
 
 
 def made_video(path: Path, seconds: int = 60, size: tuple[int, int] = (1280, 720)) -> Path:
@@ -65,7 +64,8 @@ def build(*arguments: object) -> tuple[float, float]:
     return measure.watched([sys.executable, "-c", TPRU, "build", *arguments, "--no-audit"])
 
 
-def videos(table: measure.Rows, folder: Path, path: Path) -> None:
+def videos(table: measure.Rows, folder: Path, path: Path, repeats: int) -> None:
+    """Builds of a video, each between two measurements of decoding alone."""
     frames, _ = decode([path], 1)
     copies = max(1, -(-LEAST_FRAMES // frames))
     source = folder / "videos"
@@ -78,7 +78,7 @@ def videos(table: measure.Rows, folder: Path, path: Path) -> None:
     table.append([name, f"{frames:,} frames", f"{frames / alone:,.0f}", "", "", "1.00", ""])
     for how in (("--every", 1), ("--sampling", "scene", "--every", 0.2)):
         rounds: list[tuple[float, float, float]] = []  # share of decoding alone, frames/s, GiB
-        for _ in range(ROUNDS):
+        for _ in range(repeats):
             before = decode(paths, threads)[1]
             began, _ = build(short, folder / "rows", "--workers", 1, "--every", 0.2)
             seconds, peak = build(source, folder / "rows", "--workers", 1, *how)
@@ -91,7 +91,7 @@ def videos(table: measure.Rows, folder: Path, path: Path) -> None:
         table.append([" ".join(map(str, how)), *cells])
 
 
-def stills(table: measure.Rows, folder: Path, sequences: int) -> None:
+def stills(table: measure.Rows, folder: Path, sequences: int, repeats: int) -> None:
     """Folders of four 640 x 480 JPEGs: one row of each task from each."""
     pool = pictures(400)
     rng = np.random.default_rng(0)
@@ -104,7 +104,7 @@ def stills(table: measure.Rows, folder: Path, sequences: int) -> None:
         ("folders of 4 JPEGs", 3, ("--max-bits", 256)),
         ("the same, one row each", 1, ("--task", "temporal_reordering")),
     ):
-        runs = [build(folder / "stills", folder / "rows", *how) for _ in range(ROUNDS)]
+        runs = [build(folder / "stills", folder / "rows", *how) for _ in range(repeats)]
         rates = [each * sequences / seconds for seconds, _ in runs]
         peak = max(memory for _, memory in runs)
         table.append([title, f"{each * sequences:,} rows", *measure.spread(rates), "", f"{peak:.2f}"])
@@ -126,17 +126,18 @@ def main() -> None:
     parser.add_argument("--video", type=Path, nargs="*", default=[])
     parser.add_argument("--sequences", type=int, default=1000, help="folders of pictures")
     parser.add_argument("--videos", type=int, nargs="+", default=[8, 64], help="for the memory")
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     table = [["", "size", "a second", *measure.SPREAD, "of decoding alone", "peak GiB"]]
     with tempfile.TemporaryDirectory() as name:
         for number, path in enumerate(options.video or [made_video(Path(name) / "made.mp4")]):
             (folder := Path(name) / f"v{number}").mkdir()
-            videos(table, folder, path)
-        stills(table, Path(name), options.sequences)
+            videos(table, folder, path, options.repeats)
+        stills(table, Path(name), options.sequences, options.repeats)
         short = made_video(Path(name) / "short.mp4", 10)
         (folder := Path(name) / "memory").mkdir()
         memory(table, folder, short, options.videos)
-    print(measure.markdown(table, f"{available_cores()} cores, medians of {ROUNDS} runs"))
+    print(measure.markdown(table, f"{available_cores()} cores, medians of {options.repeats} runs"))
 
 
 if __name__ == "__main__":
