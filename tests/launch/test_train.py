@@ -1,4 +1,4 @@
-"""`tpru train`: what is watched, how it ends, and which error is the first."""
+"""`tpru train`: how a run is watched, and how it ends."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ from tpru_verl import trainers
 from tpru_verl.launch import run as train
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import Settings
+from tpru_verl.launch.stacks import dump_stacks
 
 TRAINER = trainers.Trainer(trainers.VERL, "0.9.1", Path("verl"))
 
@@ -62,8 +63,7 @@ class TestRun:
         assert log.read_text().count("asked") == 1
         assert signal.getsignal(signal.SIGTERM) is before
 
-    def test_what_outlives_the_driver_is_ended(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(train, "OUTLIVES", 1.0)
+    def test_what_outlives_the_driver_is_ended(self, tmp_path: Path) -> None:
         child = "import time; time.sleep(60)"
         code = (
             "import subprocess, sys, time\n"
@@ -84,75 +84,25 @@ class TestRun:
         assert "s (--stall-timeout): the run was ended; stacks of 1 processes are in" in err
         assert "waits" in (tmp_path / "run.stacks.txt").read_text()
 
+    def test_a_run_that_only_says_that_it_waits_is_ended_too(self, tmp_path: Path) -> None:
+        code = (
+            "import time\nfor i in range(600):\n"
+            "    print(f'{i} s: running: 3, finished: 4, failure: 0', flush=True); time.sleep(0.1)"
+        )
+        started = time.monotonic()
+        assert train.run(planned(code), tmp_path / "run.log", stall_timeout=2) == 128 + signal.SIGTERM
+        assert time.monotonic() - started < 30
+
+    def test_a_run_whose_steps_end_goes_on(self, tmp_path: Path) -> None:
+        code = (
+            "import time\nfor i in range(8):\n    print(f'step:{i} - loss:0.5', flush=True); time.sleep(0.6)"
+        )
+        assert train.run(planned(code), tmp_path / "run.log", stall_timeout=2) == 0
+
     def test_without_py_spy_that_is_said(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("shutil.which", lambda *_, **__: None)
-        said = train.dump_stacks([psutil.Process()], tmp_path / "stacks.txt")
+        said = dump_stacks(os.getpid(), tmp_path / "stacks.txt")
         assert said == "no stacks: found no py-spy, expected it on PATH (pip install py-spy)"
-
-
-WORKER = "(RewardLoopWorker pid=12) "
-RAY = """\
-Error executing job with overrides: []
-Traceback (most recent call last):
-  File "main.py", line 1, in <module>
-    ray.get(x)
-ray.exceptions.RayTaskError(KeyError): \x1b[36mray::Runner.run()\x1b[39m (pid=15, ip=1.2.3.4)
-  File "trainer.py", line 4, in fit
-    batch["score"]
-KeyError: 'score'
-"""
-
-
-class TestFirstError:
-    def of(self, tmp_path: Path, text: str) -> str:
-        log = tmp_path / "x.log"
-        log.write_text(text)
-        return train.first_error(log)
-
-    def test_a_workers_error_comes_before_the_drivers(self, tmp_path: Path) -> None:
-        worker = ["Traceback (most recent call last):", '  File "r.py", line 3, in f', "LookupError: no page"]
-        log = "".join(f"\x1b[36m{WORKER}\x1b[39m{line}\n" for line in worker) + RAY
-        assert self.of(tmp_path, log) == "LookupError: no page (RewardLoopWorker pid=12, line 3 of the log)"
-
-    def test_rays_wrapper_is_looked_through(self, tmp_path: Path) -> None:
-        assert self.of(tmp_path, RAY) == "KeyError: 'score' (line 8 of the log)"
-
-    def test_lines_of_several_processes_may_mix(self, tmp_path: Path) -> None:
-        log = (
-            "(A pid=1) Traceback (most recent call last):\n(B pid=2) step:3\nValueError: not one\n"
-            "(A pid=1) RuntimeError: cache is full\n"
-        )
-        assert self.of(tmp_path, log) == "RuntimeError: cache is full (A pid=1, line 4 of the log)"
-
-    def test_what_was_told_as_a_warning_is_not_the_error(self, tmp_path: Path) -> None:
-        log = (
-            "(EngineCore pid=7) WARNING 11-22 10:00:00 [a.py:1] Traceback (most recent call last):\n"
-            "(EngineCore pid=7) WARNING 11-22 10:00:00 [a.py:1] ImportError: no triton\n"
-            "(EngineCore pid=7) ERROR 11-22 10:00:01 [core.py:9] Traceback (most recent call last):\n"
-            "(EngineCore pid=7) ERROR 11-22 10:00:01 [core.py:9] MemoryError: no blocks\n"
-        )
-        assert self.of(tmp_path, log) == "MemoryError: no blocks (EngineCore pid=7, line 4 of the log)"
-
-    def test_a_worker_that_died_is_named_where_nothing_else_is(self, tmp_path: Path) -> None:
-        log = (
-            "Traceback (most recent call last):\n"
-            "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task.\n"
-        )
-        assert self.of(tmp_path, log).startswith("ray.exceptions.ActorDiedError: The actor died")
-
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            (
-                "INFO: x\ntpru: data.train_files=a: no such file or folder\n",
-                "data.train_files=a: no such file",
-            ),
-            ("one\nthe last line\n\n", "the last line"),
-            ("", "the run said nothing"),
-        ],
-    )
-    def test_without_a_traceback(self, tmp_path: Path, text: str, expected: str) -> None:
-        assert self.of(tmp_path, text).startswith(expected)
 
 
 def test_ctrl_c_on_the_command_line_ends_all_of_it(tmp_path: Path) -> None:
