@@ -171,12 +171,14 @@ def test_results_are_markdown_tables() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_figures_beside_a_link_to_results_are_those_of_results(page: str) -> None:
+    """Figures of a line may be rounded, and are those of the parts that the line links."""
     parts = re.split(r"^## ", text_of("benchmarks/RESULTS.md"), flags=re.MULTILINE)
-    results = {part.partition("\n")[0]: set(FIGURE.findall(part)) for part in parts}
+    results = {part.partition("\n")[0]: FIGURE.findall(part) for part in parts}
     for line in text_of(page).splitlines():
-        if linked := re.findall(r"RESULTS\.md#(\w+)", line):
-            figures = FIGURE.findall(re.sub(r"`[^`]*`", "", line))
-            assert set(figures) <= set().union(*(results[part] for part in linked)), f"{page}: {line}"
+        measured = [figure for part in re.findall(r"RESULTS\.md#(\w+)", line) for figure in results[part]]
+        for figure in FIGURE.findall(re.sub(r"`[^`]*`", "", line)) if measured else ():
+            digits = len(figure.partition(".")[2])
+            assert figure in {f"{float(value):.{digits}f}" for value in measured}, f"{page}: {figure}: {line}"
 
 
 FIGURE = re.compile(r"(?<![\w.])\d+\.\d+(?!\.?\d)")  # with a decimal point; no version, no part of a name
