@@ -24,7 +24,7 @@ begin, spent = time.perf_counter(), time.process_time()
 import tpru_verl.plugin
 print(time.perf_counter() - begin, time.process_time() - spent)
 from tpru_verl.plugin import hooks
-assert hooks._known
+assert hooks.registered()
 """
 
 

@@ -1,9 +1,7 @@
-"""Turns the plugin's mends for speed off in every process of a run; those that a CPU needs stay.
+"""Skips the plugin's patches for speed in every process of a run; those that a CPU needs stay.
 
-With this folder in PYTHONPATH Python imports this file when it starts, so before veRL and vLLM.
+With this folder in PYTHONPATH Python imports this file when it starts, before veRL and vLLM.
 """
-
-from types import ModuleType
 
 from tpru_verl.plugin import hooks
 
@@ -17,12 +15,4 @@ FOR_SPEED = {
     "vision_tower_without_loops",
     "wait_asleep",
 }
-run = hooks._run
-
-
-def run_what_is_needed(mend: hooks.Mend, module: ModuleType) -> None:
-    if getattr(mend, "__name__", "") not in FOR_SPEED:
-        run(mend, module)
-
-
-hooks._run = run_what_is_needed
+hooks.skipped |= FOR_SPEED

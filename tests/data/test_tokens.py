@@ -36,6 +36,7 @@ from tpru_verl.data import images as images_module
 from tpru_verl.data.tokens import text as text_module
 from tpru_verl.data.tokens.processors import Conversation, UnsupportedProcessorError, count_image_tokens
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN, PromptCounter, image_size
+from tpru_verl.data.tokens.templates import opens_think
 from tpru_verl.data.tokens.text import WORD_PATTERNS
 from tpru_verl.prompts import TEMPLATES, render
 from tpru_verl.sample import Sample, Task
@@ -455,6 +456,26 @@ class TestKey:
         )
         found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert found.stdout.strip() == PromptCounter(AutoProcessor.from_pretrained(checkpoint)).key
+
+
+class TestOpensThink:
+    @pytest.mark.parametrize(
+        ("end", "kwargs", "opens"),
+        [
+            ("", {}, False),
+            ("<think>\n", {}, True),
+            ("<think>\n\n</think>\n\n", {}, False),
+            ("{% if think %}<think>\n{% else %}<think>\n\n</think>\n{% endif %}", {"think": True}, True),
+            ("{% if think %}<think>\n{% else %}<think>\n\n</think>\n{% endif %}", {"think": False}, False),
+        ],
+    )
+    def test_is_told_by_the_end_of_a_prompt(
+        self, make: Make, end: str, kwargs: dict[str, object], opens: bool
+    ) -> None:
+        for family in ("qwen2.5", "qwen3"):
+            processor = make(family)
+            processor.chat_template = f"{processor.chat_template}{end}"
+            assert opens_think(processor, **kwargs) is opens  # type: ignore[arg-type]
 
 
 def test_importing_brings_nothing_heavy() -> None:

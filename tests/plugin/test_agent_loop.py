@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 pytest.importorskip("verl")
 from support.rollouts import Rollouts
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _check_lists, _StockWorker
+from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _check_lists, _StockWorker, _training_features
+from tpru_verl.plugin.dataset import TPRUDataset
+from tpru_verl.plugin.waiting import ERROR
 
 N = 3
 
@@ -97,6 +100,43 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     failed = rollout(TPRUAgentLoopWorker)
     assert failed.fields == {}
     assert {key: tag["status"] for key, tag in failed.tags.items()} == {"row0": "failure", "row1": "failure"}
+
+
+@pytest.mark.timeout(120)
+def test_a_prompt_that_cannot_be_prepared_names_its_row_and_ends_the_run(
+    rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processor raises StopIteration for a pad token without an image; Python 3.11 then waits on."""
+    from verl.trainer.ppo.v1 import replay_buffer
+
+    read = TPRUDataset.__getitem__
+
+    def with_a_pad_token(self: TPRUDataset, item: int) -> dict[str, Any]:
+        row = read(self, item)
+        if item == 1:
+            row["raw_prompt"][0]["content"].append({"type": "text", "text": "<|image_pad|>"})
+        return row
+
+    monkeypatch.setattr(TPRUDataset, "__getitem__", with_a_pad_token)
+    failed = rollout(TPRUAgentLoopWorker)
+    assert len(failed.fields) == N  # of the other prompt
+    assert failed.tags["row0"] == {"status": "finished"}
+    tag = failed.tags["row1"]
+    assert tag["status"] == "failure"
+    assert "rows.parquet" in tag[ERROR]
+    assert "StopIteration" in tag[ERROR]
+
+    buffer = replay_buffer.ReplayBuffer("sync", OmegaConf.create(), None, "drop", OmegaConf.create())
+    tags = {key: {"is_prompt": True, "global_steps": 7, **failed.tags[key]} for key in ("row0", "row1")}
+    monkeypatch.setattr(replay_buffer.tq, "kv_list", lambda: {"train": tags})
+    with pytest.raises(RuntimeError, match=r"rows\.parquet.*cannot be prepared.*StopIteration"):
+        buffer.sample(7, "train", 2)
+
+
+def test_images_that_an_update_would_not_see_are_an_error() -> None:
+    with pytest.raises(ValueError, match="found 2 images without image_grid_thw"):
+        _training_features({"pixel_values": torch.zeros(2, 3)}, images=2)
+    assert _training_features({"mm_token_type_ids": torch.zeros(1, 3)}, images=0) == {}
 
 
 def test_a_reward_sees_the_fields_of_its_own_sample(

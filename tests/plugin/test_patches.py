@@ -1,6 +1,8 @@
-"""Each mend of veRL: what stock veRL does without it, and what happens with it."""
+"""Each patch of veRL: the fault of stock veRL without it, and the behaviour with it."""
 
 import asyncio
+import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -17,7 +19,7 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils
 
-from tpru_verl.plugin import hooks, patches
+from tpru_verl.plugin import hooks, patches, waiting
 
 STOCK = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
 
@@ -47,10 +49,10 @@ EQUAL_LENGTHS = """
 """
 
 
-def test_stock_verl_breaks_on_equal_lengths_and_the_plugin_mends_it() -> None:
+def test_stock_verl_breaks_on_equal_lengths_and_the_plugin_does_not() -> None:
     assert python(EQUAL_LENGTHS, **STOCK).returncode != 0
-    mended = python(EQUAL_LENGTHS)
-    assert mended.returncode == 0, mended.stderr
+    patched = python(EQUAL_LENGTHS)
+    assert patched.returncode == 0, patched.stderr
 
 
 @pytest.mark.parametrize("height", [3, 4])
@@ -75,6 +77,33 @@ def test_batches_without_mrope_are_left_alone() -> None:
     assert torch.equal(data["position_ids"], torch.arange(6).view(2, 3))
 
 
+@pytest.mark.parametrize("rows", [1, 3, 2 * patches.TOKENS_A_CHUNK + 5])
+def test_log_probabilities_in_chunks_are_those_of_the_softmax(rows: int) -> None:
+    from verl.utils.torch_functional import logprobs_from_logits_v2
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(rows, 11).bfloat16(), torch.randint(0, 11, (rows,))
+    expected = logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    torch.testing.assert_close(logprobs_from_logits_v2(logits, labels), expected)
+
+
+def test_a_run_on_our_data_set_is_checked_before_the_start(tmp_path: Path) -> None:
+    device = ModuleType("device")
+    seen: list[object] = []
+    device.auto_set_device = seen.append  # type: ignore[attr-defined]
+    patches.check_before_start(device)
+    others = {"data": {"custom_cls": {"path": "pkg://somebody.else"}}}
+    device.auto_set_device(others)
+    ours = {
+        "data": {"custom_cls": {"path": "pkg://tpru_verl.plugin.dataset"}},
+        "trainer": {"device": "cuda"},
+        "actor_rollout_ref": {"model": {"path": str(tmp_path / "nothing")}},
+    }
+    with pytest.raises(SystemExit, match=r"^tpru: actor_rollout_ref\.model\.path=.*nothing: no such folder"):
+        device.auto_set_device(ours)
+    assert seen == [others, ours]
+
+
 def replay_buffer(**kwargs: Any) -> Any:
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -83,7 +112,7 @@ def replay_buffer(**kwargs: Any) -> Any:
 
 
 def test_the_trainer_polls_faster_and_an_explicit_interval_wins() -> None:
-    assert replay_buffer().poll_interval == patches.POLL_SECONDS < 1
+    assert replay_buffer().poll_interval == waiting.POLL_SECONDS < 1
     assert replay_buffer(poll_interval=3.0).poll_interval == 3.0
 
 
@@ -148,8 +177,8 @@ class FakeRay(ModuleType):
 def test_waiting_for_rollouts_ends_when_a_watched_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(patches, "_watched", [ray])
-    monkeypatch.setattr(patches, "LIVENESS_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "_watched", [ray])
+    monkeypatch.setattr(waiting, "LIVENESS_SECONDS", 0.0)
     buffer = replay_buffer(poll_interval=0.0)
     for _ in range(3):
         buffer._wait_for_next_poll("train", time.time())
@@ -173,7 +202,7 @@ def test_a_weight_update_that_fails_in_vllm_ends_the_sender(
     """Stock veRL's sender waits for ever here: nobody will ever acknowledge."""
     from verl.workers.rollout.vllm_rollout import vllm_rollout
 
-    monkeypatch.setattr(patches, "LIVENESS_SECONDS", 0.2)
+    monkeypatch.setattr(waiting, "LIVENESS_SECONDS", 0.2)
 
     @local_ray.remote
     def fails() -> None:
@@ -199,31 +228,31 @@ def test_a_weight_update_that_fails_in_vllm_ends_the_sender(
         asyncio.run(asyncio.wait_for(update(), 60))
 
 
-def test_a_mend_whose_target_is_gone_says_so_and_leaves_the_module_alone(
+def test_a_patch_whose_target_is_gone_logs_a_warning_and_is_skipped(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hooks.logger, "propagate", True)
     module = ModuleType("later_verl")
-    hooks._run(patches.equal_length_position_ids, module)
-    assert "equal_length_position_ids is off" in caplog.text
+    hooks.apply(patches.equal_length_position_ids, module)
+    assert "patch equal_length_position_ids is skipped" in caplog.text
     assert "has no maybe_fix_3d_position_ids any more" in caplog.text
 
 
-def test_a_mend_waits_for_its_module_and_runs_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mended_later.py").write_text("value = 1\n")
+def test_a_patch_waits_for_its_module_and_runs_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "patched_later.py").write_text("value = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     seen: list[int] = []
 
-    def mend(module: ModuleType) -> None:
+    def patch(module: ModuleType) -> None:
         seen.append(module.value)
         module.value = 2  # type: ignore[attr-defined]
 
     for _ in range(2):
-        hooks.when_imported("mended_later")(mend)
+        hooks.when_imported("patched_later")(patch)
     assert seen == []
-    import mended_later  # type: ignore[import-not-found]
+    import patched_later  # type: ignore[import-not-found]
 
-    assert (seen, mended_later.value) == ([1], 2)
+    assert (seen, patched_later.value) == ([1], 2)
 
 
 def announced(**environment: str) -> str:
@@ -243,7 +272,7 @@ def test_a_part_that_cannot_load_is_a_visible_warning() -> None:
         import verl
     """
     output = python(broken, VERL_PLATFORM="cpu", TPRU_PLUGIN_ANNOUNCED="").stderr
-    assert "cpu could not be loaded and is off" in output
+    assert "cpu could not be loaded and is skipped" in output
     assert "loaded into veRL: patches\n" in output
 
 
@@ -272,10 +301,26 @@ def test_what_the_step_benchmark_switches_off_for_stock_verl_exists(root: Path) 
         import verl
         from tpru_verl.plugin import hooks, vllm_process
         vllm_process.register()
-        known = {{mend.__name__ for _, mend in hooks._known}}
+        known = {{name for _, name in hooks.registered()}}
         stock = runpy.run_path({str(root / "benchmarks/stock/sitecustomize.py")!r})
         print(sorted(stock["FOR_SPEED"] - known))
         """,
         VERL_PLATFORM="cpu",
     )
     assert listed.stdout.splitlines()[-1:] == ["[]"], listed.stdout + listed.stderr
+
+
+def test_the_page_lists_the_patches_that_are_registered_and_their_tests(root: Path) -> None:
+    done = python(
+        """
+        import json
+        import verl
+        from tpru_verl.plugin import hooks, vllm_process
+        vllm_process.register()
+        print(json.dumps(sorted({name for _, name in hooks.registered() if name[0] != "_"})))
+        """,
+        VERL_PLATFORM="cpu",
+    )
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", (root / "docs/patches.md").read_text(), re.MULTILINE)
+    assert [*json.loads(done.stdout.splitlines()[-1])] == sorted(name for name, _ in rows), done.stderr
+    assert all((root / test).is_file() for _, test in rows)

@@ -1,16 +1,19 @@
-"""The veRL plugin (entry point `verl.plugins: tpru`): what a veRL process needs to train on TPRU.
+"""The veRL plugin (entry point `verl.plugins: tpru`): the patches that training on TPRU needs in veRL.
 
-veRL loads the entry point on every `import verl`, so in every Ray worker and every vLLM process,
-and it only loads the attribute: nobody calls it. That is why importing this package registers, and
-why nothing here imports torch, transformers or vLLM: mends wait for the module they mend (`hooks`).
+veRL loads the entry point on every `import verl`, so in every Ray worker and every vLLM process. It loads the
+attribute and does not call it, so importing this package registers the patches. Nothing here imports torch,
+transformers or vLLM: a patch waits for the import of the module that it changes (`hooks`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from types import ModuleType
 
 from tpru_verl.plugin.hooks import when_imported
+
+__all__ = ["TESTED_VERL", "register"]
 
 logger = logging.getLogger("tpru_verl")
 
@@ -19,10 +22,10 @@ _ANNOUNCED = "TPRU_PLUGIN_ANNOUNCED"
 
 
 def register() -> None:
-    """Register the mends of `patches`, and with VERL_PLATFORM=cpu the CPU platform of `cpu`.
+    """Register the patches of `patches`, and with VERL_PLATFORM=cpu the CPU platform of `cpu`.
 
-    Never raises: veRL logs a plugin's exception at DEBUG, where nobody sees it, so a part that
-    cannot load says so in a warning and leaves the others alone.
+    Never raises, because veRL logs a plugin's exception at DEBUG, where nobody sees it. A part that cannot
+    load logs a warning and leaves the others alone.
     """
     wanted = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
     if wanted != "auto" and "tpru" not in wanted.split(","):
@@ -42,10 +45,10 @@ def _load(part: str) -> bool:
     from importlib import import_module
 
     try:
-        import_module(f"{__name__}.{part}").apply()
+        import_module(f"{__name__}.{part}").register()
     except Exception as error:
         logger.warning(
-            "tpru plugin: %s could not be loaded and is off (%s: %s); tested with verl %s",
+            "tpru plugin: %s could not be loaded and is skipped (%s: %s); tested with verl %s",
             part,
             type(error).__name__,
             error,
@@ -62,7 +65,7 @@ def _version() -> str:
 
 
 def _log_visibly() -> None:
-    """veRL sets the root logger to WARNING, which would hide the one line that says we are here."""
+    """veRL sets the root logger to WARNING, which would hide the line that names the loaded parts."""
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s:%(name)s: %(message)s"))
@@ -71,5 +74,9 @@ def _log_visibly() -> None:
         logger.propagate = False
 
 
-# Not only "now": vLLM's processes load our vLLM entry point, and with it this package, before veRL.
-when_imported("verl.plugin.platform")(lambda platform: register())
+def _register_with_verl(platform: ModuleType) -> None:
+    register()
+
+
+# vLLM's processes load our vLLM entry point, and with it this package, before veRL.
+when_imported("verl.plugin.platform")(_register_with_verl)

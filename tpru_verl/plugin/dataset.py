@@ -35,6 +35,7 @@ from tpru_verl.data.source.parts import KINDS, Part, check_lines, parts_of
 from tpru_verl.data.source.rows import BATCH_ROWS, Row, columns_read, row_of
 from tpru_verl.data.tokens.processors import Size
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
+from tpru_verl.data.tokens.templates import opens_think
 from tpru_verl.plugin.prompt_lengths import ROW, rows_of_frame, without_long_prompts
 from tpru_verl.prompts import render
 from tpru_verl.sample import parse_options
@@ -89,7 +90,7 @@ class TPRUDataset(RLHFDataset):
         self.patch_size, self.image_factor = _patch_and_factor(processor)
         self.pixel_bounds = _pixel_bounds(config, processor)
         super().__init__(data_files, tokenizer, config, processor, max_samples)
-        self.opened_think = _opens_think(processor, self.apply_chat_template_kwargs)
+        self.opened_think = opens_think(processor, **self.apply_chat_template_kwargs)
 
     def _download(self, use_origin_parquet: bool = False) -> None:
         """Leaves to veRL what lies elsewhere (`hdfs://`); folders and Hub ids are not for it."""
@@ -236,8 +237,9 @@ class TPRUDataset(RLHFDataset):
             **row.extra,
             "task": task.value if task else "",
             "options": parse_options(str(row.problem)),
-            "opened_think": self.opened_think,
+            "opened_think": self.opened_think,  # for the reward
             "index": index,
+            "place": row.place,  # for errors of the agent loop
         }
         fallback = task.data_source if task else "tpru/unrecognised"
         result = {
@@ -290,13 +292,6 @@ def _columns_of_form(rows: datasets.Dataset, form: Form) -> datasets.Dataset:
     counted = form.kind == "published" and {COLUMN, KEY_COLUMN} <= set(found)
     wanted = (*columns_read(form), *((COLUMN, KEY_COLUMN) if counted else ()))
     return rows.select_columns([name for name in found if name in wanted])
-
-
-def _opens_think(processor: ProcessorMixin, chat: Mapping[str, object]) -> bool:
-    """Whether the chat template ends a prompt with `<think>`, so that a response begins after that tag."""
-    messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-    told: dict[str, Any] = {**chat, "add_generation_prompt": True, "tokenize": False}
-    return str(processor.apply_chat_template(messages, **told)).rstrip().endswith("<think>")
 
 
 def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""Mend a module when it is imported, not before: the plugin is loaded by processes that never need it."""
+"""Applies a patch when the module that it changes is imported, and not before.
+
+The plugin is loaded by every process of a run. Most of them never import most of the patched modules.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +14,58 @@ from types import ModuleType
 
 logger = logging.getLogger("tpru_verl")
 
-Mend = Callable[[ModuleType], None]
-_mends: dict[str, list[Mend]] = {}
-_known: set[tuple[str, Mend]] = set()
+Patch = Callable[[ModuleType], None]
+
+# Names of patches that are registered and not applied. Benchmarks fill it, to compare with stock veRL.
+skipped: set[str] = set()
+
+_registered: set[tuple[str, Patch]] = set()
+_waiting: dict[str, list[Patch]] = {}
 
 
-def when_imported(module_name: str) -> Callable[[Mend], Mend]:
-    """Decorate `mend(module)` to run once, right after `module_name` has been executed."""
+def when_imported(module_name: str) -> Callable[[Patch], Patch]:
+    """Decorate `patch(module)` to run once, right after `module_name` has been executed."""
 
-    def decorator(mend: Mend) -> Mend:
-        if (module_name, mend) in _known:  # vLLM loads its plugins more than once a process
-            return mend
-        _known.add((module_name, mend))
+    def decorator(patch: Patch) -> Patch:
+        if (module_name, patch) in _registered:  # vLLM loads its plugins more than once a process
+            return patch
+        _registered.add((module_name, patch))
         module = sys.modules.get(module_name)
-        # A module in the middle of its own import lacks the names that the mend looks for.
+        # A module in the middle of its own import lacks the names that the patch looks for.
         if module is not None and not getattr(module.__spec__, "_initializing", False):
-            _run(mend, module)
-            return mend
-        if not any(isinstance(finder, _MendingFinder) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _MendingFinder())
-        _mends.setdefault(module_name, []).append(mend)
-        return mend
+            apply(patch, module)
+            return patch
+        if not any(isinstance(finder, _PatchingFinder) for finder in sys.meta_path):
+            sys.meta_path.insert(0, _PatchingFinder())
+        _waiting.setdefault(module_name, []).append(patch)
+        return patch
 
     return decorator
 
 
+def registered() -> set[tuple[str, str]]:
+    """Module and name of every patch that this process would apply."""
+    return {(module, patch.__name__) for module, patch in _registered}
+
+
+def apply(patch: Patch, module: ModuleType) -> None:
+    """Patch the module. A patch that raises logs a warning, and the module stays as it was."""
+    if patch.__name__ in skipped:
+        return
+    try:
+        patch(module)
+    except Exception as error:
+        logger.warning(
+            "tpru plugin: patch %s is skipped, because %s is not as expected (%s: %s)",
+            patch.__name__,
+            module.__name__,
+            type(error).__name__,
+            error,
+        )
+
+
 def require(owner: object, *names: str) -> None:
-    """Raise AttributeError unless `owner` still has what a mend is about to replace."""
+    """Raise AttributeError unless `owner` still has the names that a patch is about to replace."""
     missing = [name for name in names if not hasattr(owner, name)]
     if missing:
         label = getattr(owner, "__qualname__", getattr(owner, "__name__", repr(owner)))
@@ -45,27 +73,14 @@ def require(owner: object, *names: str) -> None:
 
 
 def replace(owner: object, name: str, new: object) -> None:
-    """Put `new` in the place of `owner.name`. Raises AttributeError when there is nothing to replace."""
+    """Set `owner.name` to `new`. Raises AttributeError when there is nothing to replace."""
     require(owner, name)
     setattr(owner, name, new)
 
 
-def _run(mend: Mend, module: ModuleType) -> None:
-    try:
-        mend(module)
-    except Exception as error:
-        logger.warning(
-            "tpru plugin: %s is off, %s is not as expected (%s: %s)",
-            getattr(mend, "__name__", mend),
-            module.__name__,
-            type(error).__name__,
-            error,
-        )
-
-
-class _MendingLoader(Loader):
-    def __init__(self, inner: Loader, mends: list[Mend]) -> None:
-        self._inner, self._mends = inner, mends
+class _PatchingLoader(Loader):
+    def __init__(self, inner: Loader, patches: list[Patch]) -> None:
+        self._inner, self._patches = inner, patches
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._inner.create_module(spec)
@@ -75,20 +90,20 @@ class _MendingLoader(Loader):
         assert spec is not None
         spec.loader = module.__loader__ = self._inner
         self._inner.exec_module(module)
-        for mend in self._mends:
-            _run(mend, module)
+        for patch in self._patches:
+            apply(patch, module)
 
 
-class _MendingFinder(MetaPathFinder):
+class _PatchingFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        mends = _mends.pop(fullname, None)
-        if mends is None:
+        patches = _waiting.pop(fullname, None)
+        if patches is None:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((found for found in specs if found is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _MendingLoader(spec.loader, mends)
+            spec.loader = _PatchingLoader(spec.loader, patches)
         return spec

@@ -1,11 +1,11 @@
-"""One pass of the actor a step, not two, where every response is answered by one update of the same weights.
+"""Patches that save a pass of the actor in steps of one update. docs/patches.md lists all patches.
 
-Stock veRL 0.9.1 computes each step's "old" log-probabilities in a pass of their own. With one mini-batch a
-step and one epoch they are those that the update computes anyway: the weights are the same, the ratio of the
-two is 1, and the gradient is that of the ratio at 1. Then the update's own, detached, take their place.
+Stock veRL 0.9.1 computes the "old" log-probabilities of each step in a pass of their own. With one mini-batch
+a step and one epoch, the update computes the same values: the weights are the same, so the ratio of the two
+is 1, and the gradient is that of the ratio at 1. The patches take the update's own values, detached, instead.
 
 veRL also compares rollout and actor by the old log-probabilities (`training/rollout_probs_diff_*` and their
-correlation). Here the update's loss gathers the sums that those need.
+correlation). With the patches, the loss of the update gathers the sums for these metrics.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIX = "tpru_sum_"
 
 
 def is_on_policy(config: Mapping[str, Any]) -> bool:
-    """Whether a step is one update of the weights that sampled it, and nothing else needs the old pass."""
+    """Whether each step is one update of the weights that sampled it, and nothing else needs the old pass."""
     actor, rollout = config["actor_rollout_ref"]["actor"], config["actor_rollout_ref"]["rollout"]
     algorithm = config["algorithm"]
     correction = algorithm.get("rollout_correction") or {}
@@ -46,7 +46,10 @@ def is_on_policy(config: Mapping[str, Any]) -> bool:
 
 
 def skip_old_log_probs(trainer_base: ModuleType) -> None:
-    """The trainer's half: rollout's log-probabilities stand in until the loss replaces them."""
+    """Stock veRL runs the actor once more a step. The trainer now skips that pass in steps of one update.
+
+    The log-probabilities of the rollout stand in, until the loss (`own_log_probs`) replaces them.
+    """
     trainer = trainer_base.PPOTrainer
     require(trainer, "_compute_old_log_prob", "_compute_advantage", "_update_actor")
     compute, advantage, update = (
@@ -85,7 +88,7 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
 
 
 def own_log_probs(losses: ModuleType) -> None:
-    """The loss's half."""
+    """The loss takes the update's own log-probabilities for the old ones that `skip_old_log_probs` skips."""
     from verl.utils import tensordict_utils as tu
     from verl.workers.utils.padding import no_padding_2_padding, response_to_nested
 
@@ -109,7 +112,7 @@ def own_log_probs(losses: ModuleType) -> None:
 
 
 def sums(rollout: torch.Tensor, actor: torch.Tensor, mask: torch.Tensor) -> dict[str, float]:
-    """What `agreement` needs of the log-probabilities [sequences, tokens] of one micro-batch."""
+    """The sums over one micro-batch that `agreement` needs; log-probabilities are [sequences, tokens]."""
     x, y = rollout[mask].double().exp(), actor[mask].double().exp()
     apart = (x - y).abs()
     parts = {"n": x.new_tensor(float(x.numel())), "x": x.sum(), "y": y.sum(), "xx": (x * x).sum()}

