@@ -11,17 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = [
-    "FAMILIES",
-    "IMAGE_PROCESSORS",
-    "SHAPES",
-    "Family",
-    "Shape",
-    "family_of",
-    "shape_of",
-    "verl_refusal",
-]
-
 # Pre-tokenizers of Qwen2 to Qwen3-VL and of Qwen3.5, as regular expressions of `tokenizers`.
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

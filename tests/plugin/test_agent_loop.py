@@ -1,11 +1,13 @@
 """Our group rollout writes to TransferQueue what stock veRL's worker writes, field by field."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from omegaconf import OmegaConf
 
 pytest.importorskip("verl")
@@ -24,17 +26,18 @@ N = 3
 def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
     """Run a worker class on two prompts."""
     write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
-    config = recipes.compose(
-        "tpru_tiny_cpu",
-        [
-            f"data.train_files={tmp_path / 'rows.parquet'}",
-            f"data.val_files={tmp_path / 'rows.parquet'}",
-            f"actor_rollout_ref.model.path={checkpoint}",
-            f"actor_rollout_ref.rollout.n={N}",
-        ],
-    )
 
-    def run(worker_class: type) -> Rollouts:
+    def run(worker_class: type, model: Path = checkpoint, *overrides: str) -> Rollouts:
+        config = recipes.compose(
+            "tpru_tiny_cpu",
+            [
+                f"data.train_files={tmp_path / 'rows.parquet'}",
+                f"data.val_files={tmp_path / 'rows.parquet'}",
+                f"actor_rollout_ref.model.path={model}",
+                f"actor_rollout_ref.rollout.n={N}",
+                *overrides,
+            ],
+        )
         rollouts = Rollouts(config, worker_class)
         rollouts.run()
         return rollouts
@@ -131,6 +134,59 @@ def test_a_prompt_that_cannot_be_prepared_names_its_row_and_ends_the_run(
     monkeypatch.setattr(replay_buffer.tq, "kv_list", lambda: {"train": tags})
     with pytest.raises(RuntimeError, match=r"rows\.parquet.*cannot be prepared.*StopIteration"):
         buffer.sample(7, "train", 2)
+
+
+@pytest.fixture(scope="module")
+def gemma(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A processor of Gemma 4, whose output has pixel values and no image_grid_thw."""
+    names = ("image_token", "boi_token", "eoi_token", "audio_token", "boa_token", "eoa_token", "tool_token")
+    tokens = ("<|image|>", "<|image>", "<image|>", "<|audio|>", "<|audio>", "<audio|>", "<|tool_response>")
+    special = dict(zip(names, tokens, strict=True))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, extra_special_tokens=special)
+    template = (checkpoint / "chat_template.jinja").read_text()
+    processor = transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(),
+        transformers.Gemma4ImageProcessorPil(max_soft_tokens=70),
+        tokenizer,
+        transformers.Gemma4VideoProcessor(),
+        chat_template=template.replace("<|vision_start|><|image_pad|><|vision_end|>", "<|image|>"),
+    )
+    folder = tmp_path_factory.mktemp("gemma")
+    processor.save_pretrained(folder)
+    config = transformers.Gemma4Config(architectures=["Gemma4ForConditionalGeneration"])
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_features_of_a_processor_without_grids_reach_the_update(rollout: Callable, gemma: Path) -> None:
+    longer = ("data.max_prompt_length=900", "actor_rollout_ref.rollout.max_model_len=932")
+    ours, stock = (rollout(kind, gemma, *longer).fields for kind in (TPRUAgentLoopWorker, _StockWorker))
+    assert len(ours) == 2 * N
+    for key, row in stock.items():
+        assert len(ours[key]["multi_modal_inputs"]["pixel_values"]) > 1
+        for name in ("input_ids", "position_ids", "multi_modal_inputs"):
+            assert same(ours[key][name], row[name]), (key, name)
+
+
+@pytest.mark.parametrize(("end", "form"), [("", 0.0), ("{{- '<think>\\n' -}}", 1.0)])
+def test_the_reward_knows_whether_the_chat_template_opens_think(
+    rollout: Callable,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: str,
+    form: float,
+) -> None:
+    answers = ["The onion is cut last.</think><answer>A</answer>"] * 2
+    monkeypatch.setattr("support.rollouts.ANSWERS", answers)
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    template = model / "chat_template.jinja"
+    opened = template.read_text().rstrip().removesuffix("{%- endif -%}") + end + "{%- endif -%}"
+    template.write_text(opened)
+    rows = rollout(TPRUAgentLoopWorker, model).fields.values()
+    assert {row["extra_info"]["opened_think"] for row in rows} == {bool(end)}
+    forms = [row["extra_fields"]["reward_extra_info"]["format"] for row in rows]
+    assert forms == [form] * 2 * N
 
 
 def test_images_that_an_update_would_not_see_are_an_error() -> None:

@@ -13,8 +13,6 @@ from types import ModuleType
 
 from tpru_verl.plugin.hooks import when_imported
 
-__all__ = ["TESTED_VERL", "register"]
-
 logger = logging.getLogger("tpru_verl")
 
 TESTED_VERL = "0.9.1"
