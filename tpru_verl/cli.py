@@ -35,10 +35,7 @@ def _show_version(wanted: bool) -> None:
 
 app.add_typer(data_app, name="data")
 app.add_typer(eval_app, name="eval")
-app.command(
-    epilog="Examples: `tpru build videos rows --every 1` &nbsp; "
-    "`tpru build sim:bricks rows --episodes 500 --split train=0.9,test=0.1`"
-)(build)
+app.command()(build)
 
 
 @app.callback()

@@ -1,12 +1,17 @@
-"""The data set card of a build: what is in it, where it came from, what was left out, what an audit says."""
+"""The data set card of a build, and its summary in the terminal: both show what the manifest says."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
+from rich.table import Table
+
 from tpru_verl import __version__
-from tpru_verl.data.layout import card_head
+from tpru_verl.data.layout import DROPPED, card_head
 
 
 def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
@@ -43,6 +48,31 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         "licence is that of the source.",
     ]
     return "\n".join([*card_head(splits), "", *body]) + "\n"
+
+
+def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableType]:
+    """A table of rows by task and split, and a line for each of the other facts."""
+    rows, frames = manifest["rows"], manifest["frames"]
+    splits = sorted(rows["splits"])
+    table = Table("task", *splits, title=f"{rows['written']} rows from {manifest['clips']} clips")
+    for task in sorted({task for tasks in rows["tasks"].values() for task in tasks}):
+        table.add_row(task, *(str(rows["tasks"][split].get(task, 0)) for split in splits))
+    yield table
+    yield f"frames: {frames['kept']} of {frames['read']} kept{_reasons(frames['left_out'])}"
+    if manifest["left_out"]:
+        total = sum(manifest["left_out"].values())
+        yield f"left out: {total}{_reasons(manifest['left_out'])}, listed in {out / DROPPED}"
+    if manifest["failed_rows"]:
+        failed = manifest["failed_rows"]
+        yield f"rows that could not be made: {sum(failed.values())}{_reasons(failed)}"
+    for split, verdict in manifest["audit"].items():
+        yield f"audit of {split}: {verdict}"
+    shown = f"{out}@{splits[0]}" if len(splits) > 1 else str(out)
+    yield f"{out}: written; next: tpru data view {shlex.quote(shown)}"
+
+
+def _reasons(counts: Mapping[str, int]) -> str:
+    return f" ({_listed(counts)})" if counts else ""
 
 
 def _table(left: str, right: str, lines: Mapping[str, object]) -> list[str]:

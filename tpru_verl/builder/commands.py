@@ -1,8 +1,7 @@
-"""`tpru build`: its options, in words."""
+"""The command `tpru build`: its options and their help."""
 
 from __future__ import annotations
 
-import json
 import os
 from enum import Enum
 from pathlib import Path
@@ -12,7 +11,7 @@ import typer
 
 from tpru_verl.sample import Task
 
-PARTLY = 3  # exit code: the result is written, and something of the source could not be read
+PARTLY = 3  # exit code: the result is written, but a part of the source could not be read
 FROM, CLEAN, ASKING, MODEL, RESULT = "Frames", "Filters (0 turns one off)", "Rows", "Model", "Result"
 
 
@@ -27,8 +26,8 @@ class BuildEngine(str, Enum):
     ray = "ray"
 
 
-def _panel(name: str, help_: str, **more) -> typer.models.OptionInfo:
-    return typer.Option(help=help_, rich_help_panel=name, **more)
+def _panel(panel: str, help_: str, name: str | None = None, **more) -> typer.models.OptionInfo:
+    return typer.Option(*filter(None, [name]), help=help_, rich_help_panel=panel, **more)
 
 
 def build(
@@ -36,80 +35,151 @@ def build(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of videos or of folders of pictures, a video, a jsonl of episodes, a LeRobot data "
-            "set, or a simulator: sim:bricks, sim:gui, sim:minigrid, sim:metaworld.",
+            help="A folder of videos or of picture folders, a video, a jsonl file of episodes, a LeRobot "
+            "data set, or a simulator: sim:bricks, sim:gui, sim:minigrid, sim:metaworld.",
         ),
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier result in it is replaced.")
+        Path,
+        typer.Argument(metavar="OUT", help="Folder for the result. An earlier result in it is replaced."),
     ],
     sampling: Annotated[
-        SamplingMode, _panel(FROM, "Of videos: at even times, at changes of the picture, key frames.")
+        SamplingMode,
+        _panel(FROM, "How to choose frames of a video: at even times, when the picture changes, key frames."),
     ] = SamplingMode.uniform,
     every: Annotated[
-        float | None, _panel(FROM, "Seconds between frames. Default: 24 a video, 0.2 to 2 s.")
+        float | None,
+        _panel(FROM, "Seconds between frames of a video. Default: about 24 frames a video, 0.2 to 2 s."),
     ] = None,
-    scene_change: Annotated[float, _panel(FROM, "Share of pixels that change, for --sampling scene.")] = 0.2,
-    max_side: Annotated[int, _panel(FROM, "Pixels of a video's frames.", min=16)] = 640,
-    clip_frames: Annotated[int, _panel(FROM, "Most frames of a clip; longer sequences become several.")] = 24,
-    episodes: Annotated[int, _panel(FROM, "Of a simulator.", min=1)] = 100,
-    min_contrast: Annotated[float, _panel(CLEAN, "Grey levels of spread; below: blank.", min=0)] = 4.0,
+    scene_change: Annotated[
+        float, _panel(FROM, "With --sampling scene: the share of pixels that has to change for a new frame.")
+    ] = 0.2,
+    max_side: Annotated[
+        int, _panel(FROM, "The longer side of a video's frames, in pixels. Larger frames shrink.", min=16)
+    ] = 640,
+    clip_frames: Annotated[
+        int, _panel(FROM, "The most frames in a clip. A longer sequence becomes several clips.")
+    ] = 24,
+    episodes: Annotated[int, _panel(FROM, "How many episodes a simulator plays.", min=1)] = 100,
+    min_contrast: Annotated[
+        float,
+        _panel(CLEAN, "A frame is blank when its grey levels deviate by less than this (of 255).", min=0),
+    ] = 4.0,
     min_sharpness: Annotated[
-        float, _panel(CLEAN, "Variance of the Laplacian; below: blurred.", min=0)
+        float,
+        _panel(CLEAN, "A frame is blurred when the variance of its Laplacian is below this.", min=0),
     ] = 12.0,
     min_bits: Annotated[
-        int, _panel(CLEAN, "Of 256 of the hash, to the frame before; below: duplicate.", min=0)
+        int,
+        _panel(
+            CLEAN,
+            "A frame is a duplicate when its 256-bit perceptual hash differs from the hash of the frame "
+            "before it in fewer bits than this.",
+            min=0,
+        ),
     ] = 4,
     min_change: Annotated[
-        float, _panel(CLEAN, "Share of pixels that change; below: order not visible.", min=0)
+        float,
+        _panel(
+            CLEAN,
+            "A frame is left out when a smaller share of its pixels than this differs from the frame before: "
+            "nobody could see the order of the two.",
+            min=0,
+        ),
     ] = 0.005,
     max_bits: Annotated[
-        int, _panel(CLEAN, "Of 256: wrong frames of other clips are at most as far from the right one.")
+        int,
+        _panel(
+            CLEAN,
+            "A frame of another clip is used as a wrong option only when its hash differs from the right "
+            "frame's in at most this many of 256 bits. Other frames would be too easy.",
+        ),
     ] = 120,
-    task: Annotated[list[Task] | None, _panel(ASKING, "A task, once or more. Default: all three.")] = None,
-    steps: Annotated[str, _panel(ASKING, "Steps of a row; several numbers are drawn from: 3,4,5.")] = "4",
-    rows_per_clip: Annotated[int, _panel(ASKING, "Of each task.", min=1)] = 1,
-    gaps: Annotated[int, _panel(ASKING, "Missing steps of next-frame rows.", min=1, max=3)] = 1,
+    task: Annotated[
+        list[Task] | None, _panel(ASKING, "Make rows of this task. Repeat it for more. Default: all three.")
+    ] = None,
+    steps: Annotated[
+        str, _panel(ASKING, "How many steps a row has. With several numbers, such as 3,4,5, one is drawn.")
+    ] = "4",
+    rows_per_clip: Annotated[int, _panel(ASKING, "Rows of each task from one clip.", min=1)] = 1,
+    gaps: Annotated[int, _panel(ASKING, "How many steps are missing in a next-frame row.", min=1, max=3)] = 1,
     free_form: Annotated[
-        bool, _panel(ASKING, "Orders without options, for rewards that pay in part.")
+        bool, _panel(ASKING, "Ask for orders without options, for rewards that give partial credit.")
     ] = False,
     negatives: Annotated[
-        float, _panel(ASKING, "Share of rows whose answer is None of the choices provided.")
+        float, _panel(ASKING, "The share of rows whose answer is None of the choices provided.")
     ] = 0.2,
     mismatches: Annotated[
-        float, _panel(ASKING, "Of these, with a text that does not fit; the rest miss the answer.")
+        float,
+        _panel(
+            ASKING,
+            "The share of these whose text does not fit the pictures. The others lack the right option.",
+        ),
     ] = 0.5,
     endpoint: Annotated[
-        str | None, _panel(MODEL, "OpenAI-compatible, as http://localhost:8000/v1. The key: OPENAI_API_KEY.")
+        str | None,
+        _panel(
+            MODEL,
+            "A model that judges and describes clips, at an OpenAI-compatible address such as "
+            "http://localhost:8000/v1. OPENAI_API_KEY holds the key.",
+        ),
     ] = None,
-    model: Annotated[str | None, _panel(MODEL, "Its name there.")] = None,
+    model: Annotated[str | None, _panel(MODEL, "The model's name at --endpoint.")] = None,
     ask: Annotated[
-        str, _panel(MODEL, "What of it: some of judge, describe, contradict.")
+        str, _panel(MODEL, "What the model does: one or more of judge, describe, contradict.")
     ] = "judge,describe,contradict",
-    concurrency: Annotated[int, _panel(MODEL, "Requests at a time.", min=1)] = 8,
-    timeout: Annotated[float, _panel(MODEL, "Seconds for an answer.", min=0.1)] = 120.0,
-    retries: Annotated[int, _panel(MODEL, "After errors 429 and 5xx, waiting longer each time.", min=0)] = 6,
+    concurrency: Annotated[int, _panel(MODEL, "Requests at the same time.", min=1)] = 8,
+    timeout: Annotated[float, _panel(MODEL, "Seconds to wait for an answer.", min=0.1)] = 120.0,
+    retries: Annotated[
+        int, _panel(MODEL, "Tries after errors 429 and 5xx, with longer and longer waits.", min=0)
+    ] = 6,
     answers: Annotated[
-        Path | None, _panel(MODEL, "Folder that keeps its answers. Default: beside OUT.")
+        Path | None, _panel(MODEL, "Folder that keeps the model's answers. Default: OUT.answers")
     ] = None,
     split: Annotated[
-        str | None, _panel(RESULT, "As train=0.95,test=0.05; a source group is in one of them.")
+        str | None,
+        _panel(
+            RESULT,
+            "Divide the rows, as in train=0.95,test=0.05. Rows of one source group stay in one split.",
+        ),
     ] = None,
-    against: Annotated[str | None, _panel(RESULT, "Test rows whose pictures must not occur.")] = None,
-    seed: Annotated[int, _panel(RESULT, "Of all that is drawn.")] = 0,
-    template: Annotated[str, _panel(RESULT, "Prompt template of the column `prompt`.")] = "tpru",
-    audit: Annotated[bool, _panel(RESULT, "Look for shortcuts; the verdict goes into the card.")] = True,
+    against: Annotated[
+        str | None, _panel(RESULT, "Test rows. Clips that show one of their pictures are left out.")
+    ] = None,
+    seed: Annotated[int, _panel(RESULT, "Seed of everything that is drawn at random.")] = 0,
+    template: Annotated[str, _panel(RESULT, "Prompt template for the column `prompt`.")] = "tpru",
+    audit: Annotated[
+        bool, _panel(RESULT, "Look for shortcuts in the rows, and write the verdict into README.md.")
+    ] = True,
+    json_file: Annotated[
+        Path | None, _panel(RESULT, "Write the manifest, with all counts, to this file, too.", name="--json")
+    ] = None,
     engine: Annotated[
-        BuildEngine, _panel(RESULT, "Processes of this machine, or Ray Data on a cluster.")
+        BuildEngine, _panel(RESULT, "Work in processes of this machine, or with Ray Data on a cluster.")
     ] = BuildEngine.processes,
     workers: Annotated[int | None, _panel(RESULT, "Processes. Default: one a core.", min=1)] = None,
 ) -> None:
-    """Turn videos, pictures, episodes or simulators into rows of the three tasks, with hard wrong candidates.
+    """Make rows of the three tasks from sequences of frames.
 
-    What is unusable is left out, counted and listed; where something could not be read, the exit code is 3
-    beside a whole result of the rest. A run that was ended goes on where it was. The same source, options
-    and seed give the same bytes.
+    SOURCE is one of these:
+
+    - videos, in a folder or one: `tpru build videos rows --every 1`
+
+    - picture folders, each a sequence, ordered by the numbers in the names: `tpru build frames rows`
+
+    - episodes, each a line of a jsonl file: `tpru build episodes.jsonl rows`
+
+    - a LeRobot data set on disk, version 2 or 3: `tpru build robot rows`
+
+    - a simulator: `tpru build sim:bricks rows --episodes 500 --split train=0.9,test=0.1`
+
+    OUT gets shards for veRL and EasyR1, provenance.jsonl, manifest.json and README.md. What cannot be used is
+    left out and listed in OUT/dropped.json. The exit code is 3 when something could not be read.
+
+    A command that was interrupted continues when you run it again. The same source, options and seed give the
+    same bytes.
     """
+    from tpru_verl.builder.card import summary_of
     from tpru_verl.builder.filters import Filters
     from tpru_verl.builder.pipeline import build as work
     from tpru_verl.builder.stages import BuildOptions
@@ -118,6 +188,8 @@ def build(
     from tpru_verl.cores import available_cores
     from tpru_verl.data.commands import open_source, shares_of
     from tpru_verl.data.layout import DROPPED
+    from tpru_verl.files import write_json
+    from tpru_verl.terminal import results
 
     processes = workers or available_cores()
     settings = BuildOptions(
@@ -158,12 +230,12 @@ def build(
         with_engine=engine.value,
         workers=workers,
     )
-    shown = ("frames", "clips", "left_out", "failed_rows", "rows", "audit")
-    typer.echo(json.dumps({name: manifest[name] for name in shown}, indent=1))
-    typer.echo(f"{out}: written; next: tpru data view {out}")
-    left_out = manifest["left_out"]
-    assert isinstance(left_out, dict)
-    if lost := left_out.get("unreadable", 0):
+    if json_file is not None:
+        write_json(json_file, manifest)
+    console = results()
+    for part in summary_of(manifest, out):
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+    if lost := manifest["left_out"].get("unreadable", 0):
         told = f"{source}: {lost} could not be read, listed in {out / DROPPED}; the rows are of the rest"
         typer.echo(told, err=True)
         raise typer.Exit(PARTLY)

@@ -24,7 +24,7 @@ from tpru_verl.builder.clips import Told, file_of, read_clip, read_images, read_
 from tpru_verl.builder.tasks import Place, plain_text
 from tpru_verl.data.images import thumbnail
 from tpru_verl.files import write_json
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import line_of, needs
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -118,7 +118,7 @@ class Describer:
         try:
             from openai import OpenAI
         except ImportError:
-            raise ValueError('--endpoint needs `pip install "tpru-verl[build]"`') from None
+            raise needs("build", "openai", "--endpoint") from None
         # It waits longer from one try to the next, and as long as a 429 says.
         return OpenAI(
             base_url=self.endpoint, api_key=self._key, timeout=self.timeout, max_retries=self.retries

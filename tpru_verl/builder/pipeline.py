@@ -12,7 +12,9 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,11 +30,10 @@ from tpru_verl.builder.stages import BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
-from tpru_verl.data.splits import check_shares
 from tpru_verl.data.validate import fingerprints
 from tpru_verl.data.work import opened
 from tpru_verl.files import companion, locked, write_json, write_text
-from tpru_verl.terminal import messages
+from tpru_verl.terminal import messages, needs
 
 MADE_BY = "tpru build"
 PROVENANCE = "provenance.jsonl"
@@ -49,7 +50,7 @@ def build(
     audit: bool = True,
     with_engine: str = "processes",
     workers: int | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Write shards, manifest, provenance and card to `out`, whole or not at all; returns the manifest.
 
     Items that cannot be used are listed, and the rest goes on. The same source and settings give the same
@@ -58,10 +59,10 @@ def build(
     Raises:
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
-        ValueError: no usable item, shares that are none, an endpoint that does not answer.
+        ValueError: no usable item, a package is not installed, or the endpoint does not answer.
         OSError: no space left.
     """
-    check_settings(settings)
+    _check_installed(audit)
     with locked(out):
         layout.check_is_ours(out)
         items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
@@ -78,6 +79,13 @@ def build(
                     f"{out}: no space left; what is done stays in {work} for the next run"
                 ) from error
             raise
+
+
+def _check_installed(audit: bool) -> None:
+    """Raise ValueError before anything is read where a package that every source needs is missing."""
+    for package, module in (("imagehash", "imagehash"), ("scikit-learn", "sklearn")):
+        if (audit or module != "sklearn") and find_spec(module) is None:
+            raise needs("build", package, "tpru build")
 
 
 def _build(
@@ -104,23 +112,6 @@ def _build(
     plans, ledger, lost = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
     return shards, _manifest(source, stages, counts, ledger, lost, written, describer, against), counts
-
-
-def check_settings(settings: BuildOptions) -> None:
-    """Raises ValueError, with the option's name, for what makes no sense."""
-    options = settings.options
-    check_shares(settings.split)
-    if not all(3 <= steps <= 8 for steps in options.steps) or not options.steps:
-        raise ValueError(f"--steps: found {','.join(map(str, options.steps))}, expected numbers from 3 to 8")
-    for name in ("negatives", "mismatches"):
-        share = getattr(options, name)
-        if not 0 <= share <= 1:
-            raise ValueError(f"--{name}: found {share:g}, expected a share from 0 to 1")
-    if settings.clip_frames < max(options.steps):
-        found = f"found {settings.clip_frames}, expected at least {max(options.steps)}, as --steps has"
-        raise ValueError(f"--clip-frames: {found}")
-    if settings.sampling.every is not None and settings.sampling.every <= 0:
-        raise ValueError(f"--every: found {settings.sampling.every:g}, expected seconds over 0")
 
 
 def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
@@ -211,7 +202,7 @@ def _finish(
     manifest: dict[str, object],
     counts: Counts,
     audit: bool,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Move the shards together, audit them, write manifest and card, and put all in place."""
     with layout.result_folder(out) as unfinished:
         with (unfinished / PROVENANCE).open("wb") as file:

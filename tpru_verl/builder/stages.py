@@ -33,6 +33,7 @@ from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.tasks import Place, TaskOptions
 from tpru_verl.builder.video import FrameSampling
 from tpru_verl.data import layout
+from tpru_verl.data.splits import check_shares
 from tpru_verl.data.work import Run, in_order
 from tpru_verl.files import whole, write_json, write_text
 from tpru_verl.sample import Task
@@ -48,7 +49,10 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides the bytes of the result, beside the source."""
+    """Everything beside the source that decides the bytes of the result.
+
+    Raises ValueError, with the name of the command's option, for a value that makes no sense.
+    """
 
     sampling: FrameSampling = field(default_factory=FrameSampling)
     filters: Filters = field(default_factory=Filters)
@@ -58,6 +62,21 @@ class BuildOptions:
     seed: int = 0
     template: str = "tpru"
     episodes: int = 100
+
+    def __post_init__(self) -> None:
+        check_shares(self.split)
+        steps = self.options.steps
+        if not all(3 <= number <= 8 for number in steps) or not steps:
+            raise ValueError(f"--steps: found {','.join(map(str, steps))}, expected numbers from 3 to 8")
+        for name in ("negatives", "mismatches"):
+            share = getattr(self.options, name)
+            if not 0 <= share <= 1:
+                raise ValueError(f"--{name}: found {share:g}, expected a share from 0 to 1")
+        if self.clip_frames < max(steps):
+            found = f"found {self.clip_frames}, expected at least {max(steps)}, as --steps has"
+            raise ValueError(f"--clip-frames: {found}")
+        if self.sampling.every is not None and not self.sampling.every > 0:
+            raise ValueError(f"--every: found {self.sampling.every:g}, expected seconds over 0")
 
 
 @dataclass(frozen=True)

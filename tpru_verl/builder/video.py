@@ -14,6 +14,7 @@ from PIL import Image
 from tpru_verl.builder.clips import GREY, Frame
 from tpru_verl.builder.pictures import change_between, jpeg
 from tpru_verl.data.images import MAX_PIXELS
+from tpru_verl.terminal import needs
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -56,7 +57,7 @@ def frames_of(
         import av
         import av.error
     except ImportError:
-        raise ValueError('videos need `pip install "tpru-verl[build]"`') from None
+        raise needs("build", "av", "a video") from None
     try:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         with av.open(str(path), options=options) as container:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from tpru_verl.builder.clips import Frame
+from tpru_verl.terminal import needs
 
 NAMES = ("bricks", "gui", "metaworld", "minigrid")
 
@@ -62,4 +63,4 @@ def _module(name: str):
     try:
         return importlib.import_module(f"tpru_verl.builder.sims.{name}")
     except ImportError as error:
-        raise ValueError(f'sim:{name} needs `pip install "tpru-verl[build-sims]"`: {error}') from error
+        raise needs("build-sims", str(error.name or error), f"sim:{name}") from error
