@@ -1,7 +1,8 @@
-"""Wrong frames that are hard, yet wrong: near the right one, distinguishable from it, and no odd one out.
+"""Chooses the wrong frames of a row: they look like the right frame, but a person can tell them from it.
 
-The frame that fits is by its nature the nearest to its neighbours, or the farthest. Wrong ones are therefore
-drawn such that the place of the right one, by nearness, by oddness and by size, is even over many rows.
+The right frame tends to be the nearest to the given frames, or the farthest from them, and a model could
+learn that instead. So the wrong frames are drawn to make each rank of the right frame, by nearness, by
+oddness and by size, equally likely over many rows.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.pictures import bits_between, change_between
 
-POOL = 16  # wrong frames among which the choice is made
-DRAWS = 64  # sets of them that are tried
-_COARSE = 2  # pixels of the thumbnail that are averaged: as coarse as `tpru data audit` looks
+POOL = 16  # wrong frames to choose from
+DRAWS = 64  # sets of wrong frames that are tried
+_COARSE = 2  # pixels of the thumbnail that become one, as in `tpru data audit`
 
 Floats = NDArray[np.float64]
 
@@ -36,18 +37,18 @@ class Ref(NamedTuple):
 
 @dataclass(frozen=True)
 class Bench:
-    """Frames that are compared with each other; they are called by their places on it."""
+    """The frames that a row may show, compared with each other. A frame is named by its place in `refs`."""
 
     refs: list[Ref]
     hash: NDArray[np.uint8]
     grey: NDArray[np.uint8]
     size: NDArray[np.int64]
-    own: int  # the first ones, which are of one clip
+    own: int  # how many of them, at the beginning, are from the clip that the row is made of
     filters: Filters
 
     @classmethod
     def of(cls, frames: Sequence[tuple[Clip, tuple[int, int], int]], filters: Filters) -> Bench:
-        """From (clip, its place, frame), one clip's frames first."""
+        """From (clip, its place, frame), the frames of the row's own clip first."""
         return cls(
             [Ref(*place, frame) for _, place, frame in frames],
             np.stack([clip.hash[frame] for clip, _, frame in frames]),
@@ -71,7 +72,7 @@ class Bench:
 
     @cached_property
     def apart(self) -> NDArray[np.bool_]:
-        """(frames, frames) whether a person can tell the two."""
+        """(frames, frames) whether a person can tell the two frames from each other."""
         change = np.stack([change_between(one, self.grey) for one in self.grey])
         differ = (change > 0) & (change >= self.filters.min_change)
         return differ & (self.bits >= self.filters.min_bits)
@@ -83,7 +84,7 @@ class Bench:
 
 
 class Ranks(NamedTuple):
-    """Where the right frame is to stand: how many wrong ones are to be nearer than it, and so on."""
+    """The wanted ranks of the right frame: how many wrong frames are nearer, odder or smaller than it."""
 
     nearness: int  # to the given frames
     to_first: int  # of the given frames
@@ -105,14 +106,15 @@ def wrong_frames(
     ranks: Ranks,
     rng: np.random.Generator,
 ) -> tuple[list[int], float]:
-    """`count` frames of `pool`, or one more where there is one: a spare for rows without a right choice.
+    """Choose `count` frames of `pool`, and a spare one where there is one, and say how far off the ranks are.
 
-    None when too few differ from what the row shows and from each other. The spare comes last. The number
-    says how far the right frame is from standing at `ranks` among them.
+    The spare comes last; it replaces the right frame in a row that has no right option. The list is empty
+    when too few frames differ from all frames of the row and from each other. The number is the distance
+    between `ranks` and the ranks that the right frame has among the chosen frames.
     """
     kept: list[int] = []
     for frame in pool:
-        # Other moments of the clip are near in time; those of other clips have to be so in looks.
+        # Another moment of the clip is near in time. A frame of another clip has to look similar.
         near = frame < bench.own or bench.bits[right, frame] <= bench.filters.max_bits
         if len(kept) < POOL and near and bench.apart[frame, [right, *given, *kept]].all():
             kept.append(frame)
@@ -129,7 +131,7 @@ def wrong_frames(
 def _unevenness(
     bench: Bench, right: int, given: Sequence[int], sets: NDArray[np.int64], ranks: Ranks
 ) -> Floats:
-    """(draws,) how far the right frame stands from `ranks` in each of `sets`, lines of frames."""
+    """(draws,) distance between `ranks` and the ranks of the right frame in `sets` (draws, frames)."""
     total = np.abs((bench.size[sets] < bench.size[right]).sum(1) - ranks.size).astype(np.float64)
     for between in (bench.pixels, bench.bits):
         for frames, rank, weight in (

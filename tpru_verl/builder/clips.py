@@ -1,7 +1,7 @@
-"""What passes from stage to stage: frames, and clips of frames that passed the filters, in files.
+"""Frames, the clips made of them, and the files in which clips pass from one stage to the next.
 
-A file of clips is an Arrow file with one clip a batch, so that any clip, and of it any column, can be read
-without the rest. It appears whole or not at all.
+A file of clips is an Arrow file with one clip in each batch. So a reader can take one column of one clip
+without the rest. The file appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Frame:
 class SourceItem(Protocol):
     """One thing that a source holds: a video, a folder of pictures, an episode.
 
-    `group` is what may never be in two splits, `usual_frames` says about how much work an item is. `frames`
-    raises ValueError or OSError, in one line, for what cannot be used.
+    All items of one `group` stay in one split. `usual_frames` is a rough measure of the work for an item.
+    `frames` raises ValueError or OSError, in one line, where the item cannot be used.
     """
 
     usual_frames: ClassVar[int]
@@ -96,13 +96,13 @@ class Unusable:
 
 @dataclass(frozen=True)
 class Clip:
-    """A run of frames of one item. Arrays have one line a frame."""
+    """Frames of one item, one after another. The first axis of each array is the frame."""
 
     id: str
     scene: str
     group: str
     about: str
-    form: str  # how its pictures are encoded, and their size: alike for all of them
+    form: str  # encoding and size of its pictures; all of them share it
     index: list[int]
     time: list[float | None]
     text: list[str]
@@ -116,13 +116,13 @@ class Clip:
 
     @property
     def item(self) -> str:
-        """What its item is called: a long one has several clips."""
+        """The id of its item. A long item has several clips."""
         return re.sub(r"#\d+$", "", self.id)
 
 
 @dataclass
 class Counts:
-    """What became of a unit's items, in words that the manifest repeats."""
+    """Counts of items, frames and clips, by the reasons that the manifest gives."""
 
     items: int = 0
     frames: int = 0
@@ -193,7 +193,7 @@ def _batch(path: Path, number: int) -> pa.RecordBatch:
 
 @lru_cache(maxsize=64)
 def read_clip(path: Path, number: int) -> Clip:
-    """All of a clip but its pictures: the pages that hold those are not touched."""
+    """A clip without its pictures, which are not read from the disk."""
     batch = _batch(path, number)
     line = {name: batch.column(name)[0].as_py() for name in _CLIP}
     frames = len(line["index"])
@@ -211,7 +211,7 @@ def read_images(path: Path, number: int, frames: Sequence[int]) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Label:
-    """What dividing clips among splits has to know of one."""
+    """The facts about a clip that decide its split."""
 
     id: str
     scene: str
@@ -233,7 +233,7 @@ def read_labels(path: Path) -> Iterator[Label]:
 
 @dataclass(frozen=True)
 class Told:
-    """What a model said of a clip; "" and None where it was not asked."""
+    """A model's words about a clip; "" where it was not asked."""
 
     about: str = ""
     wrong: str = ""

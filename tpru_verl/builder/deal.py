@@ -88,7 +88,7 @@ class Deal:
 
 @dataclass
 class Ledger:
-    """What was dealt, for the manifest."""
+    """Counts of the rows that were dealt, for the manifest."""
 
     rows: Counter[str] = field(default_factory=Counter)  # of each split
     tasks: dict[str, Counter[str]] = field(default_factory=dict)
@@ -99,9 +99,9 @@ class Ledger:
 def deal(
     drafted: Iterable[Drafted], folder: Path, options: TaskOptions, seed: int
 ) -> tuple[list[Path], Ledger]:
-    """Write the rows of all drafts, a file for each shard, and return the files and what was dealt.
+    """Write the rows of all drafts, a file for each shard, and return the files and the counts.
 
-    Raises ValueError where there is no row.
+    Raises ValueError where no row can be made.
     """
     deals: dict[tuple[str, Task], Deal] = {}
     shards: dict[str, _Shard] = {}

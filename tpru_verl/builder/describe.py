@@ -1,7 +1,7 @@
-"""A vision-language model behind an OpenAI-compatible endpoint looks at clips: judges and describes them.
+"""Asks a vision-language model at an OpenAI-compatible endpoint to judge and describe clips.
 
-Well-formed answers are kept on disk by the content of what was asked, so that nothing is asked twice, whether
-a run was ended, repeated, or made with other options.
+Well-formed answers stay on disk under the hash of the question and its pictures. So no question is asked
+twice, even when a build is interrupted, repeated or run with other options.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from tpru_verl.terminal import line_of, needs
 if TYPE_CHECKING:
     from openai import OpenAI
 
-MOST_FRAMES = 8  # of a clip that the model is shown
-SIDE = 384  # pixels of the pictures that it is shown
+MOST_FRAMES = 8  # frames of a clip that the model sees
+SIDE = 384  # pixels of the longer side of these pictures
 ANSWER_TOKENS = 256
-ASKED_AGAIN = 3  # times, where the answer has not the form asked for
+ASKED_AGAIN = 3  # times, when an answer is malformed
 
 _DESCRIPTION = {"description": {"type": "string", "minLength": 1, "maxLength": 240}}
 
 
 @dataclass(frozen=True)
 class ModelQuestion:
-    """What a model is asked of a clip, and the fields of the JSON object that it has to answer with."""
+    """A question about a clip, and the fields of the JSON object that answers it."""
 
     name: str
     words: str
     fields: Mapping[str, Mapping[str, object]]
 
     def read(self, answer: str | None) -> dict[str, object] | None:
-        """The answer's fields, or None where it has not the form asked for."""
+        """The fields of the answer, or None when it is malformed."""
         try:
             found = json.loads(answer or "")
         except ValueError:
@@ -84,7 +84,7 @@ QUESTIONS = {
 
 
 class Describer:
-    """Asks a model about clips, `concurrency` at a time; `cache` keeps its answers."""
+    """Asks a model about clips, `concurrency` at a time. The folder `cache` keeps its answers."""
 
     def __init__(
         self,
@@ -106,11 +106,11 @@ class Describer:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What decides the answers, beside the clips."""
+        """Everything beside the clips that decides the answers."""
         return (self.model, [QUESTIONS[name] for name in self.asked])
 
     def described(self) -> dict[str, object]:
-        """For the manifest; the endpoint's address is nobody's business."""
+        """For the manifest, without the address of the endpoint, which may be private."""
         return {"model": self.model, "asked": list(self.asked)}
 
     @cached_property
@@ -127,9 +127,9 @@ class Describer:
     def look_at(
         self, clips: Path, told: Path, places: Sequence[Place]
     ) -> Iterator[tuple[int, dict[int, Told]]]:
-        """What the model says of the clips at `places`, in order; written to `told`, a file for each file.
+        """Ask about the clips at `places`, in order; `told` gets one file for each file of clips.
 
-        Raises ValueError, in one line, where the endpoint does not answer; what it said before is kept.
+        Raises ValueError, in one line, when the endpoint does not answer. Earlier answers are kept.
         """
         pool = ThreadPoolExecutor(self.concurrency)
         waiting: deque[tuple[Path, int, dict[int, Future[Told]]]] = deque()
@@ -152,7 +152,7 @@ class Describer:
         about = wrong = ""
         for name in self.asked:
             if name == "describe" and clip.about:
-                continue  # what the source says is better than what a model sees
+                continue  # the text of the source is more reliable than a model's
             answer = self._ask(QUESTIONS[name], pictures)
             if answer is None:
                 return Told(rejected=f"no answer in the form asked for ({name})")
@@ -163,7 +163,7 @@ class Describer:
         return Told(about, wrong)
 
     def _ask(self, question: ModelQuestion, pictures: Sequence[bytes]) -> dict[str, object] | None:
-        """The answer, from the disk where it is there; None for one that stays malformed."""
+        """The answer, from the disk where it is known; None when the model's answers stay malformed."""
         digest = xxhash.xxh3_128(repr((self.model, question)).encode())
         for picture in pictures:
             digest.update(xxhash.xxh3_128_digest(picture))

@@ -20,7 +20,7 @@ from tpru_verl.builder.tasks import Draft, Near, Place, TaskOptions, drafts_of
 from tpru_verl.data.likeness import SAME_PICTURE, bits
 from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
 
-NEIGHBOURS = 6  # clips of the same scene and split from which wrong frames and texts are taken
+NEIGHBOURS = 6  # clips of the same scene and split that lend wrong frames and texts
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class DraftTask:
     """The clips of one file: the place of each, its split and the clips near it."""
 
     folder: Path  # of the files of clips
-    told: Path | None  # folder of what a model said of them
+    told: Path | None  # folder of the files with the model's words about them
     clips: Sequence[tuple[Place, str, tuple[Place, ...]]]
     options: TaskOptions
     filters: Filters
@@ -39,7 +39,7 @@ Drafted = list[tuple[str, list[Draft]]]  # (split, drafts) of each clip
 
 
 def leaked(labels: Mapping[Place, Label], hashes: NDArray[np.uint64]) -> set[Place]:
-    """Clips that have a picture of a test set, by perceptual hash."""
+    """Clips that show a picture of a test set, compared by perceptual hash."""
     found: set[Place] = set()
     for place, label in labels.items():
         if len(hashes) and (bits(hashes[:, None] ^ label.leak_hash) <= SAME_PICTURE).any():
@@ -73,7 +73,7 @@ def splits_of(
 def neighbours_of(
     labels: Mapping[Place, Label], splits: Mapping[Place, str]
 ) -> dict[Place, tuple[Place, ...]]:
-    """The next clips of the same scene and split, those of the same source group first."""
+    """For each clip the next clips of its scene and split. Those of its own source group come first."""
     scenes: dict[tuple[str, str], list[Place]] = {}
     for place, label in labels.items():
         scenes.setdefault((splits[place], label.scene), []).append(place)

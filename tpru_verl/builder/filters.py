@@ -1,7 +1,7 @@
-"""Which frames can carry a question: not blank, not blurred, and visibly different from the one before.
+"""Filters frames: leaves out blank and blurred ones, and those that hardly differ from the frame before.
 
-Thresholds depend on the source: an arm before a static camera changes few pixels, a cut changes all. The
-distribution of what was measured is in the manifest, for choosing them.
+Good thresholds depend on the source: a robot arm before a fixed camera changes few pixels, a cut changes all
+of them. The manifest has the quantiles of both measures, which help to choose the thresholds.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Filters:
 
 @dataclass
 class _Passed:
-    """Frames that passed, on their way to a clip."""
+    """Frames that passed the filters and will become a clip."""
 
     frames: list[Frame]
     looks: list[FrameLook]
@@ -55,8 +55,8 @@ def clips_of(
 ) -> Iterator[tuple[Clip, list[bytes]]]:
     """Clips of `shortest` to `longest` frames that pass the filters, with their pictures.
 
-    What does not pass is counted in `counts`, and listed there where a whole item is lost. Raises as
-    `item.frames` for what cannot be read.
+    `counts` counts the frames that do not pass, and lists an item that gives no clip. Raises the errors of
+    `item.frames`, and ValueError for a frame that cannot be read.
     """
     run, number, found = _Passed([], []), 0, 0
     before = dict(counts.dropped_frames)

@@ -24,7 +24,7 @@ from tpru_verl.terminal import line_of
 
 @dataclass(frozen=True)
 class Recorded:
-    """One episode as one camera saw it; the tasks' words are what it is about."""
+    """One episode as one camera saw it. The texts of its tasks describe it."""
 
     usual_frames: ClassVar[int] = 64
     root: Path

@@ -1,4 +1,4 @@
-"""`tpru build`: frames, filters, drafts, rows; each stage in many processes, and none done twice.
+"""`tpru build`: runs the stages in many processes, and puts the result in place.
 
 Beside OUT lies `.OUT.work` until the result is whole: files of clips, then shards. A run that was ended goes
 on from there; one with other options, or from a source that has changed, begins anew.
@@ -37,7 +37,7 @@ from tpru_verl.terminal import messages, needs
 
 MADE_BY = "tpru build"
 PROVENANCE = "provenance.jsonl"
-SHOWN = 5  # left out items that the terminal shows; all are in a file
+SHOWN = 5  # items left out that the terminal shows; a file lists all of them
 
 
 def build(
@@ -91,7 +91,7 @@ def _check_installed(audit: bool) -> None:
 def _build(
     source: str, stages: Stages, settings: BuildOptions, describer: Describer | None, against: Source | None
 ) -> tuple[Path, dict[str, object], Counts]:
-    """Folder of the shards, manifest, and what became of the items."""
+    """The folder of the shards, the manifest, and the counts of items."""
     hashes = _hashes(against, stages.workers)
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
@@ -133,7 +133,7 @@ def _show_left_out(counts: Counts) -> None:
 
 
 def _labels(clips: Path, files: int, counts: Counts) -> dict[Place, Label]:
-    """All clips but those that are called as one before them, which are listed."""
+    """All clips. A clip with the id of an earlier one is left out and listed."""
     labels: dict[Place, Label] = {}
     names: set[str] = set()
     for number in range(files):

@@ -1,4 +1,4 @@
-"""What a source holds: videos, folders of pictures, episodes in a jsonl file, LeRobot data, simulators."""
+"""The items of a source: videos, picture folders, episodes of a jsonl file, recordings, simulators."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tpru_verl.builder.pictures import CONVERTED
 from tpru_verl.data.source.cells import image_bytes
 
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", *CONVERTED)
-ABOUT = "description.txt"  # beside pictures: what they show
+ABOUT = "description.txt"  # describes the pictures beside it
 MOST_ABOUT = 2**16  # bytes that are read of it
 SIMULATED = "sim:"  # SOURCE of a simulator, as in sim:minigrid
 
 
 @dataclass(frozen=True)
 class _Below:
-    """Something below `root`, or `root` itself, named by its relative path."""
+    """A file or folder below `root`, or `root` itself. Its relative path is its id."""
 
     root: Path
     path: Path
@@ -42,7 +42,7 @@ class _Below:
 
     @property
     def group(self) -> str:
-        """The two topmost parts: what lies in one folder of a scene was taken together."""
+        """The two topmost parts of the path: items in one folder of a scene belong together."""
         parts = self.path.relative_to(self.root).parts
         return "/".join(parts[:2]) if parts else self.path.name
 
@@ -100,7 +100,7 @@ class Pictures(_Below):
 
 @dataclass(frozen=True)
 class JsonEpisode:
-    """An episode: one line of a jsonl file, read when it is needed."""
+    """An episode: one line of a jsonl file. The line is read on first use."""
 
     usual_frames: ClassVar[int] = 4
     path: Path

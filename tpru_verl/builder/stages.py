@@ -1,4 +1,4 @@
-"""The stages of a build: clips, what a model says of them, drafts, shards. No file is made twice."""
+"""The stages of a build: clips, a model's words about them, drafts, shards. A file that exists is kept."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from tpru_verl.files import whole, write_json, write_text
 from tpru_verl.sample import Task
 from tpru_verl.terminal import line_of
 
-UNIT_FRAMES = 256  # frames that a unit of work is meant to have: then it takes seconds
-LEAST_UNITS = 16  # of a source that has as many items: so that there is work for all processes
+UNIT_FRAMES = 256  # frames in a unit of work, about: it then takes seconds
+LEAST_UNITS = 16  # units of a source with enough items, to keep all processes busy
 
 
 Given = TypeVar("Given")
@@ -81,7 +81,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class ScanTask:
-    """Some items, whose clips go to one file."""
+    """Some items. Their clips go to one file."""
 
     items: Sequence[SourceItem]
     path: Path
@@ -125,7 +125,7 @@ def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[C
 
 
 def _detail(error: Exception) -> str:
-    """What the error says. An error that is not meant for readers gets its kind before it."""
+    """The first line of an error, after its type where the text alone says too little."""
     kind, said = type(error).__name__, line_of(error)
     return said if isinstance(error, (OSError, ValueError)) or said == kind else f"{kind}: {said}"
 
@@ -138,11 +138,11 @@ class WriteTask:
     folder: Path
     path: Path
     template: str
-    first: int  # number of its first row in the split
+    first: int  # number of the shard's first row in its split
 
 
 def write(task: WriteTask) -> dict[str, object]:
-    """Write the shard and its rows' provenance, unless they are there already; describes the shard."""
+    """Write the shard and the provenance of its rows, unless they exist. Return the size and the checksum."""
     if not task.path.exists():
         schema = layout.schema_of()
         provenance: list[str] = []
@@ -202,7 +202,7 @@ class Stages:
         return in_order(tasks, work, title=title, workers=self.workers, run=self.run)
 
     def folder(self, name: str, *decided_by: object) -> Path:
-        """A stage's folder, named by what decides its content; those of other settings are removed."""
+        """A stage's folder, named by a hash of what decides its content. Older folders are removed."""
         key = xxhash.xxh3_64_hexdigest(repr((__version__, decided_by)).encode())
         wanted = self.work / f"{name}-{key}"
         for other in self.work.glob(f"{name}-*"):
@@ -233,7 +233,7 @@ class Stages:
         return folder, len(tasks), counts
 
     def tell(self, describer: Describer, clips: Path, labels: dict[Place, Label], counts: Counts) -> Path:
-        """Have a model look at the clips; what it rejects is taken out of `labels` and listed."""
+        """Have a model look at the clips. Clips that it rejects are removed from `labels` and listed."""
         folder = self.folder("told", clips, describer.key, sorted(labels))
         for number, saying in describer.look_at(clips, folder, sorted(labels)):
             for clip, said in saying.items():
@@ -281,7 +281,7 @@ class Stages:
         return plans, ledger, lost
 
     def write(self, plans: Sequence[Path], clips: Path) -> tuple[Path, list[dict[str, object]]]:
-        """The shards' folder, and what describes each of them."""
+        """The folder of the shards, and the description of each shard."""
         digests = [xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in plans]
         folder = self.folder("rows", clips, digests, self.settings.template)
         shards = Counter(path.stem.rpartition("-")[0] for path in plans)
@@ -300,7 +300,7 @@ class Stages:
 
 
 def _mark(item: SourceItem) -> tuple[object, ...]:
-    """What shows that an item is as it was. Pictures that a jsonl file names are taken to stay."""
+    """A value that changes when the files of an item change. Pictures of a jsonl file are not looked at."""
     path = getattr(item, "path", None)
     try:
         if not isinstance(path, Path) or not path.exists():

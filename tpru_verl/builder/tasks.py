@@ -1,7 +1,7 @@
-"""Rows out of one clip: a pure function of the clip, what is near it, the options and the row's seed.
+"""Makes rows of one clip. The result depends on the clip, its neighbours, the options and the seed alone.
 
-A draft leaves open which letter is right and whether the row is a negative one, because that is settled over
-all rows, so that letters are balanced and the share of negatives is met. `ask` puts it into words.
+A draft has no letters yet, and does not say whether the row is a negative one. Both are decided over all
+rows, which balances the letters and makes the share of negatives exact. `ask` then writes the row's text.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from tpru_verl.builder.filters import Filters
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
 
 WRONG = 3  # wrong options beside the right one and "None of the choices provided"
-TRIES = 10  # draws of steps, of which the one with the hardest wrong candidates is taken
-EVEN = 2.0  # unevenness of wrong candidates that is good enough
+TRIES = 10  # draws of steps; the draw with the hardest wrong candidates is taken
+EVEN = 2.0  # an unevenness of wrong candidates at or below this is good enough
 ABOUT_CHARACTERS = 400
 LETTERS = ascii_uppercase[: WRONG + 2]
 
@@ -35,7 +35,7 @@ Place = tuple[int, int]  # of a clip: number of its file, number in the file
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Which rows are made. Beyond the published form: other numbers of steps, open orders, several gaps."""
+    """Which rows are made. Other numbers of steps, free-form orders and several gaps are not in the paper."""
 
     tasks: tuple[Task, ...] = tuple(Task)
     steps: tuple[int, ...] = (4,)
@@ -43,7 +43,7 @@ class TaskOptions:
     gaps: int = 1  # steps that are missing in next-frame rows
     free_form: bool = False  # orders without options
     negatives: float = 0.2
-    mismatches: float = 0.5  # of the negatives, where there is a text that does not fit
+    mismatches: float = 0.5  # share of the negatives, where a text that does not fit is at hand
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Near:
 
 @dataclass(frozen=True)
 class Draft:
-    """A row before its letters. `wrong` may hold one more than needed: for rows without a right choice."""
+    """A row without its letters. `wrong` may hold a spare frame, for a row that has no right option."""
 
     row_id: str
     task: Task
@@ -64,7 +64,7 @@ class Draft:
     scene: str
     group: str
     steps: tuple[Ref, ...]  # in their true order
-    asked: tuple[int, ...]  # places in `steps` of what is missing; () for an order
+    asked: tuple[int, ...]  # places in `steps` of the missing steps; () for an order
     wrong: tuple[Ref, ...]
     about: str
     not_about: tuple[str, ...]  # texts that do not fit
@@ -75,7 +75,7 @@ class Draft:
 
     @property
     def negatives(self) -> tuple[str, ...]:
-        """The kinds of negative row that it can be."""
+        """The kinds of negative row that this draft can become."""
         spare = not self.asked or len(self.wrong) > WRONG + 1 - len(self.asked)
         return ("mismatch",) * bool(self.not_about) + ("missing answer",) * spare
 
@@ -94,9 +94,9 @@ def drafts_of(
     filters: Filters,
     seed: int,
 ) -> Iterator[Draft | tuple[str, str]]:
-    """The clip's rows or, for a row that cannot be, its id and the reason.
+    """The drafts of a clip or, for a row that cannot be made, its id and the reason.
 
-    `near` are clips whose frames and texts may serve as wrong ones, `wrong_text` is one written for this.
+    `near` are clips that may lend wrong frames and texts. `wrong_text` is a wrong text that a model wrote.
     """
     about, others = _about(clip), [_about(other.clip) for other in near]
     not_about = [text for text in (plain_text(wrong_text), *others) if text and not _same(text, about)]
@@ -119,7 +119,7 @@ def _draw(
     options: TaskOptions,
     rng: np.random.Generator,
 ) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
-    """Steps, what of them is asked for, and wrong frames; or the reason why there are none."""
+    """The steps, the places that are asked for, and wrong frames; or the reason why there is no row."""
     own = bench.own
     fitting = [steps for steps in options.steps if steps <= own]
     if not fitting:
@@ -130,7 +130,7 @@ def _draw(
         count = int(rng.choice(fitting))
         steps = _spread(own, count, rng)
         if not bench.all_apart(steps):
-            continue  # two moments alike, as the first and the last of a cycle: the order can't be told
+            continue  # two moments look alike, as in a cycle: nobody could tell their order
         refs = tuple(bench.refs[step] for step in steps)
         if task is Task.TEMPORAL_REORDERING:
             return refs, (), ()
@@ -152,9 +152,9 @@ def _draw(
 
 
 def _spread(frames: int, steps: int, rng: np.random.Generator) -> list[int]:
-    """Places of evenly distant frames, rather near ones, with others between them where there are enough.
+    """Places of evenly spaced frames. A small spacing is more likely than a large one.
 
-    What lies between them and beyond them makes hard candidates.
+    The frames between them and beyond them are hard wrong candidates.
     """
     widest = (frames - 1) // (steps - 1)
     stride = int(rng.integers(min(2, widest), widest + 1, 2).min())
@@ -163,7 +163,7 @@ def _spread(frames: int, steps: int, rng: np.random.Generator) -> list[int]:
 
 
 def _asked(task: Task, steps: int, gaps: int) -> tuple[int, ...]:
-    """Step 1 of previous-frame rows; the last but one of next-frame rows, and more before it."""
+    """The places of the missing steps: the first in previous-frame rows, else the last but one and before."""
     if task is Task.PREVIOUS_FRAME_REVIEW:
         return (0,)
     gaps = max(1, min(gaps, (steps - 1) // 2, WRONG))
@@ -171,16 +171,18 @@ def _asked(task: Task, steps: int, gaps: int) -> tuple[int, ...]:
 
 
 def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) -> list[int]:
-    """Frames that fill no gap: of other moments of the clip, and of other clips."""
+    """Frames that fit into no gap: other moments of the clip, and frames of other clips."""
     admissible = set(steps)
-    for gap in asked:  # what lies between the neighbours of a gap would fill it, too
+    for gap in asked:  # a frame between the neighbours of a gap would be right, too
         admissible |= set(range(steps[gap - 1] if gap else 0, steps[gap + 1]))
     return [frame for frame in range(frames) if frame not in admissible]
 
 
 def _needs_others(task: Task, own: int, options: TaskOptions) -> bool:
-    """Whether wrong frames are taken from other clips, too: for short clips, and for previous-frame rows, as
-    no other moment of the clip is as far from its end as what comes before.
+    """Whether wrong frames may come from other clips: for short clips, and for previous-frame rows.
+
+    In a previous-frame row the right frame is the farthest from the end of the clip. Frames of the clip alone
+    would give it away.
     """
     return task is Task.PREVIOUS_FRAME_REVIEW or own < min(options.steps) + 2 * (WRONG + 1)
 
@@ -188,7 +190,7 @@ def _needs_others(task: Task, own: int, options: TaskOptions) -> bool:
 def _bench(
     clip: Clip, place: Place, near: Sequence[Near], options: TaskOptions, filters: Filters, seed: int
 ) -> Bench:
-    """The clip's frames and, where a task needs them, some of other clips that are encoded alike."""
+    """The frames of the clip and, where a task needs them, frames of other clips with the same encoding."""
     frames = [(clip, place, frame) for frame in range(len(clip))]
     if not any(_needs_others(task, len(clip), options) for task in options.tasks):
         return Bench.of(frames, filters)
@@ -215,7 +217,7 @@ def plain_text(text: str) -> str:
 
 
 def _about(clip: Clip) -> str:
-    """What the clip is about or, where nothing says that, what is done in it."""
+    """The description of the clip or, without one, the texts of its steps."""
     return plain_text(clip.about) or plain_text("; ".join(dict.fromkeys(filter(None, clip.text))))
 
 
@@ -225,7 +227,7 @@ def _same(one: str, other: str) -> bool:
 
 @dataclass(frozen=True)
 class BuiltRow:
-    """A row in words; its pictures are still references."""
+    """The text of a row, and references to its pictures."""
 
     problem: str
     answer: str
@@ -234,7 +236,7 @@ class BuiltRow:
 
 
 def ask(draft: Draft, letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> BuiltRow:
-    """Put a draft into words such that `letter` is right: `none_letter`'s if and only if it is `negative`."""
+    """Write the text of a row in which `letter` is right. In a `negative` row that is `none_letter`."""
     about = draft.about
     if negative == "mismatch":
         about = draft.not_about[int(rng.integers(len(draft.not_about)))]
@@ -270,14 +272,14 @@ def _ask_order(
 
 
 def _letters(none_letter: str) -> str:
-    """Without a None option there is one letter less."""
+    """The letters of the options. Without a None option there is one letter less."""
     return LETTERS if none_letter else LETTERS[:-1]
 
 
 def _fits(letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> str:
-    """Where that is listed which fits the pictures; "" for nowhere.
+    """The letter of the option that fits the pictures; "" where no option does.
 
-    A row whose text does not fit lists it, too: it would be right if the text did.
+    A mismatch row lists such an option, too. It is wrong there because the text describes other pictures.
     """
     if negative == "mismatch":
         return str(rng.choice([place for place in LETTERS if place != none_letter]))
@@ -285,7 +287,7 @@ def _fits(letter: str, none_letter: str, negative: str, rng: np.random.Generator
 
 
 def _orders(right: tuple[int, ...], right_listed: bool, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Wrong orders in pairs with their reverses: so no option is nearer to the others than the right one."""
+    """Wrong orders, each with its reverse. So no option is nearer to the others than the right one."""
     every = [order for order in permutations(range(1, len(right) + 1)) if order not in (right, right[::-1])]
     pairs = [order for order in every if order < order[::-1]]
     drawn = [pairs[i] for i in rng.permutation(len(pairs))[:2]]
@@ -329,7 +331,7 @@ def _ask_several(
     negative: str,
     rng: np.random.Generator,
 ) -> BuiltRow:
-    """Several gaps: four labelled candidates; an option says which of them fill the gaps, in order."""
+    """A row with several gaps. An option names which of four labelled candidates fill them, in order."""
     given = [i for i in range(len(draft.steps)) if i not in draft.asked]
     gaps = len(draft.asked)
     shown = [*draft.right, *draft.wrong[: WRONG + 1 - gaps]]

@@ -1,4 +1,4 @@
-"""Frames of a video file, by PyAV: at even times, where the picture changes, or its key frames."""
+"""Reads frames of a video file with PyAV: at even times, at changes of the picture, or key frames."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv")
 # Containers that name other files (playlists, concatenations) could lead out of the folder given.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv"
-WORTH_A_SEEK = 1.0  # seconds of decoding that a jump to a later key frame has to save
-FRAMES_AIMED_AT = 24  # of a short video, where the user sets no distance
+WORTH_A_SEEK = 1.0  # a jump to a later key frame has to save decoding this many seconds of video
+FRAMES_AIMED_AT = 24  # frames of a short video, where the user sets no distance
 SHORTEST, LONGEST = 0.2, 2.0  # seconds between frames, where the user sets none
 
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """Which frames of a video are looked at, and how they are stored.
+    """Which frames of a video are read, and how they are stored.
 
     `how` is `uniform`, `scene` (whenever the picture has changed) or `keyframes`; `every` is the least
     distance in seconds, None for one that suits the length; pictures get at most `max_side` pixels a side.
@@ -50,8 +50,8 @@ def frames_of(
 ) -> Iterator[Frame]:
     """Sampled frames from `start` to `end` seconds, upright, as JPEG.
 
-    Times are those that the file gives its frames, so a variable frame rate is no matter. Raises ValueError,
-    in one line, for a file that is no video or breaks off.
+    Times come from the file, so a variable frame rate is read correctly. Raises ValueError, in one line, for
+    a file that is not a whole video.
     """
     try:
         import av
@@ -112,7 +112,7 @@ def _distance(container: InputContainer, stream: VideoStream, start: float, end:
 
 
 class _Jumps:
-    """Where decoding may begin, by the container's index; without one all frames are decoded."""
+    """The key frames where decoding may begin. In a file without an index all frames are decoded."""
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
         self._container, self._stream = container, stream
@@ -120,7 +120,7 @@ class _Jumps:
         self._starts = [entry.timestamp * base for entry in stream.index_entries if entry.is_keyframe]
 
     def towards(self, time: float, now: float) -> bool:
-        """Go to the last key frame before `time` where that saves enough decoding; whether it did."""
+        """Jump to the last key frame before `time` where that saves enough decoding. Return whether."""
         at = bisect_right(self._starts, time) - 1
         if at < 0 or self._starts[at] - now < WORTH_A_SEEK or not self._stream.time_base:
             return False
@@ -158,7 +158,7 @@ def _evenly(
 
 
 def _upright(frame: VideoFrame, reformatter: VideoReformatter, max_side: int, aspect: float) -> Image.Image:
-    """As a player shows it: scaled, pixels square, turned by what the file says. `aspect` is of a pixel."""
+    """The frame as a player shows it: scaled, upright, with square pixels. `aspect` is a pixel's."""
     width, height = frame.width * aspect, float(frame.height)
     scale = min(1.0, max_side / max(width, height))
     size = max(1, round(width * scale)), max(1, round(height * scale))
