@@ -10,7 +10,16 @@ from scipy import stats
 
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
-from tpru_verl.statistics import clusters_of, holm, mcnemar, paired, share, standard_error, wilson
+from tpru_verl.statistics import (
+    clusters_of,
+    design_effect,
+    holm,
+    mcnemar,
+    paired,
+    share,
+    standard_error,
+    wilson,
+)
 
 CHOICE = Item("x", "Which?\nA. left\nB. right\nC. none", "B", (), {"A": "left", "B": "right", "C": "none"})
 ORDER = Item("x", "In which order?", "BDAC", ())
@@ -173,4 +182,15 @@ def test_mcnemar_is_the_exact_test(gained: int, lost: int) -> None:
 
 def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1, 1]
     assert holm([]) == []
+
+
+def test_design_effect() -> None:
+    twos, ones = np.full(50, 2), np.ones(100, np.int64)
+    together = np.repeat([2, 0], 25)
+    assert design_effect(twos, together) == pytest.approx(2, rel=0.02)
+    assert design_effect(ones, np.repeat([1, 0], 50)) == 1
+    assert design_effect(twos, np.full(50, 1)) == 1  # less than binomial is taken as binomial
+    assert design_effect(twos, np.full(50, 2)) == 2
+    assert design_effect(np.array([100]), np.array([60])) == 1

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
@@ -17,14 +18,13 @@ from support.rows import Row, picture, write_jsonl, write_parquet
 
 from tpru_verl.data.audit import measure as module
 from tpru_verl.data.audit.fitted import folds_of
-from tpru_verl.data.audit.measure import Audit, Line, audit, holm
+from tpru_verl.data.audit.measure import Audit, RuleResult, audit
 from tpru_verl.data.audit.question import read_question, swaps
-from tpru_verl.data.audit.report import CURES, as_json, tables, verdict
+from tpru_verl.data.audit.report import CURES, REVERSE, as_json, tables, verdict
 from tpru_verl.data.audit.rules import chain_of
 from tpru_verl.data.source.forms import Source
 from tpru_verl.demo import scenes
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
-from tpru_verl.statistics import design_effect
 
 LETTERS = "ABCDE"
 Paint = Callable[[np.random.Generator], bytes]
@@ -112,7 +112,7 @@ def found(audit: Audit) -> set[str]:
     return {line.rule.name for line in audit.shortcuts}
 
 
-def line_of(audit: Audit, rule: str, task: str | None = None) -> Line:
+def line_of(audit: Audit, rule: str, task: str | None = None) -> RuleResult:
     (line,) = [x for x in audit.lines if x.rule.name == rule and task in (None, x.task)]
     return line
 
@@ -280,22 +280,6 @@ def test_rows_of_one_source_do_not_count_as_many(audited: Callable[..., Audit]) 
     assert line_of(alone, "always A").beats_chance
 
 
-def test_design_effect() -> None:
-    twos, ones = np.full(50, 2), np.ones(100, np.int64)
-    together = np.repeat([2, 0], 25)
-    assert design_effect(twos, together) == pytest.approx(2, rel=0.02)
-    assert design_effect(ones, np.repeat([1, 0], 50)) == 1
-    assert design_effect(twos, np.full(50, 1)) == 1  # less than binomial is taken as binomial
-    assert design_effect(twos, np.full(50, 2)) == 2
-    assert design_effect(np.array([100]), np.array([60])) == 1
-
-
-def test_holm() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == [1, 1]
-    assert holm([]) == []
-
-
 def test_folds_keep_groups_whole_and_break_turns() -> None:
     groups = [f"source-{i // 3:03}" for i in range(150)]
     folds = folds_of(groups, seed=0)
@@ -364,6 +348,11 @@ def test_demo_rows_are_audited_honestly(tmp_path: Path) -> None:
     result = audit(Source.open(str(tmp_path / "demo.parquet")), workers=1)
     assert not {line.rule.family for line in result.shortcuts} & {"letters", "none", "text", "orders"}
     assert {"chain of frames, either way", "odd candidate out (pixels)"} <= found(result)
+    assert result.reverse_listed < 0.3
+    assert REVERSE in verdict(result)
+    followed = verdict(replace(result, reverse_listed=1.0))
+    assert REVERSE not in followed  # no advice to rows that follow it
+    assert "choose frames from places that look alike" in followed
     assert {line.task for line in result.lines} == {"", *(task.value for task in Task)}
 
 
@@ -442,7 +431,7 @@ def test_tables_survive_markup_in_names(tmp_path: Path) -> None:
 
 def test_a_missing_package_is_named(audited: Callable[..., Audit], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ValueError, match=r'^tpru data audit needs pip install "tpru-verl\[build\]"$'):
+    with pytest.raises(ValueError, match=r'^an audit needs scikit-learn: .*"tpru-verl\[build\]"$'):
         audited([choice(0)])
 
 

@@ -15,7 +15,7 @@ from support.results import contents, read
 from support.rows import reordering, write_parquet
 
 from tpru_verl.data import layout
-from tpru_verl.data.prepare import Options, prepare
+from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
 
 ROWS = [reordering(seed) for seed in range(12)]
@@ -203,7 +203,7 @@ def test_the_working_folder_is_written_into(
 def prepared(tmp_path: Path) -> Path:
     path = write_parquet(tmp_path / "rows.parquet", ROWS)
     split = {"train": 0.75, "test": 0.25}
-    prepare(Source.open(str(path)), tmp_path / "out", Options(split=split), workers=1)
+    prepare(Source.open(str(path)), tmp_path / "out", PrepareOptions(split=split), workers=1)
     return tmp_path / "out"
 
 
@@ -211,7 +211,7 @@ def test_shards_of_another_result_are_refused_when_they_are_read(
     prepared: Path, tmp_path: Path, tpru: Tpru
 ) -> None:
     other = write_parquet(tmp_path / "other.parquet", [reordering(seed) for seed in range(40, 45)])
-    prepare(Source.open(str(other)), tmp_path / "other", Options(), workers=1)
+    prepare(Source.open(str(other)), tmp_path / "other", PrepareOptions(), workers=1)
     shard = "data/train-00000-of-00001.parquet"
     shutil.copy(tmp_path / "other" / shard, prepared / shard)
     for name in (f"{prepared}@train", str(prepared / shard)):
@@ -260,7 +260,9 @@ def test_a_manifest_of_somebody_else_is_not_ours_to_compare(prepared: Path, mani
 def test_names_of_splits_are_names(tmp_path: Path, name: str) -> None:
     path = write_parquet(tmp_path / "rows.parquet", ROWS)
     with pytest.raises(ValueError, match=r"--split: found the name .*, expected letters, digits and _ only"):
-        prepare(Source.open(str(path)), tmp_path / "out", Options(split={name: 0.5, "x": 0.5}), workers=1)
+        prepare(
+            Source.open(str(path)), tmp_path / "out", PrepareOptions(split={name: 0.5, "x": 0.5}), workers=1
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]
 
 

@@ -14,7 +14,7 @@ from support.results import contents, read
 from support.rows import Row, picture, reordering, write_parquet
 
 from tpru_verl.data import layout
-from tpru_verl.data.prepare import Options, prepare
+from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
 
 ROWS = [reordering(seed) for seed in range(12)]
@@ -25,7 +25,7 @@ Prepare = Callable[..., dict[str, Any]]
 def run(tmp_path: Path) -> Prepare:
     def run(rows: list[Row] = ROWS, out: str = "out", **options: Any) -> dict[str, Any]:
         path = write_parquet(tmp_path / "rows.parquet", rows)
-        return prepare(Source.open(str(path)), tmp_path / out, Options(**options), workers=1)
+        return prepare(Source.open(str(path)), tmp_path / out, PrepareOptions(**options), workers=1)
 
     return run
 
@@ -50,7 +50,7 @@ def test_rows_keep_their_bytes_and_gain_what_verl_reads(run: Prepare, tmp_path: 
 
 def test_a_result_is_a_source_whose_questions_are_the_first_ones(run: Prepare, tmp_path: Path) -> None:
     run()
-    manifest = prepare(Source.open(str(tmp_path / "out")), tmp_path / "again", Options(), workers=1)
+    manifest = prepare(Source.open(str(tmp_path / "out")), tmp_path / "again", PrepareOptions(), workers=1)
     assert "published form" in manifest["source"]["read_as"][0]  # type: ignore[index]
     again, once = read(tmp_path / "again"), read(tmp_path / "out")
     assert [row["problem"] for row in again] == [row["problem"] for row in once]
@@ -230,3 +230,19 @@ def test_the_command_says_what_it_did(tpru: Tpru, tmp_path: Path) -> None:
     assert (code, error) == (1, "tpru: --split: found 'train:0.75', expected the form train=0.95,test=0.05")
     rows = [row for split in ("train", "test") for row in read(tmp_path / "out", split)]
     assert picture(0) in [cell["bytes"] for row in rows for cell in row["images"]]
+
+
+def test_a_row_whose_tokens_cannot_be_counted_is_named_by_its_place(
+    tmp_path: Path, checkpoint: Path, tpru: Tpru
+) -> None:
+    pytest.importorskip("transformers")
+    rows = [reordering(i % 12) for i in range(80)]
+    rows[70]["problem"] += "<|image_pad|>"  # plain text to other models, an image to this one
+    path = write_parquet(tmp_path / "rows.parquet", rows)
+    command = ("prepare", path, tmp_path / "out", "--model", checkpoint, "--workers", 1)
+    code, _, error = tpru(*command)
+    assert code == 1
+    assert f"{path} row 70: problem: found " in error
+    code, out, _ = tpru(*command, "--drop-invalid")
+    assert code == 0
+    assert '"written": 79' in out

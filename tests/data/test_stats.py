@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.rows import Row
@@ -19,6 +18,7 @@ from tpru_verl.data.stats import AN_ORDER, Spread, Statistics, as_json, statisti
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.demo.scenes import SCENES, make_rows, write_parquet
 from tpru_verl.sample import NONE_OPTION, Sample, Task
+from tpru_verl.terminal import VisibleConsole
 
 REORDERING, NEXT, PREVIOUS = (task.value for task in Task)
 
@@ -36,7 +36,7 @@ def count(folder: Path, rows: Sequence[Sample], **options: object) -> Statistics
 
 
 def printed(found: Statistics, width: int = 100) -> str:
-    console = Console(width=width, file=io.StringIO(), record=True)
+    console = VisibleConsole(width=width, file=io.StringIO(), record=True)
     for table in tables(found):
         console.print(table)
     return " ".join(console.export_text().replace("│", " ").split())
@@ -137,8 +137,8 @@ def test_visual_tokens_of_a_row_are_those_of_its_pictures(rows: list[Sample], tm
 
 
 def test_prompt_lengths_are_those_of_row_and_images(rows: list[Sample], tmp_path: Path) -> None:
-    def images_and_words(row: Row, images: list[bytes]) -> int:
-        return 100 * len(images) + len(str(row.problem).split())
+    def images_and_words(row: Row) -> int:
+        return 100 * len(row.images()) + len(str(row.problem).split())
 
     for workers in (1, 2):  # a function of a function can't be sent to another process
         found = count(tmp_path, rows, tokens_a_row=images_and_words, workers=workers)

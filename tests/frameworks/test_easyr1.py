@@ -21,7 +21,7 @@ from support.responses import SCORES
 from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import recipes, trainers
-from tpru_verl.data.prepare import Options, prepare
+from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.rows import read_rows
 from tpru_verl.data.tokens.prompts import Asked, EasyR1Counter
@@ -69,7 +69,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(12)
     ]
     source = Source.open(str(write_parquet(folder / "rows.parquet", rows)))
-    prepare(source, folder / "out", Options(split={"train": 0.7, "test": 0.3}), workers=1)
+    prepare(source, folder / "out", PrepareOptions(split={"train": 0.7, "test": 0.3}), workers=1)
     assert {path.name for path in (folder / "out").iterdir()} == {"README.md", "manifest.json", "data"}
     return folder / "out" / "data"
 

@@ -17,20 +17,29 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Check, look at, audit and prepare rows of files (parquet, json, jsonl, tsv), folders and Hub ids.",
-    epilog="In this order: `validate`, `stats`, `view`, `audit`, `prepare`.",
+    help="Check, show, audit and prepare rows of files (parquet, json, jsonl, tsv), folders and the Hub.",
+    epilog="Use the commands in this order: `validate`, `stats`, `view`, `audit`, `prepare`.",
 )
 
 SourceName = Annotated[
-    str, typer.Argument(metavar="SOURCE", help="File, folder (also FOLDER@SPLIT) or Hub id (ORG/NAME@SPLIT).")
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="A file, a folder (or one split of it: FOLDER@SPLIT) or a data set of the Hub (ORG/NAME@SPLIT).",
+    ),
 ]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub id.")]
-ProblemKey = Annotated[str | None, typer.Option(help="Column of the question, where it is not detected.")]
-AnswerKey = Annotated[str | None, typer.Option(help="Column of the answer.")]
-ImageKey = Annotated[str | None, typer.Option(help="Column of the images.")]
-Against = Annotated[str | None, typer.Option(help="A source that must share no row: a test set.")]
-Deep = Annotated[bool, typer.Option("--deep", help="Decode every image in full.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes. Default: one a core.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a data set of the Hub.")]
+ProblemKey = Annotated[str | None, typer.Option(help="Column with the question. Default: found by its name.")]
+AnswerKey = Annotated[str | None, typer.Option(help="Column with the answer. Default: found by its name.")]
+ImageKey = Annotated[str | None, typer.Option(help="Column with the images. Default: found by its name.")]
+Against = Annotated[
+    str | None, typer.Option(help="Test rows: another source that must share no pictures with this one.")
+]
+Deep = Annotated[
+    bool, typer.Option("--deep", help="Decode every image in full. Default: read the headers of images only.")
+]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this JSON file.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one for each core.")]
 
 
 def open_source(
@@ -56,17 +65,18 @@ def validate(
     source: SourceName,
     deep: Deep = False,
     against: Against = None,
-    report: Annotated[Path | None, typer.Option(help="JSON file with one entry a finding.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write all findings to this JSON file.")] = None,
     revision: Revision = None,
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
     workers: Workers = None,
 ) -> None:
-    """Check every row; exit code 1 when one is unusable.
+    """Check every row. The exit code is 1 when a row cannot be used.
 
-    Tags against images, images by their headers (or in full), answer among options, distinct options, the
-    task, duplicates, and pictures shared with another source. Nothing is changed.
+    A row cannot be used when its image tags and images differ in number, an image is broken or unfit, the
+    answer is no option, two options are equal, or its task has an unknown name. Repeated rows are warnings.
+    Nothing is changed.
     """
     from tpru_verl.data import validate as work
     from tpru_verl.terminal import results
@@ -89,21 +99,32 @@ def validate(
 def prepare(
     source: SourceName,
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder to make; an earlier result in it is replaced.")
+        Path,
+        typer.Argument(
+            metavar="OUT", help="Folder to write. An earlier result in it is replaced, other files never."
+        ),
     ],
     drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Leave unusable rows out and list them.")
+        bool,
+        typer.Option(
+            "--drop-invalid", help="Leave out rows that cannot be used, and list them in dropped.json."
+        ),
     ] = False,
     split: Annotated[
-        str | None, typer.Option(metavar="NAME=SHARE,...", help="Rows of one source stay together.")
+        str | None,
+        typer.Option(
+            metavar="NAME=SHARE,...",
+            help="Write several splits. Rows of one source, or with a picture in common, stay together.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
-    template: Annotated[str, typer.Option(help="Prompt template of the column `prompt`.")] = "tpru",
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    template: Annotated[str, typer.Option(help="Prompt template for the column `prompt`.")] = "tpru",
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a model: store the tokens of each prompt.")
+        str | None,
+        typer.Option(help="Folder or Hub id of a model. Stores the number of tokens of each prompt."),
     ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Pixel bound for the token counts.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Pixel bound for the token counts.")] = None,
+    min_pixels: Annotated[int | None, typer.Option(help="Fewest pixels of an image, for --model.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of an image, for --model.")] = None,
     against: Against = None,
     deep: Deep = False,
     revision: Revision = None,
@@ -112,16 +133,16 @@ def prepare(
     image_key: ImageKey = None,
     workers: Workers = None,
 ) -> None:
-    """Write shards that veRL and EasyR1 read without conversion, with a manifest and a data set card.
+    """Write rows to shards that veRL and EasyR1 read without conversion, with a manifest and a data set card.
 
-    The bytes of images stay as they are. The same source and options give the same bytes.
+    Images keep their bytes. The same source and options give the same bytes.
     """
-    from tpru_verl.data.prepare import Options
+    from tpru_verl.data.prepare import PrepareOptions
     from tpru_verl.data.prepare import prepare as work
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
-    options = Options(seed, template, shares_of(split), drop_invalid, deep)
+    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep)
     other = open_source(against) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     typer.echo(json.dumps(manifest["rows"], indent=1))
@@ -155,20 +176,28 @@ def _counter(model: str, template: str, min_pixels: int | None, max_pixels: int 
 def stats(
     source: SourceName,
     model: Annotated[
-        str | None, typer.Option(help="Folder or Hub id of a model: count the tokens of whole prompts.")
+        str | None, typer.Option(help="Folder or Hub id of a model. Counts the tokens of whole prompts.")
     ] = None,
-    template: Annotated[str, typer.Option(help="Prompt template, for the token counts.")] = "tpru",
-    min_pixels: Annotated[int, typer.Option(help="Pixel bound of an image, for the token counts.")] = 16384,
-    max_pixels: Annotated[int, typer.Option(help="Pixel bound; both as in the recipes.")] = 36864,
-    patch: Annotated[int, typer.Option(help="Side of a patch: 14 (Qwen2.5-VL) or 16 (Qwen3-VL).")] = 14,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
+    template: Annotated[str, typer.Option(help="Prompt template, for --model.")] = "tpru",
+    min_pixels: Annotated[
+        int, typer.Option(help="Fewest pixels of an image. Default: as in the recipes.")
+    ] = 16384,
+    max_pixels: Annotated[
+        int, typer.Option(help="Most pixels of an image. Default: as in the recipes.")
+    ] = 36864,
+    patch: Annotated[
+        int, typer.Option(help="Side of a patch in pixels: 14 for Qwen2.5-VL, 16 for Qwen3-VL.")
+    ] = 14,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers to this JSON file.")
+    ] = None,
     revision: Revision = None,
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
     workers: Workers = None,
 ) -> None:
-    """Count tasks, scenes, images, sizes, tokens, answer letters and "None of the choices provided"."""
+    """Count tasks, scenes, images, sizes, tokens, right answers and options that say "None of the ..."."""
     from tpru_verl.data import stats as work
     from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.data.tokens.prompts import Asked
@@ -180,9 +209,7 @@ def stats(
     found = work.statistics(
         opened,
         tokens=work.tokens_within(Bounds(min_pixels, max_pixels, 2 * patch)),
-        tokens_a_row=(lambda row, images: counter.count([Asked(str(row.problem), row.task, images)])[0])
-        if counter
-        else None,
+        tokens_a_row=(lambda row: counter.count([Asked.of(row)])[0]) if counter else None,
         workers=workers,
     )
     for table in work.tables(found):
@@ -195,15 +222,17 @@ def stats(
 def view(
     source: SourceName,
     out: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("rows.html"),
-    limit: Annotated[int, typer.Option(min=1, help="Rows to show, spread over the tasks.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Number of rows to show. They are spread evenly over the tasks.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
     revision: Revision = None,
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
     workers: Workers = None,
 ) -> None:
-    """Write a gallery: one HTML file with images, questions, options, answers, and filters."""
+    """Write one HTML file that shows rows: images, questions, options and answers, with filters."""
     from tpru_verl.data.view import write_gallery
 
     opened = open_source(source, revision, problem_key, answer_key, image_key)
@@ -213,18 +242,20 @@ def view(
 @app.command(epilog="Example: `tpru data audit train.parquet --json audit.json`")
 def audit(
     source: SourceName,
-    seed: Annotated[int, typer.Option(help="Of folds, and between equals.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the folds, and of choices between equal scores.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the numbers to this JSON file.")
+    ] = None,
     revision: Revision = None,
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
     workers: Workers = None,
 ) -> None:
-    """Measure the shortcuts by which rows can be solved without understanding; no model is needed.
+    """Measure how often simple rules find the right answer without understanding. No model is needed.
 
-    Letter and position priors, similarity, files, compression, text alone: each against chance with a 95 %
-    interval, then a verdict. The exit code is 0 whatever the verdict.
+    The rules use letters, positions, similar images, file sizes, image formats or words alone. Each is
+    compared with chance (95 % interval), and a verdict says what to change. The exit code is always 0.
     """
     from tpru_verl.data.audit import measure, report
     from tpru_verl.terminal import results

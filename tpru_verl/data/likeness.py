@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tpru_verl.data.images import thumbnail
+from tpru_verl.terminal import needs
 
 HASH_SIDE = 8  # a perceptual hash has 64 bits
 
@@ -27,7 +28,7 @@ def hash_of(small: Image.Image) -> np.uint64:
     try:
         import imagehash
     except ImportError:
-        raise ValueError('perceptual hashes need `pip install "tpru-verl[build]"`') from None
+        raise needs("build", "imagehash", "comparing pictures") from None
     bits: NDArray[np.bool_] = imagehash.phash(small, HASH_SIDE).hash
     return np.packbits(bits.ravel()).view(np.uint64)[0]
 

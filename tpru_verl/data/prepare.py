@@ -47,7 +47,7 @@ _COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_k
 
 
 @dataclass(frozen=True)
-class Options:
+class PrepareOptions:
     """What decides the bytes of the result, beside the source."""
 
     seed: int = 0
@@ -61,7 +61,7 @@ class Options:
 def prepare(
     source: Source,
     out: Path,
-    options: Options,
+    options: PrepareOptions,
     *,
     against: Source | None = None,
     counter: PromptCounter | None = None,
@@ -134,7 +134,7 @@ def _kept(report: Report) -> list[SeenRow]:
     return [row for row in report.seen if (row.file, row.row) not in unusable]
 
 
-def _splits(rows: Sequence[SeenRow], options: Options) -> dict[tuple[str, int], str]:
+def _splits(rows: Sequence[SeenRow], options: PrepareOptions) -> dict[tuple[str, int], str]:
     """Split of each (file, row). Rows that share a source or a picture are one group and stay together."""
     shares = options.split or {ONE_SPLIT: 1.0}
     groups = _groups(rows)
@@ -172,7 +172,9 @@ def _extra_info(source: Source) -> pa.DataType:
 class _Writer:
     """The shards of all splits."""
 
-    def __init__(self, source: Source, folder: Path, options: Options, counter: PromptCounter | None) -> None:
+    def __init__(
+        self, source: Source, folder: Path, options: PrepareOptions, counter: PromptCounter | None
+    ) -> None:
         self.source, self.folder, self.options, self.counter = source, folder, options, counter
         self.shards: dict[str, Shards] = {}
         self.findings: list[Finding] = []  # of rows whose prompts cannot be counted
@@ -280,7 +282,7 @@ def _manifest(
     source: Source,
     report: Report,
     kept: Sequence[SeenRow],
-    options: Options,
+    options: PrepareOptions,
     files: list[dict[str, object]],
     counter: PromptCounter | None,
 ) -> dict[str, object]:

@@ -22,7 +22,7 @@ from tpru_verl.terminal import percent
 
 Sizes = tuple[tuple[int, int], ...]  # (width, height) of a row's images, upright
 SizesToTokens = Callable[[Sequence[tuple[int, int]]], int]
-RowToTokens = Callable[[Row, list[bytes]], int]
+RowToTokens = Callable[[Row], int]
 
 Key = TypeVar("Key", str, int, tuple[int, int])
 
@@ -105,7 +105,7 @@ def statistics(
     """Count what `source` holds; of an image no more than the header is read.
 
     `tokens` makes a row's visual tokens of the (width, height) of its images, as `tokens_within(...)` does;
-    `tokens_a_row` makes the length of the whole prompt of a row and its encoded images. Both are called in
+    `tokens_a_row` makes the length of the whole prompt of a row. Both are called in
     this process, and with the latter all work is done here, as a tokenizer is no thing to send to another.
 
     Raises ValueError where a file itself is broken, and what the two callables raise.
@@ -139,7 +139,7 @@ def count_unit(
         row_sizes[_count_images(found, row, images)] += 1
         _count_question(found, row)
         if tokens_a_row is not None:
-            found.tokens[tokens_a_row(row, images)] += 1
+            found.tokens[tokens_a_row(row)] += 1
     return found, row_sizes
 
 
@@ -241,7 +241,7 @@ def _rows_table(found: Statistics) -> Table:
     scenes = list(_ranked(_sums((scene, n) for (_, scene), n in found.scenes.items())))
     table = _by_task("Rows", "scene", found)
     for scene in scenes[:MOST]:
-        _add(table, _shown(scene), {task: found.scenes[task, scene] for task in found.tasks})
+        _add(table, scene, {task: found.scenes[task, scene] for task in found.tasks})
     if rest := scenes[MOST:]:
         counts = {task: sum(found.scenes[task, scene] for scene in rest) for task in found.tasks}
         _add(table, f"{len(rest):,} more", counts)
@@ -353,11 +353,6 @@ def _sums(pairs: Iterable[tuple[Key, int]]) -> Counter[Key]:
 def _ranked(counts: Counter[Key]) -> Counter[Key]:
     """Most first, equals by key: an order that does not depend on which worker was quicker."""
     return Counter(dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
-
-
-def _shown(name: str) -> str:
-    """A name out of the data, without the control characters that a terminal would obey."""
-    return name if name.isprintable() else repr(name)
 
 
 def _words(task: str) -> str:

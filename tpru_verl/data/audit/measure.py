@@ -17,11 +17,12 @@ from string import ascii_uppercase
 
 from tpru_verl.data.audit.fitted import fitted_outcomes, place_of
 from tpru_verl.data.audit.question import Order
-from tpru_verl.data.audit.rules import Clues, Pieces, Rule, Tally, clues_of_unit
+from tpru_verl.data.audit.rules import Clues, Pieces, Rule, RuleTally, clues_of_unit
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import Finding
 from tpru_verl.data.work import each_unit
-from tpru_verl.statistics import design_effect
+from tpru_verl.statistics import design_effect, holm
+from tpru_verl.terminal import needs
 
 ALPHA = 0.05  # chance of one false alarm or more, over all rules and tasks together
 TEXT_ROWS = 20_000  # about as many give their text to the word models: enough for words, and minutes of work
@@ -40,7 +41,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Line:
+class RuleResult:
     """A rule's accuracy over the rows to which it applies.
 
     `chance` is one over the number of options, averaged. `blind` is what a blind pick from the same options
@@ -91,14 +92,15 @@ class Audit:
     unusable: list[Finding]  # the first problem of each row that was left out
     without_options: int  # rows with a letter for answer and no options in the text: left out, too
     tasks: Mapping[str, int]  # measured rows
-    groups: int  # sources: what fitted rules are tried on shares none with what they are fitted on
+    groups: int  # sources: fitted rules are tried on other sources than those they are fitted on
+    reverse_listed: float  # share of the rows with orders as options that list the reverse of the right one
     priors: list[Prior]
-    lines: list[Line]
+    lines: list[RuleResult]
 
     @property
-    def shortcuts(self) -> list[Line]:
+    def shortcuts(self) -> list[RuleResult]:
         """One line for each rule that beats chance, the widest that does; largest excess first."""
-        widest: dict[str, Line] = {}
+        widest: dict[str, RuleResult] = {}
         for line in sorted(self.lines, key=lambda line: (line.task != "", line.p)):
             if line.beats_chance:
                 widest.setdefault(line.rule.name, line)
@@ -110,7 +112,7 @@ def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit
 
     Raises ValueError, in one line, where a package is missing, a file is broken or no row can be measured.
     """
-    _require("imagehash", "scipy", "sklearn")
+    _require(imagehash="imagehash", scipy="scipy", sklearn="scikit-learn")
     share = min(1.0, TEXT_ROWS / source.rows) if source.rows else 1.0
     work = partial(clues_of_unit, seed=seed, share=share)
     found = Pieces()
@@ -120,7 +122,7 @@ def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit
         found.without_options += pieces.without_options
         found.clues += pieces.clues
         for key, tally in pieces.tallies.items():
-            found.tallies.setdefault(key, Tally()).add(tally)
+            found.tallies.setdefault(key, RuleTally()).add(tally)
     if not found.clues:
         first = f"; {found.unusable[0]}" if found.unusable else ""
         raise ValueError(f"{source.name}: found no row of {found.rows} that can be measured{first}")
@@ -135,42 +137,51 @@ def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit
         found.without_options,
         dict(sorted(tasks.items())),
         len({clues.group for clues in found.clues}),
+        _reverse_listed(found.clues),
         _priors(found.clues),
         _lines(found.tallies),
     )
 
 
-def _require(*packages: str) -> None:
-    for package in packages:
+def _reverse_listed(clues: Sequence[Clues]) -> float:
+    questions = [row.question for row in clues if row.question.order and len(row.question.orders) > 1]
+    listed = [question.order[::-1] in question.orders.values() for question in questions]
+    return sum(listed) / len(listed) if listed else 0.0
+
+
+def _require(**packages: str) -> None:
+    for module, package in packages.items():
         try:
-            importlib.import_module(package)
+            importlib.import_module(module)
         except ImportError:
-            raise ValueError('tpru data audit needs pip install "tpru-verl[build]"') from None
+            raise needs("build", package, "an audit") from None
 
 
-def _lines(tallies: Mapping[tuple[Rule, str], Tally]) -> list[Line]:
+def _lines(tallies: Mapping[tuple[Rule, str], RuleTally]) -> list[RuleResult]:
     """For each rule a line over all its rows and, where these are of several tasks, one a task."""
-    by_rule: dict[Rule, dict[str, Tally]] = {}
+    by_rule: dict[Rule, dict[str, RuleTally]] = {}
     for (rule, task), tally in tallies.items():
         by_rule.setdefault(rule, {})[task] = tally
-    scopes: list[tuple[Rule, str, Tally]] = []
+    scopes: list[tuple[Rule, str, RuleTally]] = []
     for rule, by_task in by_rule.items():
         if len(by_task) > 1:
-            total = Tally()
+            total = RuleTally()
             for tally in by_task.values():
                 total.add(tally)
             scopes.append((rule, "", total))
         scopes += [(rule, task, tally) for task, tally in sorted(by_task.items())]
     tests = [_test(tally) for _, _, tally in scopes]
     corrected = holm([p for *_, p in tests])
-    lines: list[Line] = []
+    lines: list[RuleResult] = []
     for (rule, task, tally), test, adjusted in zip(scopes, tests, corrected, strict=True):
         rows, right = (int(counts.sum()) for counts in tally.by_group())
-        lines.append(Line(rule, task, rows, right, tally.chance / rows, tally.blind / rows, *test, adjusted))
+        lines.append(
+            RuleResult(rule, task, rows, right, tally.chance / rows, tally.blind / rows, *test, adjusted)
+        )
     return lines
 
 
-def _test(tally: Tally) -> tuple[float, float, float, float]:
+def _test(tally: RuleTally) -> tuple[float, float, float, float]:
     """Design effect, ends of Wilson's interval, and p of doing so well by luck."""
     from scipy.stats import binomtest
 
@@ -181,16 +192,6 @@ def _test(tally: Tally) -> tuple[float, float, float, float]:
     result = binomtest(min(hits, n), n, level, alternative="greater")
     interval = binomtest(min(hits, n), n).proportion_ci(0.95, method="wilson")
     return effect, float(interval.low), float(interval.high), float(result.pvalue)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """Step-down corrected p values (Holm 1979): below alpha by luck alone, anywhere, with at most alpha."""
-    corrected = [0.0] * len(values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
-        largest = max(largest, min(1.0, values[i] * (len(values) - rank)))
-        corrected[i] = largest
-    return corrected
 
 
 def _priors(clues: Sequence[Clues]) -> list[Prior]:
@@ -260,6 +261,3 @@ def _tested(name: str, task: str, counts: Mapping[str, int], expected: Mapping[s
     sound = len(cells) > 1 and min(cells.values()) >= LEAST_EXPECTED
     p = float(chisquare([*counts.values()], [*cells.values()]).pvalue) if sound else None
     return Prior(name, task, dict(counts), cells, p)
-
-
-# For people and programs.

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.markup import escape
 from rich.table import Table
 
-from tpru_verl.data.audit.measure import ALPHA, Audit, Line
+from tpru_verl.data.audit.measure import ALPHA, Audit, RuleResult
 from tpru_verl.data.audit.rules import Rule
 from tpru_verl.terminal import percent
 
 LISTED = 3  # rules of one family in the verdict; the tables have all
 
 
-CURES = {
-    "letters": "shuffle the options until every letter is right equally often",
-    "none": "let None be right as often as any other option",
-    "candidates": "draw wrong candidates as near to the given frames, and to each other, as the right one is",
-    "files": "write all images of a row alike (program, format, size, quality), and draw wrong ones as busy",
-    "text": "use the same words whatever the answer is",
-    "orders": "draw right and wrong orders uniformly, and independently of each other",
-    "frames": "list the reverse of the right order, too, and take frames of places that look alike",
-    "brightness": "mix scenes that get brighter with scenes that get darker",
+# Family -> what to do about a rule whose name contains a text; the first one that fits, "" fits any.
+CURES: dict[str, dict[str, str]] = {
+    "letters": {"": "shuffle the options until every letter is right equally often"},
+    "none": {"": "make None right as often as any other option"},
+    "candidates": {
+        "given frame": "draw wrong candidates that are as near to the given frames as the right one is",
+        "": "draw wrong candidates that are as near to each other as to the right one",
+    },
+    "files": {
+        "encoding": "write all images of a row with the same program, format and quality",
+        "(size)": "give all images of a row the same width and height",
+        "file first": "mix scenes whose images need more bytes over time with scenes whose images need fewer",
+        "": "draw wrong images whose files are as large as that of the right one",
+    },
+    "text": {
+        "longest": "make right and wrong options equally long",
+        "": "use the same words whatever the answer is",
+    },
+    "orders": {
+        "most frequent": "draw the right order uniformly",
+        "as shown": "show the frames in a random order",
+        "": "draw the wrong orders independently of the right one",
+    },
+    "frames": {"": "choose frames from places that look alike"},
+    "brightness": {"": "mix scenes that get brighter with scenes that get darker"},
 }
+REVERSE = "list the reverse of the right order among the options"
+ALL_LIST_IT = 0.99  # share of rows from which the advice REVERSE has been followed
 
 
 def verdict(audit: Audit) -> str:
@@ -32,7 +51,7 @@ def verdict(audit: Audit) -> str:
     if not shortcuts:
         return f"No shortcut beats chance{_left_out(audit)}.{_blind_spot(audit)}"
     count = f"{len(shortcuts)} shortcuts beat" if len(shortcuts) > 1 else "1 shortcut beats"
-    by_family: dict[str, list[Line]] = {}
+    by_family: dict[str, list[RuleResult]] = {}
     for line in shortcuts:
         by_family.setdefault(line.rule.family, []).append(line)
     parts = [f"{count} chance{_left_out(audit)}:"]
@@ -40,8 +59,17 @@ def verdict(audit: Audit) -> str:
         listed = [_words_for(line, several=len(audit.tasks) > 1) for line in lines[:LISTED]]
         if more := len(lines[LISTED:]):
             listed.append(f"and {more} more")
-        parts.append(f"- {'; '.join(listed)}. Cure: {CURES[family]}.")
+        parts.append(f"- {'; '.join(listed)}. Cure: {'; '.join(_cures(audit, family, lines))}.")
     return "\n".join(parts)
+
+
+def _cures(audit: Audit, family: str, results: Sequence[RuleResult]) -> list[str]:
+    """What to do about these rules, without what the rows do already."""
+    by_name = CURES[family].items()
+    found = [next(cure for part, cure in by_name if part in result.rule.name) for result in results]
+    if family == "frames" and audit.reverse_listed < ALL_LIST_IT:
+        found.insert(0, REVERSE)
+    return [*dict.fromkeys(found)]
 
 
 def _left_out(audit: Audit) -> str:
@@ -50,7 +78,7 @@ def _left_out(audit: Audit) -> str:
     return f" ({told} of {audit.rows:,} rows left out)" if told else ""
 
 
-def _words_for(line: Line, *, several: bool) -> str:
+def _words_for(line: RuleResult, *, several: bool) -> str:
     task = f" in {line.task.replace('_', ' ')}" if several and line.task else ""
     rule, accuracy, chance = line.rule.name, percent(line.accuracy), percent(line.level)
     return f"{rule}{task} ({accuracy} where chance is {chance})"
@@ -96,7 +124,7 @@ def _rules_table(audit: Audit, family: str) -> Table:
     for header in ("chance", *tasks):
         table.add_column(header.replace("_", "\n"))
     table.caption = "* interval above chance; ** p < 0.05 after correction for all rules tried"
-    by_rule: dict[Rule, dict[str, Line]] = {}
+    by_rule: dict[Rule, dict[str, RuleResult]] = {}
     for line in audit.lines:
         if line.rule.family == family:
             by_rule.setdefault(line.rule, {})[line.task] = line
@@ -111,7 +139,7 @@ def _rules_table(audit: Audit, family: str) -> Table:
     return table
 
 
-def _marked(line: Line) -> str:
+def _marked(line: RuleResult) -> str:
     return percent(line.accuracy) + ("**" if line.beats_chance else "*" if line.above else "")
 
 
@@ -125,6 +153,7 @@ def as_json(audit: Audit) -> dict[str, object]:
         "tasks": dict(audit.tasks),
         "sources": audit.groups,
         "rows_without_options": audit.without_options,
+        "reverse_listed": audit.reverse_listed,
         "unusable": [asdict(finding) for finding in audit.unusable],
         "verdict": verdict(audit),
         "shortcuts": [{"rule": line.rule.name, "task": line.task} for line in audit.shortcuts],
@@ -133,7 +162,7 @@ def as_json(audit: Audit) -> dict[str, object]:
     }
 
 
-def _json_line(line: Line) -> dict[str, object]:
+def _json_line(line: RuleResult) -> dict[str, object]:
     derived = {
         "accuracy": line.accuracy,
         "level": line.level,

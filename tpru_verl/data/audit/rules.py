@@ -44,14 +44,14 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class Tally:
+class RuleTally:
     """A rule on the rows to which it applies: its picks, and sums of what to expect of guessing."""
 
     chance: float = 0
     blind: float = 0
     picks: array[int] = field(default_factory=lambda: array("q"))  # of each row: 2 * its group + right or not
 
-    def add(self, other: Tally) -> None:
+    def add(self, other: RuleTally) -> None:
         self.chance += other.chance
         self.blind += other.blind
         self.picks.extend(other.picks)
@@ -87,11 +87,11 @@ class Pieces:
     unusable: list[Finding] = field(default_factory=list)  # the first problem of each such row
     without_options: int = 0  # rows that answer with a letter and list no options: nothing to pick from
     clues: list[Clues] = field(default_factory=list)
-    tallies: dict[tuple[Rule, str], Tally] = field(default_factory=dict)  # (rule, task)
+    tallies: dict[tuple[Rule, str], RuleTally] = field(default_factory=dict)  # (rule, task)
 
     def count(self, rule: Rule, clues: Clues, outcome: Outcome) -> None:
         """Add the rule's outcome on one row."""
-        tally = self.tallies.setdefault((rule, clues.task), Tally())
+        tally = self.tallies.setdefault((rule, clues.task), RuleTally())
         tally.chance += clues.question.chance
         tally.blind += outcome.blind
         group = xxhash.xxh3_64_intdigest(clues.group.encode()) >> 2  # so that the sum below fits

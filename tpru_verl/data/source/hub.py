@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import line_of, needs
 
 if TYPE_CHECKING:
     import datasets
@@ -20,7 +20,7 @@ def load_hub(
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{name}: reading from the Hub needs `pip install datasets`") from error
+        raise needs("build", "datasets", f"{name}: reading from the Hub") from error
     try:
         splits = [str(s) for s in datasets.get_dataset_split_names(name, config, revision=revision)]
     except Exception as error:
