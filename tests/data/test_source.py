@@ -7,15 +7,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_uppercase
+from urllib.parse import quote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from support.hub import COMMITS, hub
 from support.rows import picture, reordering, write_jsonl, write_parquet
 
 from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.forms import Keys, Source
+from tpru_verl.data.source.parts import is_local, split_of
 from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.eval.benchmarks import find
+from tpru_verl.eval.benchmarks.base import load
 from tpru_verl.sample import Task
 
 
@@ -87,6 +94,109 @@ def test_the_table_of_vlmevalkit(tmp_path: Path) -> None:
     assert (second.problem, second.answer) == ("And <image> here?\nA. left\nB. right\nC. up", "C")
 
 
+def test_options_of_a_table_are_a_to_z_and_nan_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "bench.tsv"
+    texts = {letter: f"line {letter}" for letter in ascii_uppercase} | {"C": "nan", "D": "None", "Z": ""}
+    with path.open("w", newline="") as file:
+        table = csv.writer(file, delimiter="\t")
+        table.writerow(["index", "question", "hint", *texts, "answer", "image"])
+        table.writerow([0, "Which?", "Look.", *texts.values(), "Y", base64.b64encode(picture()).decode()])
+    (row,) = read(path)
+    options = {letter: text for letter, text in texts.items() if letter not in "CZ"}
+    listed = "".join(f"\n{letter}. {text}" for letter, text in options.items())
+    assert row.problem == f"<image>Hint: Look.\nWhich?{listed}"
+    (item,) = load(find("blink")[0], str(path)).items
+    assert item.options == options
+
+
+class TestBase64:
+    """Every legal form of the bytes is read; other text is a path or one short line."""
+
+    @given(st.binary(min_size=200, max_size=2000), st.integers(1, 200))
+    def test_is_read_in_every_form(self, tail: bytes, width: int) -> None:
+        data = b"\x89PNG\r\n\x1a\n" + tail
+        text = base64.b64encode(data).decode()
+        safe = base64.urlsafe_b64encode(data).decode()
+        lines = "\r\n".join(text[i : i + width] for i in range(0, len(text), width))
+        for form in (text, safe, safe.rstrip("="), lines, base64.encodebytes(data).decode()):
+            assert image_bytes(form, None) == data
+        for head in ("image/png", "image/png;charset=utf-8", "application/octet-stream;name=a.png", ""):
+            for body in (text, lines, quote(text), safe):
+                assert image_bytes(f"data:{head};base64,{body}", None) == data
+                assert image_bytes(f"DATA:{head};BASE64,{body}", None) == data
+
+    @pytest.mark.parametrize(
+        "text", ["data:image/png,abc", "data:image/png;base64,?!", "/9j/" * 9999 + "?", "A" * 99]
+    )
+    def test_what_is_none_is_one_short_line(self, text: str, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="found") as error:
+            image_bytes(text, tmp_path)
+        assert len(str(error.value)) < 200 + len(str(tmp_path))
+        assert "\n" not in str(error.value)
+
+    def test_a_file_may_have_a_name_that_looks_like_it(self, tmp_path: Path) -> None:
+        (tmp_path / ("ab" * 40)).write_bytes(picture())
+        assert image_bytes("ab" * 40, tmp_path) == picture()
+
+
+SPLITS = [
+    ("geo_train", "train"), ("training", "train"), ("Train", "train"), ("tpru-train-v2", "train"),
+    ("test", "test"), ("testing", "test"), ("TPRU.EVAL.2", "test"), ("my evaluation", "test"),
+    ("val", "validation"), ("dev-0", "validation"), ("x_valid", "validation"), ("validation", "validation"),
+    ("train-00000-of-00002", "train"), ("hard-00000-of-00002", "hard"),
+    ("dev-00000-of-00001-af3", "validation"),
+    ("rows", ""), ("trainer", ""), ("contest", ""), ("evaluated", ""), ("pretrain", ""),
+]  # fmt: skip
+
+
+class TestSplits:
+    @pytest.mark.parametrize(("name", "split"), SPLITS)
+    def test_are_those_of_datasets_in_files_and_folders(self, name: str, split: str) -> None:
+        assert split_of(Path(f"{name}.parquet")) == split
+        assert split_of(Path(name, "0.parquet")) == ("" if "-of-" in name and split == "hard" else split)
+
+    @pytest.mark.parametrize(
+        "others", [("geo_train", "geo_test"), ("training", "testing"), ("Train", "Test")]
+    )
+    @pytest.mark.parametrize("place", ["{}.parquet", "{}/rows.parquet"])
+    def test_are_never_read_as_one(self, others: tuple[str, str], place: str, tmp_path: Path) -> None:
+        for name, rows in zip(others, (ROWS[:4], ROWS[4:]), strict=True):
+            write_parquet(tmp_path / place.format(name), rows)
+        with pytest.raises(ValueError, match=r"several splits, expected one.*: @test, @train"):
+            read(tmp_path)
+        assert [len(read(f"{tmp_path}@{name}")) for name in ("train", "test", "TRAINING")] == [4, 2, 4]
+        with pytest.raises(
+            FileNotFoundError, match=r"@tset: found no such split, expected one of: @test, @tr"
+        ):
+            read(f"{tmp_path}@tset")
+
+    def test_that_a_name_leaves_open_are_refused(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "train_and_test.parquet", ROWS)
+        with pytest.raises(ValueError, match=r"found the names of several splits \(train, test\)"):
+            read(tmp_path)
+        assert len(read(tmp_path / "train_and_test.parquet")) == 6
+        with pytest.raises(ValueError, match="found a file, which has no splits"):
+            read(f"{tmp_path / 'train_and_test.parquet'}@test")
+
+
+def test_what_is_local_and_what_is_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("org/here").mkdir(parents=True)
+    local = [
+        "org/here",
+        "org/here@train",
+        "/no",
+        "./a/b",
+        "../b",
+        "~/a",
+        "a/b/c",
+        "rows.parquet",
+        "a/b.jsonl",
+    ]
+    assert [is_local(name) for name in local] == [True] * len(local)
+    assert [is_local(name) for name in ("org/name", "org/name@test", "Qwen/Qwen2.5-VL-7B")] == [False] * 3
+
+
 def test_verls_own_form(tmp_path: Path) -> None:
     row = {
         "prompt": [{"role": "user", "content": ROWS[0]["problem"]}],
@@ -121,6 +231,8 @@ def test_columns_are_detected_or_named(tmp_path: Path) -> None:
         ("rows.parquet", b"PAR1 not really", r"rows\.parquet: not readable as parquet"),
         ("rows.jsonl", b"", "found an empty file"),
         ("rows.jsonl", b'{"problem": 1}\n{"problem": ', r"rows\.jsonl: found columns problem; say with"),
+        ("rows.jsonl", b"[" * 100_000, "not readable as json: "),
+        ("rows.json", b'{"a": ' + b"[" * 100_000, "line 1: not readable as json: "),
         (
             "rows.jsonl",
             b'{"problem": "", "answer": "", "images": []}\n{"pro',

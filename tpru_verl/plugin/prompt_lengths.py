@@ -63,8 +63,16 @@ def without_long_prompts(
 
 def rows_of_frame(data: TPRUDataset, frame: datasets.Dataset) -> Iterator[Row]:
     """The frame's rows, BATCH_ROWS in memory at a time; bytes of images in the frame are not copied."""
+    yield from (data.row_of(record) for batch in _records(frame, data.image_key) for record in batch)
+
+
+def _records(frame: datasets.Dataset, images: str = "") -> Iterator[list[dict[str, object]]]:
+    """Rows as dictionaries, up to BATCH_ROWS at once; `images` is the column of encoded images, if any."""
+    if "Json(" in repr(frame.features):  # `datasets` keeps a column of several types as JSON, and decodes it
+        yield from ([record] for record in cast("Iterator[dict[str, object]]", frame))
+        return
     for table in cast("Iterator[pa.Table]", frame.with_format("arrow").iter(BATCH_ROWS)):
-        yield from (data.row_of(record) for record in records_of(table, data.image_key))
+        yield records_of(table, images) if images else table.to_pylist()
 
 
 def _prompt_lengths(
@@ -128,10 +136,9 @@ def _counted(
     data: TPRUDataset, frame: datasets.Dataset, sizes: Sequence[Sequence[Size]], counter: PromptCounter
 ) -> Iterator[int | Exception]:
     """Tokens of each row's prompt, or a reason why headers do not tell."""
-    texts = frame.remove_columns(data.image_key).with_format("arrow")
     at = 0
-    for table in cast("Iterator[pa.Table]", texts.iter(BATCH_ROWS)):
-        asked = [_asked(data, record, len(sizes[at + i])) for i, record in enumerate(table.to_pylist())]
+    for records in _records(frame.remove_columns(data.image_key)):
+        asked = [_asked(data, record, len(sizes[at + i])) for i, record in enumerate(records)]
         sound = [(chat, sizes[at + i]) for i, chat in enumerate(asked) if not isinstance(chat, Exception)]
         counts = iter(counter.tokens([chat for chat, _ in sound], [images for _, images in sound]))
         yield from (chat if isinstance(chat, Exception) else next(counts) for chat in asked)

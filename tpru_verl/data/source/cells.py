@@ -17,7 +17,7 @@ import pyarrow as pa
 from tpru_verl.terminal import line_of
 
 MAX_BYTES = 256 * 2**20  # of one encoded picture: a larger file is a mistake or sparse
-_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+={0,2}\s*")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+(?:=\s*){0,2}")
 _URL_SAFE = str.maketrans("-_", "+/")
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")  # of the formats that are read
 _NO_BASE64 = "found base64 that cannot be decoded to an image: {}"

@@ -78,8 +78,8 @@ def is_local(name: str) -> bool:
 
     True for what exists, with or without `@split`, and for what has not the form of an id (`org/name`).
     """
-    path, _ = _path_and_split(name)
-    return is_there(name) or not _HUB_ID.fullmatch(str(path)) or path.suffix in SUFFIXES
+    head = name.rpartition("@")[0] or name
+    return is_there(name) or not _HUB_ID.fullmatch(head) or head.endswith(SUFFIXES)
 
 
 def is_there(name: str) -> bool:
