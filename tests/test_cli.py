@@ -1,5 +1,6 @@
 """The `tpru` command: what it prints, what it starts, and how it fails."""
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -114,3 +115,42 @@ def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert result.exit_code == 0
     assert handed == {"out": Path("x"), "seed": 3, "steps": 5, "eval_rows": 30}
+
+
+def test_a_missing_package_is_one_line_with_its_extra(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['psutil'] = None; sys.argv = ['tpru', 'demo']\n"
+        "from tpru_verl.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tpru: tpru demo ")
+    assert "psutil" in line
+    assert 'pip install -e ".[cpu]"' in line
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "extra"),
+    [
+        ("eval", "openai", "eval"),
+        ("eval", "transformers.models", "cpu"),
+        ("data", "sklearn", "build"),
+        ("build", "av", "build"),
+        ("train", "matplotlib", "cpu"),
+    ],
+)
+def test_the_extra_is_that_of_the_command(
+    command: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tpru", command])
+    said = str(cli._named_extra(ModuleNotFoundError(f"No module named {module!r}", name=module)))
+    assert f'".[{extra}]"' in said
+
+
+def test_an_import_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["tpru", "demo"])
+    with pytest.raises(ImportError, match="cannot import name"):
+        cli._named_extra(ImportError("cannot import name 'x'", name="tpru_verl.sample"))

@@ -168,11 +168,41 @@ def main() -> None:
     try:
         with _clean_end():
             app()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         from tpru_verl.terminal import text_of, visible
 
+        if isinstance(error, ImportError):
+            error = _named_extra(error)
         lines = [line.rstrip() for line in text_of(error).splitlines() if line.strip()]
         sys.exit("tpru: " + "\n".join(map(visible, lines)))
+
+
+# The extra that brings what a command imports; `eval` and `build` alone need no trainer.
+_EXTRAS = {"build": "build", "data": "build", "eval": "eval"}
+_WITH_TRAINERS = (
+    "omegaconf",
+    "psutil",
+    "ray",
+    "safetensors",
+    "tensordict",
+    "torch",
+    "transformers",
+    "verl",
+    "vllm",
+)
+
+
+def _named_extra(error: ImportError) -> Exception:
+    """The error that says how to install a package that is missing; any other ImportError is raised again."""
+    from tpru_verl.terminal import needs
+
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package in ("", "tpru_verl"):
+        raise error
+    command = " ".join(["tpru", *sys.argv[1:2]])
+    if package in _WITH_TRAINERS or sys.argv[1] not in _EXTRAS:
+        return needs("cpu", package, f"{command} (on GPUs: the extra verl)")
+    return needs(_EXTRAS[sys.argv[1]], package, command)
 
 
 @contextmanager
