@@ -13,15 +13,15 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 import tpru_verl
 from tpru_verl import recipes
 
-# tpru_tiny_cpu's default model. An environment variable, because veRL resolves a recipe in a Ray worker,
-# which inherits this but would not know an OmegaConf resolver of ours.
+# The default model of tpru_tiny_cpu. It is an environment variable, because veRL resolves a recipe in a Ray
+# worker, which inherits the variable but would not know a resolver that we add to OmegaConf.
 CHECKPOINT = Path(tpru_verl.__file__).parent / "demo" / "checkpoint"
 os.environ.setdefault("TPRU_DEMO_CHECKPOINT", str(CHECKPOINT))
 
 
 class TPRUSearchPath(SearchPathPlugin):
-    """Appends the recipes' folder, so veRL's own configs win where a name is in both."""
+    """Appends the folder of the recipes, so that a name in both is veRL's own configuration."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        # A file path, not pkg://: Hydra wants an __init__.py there, which would shadow veRL (see recipes).
+        # pkg:// would need an __init__.py in the folder, which would shadow veRL (see `tpru_verl.recipes`).
         search_path.append(provider="tpru-verl", path=f"file://{recipes.VERL}")

@@ -19,18 +19,16 @@ if TYPE_CHECKING:
 
 VERL = Path(__file__).parent / "verl"
 EASYR1 = Path(__file__).parent / "easyr1"
-
-
 PAPER = "+tpru=paper"  # the published reward and prompt on top of any recipe, in Hydra's words
 
 
 def names(trainer: str = trainers.VERL) -> list[str]:
-    """Names of the recipes for a trainer; veRL's `--config-name` takes its own."""
+    """Names of the recipes for a trainer; `--config-name` of veRL takes them."""
     return sorted(path.stem for path in (VERL if trainer == trainers.VERL else EASYR1).glob("*.yaml"))
 
 
 def check_name(recipe: str, trainer: trainers.Trainer) -> None:
-    """Raises ValueError for a recipe that this trainer has not; what it has is listed nearest first."""
+    """Raise ValueError for a recipe that this trainer does not have; the message lists the nearest first."""
     known = names(trainer.name)
     if recipe in known:
         return
@@ -78,8 +76,8 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     """What follows `python -m verl.trainer.main` to train with EasyR1, from any folder.
 
-    The recipe names its template and its reward relative to a clone; here they are whole paths, for EasyR1
-    goes on without a file that it does not find. `+tpru=paper` becomes the keys of the published two.
+    The recipe names its template and its reward relative to a clone. The arguments have whole paths, because
+    EasyR1 goes on without a file that it does not find. `+tpru=paper` becomes the two keys that it changes.
 
     Raises:
         ValueError: no such recipe, or one that this EasyR1 is too old for.

@@ -1,6 +1,6 @@
-"""Writes the EasyR1 recipes but `tpru_7b.yaml`, of which they are made: EasyR1's files cannot inherit.
+"""Writes the recipes for EasyR1 from `easyr1/tpru_7b.yaml`, because EasyR1's files cannot inherit.
 
-python -m tpru_verl.recipes.for_easyr1    # in a clone, after a change of tpru_7b.yaml or of this
+python -m tpru_verl.recipes.for_easyr1    # in a clone, after a change of tpru_7b.yaml or of this file
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ SOURCE = "tpru_7b"
 
 
 class Change(NamedTuple):
-    """A value that differs from that of tpru_7b, as YAML, and why; "" keeps the comment that is there."""
+    """A value in YAML that differs from tpru_7b, and the reason; "" keeps the comment that is there."""
 
     value: str
     why: str = ""
 
 
 class Variant(NamedTuple):
-    """What a file's first comment says, and what it changes."""
+    """The first comment of a file, and its changes by key."""
 
     head: tuple[str, ...]
     changes: Mapping[str, Change]
@@ -41,36 +41,36 @@ _3B = {"worker.actor.model.model_path": Change("Qwen/Qwen2.5-VL-3B-Instruct")}
 
 VARIANTS = {
     "tpru_3b": Variant(
-        ("As tpru_7b, with Qwen2.5-VL-3B: the published 3B recipe differs in nothing else.", BOTH), _3B
+        ("tpru_7b with Qwen2.5-VL-3B. The published 3B recipe differs in nothing else.", BOTH), _3B
     ),
-    "tpru_3b_paper": Variant(("As tpru_3b, with the published reward and prompt.", BOTH), {**_3B, **PAPER}),
-    "tpru_7b_paper": Variant(("As tpru_7b, with the published reward and prompt.", BOTH), PAPER),
+    "tpru_3b_paper": Variant(("tpru_3b with the published reward and prompt.", BOTH), {**_3B, **PAPER}),
+    "tpru_7b_paper": Variant(("tpru_7b with the published reward and prompt.", BOTH), PAPER),
     "tpru_32b": Variant(
         (
-            "As tpru_7b, with Qwen2.5-VL-32B. No 32B recipe was published: only what its size asks for is",
-            "changed. Not run yet; `tpru doctor` estimates 570 GiB of host memory for it on one machine.",
+            "tpru_7b with Qwen2.5-VL-32B. No recipe was published for 32B, so only values that depend on the",
+            "size of the model differ. It was not run yet; `tpru doctor` estimates 570 GiB of host memory.",
             BOTH,
         ),
         {
             "worker.actor.model.model_path": Change("Qwen/Qwen2.5-VL-32B-Instruct"),
             "worker.actor.micro_batch_size_per_device_for_update": Change(
-                "2", "Half of 7B's: activations grow with depth and width."
+                "2", "Half of the 7B value, because activations grow with depth and width."
             ),
             "worker.actor.micro_batch_size_per_device_for_experience": Change("8"),
-            "worker.rollout.tensor_parallel_size": Change("4", "65 GB of bf16 weights."),
+            "worker.rollout.tensor_parallel_size": Change("4", "The weights are 65 GB in bf16."),
         },
     ),
     "tpru_qwen3vl_4b": Variant(
         (
-            "As tpru_7b, with Qwen3-VL-4B, a newer model of half the size. Nothing was published for it.",
-            "For EasyR1's head (0.3.3.dev0) alone, 0.3.2 does not know the model; with omegaconf<2.4 and",
-            "transformers from 4.57 on and below 5.",
+            "tpru_7b with Qwen3-VL-4B, a newer model of half the size. No recipe was published for it.",
+            "It needs EasyR1's head (0.3.3.dev0), because 0.3.2 does not know the model, omegaconf<2.4 and",
+            "transformers>=4.57,<5.",
         ),
         {
             "data.min_pixels": Change(
                 "65536",
-                "Its processor enlarges what has fewer than 65536 pixels, and EasyR1 cannot tell it\n"
-                "otherwise: 64 tokens of 32 x 32 pixels an image, or a few more, for Qwen2.5-VL's 21 to 47.",
+                "The processor enlarges an image to at least 65536 pixels, and EasyR1 has no key for that.\n"
+                "So an image has 64 tokens of 32 x 32 pixels or a few more; with Qwen2.5-VL it has 21 to 47.",
             ),
             "data.max_pixels": Change("65536"),
             "worker.actor.model.model_path": Change("Qwen/Qwen3-VL-4B-Instruct"),
@@ -83,12 +83,12 @@ VARIANTS = {
 
 
 def text_of(name: str) -> str:
-    """The file of a variant, whole."""
+    """The whole text of a variant's file."""
     variant = VARIANTS[name]
     body = (FOLDER / f"{SOURCE}.yaml").read_text(encoding="utf-8").partition("\ndata:\n")[2]
     head = [
         *variant.head,
-        "Made of tpru_7b.yaml by recipes/for_easyr1.py: change those, not this.",
+        "Written by recipes/for_easyr1.py from tpru_7b.yaml: change those two, not this file.",
         "",
         f"  tpru train {name}",
         f"  python -m verl.trainer.main config=recipes/easyr1/{name}.yaml       # from the root of a clone",
@@ -101,7 +101,7 @@ def text_of(name: str) -> str:
 
 
 def _changed(text: str, changes: Mapping[str, Change]) -> Iterator[str]:
-    """The lines with their changed values. Raises KeyError for a change of what is not there."""
+    """The lines with their changed values. Raises KeyError for a key that the text does not have."""
     left = dict(changes)
     path: list[str] = []
     comment: list[str] = []
