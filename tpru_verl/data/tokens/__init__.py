@@ -1,1 +1,1 @@
-"""Counts the tokens of prompts from image headers, without decoding an image."""
+"""Counts the tokens of prompts from the headers of their images, and prepares images as training does."""

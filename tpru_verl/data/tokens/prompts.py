@@ -1,10 +1,10 @@
-"""How many tokens a prompt has, with its images expanded and none of them decoded.
+"""Counts the tokens of prompts with their images, and decodes no image.
 
-A prompt goes through qwen_vl_utils, which resizes each image to the data's bounds, and then through the
-model's processor, which resizes once more to its own and writes one pad token for each visual token. Both
-sizes follow from the image's header, by the two packages' own functions; the text is rendered by the
-processor's own chat template and counted by its own tokenizer. A processor for which this does not hold is
-refused: each counter first counts a sample prompt both ways.
+In training a prompt goes through qwen_vl_utils, which resizes each image to the bounds of the data. The
+processor of the model then resizes it to its own bounds and writes one pad token for each visual token. Both
+sizes follow from the header of the image; the functions of the two packages compute them here as well. The
+processor's chat template renders the text, and its tokenizer counts it. Each counter first counts a sample
+prompt in both ways, and refuses a processor for which they differ.
 """
 
 from __future__ import annotations
@@ -43,18 +43,32 @@ from tpru_verl.terminal import line_of
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-COLUMN, KEY_COLUMN = "prompt_tokens", "prompt_tokens_key"  # of a data file that carries its counts
-FORMAT = 1  # part of every key: raise it when counts made before must not be used any more
+# Columns of a data file that holds the counts of its rows, and the fingerprint that they are for.
+COLUMN, KEY_COLUMN = "prompt_tokens", "prompt_tokens_key"
+FORMAT = 1  # part of every fingerprint; a higher number makes all counts of before invalid
 
-
-_TAG = re.compile(r"(<image>|<video>|<audio>)")  # the tags that veRL cuts a prompt at
-_PROBES = (1, 13, 28, 31, 64, 100, 333, 480, 640, 1000, 1080, 1920, 4000)  # sides, in pixels, for the key
+_TAG = re.compile(r"(<image>|<video>|<audio>)")  # veRL cuts a prompt at these tags
+_PROBES = (
+    1,
+    13,
+    28,
+    31,
+    64,
+    100,
+    333,
+    480,
+    640,
+    1000,
+    1080,
+    1920,
+    4000,
+)  # sides of images in pixels, for the fingerprint
 
 
 class Countable(Protocol):
-    """A row to count; a `tpru_verl.sample.Sample` is one.
+    """A row to count, such as a `tpru_verl.sample.Sample`.
 
-    `task` is the one that the row names or that `recognise_task` tells, as the prompt template gets it.
+    `task` goes to the prompt template: the row names it, or `recognise_task` finds it in the text.
     """
 
     @property
@@ -65,10 +79,25 @@ class Countable(Protocol):
     def images(self) -> Sequence[Encoded]: ...
 
 
-def image_size(data: Encoded) -> Size:
-    """Width and height as stored; qwen_vl_utils does not apply EXIF orientation.
+class Asked(NamedTuple):
+    """The parts of a row that decide the length of its prompt."""
 
-    Told by the header alone, where the image says that it is whole. Raises ValueError for what is no image.
+    problem: str
+    task: Task | None
+    images: Sequence[Encoded]
+    messages: Sequence[Mapping[str, str]] | None = None  # of a row that has its own prompt
+    place: str = ""  # file and row, for errors
+
+    @classmethod
+    def of(cls, row: Row) -> Asked:
+        return cls(str(row.problem), row.task, row.views, row.messages, row.place)
+
+
+def image_size(data: Encoded) -> Size:
+    """Width and height as stored, because qwen_vl_utils does not apply EXIF orientation.
+
+    Only the header is read, unless it does not say whether the file is complete. Raises ValueError for data
+    that are no image.
     """
     header = read_header(data)
     if not header.whole and (problem := decoding_problem(bytes(data))):
@@ -76,12 +105,39 @@ def image_size(data: Encoded) -> Size:
     return header.width, header.height
 
 
+def _sizes(images: Sequence[Encoded]) -> list[Size]:
+    sizes: list[Size] = []
+    for i, data in enumerate(images):
+        try:
+            sizes.append(image_size(data))
+        except ValueError as error:
+            raise ValueError(f"images[{i}]: {error}") from error
+    return sizes
+
+
+def easyr1_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> Size:
+    """Width and height of an image after `process_image` of EasyR1 (0.3.2 and head, `verl/utils/dataset.py`).
+
+    EasyR1 scales the area to the bound and rounds the sides down. Raises ValueError where a side vanishes.
+    """
+    for bound, beyond in ((max_pixels, 1), (min_pixels, -1)):
+        if bound is not None and (width * height - bound) * beyond > 0:
+            factor = math.sqrt(bound / (width * height))
+            width, height = int(width * factor), int(height * factor)
+            if not width or not height:
+                raise ValueError(
+                    f"found {width} x {height} pixels, expected sides that max_pixels leaves some of"
+                )
+    return width, height
+
+
 class PromptCounter:
     """Counts the tokens of prompts for one processor, prompt template and pair of pixel bounds.
 
-    `template`: name or path, as `tpru_verl.prompts.render` takes it; `pixel_bounds`: `min_pixels` and
-    `max_pixels` of an image, as far as the data set them; `processor_kwargs`: `data.mm_processor_kwargs`;
-    `chat_kwargs`: what goes to the chat template, `tools` among it. Raises UnsupportedProcessorError.
+    `template` is a name or a path, as `tpru_verl.prompts.render` takes it. `pixel_bounds` holds the
+    `min_pixels` and `max_pixels` of an image that are set. `processor_kwargs` are those of
+    `data.mm_processor_kwargs`. `chat_kwargs`, for example `tools`, go to the chat template. Raises
+    UnsupportedProcessorError.
     """
 
     def __init__(
@@ -114,10 +170,10 @@ class PromptCounter:
 
     @cached_property
     def key(self) -> str:
-        """Fingerprint of all that a row's count depends on but the row: equal keys, equal counts.
+        """A fingerprint of everything but the row that a count depends on: equal keys mean equal counts.
 
-        Tokenizer, chat template and prompt template go in as they are; sizes and bounds as what becomes of
-        images of many sizes, so that it also changes with the packages' arithmetic.
+        It covers the tokenizer, the chat template, the prompt template, and the tokens of images of many
+        sizes, so it also changes with the arithmetic of the two packages.
         """
         facts = (
             FORMAT,
@@ -139,13 +195,14 @@ class PromptCounter:
 
     @property
     def reserved(self) -> frozenset[str]:
-        """Tokens that the model's tokenizer reads as more than text: no row may hold one."""
+        """Tokens that the tokenizer does not read as text. No row may hold one."""
         return reserved_tokens(self._processor.tokenizer)
 
     def count(self, rows: Iterable[Countable]) -> list[int]:
         """Tokens of each row's prompt.
 
-        Raises ValueError for a row that has none, with its place; rows without one count from 0.
+        Raises ValueError for a row that cannot be counted. It names the place of the row, or its number from
+        0 where it has none.
         """
         rows, counts = list(rows), list[int]()
         for i, (row, count) in enumerate(zip(rows, self.counts(rows), strict=True)):
@@ -155,7 +212,7 @@ class PromptCounter:
         return counts
 
     def counts(self, rows: Sequence[Countable]) -> list[int | Exception]:
-        """Tokens of each row's prompt, or why it has none."""
+        """Tokens of each row's prompt, or the error of a row that cannot be counted."""
         asked: list[tuple[Conversation, list[Size]] | ValueError] = []
         for row in rows:
             try:
@@ -172,7 +229,8 @@ class PromptCounter:
     ) -> Conversation:
         """One message of the user with the rendered problem, or the row's own `messages`.
 
-        Their texts are in parts, as veRL cuts them. Raises ValueError.
+        Their texts are cut into parts, as veRL cuts them. Raises ValueError for a tag that is no image, and
+        the errors of `tpru_verl.prompts.render`.
         """
         if messages is None:
             messages = [{"role": "user", "content": prompts.render(problem, task, self.template)}]
@@ -192,7 +250,7 @@ class PromptCounter:
     def tokens(
         self, conversations: Sequence[Conversation], sizes: Sequence[Sequence[Size]]
     ) -> list[int | Exception]:
-        """Tokens of each conversation, or what it raises; `sizes` are those of its images, in order."""
+        """Tokens of each conversation, or its error. `sizes` are the sizes of its images, in order."""
         texts = self._render(conversations)
         return [self._count(text, images) for text, images in zip(texts, sizes, strict=True)]
 
@@ -201,7 +259,7 @@ class PromptCounter:
             return text
         try:
             pads = text.count(self._processor.image_token)
-            if pads != len(images):  # the row writes the token itself, or its template shows no image
+            if pads != len(images):  # the row holds the token, or the template shows no image
                 raise ValueError(f"images: found {len(images)}, expected {pads}, one for each pad token")
             return self._text.tokens(text) + sum(self.image_tokens(*size) - 1 for size in images)
         except Exception as error:
@@ -210,7 +268,7 @@ class PromptCounter:
     def _render(self, conversations: Sequence[Conversation]) -> list[str | Exception]:
         try:
             return [*self._chats(list(conversations))] if conversations else []
-        except Exception:  # one of them: which one?
+        except Exception:  # one conversation raised it; the others still count
             return [self._chat(conversation) for conversation in conversations]
 
     def _chats(self, conversations: list[Conversation]) -> list[str]:
@@ -225,7 +283,7 @@ class PromptCounter:
             return error
 
     def _prove(self) -> None:
-        """Count a sample prompt with the whole processor, too. Raises UnsupportedProcessorError."""
+        """Count a sample prompt with the whole processor as well. Raises UnsupportedProcessorError."""
         sizes: list[Size] = [(90, 70), (160, 210)]
         parts: list[dict[str, object]] = [{"type": "text", "text": "Which comes\nfirst? "}]
         parts += [{"type": "image", "image": "", **self.pixel_bounds} for _ in sizes]
@@ -241,14 +299,14 @@ class PromptCounter:
             raise UnsupportedProcessorError(f"processor: found {real} tokens of a sample, expected {count}")
 
     def _whole(self, conversation: Conversation, images: Sequence[Image.Image]) -> int:
-        """Tokens by qwen_vl_utils and the whole processor."""
+        """Tokens of a conversation as training makes them: qwen_vl_utils, then the whole processor."""
         import torch
         from qwen_vl_utils import fetch_image
 
         patch = self._processor.image_processor.patch_size
         elements = [{"image": image, **self.pixel_bounds} for image in images]
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # OpenMP's would not survive the forks that may follow
+        torch.set_num_threads(1)  # OpenMP's threads do not survive a fork, and forks may follow
         try:
             resized = [
                 fetch_image(cast("dict[str, str | Image.Image]", element), image_patch_size=patch)
@@ -260,65 +318,8 @@ class PromptCounter:
             torch.set_num_threads(threads)
 
 
-def template_source(template: str) -> str:
-    own = template in prompts.TEMPLATES
-    path = Path(prompts.__file__).with_name(f"{template}.jinja") if own else Path(template).expanduser()
-    return path.read_text(encoding="utf-8")
-
-
-def _sizes(images: Sequence[Encoded]) -> list[Size]:
-    sizes: list[Size] = []
-    for i, data in enumerate(images):
-        try:
-            sizes.append(image_size(data))
-        except ValueError as error:
-            raise ValueError(f"images[{i}]: {error}") from error
-    return sizes
-
-
-def stored_counts(table: pa.Table, key: str) -> tuple[NDArray[np.int64], int]:
-    """The table's own counts, (rows,), with -1 where it has none for `key`; and how many have another key."""
-    none = np.full(len(table), -1, np.int64)
-    if not {COLUMN, KEY_COLUMN} <= set(table.column_names):
-        return none, 0
-    counts, keys = table[COLUMN], table[KEY_COLUMN].to_pylist()
-    holds = np.array([found == key for found in keys], bool)
-    others = len(keys) - int(holds.sum()) - keys.count(None)
-    if not holds.any():
-        return none, others
-    return np.where(holds, counts.cast(pa.int64()).fill_null(-1).to_numpy(), none), others
-
-
-class Asked(NamedTuple):
-    """What of a row decides the length of its prompt."""
-
-    problem: str
-    task: Task | None
-    images: Sequence[Encoded]
-    messages: Sequence[Mapping[str, str]] | None = None  # of a row with a prompt of its own
-    place: str = ""  # file and row, for messages
-
-    @classmethod
-    def of(cls, row: Row) -> Asked:
-        return cls(str(row.problem), row.task, row.views, row.messages, row.place)
-
-
-def easyr1_size(width: int, height: int, min_pixels: int | None, max_pixels: int | None) -> Size:
-    """Pixels of an image after `verl.utils.dataset.process_image` (0.3.2 and head): area first, sides rounded
-    down, so that the bounds are met but for rounding. Raises ValueError where a side vanishes."""
-    for bound, beyond in ((max_pixels, 1), (min_pixels, -1)):
-        if bound is not None and (width * height - bound) * beyond > 0:
-            factor = math.sqrt(bound / (width * height))
-            width, height = int(width * factor), int(height * factor)
-            if not width or not height:
-                raise ValueError(
-                    f"found {width} x {height} pixels, expected sides that max_pixels leaves some of"
-                )
-    return width, height
-
-
 class EasyR1Counter(PromptCounter):
-    """As `PromptCounter`, with EasyR1's resize and without the task, which never reaches its template."""
+    """A `PromptCounter` for EasyR1, which resizes otherwise and does not give the task to the template."""
 
     def conversation(
         self, problem: str, task: Task | None, messages: Sequence[Mapping[str, str]] | None = None
@@ -337,3 +338,26 @@ class EasyR1Counter(PromptCounter):
         resized = [image.resize(self._size(*image.size)) for image in images]
         text = self._chats([conversation])
         return len(self._processor(text=text, images=resized)["input_ids"][0])
+
+
+def stored_counts(table: pa.Table, key: str) -> tuple[NDArray[np.int64], int]:
+    """The counts that the table holds for `key`, [rows], with -1 for a row that has none.
+
+    The second value is the number of rows that were counted for another key.
+    """
+    none = np.full(len(table), -1, np.int64)
+    if not {COLUMN, KEY_COLUMN} <= set(table.column_names):
+        return none, 0
+    counts, keys = table[COLUMN], table[KEY_COLUMN].to_pylist()
+    holds = np.array([found == key for found in keys], bool)
+    others = len(keys) - int(holds.sum()) - keys.count(None)
+    if not holds.any():
+        return none, others
+    return np.where(holds, counts.cast(pa.int64()).fill_null(-1).to_numpy(), none), others
+
+
+def template_source(template: str) -> str:
+    """The text of a prompt template, by its name or path. Raises OSError."""
+    own = template in prompts.TEMPLATES
+    path = Path(prompts.__file__).with_name(f"{template}.jinja") if own else Path(template).expanduser()
+    return path.read_text(encoding="utf-8")
