@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tpru_verl.models import FAMILIES, SHAPES, family_of, shape_of, verl_refusal
+from tpru_verl.models import FAMILIES, SHAPES, family_of, processor_of, shape_of, verl_refusal
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,16 @@ def test_a_family_is_what_transformers_has(family: Any, tmp_path: Path) -> None:
 def test_what_is_no_family_here() -> None:
     assert family_of("google/gemma-3-4b-it") is None
     assert shape_of("someone/else") is None
-    assert verl_refusal("InternVLProcessor").startswith("found InternVLProcessor, which veRL 0.9.1 does not")
+    assert verl_refusal("InternVLProcessor").startswith(
+        "found InternVLProcessor, expected a processor that veRL"
+    )
+
+
+def test_the_processor_of_a_folder_is_the_one_that_its_files_name(checkpoint: Path, tmp_path: Path) -> None:
+    assert processor_of(str(checkpoint)) == "Qwen2_5_VLProcessor"
+    assert processor_of(str(tmp_path)) == processor_of("Qwen/Qwen3-VL-4B-Instruct") == ""
+    (tmp_path / "preprocessor_config.json").write_text('{"processor_class": "InternVLProcessor"}')
+    assert processor_of(str(tmp_path)) == "InternVLProcessor"
 
 
 @pytest.mark.parametrize(

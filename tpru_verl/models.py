@@ -86,7 +86,24 @@ def verl_refusal(processor: str) -> str:
     """Why veRL 0.9.1 cannot train a model with this class of processor; "" where it can."""
     if processor in VERL_PROCESSORS:
         return ""
-    return f"found {processor}, which veRL 0.9.1 does not know, expected one of {', '.join(VERL_PROCESSORS)}"
+    return f"found {processor}, expected a processor that veRL 0.9.1 knows: {', '.join(VERL_PROCESSORS)}"
+
+
+def processor_of(model: str) -> str:
+    """The class of processor that the files of a folder name; "" where they name none, and for a Hub id."""
+    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        if found := (_json(Path(model).expanduser() / name) or {}).get("processor_class"):
+            return str(found)
+    return ""
+
+
+def patch_sides() -> str:
+    """The sides of a patch with the families that have them, for help texts."""
+    sides = sorted({family.patch for family in FAMILIES.values()})
+    return " or ".join(
+        f"{side} ({', '.join(family.name for family in FAMILIES.values() if family.patch == side)})"
+        for side in sides
+    )
 
 
 def visual_tokens(width: int, height: int, patch: int, merge: int) -> int:
@@ -142,7 +159,7 @@ def family_of(model: str) -> Family | None:
 
     Raises ValueError for a config.json that is not readable.
     """
-    config = _config(model)
+    config = _json(Path(model).expanduser() / "config.json")
     if config is not None:
         return FAMILIES.get(str(config.get("model_type")))
     return next((family for family in FAMILIES.values() if f"{family.name}-" in model), None)
@@ -153,7 +170,7 @@ def shape_of(model: str) -> Shape | None:
 
     Raises ValueError for a config.json that is not readable or lacks a size.
     """
-    config = _config(model)
+    config = _json(Path(model).expanduser() / "config.json")
     if config is None:
         return SHAPES.get(model)
     try:
@@ -162,8 +179,7 @@ def shape_of(model: str) -> Shape | None:
         raise ValueError(f"{model}/config.json: {error}") from error
 
 
-def _config(model: str) -> Mapping[str, object] | None:
-    file = Path(model).expanduser() / "config.json"
+def _json(file: Path) -> Mapping[str, object] | None:
     if not file.is_file():
         return None
     try:

@@ -52,6 +52,13 @@ def test_only_a_cpu_recipe_needs_an_environment(tmp_path: Path) -> None:
     assert launch.environment(recipe(tmp_path))["VERL_PLATFORM"] == "cpu"
 
 
+def test_a_processor_that_verl_does_not_know_is_refused(tmp_path: Path) -> None:
+    sound = recipe(tmp_path)
+    (tmp_path / "model/preprocessor_config.json").write_text('{"processor_class": "InternVLProcessor"}')
+    with pytest.raises(ValueError, match=r"model\.path=.*: found InternVLProcessor, expected a processor"):
+        launch.check(sound)
+
+
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.path=/no/such/model: no such folder"):
         launch.check(recipe(tmp_path, model="/no/such/model"))

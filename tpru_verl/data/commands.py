@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tpru_verl.files import write_json
+from tpru_verl.models import DEFAULT, patch_sides
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import Source
@@ -185,9 +186,7 @@ def stats(
     max_pixels: Annotated[
         int, typer.Option(help="Most pixels of an image. Default: as in the recipes.")
     ] = 36864,
-    patch: Annotated[
-        int, typer.Option(help="Side of a patch in pixels: 14 for Qwen2.5-VL, 16 for Qwen3-VL.")
-    ] = 14,
+    patch: Annotated[int, typer.Option(help=f"Side of a patch in pixels: {patch_sides()}.")] = DEFAULT.patch,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers to this JSON file.")
     ] = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tpru_verl import trainers
 from tpru_verl.data.source.parts import is_local
 from tpru_verl.launch.apart import ask
+from tpru_verl.models import verl_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import Asked
@@ -67,6 +68,8 @@ def _look(request: Mapping[str, object]) -> Prompts:
     except Exception as error:  # of the Hub, of files, of versions
         return Prompts(error=f"{type(error).__name__}: {_line(error)}")
     found = Prompts(processor=type(processor).__name__)
+    if request["trainer"] == trainers.VERL and (refusal := verl_refusal(type(processor).__name__)):
+        return Prompts(error=refusal)
     if getattr(processor, "image_processor", None) is None:
         return Prompts(
             error=f"found {type(processor).__name__} without an image processor: no model for images"

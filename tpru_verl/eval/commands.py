@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tpru_verl.models import DEFAULT, patch_sides
+
 if TYPE_CHECKING:
     from tpru_verl.eval.engines.base import Engine, Sampling
 
@@ -89,8 +91,8 @@ def run(
         int, typer.Option(min=0, help="Of a request to an endpoint, with growing pauses.")
     ] = 6,
     patch: Annotated[
-        int, typer.Option(help="Side of a patch behind an endpoint: 14 (Qwen2.5-VL), 16 (Qwen3-VL).")
-    ] = 14,
+        int, typer.Option(help=f"Side of a patch behind an endpoint: {patch_sides()}.")
+    ] = DEFAULT.patch,
     max_model_len: Annotated[
         int | None, typer.Option(help="vLLM's context. Default: what the rows need.")
     ] = None,
@@ -240,7 +242,7 @@ def export(
     style: Style = "tpru",
     min_pixels: MinPixels = 16384,
     max_pixels: MaxPixels = 36864,
-    patch: Annotated[int, typer.Option(help="Side of a patch: 14 (Qwen2.5-VL) or 16 (Qwen3-VL).")] = 14,
+    patch: Annotated[int, typer.Option(help=f"Side of a patch: {patch_sides()}.")] = DEFAULT.patch,
 ) -> None:
     """Write the same rows, prompts and pixels for another harness, which then judges with our grader."""
     from tpru_verl.data.tokens.pixels import Bounds

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tpru_verl import trainers
 from tpru_verl.cores import available_cores
 from tpru_verl.launch.settings import Settings
+from tpru_verl.models import processor_of, verl_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import TrainerKeys
@@ -52,11 +53,14 @@ def check(recipe: Mapping) -> None:
 
     Raises:
         FileNotFoundError: the model path, or a data file, is a path and not there.
-        ValueError: a data file is unreadable or lacks columns.
+        ValueError: a data file is unreadable or lacks columns, or veRL does not know the model's processor.
         OSError: too little room for checkpoints or in shared memory.
         RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
     """
-    model_is_there("actor_rollout_ref.model.path", recipe["actor_rollout_ref"]["model"]["path"])
+    model = recipe["actor_rollout_ref"]["model"]["path"]
+    model_is_there("actor_rollout_ref.model.path", model)
+    if (processor := processor_of(model)) and (refusal := verl_refusal(processor)):
+        raise ValueError(f"actor_rollout_ref.model.path={model}: {refusal}")
     for key in ("train_files", "val_files"):
         data_is_there(f"data.{key}", recipe["data"][key], Settings(trainers.VERL, recipe).row_keys)
     room_for_checkpoints("trainer.default_local_dir", Path(recipe["trainer"]["default_local_dir"]))

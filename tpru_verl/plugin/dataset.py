@@ -36,6 +36,7 @@ from tpru_verl.data.source.rows import BATCH_ROWS, Row, columns_read, row_of
 from tpru_verl.data.tokens.processors import Size
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
 from tpru_verl.data.tokens.templates import opens_think
+from tpru_verl.models import DEFAULT, VERL_PROCESSORS
 from tpru_verl.plugin.prompt_lengths import ROW, rows_of_frame, without_long_prompts
 from tpru_verl.prompts import render
 from tpru_verl.sample import parse_options
@@ -77,7 +78,8 @@ class TPRUDataset(RLHFDataset):
             )
         if processor is None:
             raise ValueError(
-                "the model has no image processor, but every TPRU row has images: use a VL model"
+                "the model has no image processor that veRL knows, but every TPRU row has images; expected "
+                f"one of {', '.join(VERL_PROCESSORS)}"
             )
         self.problem_key = str(config.get("problem_key") or "problem")
         self.answer_key = str(config.get("answer_key") or "answer")
@@ -297,8 +299,8 @@ def _columns_of_form(rows: datasets.Dataset, form: Form) -> datasets.Dataset:
 def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:
     """Sides, in pixels, of a patch and of a visual token (merged patches)."""
     own = getattr(processor, "image_processor", None)
-    patch = int(getattr(own, "patch_size", 14))
-    return patch, patch * int(getattr(own, "merge_size", 2))
+    patch = int(getattr(own, "patch_size", DEFAULT.patch))
+    return patch, patch * int(getattr(own, "merge_size", DEFAULT.merge))
 
 
 def _pixel_bounds(config: DictConfig, processor: ProcessorMixin) -> dict[str, int]:

@@ -14,6 +14,7 @@ from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
+from tpru_verl.models import DEFAULT
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of
 
@@ -246,7 +247,9 @@ def _processor(model: str) -> Any:
 
 def _factor(processor: Any) -> int:
     images = getattr(processor, "image_processor", None)
-    return int(getattr(images, "patch_size", 14)) * int(getattr(images, "merge_size", 2))
+    return int(getattr(images, "patch_size", DEFAULT.patch)) * int(
+        getattr(images, "merge_size", DEFAULT.merge)
+    )
 
 
 def _context_of(model: str) -> int:
