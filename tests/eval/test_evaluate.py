@@ -1,5 +1,6 @@
 """`tpru eval` as a user calls it: an endpoint by rule, resumption, faults, comparison, the page."""
 
+import base64
 import errno
 import io
 import json
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,13 +25,14 @@ from support.rows import picture, reordering, write_parquet
 from tpru_verl import cli
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.engines.base import Request, Sampling
-from tpru_verl.eval.engines.endpoint import Endpoint
+from tpru_verl.eval.engines.endpoint import Endpoint, is_loopback, reply_of
 from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import read_results
 from tpru_verl.eval.run import Evaluation, evaluate_rows
 from tpru_verl.eval.store import Store
 from tpru_verl.sample import Task
+from tpru_verl.signals import raised_signals
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -194,6 +197,10 @@ class TestFaults:
             (b"<html>", "no completion"),
             (b'{"choices": []}', "found 0 choices, expected 1"),
             (b'{"choices": [{"message": {"content": null}, "index": 0}]}', "without content"),
+            (b'{"choices": {"0": "B"}}', "found 0 choices, expected 1"),
+            (b'{"choices": [{"message": {"content": 7}}]}', "a content of the kind int"),
+            (b'{"choices": [{"message": {"content": [{"type": "image_url"}]}}]}', "of the kind image_url"),
+            (b'{"choices": ["B"]}', "without content"),
         ],
     )
     def test_malformed_answers_fail_their_row(
@@ -256,19 +263,29 @@ class TestFaults:
         assert "row rows.parquet:1 failed: images[1]: found an image that can't be decoded" in err
         assert "images[1]: found an image" in (tmp_path / "out/page.html").read_text()
 
-    def test_ctrl_c_keeps_what_was_answered(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("number", "code", "said"),
+        [
+            (signal.SIGINT, 130, "stopped; the answers are in"),
+            (signal.SIGTERM, 143, "stopped by SIGTERM; the answers are in"),
+            (signal.SIGHUP, 129, "stopped by SIGHUP; the answers are in"),
+        ],
+    )
+    def test_a_signal_keeps_the_answers(
+        self, tmp_path: Path, number: signal.Signals, code: int, said: str
+    ) -> None:
         source = write_parquet(tmp_path / "rows.parquet", [reordering(seed) for seed in range(20)])
-        code = "from tpru_verl.cli import main; main()"
-        with endpoint(fault=lambda number, asked: 0.2) as server:
+        program = "from tpru_verl.cli import main; main()"
+        with endpoint(fault=lambda request, asked: 0.2) as server:
             args = ["eval", "tiny", "--base-url", server.url, "--out", tmp_path / "out", "--concurrency", 2]
-            command = [sys.executable, "-c", code, *map(str, args), "--data", f"tpru-test={source}"]
+            command = [sys.executable, "-c", program, *map(str, args), "--data", f"tpru-test={source}"]
             with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
                 while len(server.asked) < 4 and process.poll() is None:
                     time.sleep(0.05)
-                process.send_signal(signal.SIGINT)
+                process.send_signal(number)
                 _, err = process.communicate(timeout=60)
-            assert process.returncode == 130
-            assert "stopped; what was answered is in" in " ".join(err.split())
+            assert process.returncode == code
+            assert said in " ".join(err.split())
             assert "Traceback" not in err
             kept = (tmp_path / "out/responses.jsonl").read_bytes().count(b"\n")
             before = len(server.asked)
@@ -432,6 +449,16 @@ class TestLocal:
         with pytest.raises(FileNotFoundError, match=r"no config\.json in it"):
             self.local(tmp_path)
 
+    @pytest.mark.parametrize("place", ["", "actor", "actor/huggingface", ".."])
+    def test_a_checkpoint_in_shards_says_how_to_merge_it(self, tmp_path: Path, place: str) -> None:
+        step = tmp_path / "checkpoints/global_step_60"
+        (step / "actor/huggingface").mkdir(parents=True)
+        (step / "actor/huggingface/config.json").write_text("{}")
+        (step / "actor/model_world_size_1_rank_0.pt").touch()
+        command = "python -m verl.model_merger merge --backend fsdp --local_dir .*global_step_60/actor"
+        with pytest.raises(ValueError, match=command):
+            self.local(step / place)
+
     def test_a_model_trained_on_is_another_one(self, checkpoint: Path, tmp_path: Path) -> None:
         import shutil
 
@@ -439,6 +466,184 @@ class TestLocal:
         before = self.local(copy).identity
         (copy / "model.safetensors").touch()
         assert self.local(copy).identity != before
+
+
+def completion(content: object, **more: object) -> SimpleNamespace:
+    choice = SimpleNamespace(message=SimpleNamespace(content=content, **more), finish_reason="stop")
+    return SimpleNamespace(choices=[choice], usage=None)
+
+
+THINKING = {
+    "type": "thinking",
+    "thinking": [{"type": "text", "text": "C? "}, {"type": "text", "text": "No."}],
+}
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (completion("B"), "B"),
+        (
+            completion([{"type": "text", "text": "<answer>"}, {"type": "text", "text": "B</answer>"}]),
+            "<answer>B</answer>",
+        ),
+        (completion([THINKING, {"type": "text", "text": "B"}]), "<think>C? No.</think>B"),
+        (completion([{"type": "reasoning", "text": "C? No."}, "B"]), "<think>C? No.</think>B"),
+        (completion([THINKING]), "<think>C? No.</think>"),
+        (completion("B", reasoning_content="C? No."), "<think>C? No.</think>B"),
+        (completion(None, reasoning=[{"type": "text", "text": "C? No."}]), "<think>C? No.</think>"),
+        (completion([{"type": "text", "text": "B"}], reasoning="C? No."), "<think>C? No.</think>B"),
+        (completion([]), ""),
+    ],
+)
+def test_each_form_of_a_message_is_read(found: Any, text: str) -> None:
+    assert reply_of(found, 1).texts == [text]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "thinking"]), inner)
+    ),
+)
+
+
+@given(JSON, JSON)
+def test_any_content_is_text_or_refused_in_one_line(content: object, reasoning: object) -> None:
+    refused = ""
+    try:
+        texts = reply_of(completion(content, reasoning=reasoning), 1).texts
+    except ValueError as error:
+        texts, refused = [], str(error)
+    assert all(isinstance(text, str) for text in texts)
+    assert "\n" not in refused
+
+
+@pytest.mark.parametrize(
+    "record", [{"texts": [["B"]], "finish": ["stop"]}, {"texts": "B"}, {"texts": []}, {"x": 1}]
+)
+def test_a_stored_reply_that_is_no_text_is_asked_again(
+    tpru: Tpru, tmp_path: Path, record: dict[str, object]
+) -> None:
+    source, replies = tpru_hub(tmp_path / "rows"), tmp_path / "out/responses.jsonl"
+    with endpoint() as server:
+        args = asking(server.url, tmp_path / "out", source)
+        assert tpru(*args)[0] == 0
+        first, *others = replies.read_text().splitlines()
+        replies.write_text(
+            "\n".join([json.dumps({"key": json.loads(first)["key"], **record}), *others]) + "\n"
+        )
+        code, _, err = tpru(*args)
+        assert (code, len(server.asked)) == (0, 6), err
+        assert "1 stored replies are no text and will be asked again" in err
+        code, _, err = tpru(*args)
+        assert (code, len(server.asked)) == (0, 6)
+        assert "no text" not in err
+
+
+class TestProxy:
+    @pytest.mark.parametrize("name", ["all_proxy", "ALL_PROXY", "http_proxy", "HTTP_PROXY"])
+    @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9", "nonsense"])
+    def test_a_server_on_this_machine_needs_none(
+        self, tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, proxy: str
+    ) -> None:
+        monkeypatch.setenv(name, proxy)
+        with endpoint() as server:
+            args = asking(
+                server.url.replace("127.0.0.1", "localhost"), tmp_path / "out", tpru_hub(tmp_path / "rows")
+            )
+            code, _, err = tpru(*args)
+        assert code == 0, err
+
+    @pytest.mark.parametrize(
+        "proxy", ["socks5://me:hidden@127.0.0.1:9", "http://me:hidden@127.0.0.1:9", "nonsense"]
+    )
+    def test_elsewhere_the_variable_is_named(
+        self, tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+    ) -> None:
+        monkeypatch.setenv("all_proxy", proxy)
+        code, _, err = tpru(
+            *asking("http://models.invalid/v1", tmp_path / "out", tpru_hub(tmp_path / "rows"))
+        )
+        assert str(code).startswith("tpru: http://models.invalid/v1: ")
+        assert "all_proxy sends requests for models.invalid to a proxy: set no_proxy=models.invalid" in str(
+            code
+        )
+        assert "\n" not in str(code)
+        assert "hidden" not in f"{code}{err}"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.8.8", "::1", "0.0.0.0", "api.localhost"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+    assert not is_loopback(f"{host}.example.org")
+
+
+def test_secrets_stay_out_of_all_that_is_written(tpru: Tpru, tmp_path: Path) -> None:
+    def refuses(number: int, asked: Asked) -> tuple[int, bytes] | None:
+        return (400, b'{"error": {"message": "bad key hidden-2, user hidden-1"}}') if number == 1 else None
+
+    options = [
+        "api_key=hidden-2",
+        'extra={"Authorization": "Bearer hidden-3"}',
+        "password=12345678",
+        "top_k=20",
+    ]
+    with endpoint(fault=refuses) as server:
+        url = server.url.replace("http://", "http://user:hidden-1@")
+        args = asking(url, tmp_path / "out", tpru_hub(tmp_path / "rows"))
+        code, out, err = tpru(*args, *(part for option in options for part in ("--option", option)))
+        assert code == 0, err
+        assert all(asked.body["api_key"] == "hidden-2" for asked in server.asked)
+    written = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    for text in (out, err, *written):
+        assert "hidden-" not in text
+        assert "12345678" not in text
+    options = summary_of(tmp_path / "out")["settings"]["options"]
+    assert options == {"api_key": "***", "extra": {"Authorization": "***"}, "password": "***", "top_k": 20}
+    code, _, err = tpru(
+        *asking("http://user:hidden-1@127.0.0.1:9/v1", tmp_path / "o", tpru_hub(tmp_path / "r"))
+    )
+    assert "hidden-1" not in f"{code}{err}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with raised_signals():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[red]r[/red]", "\x1b]0;owned\x07", "\u202e", "\ud800"])
+def test_names_of_others_are_printed_as_they_are(
+    tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A row's id and a server's words, in messages and tables."""
+    rows = [reordering(0, id=f"row {name}", answer="A"), reordering(1, id="other")]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(as_json(row)) + "\n" for row in rows))
+    reason = json.dumps({"error": {"message": f"refused {name}"}}).encode()
+    with endpoint(fault=lambda number, asked: (400, reason) if number == 0 else None) as server:
+        code, _, err = tpru(*asking(server.url, tmp_path / "out", source), "--concurrency", 1)
+    assert code == 0, err
+    assert "row row" in err
+    assert "refused" in err
+    assert not re.search("[\x1b\x07\u202e\ud800]", err)
+    for letter in "AB":
+        with endpoint(lambda asked, letter=letter: f"<answer>{letter}</answer>") as server:
+            assert tpru(*asking(server.url, tmp_path / letter, source))[0] == 0
+    code, out, err = tpru("compare", tmp_path / "A", tmp_path / "B")
+    assert code == 0, err
+    assert name in out or not name.startswith("[")
+    assert not re.search("[\x1b\x07\u202e\ud800]", out)
+
+
+def as_json(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "images": [base64.b64encode(image).decode() for image in row["images"]]}
 
 
 def test_endpoints_are_told_apart() -> None:

@@ -14,29 +14,29 @@ from support.harnesses import export, write_sources
 
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.harnesses import rows as hosts
+from tpru_verl.eval.harnesses import rows as harness_rows
 from tpru_verl.eval.harnesses.vlmevalkit import dataset_class
 
 
 class TestExport:
     def test_rows_say_what_our_own_run_would(self, tmp_path: Path) -> None:
         source = str(write_sources(tmp_path)["tpru-test"])
-        rows = [*hosts.rows_of(BENCHMARKS["tpru-test"], source, "tpru", Bounds())]
+        rows = [*harness_rows.rows_of(BENCHMARKS["tpru-test"], source, "tpru", Bounds())]
         assert len(rows) == 9
         assert [bool(row.failed) for row in rows] == [False] * 8 + [True]
         assert "images[1]: found an image that can't be decoded" in rows[-1].failed
-        assert not hosts.verdict_of(vars(rows[-1]), "<answer>B</answer>").correct
-        assert hosts.verdict_of(vars(rows[0]), "<think>C</think><answer>3 1 4 2</answer>").correct
+        assert not harness_rows.verdict_of(vars(rows[-1]), "<answer>B</answer>").correct
+        assert harness_rows.verdict_of(vars(rows[0]), "<think>C</think><answer>3 1 4 2</answer>").correct
         assert [type(part) for part in rows[0].parts()].count(bytes) == 4
 
-    def test_an_unknown_host(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="host: found 'x', expected lmms-eval or vlmevalkit"):
-            hosts.export("x", tmp_path, [], "tpru", Bounds())
+    def test_an_unknown_harness(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="harness: found 'x', expected lmms-eval or vlmevalkit"):
+            harness_rows.export("x", tmp_path, [], "tpru", Bounds())
 
-    def test_names_do_not_meet_those_of_the_hosts(self) -> None:
-        assert hosts.task_name(BENCHMARKS["muirbench"]) == "tpru_muirbench"
-        assert hosts.vlmevalkit_name(BENCHMARKS["lego-puzzles"]) == "TPRU_LEGO"
-        assert "TPRU_Test" in hosts.by_vlmevalkit_name()
+    def test_names_differ_from_those_of_the_harnesses(self) -> None:
+        assert harness_rows.task_name(BENCHMARKS["muirbench"]) == "tpru_muirbench"
+        assert harness_rows.vlmevalkit_name(BENCHMARKS["lego-puzzles"]) == "TPRU_LEGO"
+        assert "TPRU_Test" in harness_rows.by_vlmevalkit_name()
 
 
 def test_inspect_finds_the_tasks_by_entry_point() -> None:

@@ -7,12 +7,12 @@ from support.harnesses import OwnRun, call, export
 from support.pages import CHOICES, cases
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.harnesses import rows as hosts
+from tpru_verl.eval.harnesses import rows as harness_rows
 
 
 def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
     export("lmms-eval", tmp_path / "tasks", own.sources)
-    names = ",".join(hosts.task_name(BENCHMARKS[name]) for name in own.sources)
+    names = ",".join(harness_rows.task_name(BENCHMARKS[name]) for name in own.sources)
     model = f"model=tiny,base_url={own.server.url},api_key=none"
     args = ["--model", "openai", "--model_args", model, "--batch_size", 1, "--log_samples"]
     args += ["--include_path", tmp_path / "tasks", "--tasks", names, "--output_path", tmp_path / "out"]
@@ -22,7 +22,7 @@ def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
     assert written, f"lmms-eval exited with 0 and wrote no results; it printed: {said[-2000:] or 'nothing'}"
     assert own.asked_since() == own.asked
     for name in own.sources:
-        samples = written[f"{hosts.task_name(BENCHMARKS[name])}.jsonl"]
+        samples = written[f"{harness_rows.task_name(BENCHMARKS[name])}.jsonl"]
         lines = sorted(
             (json.loads(line) for line in samples.read_text().splitlines()), key=lambda x: x["doc_id"]
         )

@@ -8,18 +8,20 @@ from support.harnesses import OwnRun, call, export
 from support.pages import CHOICES, cases, choice
 
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.harnesses import rows as hosts
+from tpru_verl.eval.harnesses import rows as harness_rows
 
 
 def test_same_rows_same_verdicts(own: OwnRun, tmp_path: Path) -> None:
     export("vlmevalkit", tmp_path / "lmu", own.sources)
-    names = [hosts.vlmevalkit_name(BENCHMARKS[name]) for name in own.sources]
+    names = [harness_rows.vlmevalkit_name(BENCHMARKS[name]) for name in own.sources]
     args = [os.environ["VLMEVALKIT"], "--data", *names, "--model", "tiny", "--base-url", own.server.url]
     args += ["--local-media", "--judge", "exact_matching", "--work-dir", tmp_path / "out"]
     call("-m", "tpru_verl.eval.harnesses.vlmevalkit", *args, LMUData=str(tmp_path / "lmu"))
     assert own.asked_since() == own.asked
     for name in own.sources:
-        file, *_ = (tmp_path / "out").rglob(f"*{hosts.vlmevalkit_name(BENCHMARKS[name])}_verdicts.json")
+        file, *_ = (tmp_path / "out").rglob(
+            f"*{harness_rows.vlmevalkit_name(BENCHMARKS[name])}_verdicts.json"
+        )
         found = {line["id"]: (line["parsed"], line["correct"]) for line in json.loads(file.read_text())}
         assert found == own.verdicts[name]
 

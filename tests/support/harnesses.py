@@ -14,7 +14,7 @@ from support.rows import picture, reordering, write_parquet
 
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.harnesses import rows as hosts
+from tpru_verl.eval.harnesses import rows as harness_rows
 from tpru_verl.eval.results import read_results
 
 Sources = dict[str, Path]  # benchmark -> its fixture
@@ -43,9 +43,9 @@ def write_sources(folder: Path) -> Sources:
     return {"tpru-test": tpru, "lego-puzzles": lego_tsv(folder / "lego")}
 
 
-def export(host: str, out: Path, sources: Sources) -> None:
+def export(harness: str, out: Path, sources: Sources) -> None:
     chosen = [(BENCHMARKS[name], str(path)) for name, path in sources.items()]
-    hosts.export(host, out, chosen, "tpru", Bounds())
+    harness_rows.export(harness, out, chosen, "tpru", Bounds())
 
 
 def call(*args: object, **environment: str) -> str:

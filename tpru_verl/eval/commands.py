@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +112,7 @@ def run(
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.report import tables
     from tpru_verl.eval.run import EvalOptions, evaluate
+    from tpru_verl.signals import raised_signals
     from tpru_verl.terminal import results
 
     benchmarks = find(bench)
@@ -140,12 +142,13 @@ def run(
     else:
         engine = _local(model, sampling, min_pixels, max_pixels, max_model_len, extra)
     try:
-        summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, options, out, model)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"tpru: stopped; what was answered is in {out}, the same command goes on from there", err=True
-        )
-        raise typer.Exit(130) from None
+        with raised_signals():
+            summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, options, out, model)
+    except KeyboardInterrupt as signal:
+        by = f" by {signal}" if str(signal) else ""
+        with suppress(OSError):  # the terminal may be gone
+            typer.echo(f"tpru: stopped{by}; the answers are in {out}: the same command continues", err=True)
+        raise typer.Exit(getattr(signal, "exit_code", 130)) from None
     console = results()
     for found in tables(summary):
         console.print(found)

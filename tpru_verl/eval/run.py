@@ -22,6 +22,7 @@ from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import RowResult, prompts_hash, result_of_row, summarise, versions
 from tpru_verl.eval.store import Store, key_of
 from tpru_verl.files import write_json, write_text
+from tpru_verl.redaction import redact_command
 from tpru_verl.sample import Task
 from tpru_verl.terminal import messages, progress_bar
 
@@ -85,7 +86,7 @@ def evaluate(
         KeyboardInterrupt: the user pressed Ctrl-C; all replies are on disk.
     """
     out.mkdir(parents=True, exist_ok=True)
-    store = Store(out / "responses.jsonl")
+    store = _opened(out / "responses.jsonl")
     found: dict[str, object] = {}
     pages: list[tuple[Loaded, list[RowResult]]] = []
     try:
@@ -125,7 +126,7 @@ def evaluate(
             **engine.description(),
         },
         "versions": versions(),
-        "command": ["tpru", *sys.argv[1:]],
+        "command": ["tpru", *redact_command(sys.argv[1:])],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_json(out / "summary.json", summary)
@@ -156,8 +157,8 @@ def evaluate_rows(
 
     loaded = load(BENCHMARKS["tpru-test"], str(rows))
     engine = Local(str(model), samplings[0], min_pixels=min_pixels, max_pixels=max_pixels)
-    store = Store(responses)
-    evaluations = []
+    store = _opened(responses)
+    evaluations: list[Evaluation] = []
     try:
         for sampling in samplings:
             engine.sampling = sampling
@@ -167,6 +168,13 @@ def evaluate_rows(
         store.close()
         engine.close()
     return evaluations
+
+
+def _opened(path: Path) -> Store:
+    store = Store(path)
+    if store.unusable:
+        _say(f"{path}: {len(store.unusable):,} stored replies are no text and will be asked again", "yellow")
+    return store
 
 
 def _limited(loaded: Loaded, options: EvalOptions, seed: int) -> Loaded:

@@ -1,4 +1,4 @@
-"""Responses by the hash of what was asked: a run that was ended goes on, and asks nothing again."""
+"""Replies on disk, by the hash of their request: an interrupted run continues, and nothing is asked twice."""
 
 from __future__ import annotations
 
@@ -12,20 +12,43 @@ import xxhash
 
 @dataclass(frozen=True)
 class Reply:
-    """What was answered to one request: a text for each sample, why each ended, and tokens in all."""
+    """The answer to one request: a text for each sample, why each ended, and tokens in all.
+
+    A reply with `error` has no texts and is not stored. Raises ValueError for a reply with neither, and for
+    texts that are no text.
+    """
 
     texts: list[str] = field(default_factory=list)
     finish: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
-    error: str | None = None  # why there is no answer; such a reply is not stored
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            return
+        for name in ("texts", "finish"):
+            values = getattr(self, name)
+            if not (isinstance(values, list) and values and all(isinstance(value, str) for value in values)):
+                raise ValueError(f"{name}: found {str(values)[:60]}, expected a list of texts")
+        if len(self.texts) != len(self.finish):
+            raise ValueError(
+                f"finish: found {len(self.finish)}, expected {len(self.texts)}, one for each text"
+            )
+        for name in ("prompt_tokens", "tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, int):
+                raise ValueError(f"{name}: found {str(value)[:60]}, expected a whole number")
 
 
 class Store:
-    """Replies in a file of one JSON object a line, appended as they come.
+    """Replies in a file of one JSON object a line. Each is appended as soon as it comes.
 
-    A last line that an end cut short is dropped. Raises ValueError, with the line, for any other damage.
+    A last line that was cut short is dropped. `unusable` has the keys of stored replies that are no text;
+    their requests are asked again. Raises ValueError, with the line, for any other damage.
     """
+
+    unusable: frozenset[str] = frozenset()
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,18 +63,25 @@ class Store:
             for number, line in enumerate(file, start=1):
                 if not line.endswith(b"\n"):
                     break
-                try:
-                    record = json.loads(line)
-                    key = record.pop("key")
-                    self._replies[key] = Reply(**record)
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise ValueError(
-                        f"{self.path} line {number}: found no stored reply ({error}); remove it"
-                    ) from error
+                self._add(number, line)
                 whole += len(line)
         if whole < self.path.stat().st_size:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
+
+    def _add(self, number: int, line: bytes) -> None:
+        try:
+            record = json.loads(line)
+            key = str(record.pop("key"))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{self.path} line {number}: found no stored reply ({error}); remove it"
+            ) from error
+        try:
+            self._replies[key] = Reply(**record, error=None)
+            self.unusable -= {key}
+        except (ValueError, TypeError):
+            self.unusable |= {key}
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -76,7 +106,7 @@ class Store:
 
 
 def key_of(*facts: object, images: Sequence[bytes] = ()) -> str:
-    """Hash of all that an answer depends on."""
+    """Hash of everything that an answer depends on."""
     state = xxhash.xxh3_128(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     for image in images:
         state.update(xxhash.xxh3_128_digest(image))

@@ -1,41 +1,51 @@
-"""The benchmarks of the paper, one file each."""
+"""The benchmarks of the paper. A new one is a module in this folder and its name in `NAMES`."""
 
-from tpru_verl.eval.benchmarks import (
-    blink,
-    lego_puzzles,
-    mmcr,
-    mme_realworld_lite,
-    mmmu_dev,
-    mmstar,
-    mmtbench,
-    muirbench,
-    realworldqa,
-    tpru_test,
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tpru_verl.eval.benchmarks.base import Benchmark, Loaded, load
+
+    BENCHMARKS: dict[str, Benchmark]
+
+NAMES = (
+    "tpru-test",
+    "muirbench",
+    "lego-puzzles",
+    "blink",
+    "mmstar",
+    "realworldqa",
+    "mmmu-dev",
+    "mmtbench",
+    "mmcr",
+    "mme-realworld-lite",
 )
-from tpru_verl.eval.benchmarks.base import Benchmark, Loaded, load
 
-_MODULES = (
-    tpru_test,
-    muirbench,
-    lego_puzzles,
-    blink,
-    mmstar,
-    realworldqa,
-    mmmu_dev,
-    mmtbench,
-    mmcr,
-    mme_realworld_lite,
-)
-BENCHMARKS: dict[str, Benchmark] = {module.BENCHMARK.name: module.BENCHMARK for module in _MODULES}
+__all__ = ["BENCHMARKS", "NAMES", "Benchmark", "Loaded", "find", "load"]
 
-__all__ = ["BENCHMARKS", "Benchmark", "Loaded", "find", "load"]
+
+def __getattr__(name: str) -> object:
+    """Import the modules at first use, so that `tpru --help` shows `NAMES` without pyarrow."""
+    if name == "BENCHMARKS":
+        modules = {known: import_module(f"{__name__}.{known.replace('-', '_')}") for known in NAMES}
+        value: object = {known: module.BENCHMARK for known, module in modules.items()}
+    elif name in __all__:
+        value = getattr(import_module(f"{__name__}.base"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def find(names: str) -> list[Benchmark]:
-    """The benchmarks that a comma-separated list names. Raises ValueError for one that is unknown."""
+    """The benchmarks named in a comma-separated list. Raises ValueError for an unknown name or none."""
+    from tpru_verl.eval.benchmarks import BENCHMARKS
+
     wanted = [name.strip().lower().replace("_", "-") for name in names.split(",") if name.strip()]
-    if unknown := [name for name in wanted if name not in BENCHMARKS]:
-        raise ValueError(f"--bench: found {unknown[0]!r}, expected one or more of {', '.join(BENCHMARKS)}")
-    if not wanted:
-        raise ValueError(f"--bench: found nothing, expected one or more of {', '.join(BENCHMARKS)}")
+    unknown = [repr(name) for name in wanted if name not in NAMES]
+    if unknown or not wanted:
+        found = unknown[0] if unknown else "no name"
+        raise ValueError(f"--bench: found {found}, expected one or more of {', '.join(NAMES)}")
     return [BENCHMARKS[name] for name in dict.fromkeys(wanted)]

@@ -1,16 +1,22 @@
-"""An OpenAI-compatible endpoint as engine: many requests at once, retried with growing pauses."""
+"""An OpenAI-compatible endpoint as engine: many requests at once, repeated with growing pauses."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import os
+import ssl
+import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 from tpru_verl.data.tokens.pixels import Bounds, png
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
+from tpru_verl.redaction import redact_options, redact_urls, secrets_in, without
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of
 
@@ -21,11 +27,11 @@ FAILURES_IN_A_ROW = 20  # requests that fail one after another: the server is br
 
 
 class Endpoint:
-    """Answers by POST /chat/completions, `concurrency` at a time.
+    """Answers by POST /chat/completions, `concurrency` requests at a time.
 
-    429, 5xx, time-outs and lost connections are tried `retries` more times by the `openai` client, with
-    pauses that grow or that the server names. A server that is gone ends the run, a request refused fails
-    its row.
+    The `openai` client repeats a request up to `retries` times after 429, 5xx, a time-out or a lost
+    connection, with pauses that grow or that the server names. A lost server ends the run. A refused request
+    fails its row. `extra` goes into the body of each request.
     """
 
     def __init__(
@@ -43,66 +49,112 @@ class Endpoint:
         self.model, self.base_url, self.bounds, self.sampling = model, base_url.rstrip("/"), bounds, sampling
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         self.extra = dict(extra or {})
-        self.identity = f"endpoint:{self.base_url}:{model}:{sorted(self.extra.items())}"
+        self.shown_url = redact_urls(self.base_url)  # what messages and results say
+        self.identity = f"endpoint:{self.shown_url}:{model}:{sorted(redact_options(self.extra).items())}"
+        self._secrets = {*secrets_in(self.base_url, self.extra), os.environ.get("OPENAI_API_KEY", "")}
         self._checked = False
 
     def description(self) -> dict[str, object]:
-        return {"engine": "endpoint", "base_url": self.base_url, "options": self.extra}
+        return {"engine": "endpoint", "base_url": self.shown_url, "options": redact_options(self.extra)}
 
     def start(self, requests: Sequence[Request]) -> None:
-        """See that the server is there and has the model. Raises ConnectionError, ValueError."""
+        """Check that the server answers and has the model. Raises ConnectionError, ValueError."""
         if requests and not self._checked:
             asyncio.run(self._check())
             self._checked = True
 
     async def _check(self) -> None:
-        import openai
-
         async with self._client(retries=1) as client:
+            import openai
+
             try:
                 names = [model.id async for model in client.models.list()]
             except openai.APIConnectionError as error:
-                reason = line_of(error.__cause__ or error)
                 raise ConnectionError(
-                    f"{self.base_url}: no answer ({reason}); is the server running?"
+                    f"{self.shown_url}: no answer ({self._cause(error)}); "
+                    f"{self._proxy() or 'is the server running?'}"
                 ) from error
             except openai.AuthenticationError as error:
                 raise ValueError(
-                    f"{self.base_url}: {_said(error)}; expected a key in OPENAI_API_KEY"
+                    f"{self.shown_url}: {self._said(error)}; expected a key in OPENAI_API_KEY"
                 ) from error
             except (openai.OpenAIError, ValueError, TypeError):
-                return  # not every server lists its models; the first request will tell
+                return  # some servers do not list their models; the first request will show
         if names and self.model not in names:
-            raise ValueError(f"{self.base_url}: found models {', '.join(names[:8])}; expected {self.model}")
+            raise ValueError(f"{self.shown_url}: found models {', '.join(names[:8])}; expected {self.model}")
 
     def _client(self, retries: int | None = None) -> AsyncOpenAI:
         try:
-            from openai import AsyncOpenAI
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         except ImportError as error:
             raise ValueError('--base-url: needs `pip install "tpru-verl[eval]"`') from error
-        return AsyncOpenAI(
-            base_url=self.base_url,
-            api_key=os.environ.get("OPENAI_API_KEY") or "none",
-            timeout=self.timeout,
-            max_retries=self.retries if retries is None else retries,
+        local = is_loopback(urlsplit(self.base_url).hostname or "")
+        try:
+            return AsyncOpenAI(
+                base_url=self.base_url,
+                api_key=os.environ.get("OPENAI_API_KEY") or "none",
+                timeout=self.timeout,
+                max_retries=self.retries if retries is None else retries,
+                # A proxy cannot reach this machine. The context still reads SSL_CERT_FILE.
+                http_client=DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
+                if local
+                else None,
+            )
+        except (ImportError, ValueError) as error:  # a SOCKS proxy without its package, or no proxy's address
+            reason = without(line_of(error), self._secrets)
+            raise ValueError(f"{self.shown_url}: {reason}; {self._proxy() or '--base-url'}") from error
+
+    def _proxy(self) -> str:
+        """Which variable sends requests for this server to a proxy, and what to do; "" where none does."""
+        parts = urlsplit(self.base_url)
+        host = parts.hostname or ""
+        if is_loopback(host) or proxy_bypass(host):
+            return ""
+        names = (f"{parts.scheme}_proxy", "all_proxy")
+        found = next((n for name in names for n in (name, name.upper()) if os.environ.get(n)), "")
+        return (
+            f"{found} sends requests for {host} to a proxy: set no_proxy={host} if it needs none"
+            if found
+            else ""
         )
 
+    def _cause(self, error: Exception) -> str:
+        return without(line_of(error.__cause__ or error), self._secrets)
+
+    def _said(self, error: Exception) -> str:
+        """The server's own words, if it had some, without secrets."""
+        body = getattr(error, "body", None)
+        message = body.get("message") if isinstance(body, dict) else None
+        status = getattr(error, "status_code", None)
+        words = line_of(Exception(message)) if message else line_of(error)
+        return without(f"{f'HTTP {status}: ' if status else ''}{words}", self._secrets)[:500]
+
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
-        """Replies in the order in which they come."""
+        """Replies in the order in which they come.
+
+        The requests run in a thread of their own. A signal interrupts the wait of this thread, never the
+        event loop, so that the requests can be ended.
+        """
         self.start(requests)
         loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=loop.run_forever, daemon=True)
+        thread.start()
         replies = self._answers(requests)
+
+        async def following() -> tuple[Request, Reply] | None:
+            return await anext(replies, None)
+
         try:
-            while (pair := loop.run_until_complete(anext(replies, None))) is not None:
+            while (pair := asyncio.run_coroutine_threadsafe(following(), loop).result()) is not None:
                 yield pair
         finally:
-            loop.run_until_complete(_end_tasks())  # after Ctrl-C: what was waiting, and requests under way
-            loop.run_until_complete(replies.aclose())
-            loop.run_until_complete(loop.shutdown_default_executor())
+            asyncio.run_coroutine_threadsafe(_end_tasks(replies), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
             loop.close()
 
     def close(self) -> None:
-        """Nothing is kept open between two calls of `answer`."""
+        """Nothing stays open between two calls of `answer`."""
 
     async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[Request, Reply], None]:
         todo, failures = iter(requests), 0
@@ -120,8 +172,8 @@ class Endpoint:
                         failures = failures + 1 if reply.error else 0
                         if failures >= FAILURES_IN_A_ROW:
                             raise RuntimeError(
-                                f"{self.base_url}: {failures} requests failed one after another, the last: "
-                                f"{reply.error}; answers are kept, the same command goes on from there"
+                                f"{self.shown_url}: {failures} requests failed one after another, the last: "
+                                f"{reply.error}; all answers are kept: run the same command again to continue"
                             )
                         yield request, reply
             finally:
@@ -151,27 +203,44 @@ class Endpoint:
         except openai.APITimeoutError:
             return request, Reply(error=f"no answer within {self.timeout:g} s, {self.retries + 1} times")
         except openai.APIConnectionError as error:
-            reason = line_of(error.__cause__ or error)
             raise ConnectionError(
-                f"{self.base_url}: no answer any more ({reason}); answers are kept, the same "
-                "command goes on from there"
+                f"{self.shown_url}: the server stopped answering ({self._cause(error)}); all answers are "
+                "kept: run the same command again to continue"
             ) from error
         except openai.NotFoundError as error:
-            raise ValueError(f"{self.base_url}: {self.model}: {_said(error)}") from error
+            raise ValueError(f"{self.shown_url}: {self.model}: {self._said(error)}") from error
         except openai.AuthenticationError as error:
-            raise ValueError(f"{self.base_url}: {_said(error)}; expected a key in OPENAI_API_KEY") from error
+            raise ValueError(
+                f"{self.shown_url}: {self._said(error)}; expected a key in OPENAI_API_KEY"
+            ) from error
         except openai.OpenAIError as error:
-            return request, Reply(error=_said(error))
-        except ValueError as error:  # what came is no JSON
+            return request, Reply(error=self._said(error))
+        except ValueError as error:  # the answer is no JSON
             return request, Reply(error=f"found an answer that is no completion: {line_of(error)}")
-        return request, _reply(found, sampling.n)
+        try:
+            return request, reply_of(found, sampling.n)
+        except ValueError as error:
+            return request, Reply(error=without(line_of(error), self._secrets))
 
 
-async def _end_tasks() -> None:
+async def _end_tasks(replies: AsyncGenerator[object, None]) -> None:
     others = asyncio.all_tasks() - {asyncio.current_task()}
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+    await replies.aclose()
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine itself."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
 
 
 def content_of(request: Request, bounds: Bounds) -> list[dict[str, Any]]:
@@ -189,36 +258,55 @@ def data_url(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
 
 
-def _reply(found: Any, n: int) -> Reply:
-    """From a completion; servers differ in what they leave out."""
+def reply_of(found: Any, n: int) -> Reply:
+    """The reply in a completion of `n` choices.
+
+    Servers differ. `content` is text, null, or a list of parts (Mistral's reasoning models). Reasoning is a
+    part of the type `thinking` or `reasoning`, or a field of its own (vLLM's and SGLang's reasoning parsers).
+    It comes back as `<think>...</think>` in front of the text.
+
+    Raises ValueError for a completion without text.
+    """
     choices = getattr(found, "choices", None)
-    if not choices or len(choices) != n:
-        return Reply(error=f"found {len(choices or ())} choices, expected {n}")
-    texts = []
-    for choice in choices:
-        message = getattr(choice, "message", None)
-        content = getattr(message, "content", None)
-        # A server with a reasoning parser sends the reasoning apart from the answer.
-        thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
-        if content is None and not thought:
-            return Reply(error="found a choice without content, expected text")
-        texts.append(f"<think>{thought}</think>{content or ''}" if thought else content)
+    if not isinstance(choices, list) or len(choices) != n:
+        raise ValueError(f"found {len(choices) if isinstance(choices, list) else 0} choices, expected {n}")
     usage = getattr(found, "usage", None)
     return Reply(
-        texts,
-        [str(choice.finish_reason) for choice in choices],
-        getattr(usage, "prompt_tokens", 0) or 0,
-        getattr(usage, "completion_tokens", 0) or 0,
+        [_text_of(getattr(choice, "message", None)) for choice in choices],
+        [str(getattr(choice, "finish_reason", None)) for choice in choices],
+        _count(usage, "prompt_tokens"),
+        _count(usage, "completion_tokens"),
     )
 
 
-def _said(error: Exception) -> str:
-    """The server's own words, where it had some."""
-    body = getattr(error, "body", None)
-    message = body.get("message") if isinstance(body, dict) else None
-    status = getattr(error, "status_code", None)
-    return (
-        f"{f'HTTP {status}: ' if status else ''}{line_of(Exception(message)) if message else line_of(error)}"[
-            :500
-        ]
-    )
+def _text_of(message: Any) -> str:
+    content = getattr(message, "content", None)
+    reasoning, text = _split(content)
+    for name in ("reasoning_content", "reasoning"):
+        if not reasoning:
+            reasoning = "".join(_split(getattr(message, name, None)))
+    if content is None and not reasoning:
+        raise ValueError("found a choice without content, expected text")
+    return f"<think>{reasoning}</think>{text}" if reasoning else text
+
+
+def _split(content: object) -> tuple[str, str]:
+    """Reasoning and text of a content: text, a part, or a list of both."""
+    if content is None or isinstance(content, str):
+        return "", content or ""
+    if isinstance(content, list):
+        pairs = [_split(part) for part in content]
+        return "".join(reasoning for reasoning, _ in pairs), "".join(text for _, text in pairs)
+    kind = content.get("type", "text") if isinstance(content, Mapping) else None
+    if kind in ("text", "output_text"):
+        return "", "".join(_split(content.get("text")))  # type: ignore[union-attr]
+    if kind in ("thinking", "reasoning"):
+        names = (kind, "text", "content", "summary")
+        values = (content.get(name) for name in names)  # type: ignore[union-attr]
+        return "".join("".join(_split(value)) for value in values), ""
+    raise ValueError(f"found a content of the kind {str(kind or type(content).__name__)[:40]}, expected text")
+
+
+def _count(usage: object, name: str) -> int:
+    value = getattr(usage, name, None)
+    return value if isinstance(value, int) else 0

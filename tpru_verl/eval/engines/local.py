@@ -15,6 +15,7 @@ from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
 from tpru_verl.models import DEFAULT
+from tpru_verl.redaction import redact_options, secrets_in, without
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 
 AHEAD = 64  # requests whose images are prepared while others are answered
-
-
 WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so that it never waits
 
 
@@ -48,6 +47,7 @@ class Local:
         """Nothing heavy starts before the first answer. Raises ValueError for what is no model."""
         self.model, self.sampling = model, sampling
         self.max_model_len, self.options = max_model_len, dict(options or {})
+        _check_folder(model)
         self._prepare_environment()
         self.processor = _processor(model)
         self.bounds = Bounds(min_pixels, max_pixels, _factor(self.processor))
@@ -66,7 +66,11 @@ class Local:
                 os.environ.setdefault(name, value)
 
     def description(self) -> dict[str, object]:
-        return {"engine": "vllm", "device": "cpu" if on_cpu() else "gpu", "options": self.options}
+        return {
+            "engine": "vllm",
+            "device": "cpu" if on_cpu() else "gpu",
+            "options": redact_options(self.options),
+        }
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
         self.start(requests)
@@ -100,7 +104,7 @@ class Local:
         try:
             self._llm = LLM(model=self.model, disable_log_stats=True, **options)
         except (TypeError, ValueError) as error:  # pydantic's, among others, of many lines
-            raise ValueError(f"vLLM: {_first_lines(error)}") from error
+            raise ValueError(f"vLLM: {without(_first_lines(error), secrets_in(self.options))}") from error
 
     def _fits(self, images: int, needed: int) -> bool:
         most_images, context = self._limits
@@ -230,11 +234,46 @@ def on_cpu() -> bool:
     )
 
 
-def _processor(model: str) -> Any:
+def _check_folder(model: str) -> None:
+    """Raises FileNotFoundError or ValueError for a path that is no model in Hugging Face's format."""
     folder = Path(model).expanduser()
-    local = model.startswith(("/", "./", "../", "~")) or folder.exists()
-    if local and not (folder / "config.json").is_file():
+    if not folder.exists() and not model.startswith(("/", "./", "../", "~")):
+        if "/" in model:
+            return  # a Hub id
+        raise FileNotFoundError(
+            f"{model}: no such folder, expected one in Hugging Face's format, or a Hub id such as "
+            "Qwen/Qwen2.5-VL-7B-Instruct; with --base-url any name that the endpoint serves"
+        )
+    if actor := _unmerged(folder):
+        backend = "fsdp" if _is_fsdp(actor) else "megatron"
+        raise ValueError(
+            f"{model}: found a veRL checkpoint in shards, expected a Hugging Face folder; merge it with "
+            f"`python -m verl.model_merger merge --backend {backend} --local_dir {actor} --target_dir "
+            f"{actor.parent / 'merged'}` and evaluate the result"
+        )
+    if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{model}: no config.json in it, expected a Hugging Face folder or Hub id")
+
+
+def _unmerged(folder: Path) -> Path | None:
+    """The `actor` folder of a veRL checkpoint whose shards have to be merged first.
+
+    `folder` is that folder, its `huggingface`, its `global_step_N`, or the folder of all of these.
+    """
+    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+        return None
+    steps = sorted(folder.glob("global_step_*"), key=lambda path: (len(path.name), path.name))
+    for actor in (folder, folder / "actor", folder.parent, *(step / "actor" for step in steps[-1:])):
+        if _is_fsdp(actor) or (actor / "dist_ckpt").is_dir():
+            return actor
+    return None
+
+
+def _is_fsdp(actor: Path) -> bool:
+    return any(actor.glob("model_world_size_*_rank_*.pt"))
+
+
+def _processor(model: str) -> Any:
     try:
         from transformers import AutoProcessor
 

@@ -1,1 +1,1 @@
-"""The same rows, pixels and verdicts inside other harnesses: lmms-eval, inspect-ai and VLMEvalKit."""
+"""Our rows, prompts, pictures and verdicts inside the evaluation harnesses of others."""

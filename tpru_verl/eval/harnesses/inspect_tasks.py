@@ -4,14 +4,11 @@ r"""The benchmarks as inspect-ai tasks, found by the entry point `inspect_ai`; w
         inspect eval tpru_verl/tpru_test --model openai-api/local/NAME -T data=rows.parquet
     inspect eval tpru_verl/muirbench --model vllm/NAME -T style=direct
 
-Pictures stay where their tags are: `multiple_choice()` would write the question anew and put them first.
+Pictures stay where their tags are. inspect-ai's own `multiple_choice()` would put all of them first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from inspect import signature
 from typing import Any
 
 from inspect_ai import Task, task  # type: ignore[import-not-found]
@@ -23,12 +20,12 @@ from inspect_ai.solver import TaskState, generate  # type: ignore[import-not-fou
 from tpru_verl.data.tokens.pixels import MAX, MIN, Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
 from tpru_verl.eval.engines.endpoint import data_url
-from tpru_verl.eval.harnesses.rows import TEXTS, HostRow, rows_of, verdict_of
+from tpru_verl.eval.harnesses.rows import TEXTS, HarnessRow, rows_of, verdict_of
 
 
 @scorer(metrics={"correct": [mean(), stderr(cluster="source")], "unparsed": [mean()]})
 def tpru_judge() -> Scorer:
-    """The verdict of `tpru eval`; standard errors are clustered by source."""
+    """The verdict of `tpru eval`, with standard errors clustered by source."""
 
     async def score(state: TaskState, target: Target) -> Score:
         found = verdict_of(state.metadata, state.output.completion)
@@ -41,8 +38,8 @@ def tpru_judge() -> Scorer:
     return score
 
 
-def sample_of(row: HostRow) -> Sample:
-    """A row, its pictures in place."""
+def sample_of(row: HarnessRow) -> Sample:
+    """A row in the form of inspect-ai. Pictures stay where the prompt has their tags."""
     content: list[Any] = [
         ContentText(text=part) if isinstance(part, str) else ContentImage(image=data_url(part), detail="auto")
         for part in row.parts()
@@ -58,12 +55,12 @@ def sample_of(row: HostRow) -> Sample:
 
 def _task(
     name: str,
-    data: str | None = None,
-    style: str = "tpru",
-    min_pixels: int = MIN,
-    max_pixels: int = MAX,
-    token_side: int = 28,
-    max_tokens: int = 1024,
+    data: str | None,
+    style: str,
+    min_pixels: int,
+    max_pixels: int,
+    token_side: int,
+    max_tokens: int,
 ) -> Task:
     benchmark = BENCHMARKS[name]
     bounds = Bounds(min_pixels, max_pixels, token_side)
@@ -77,64 +74,63 @@ def _task(
     )
 
 
-def _named(function: Callable[[], None]) -> Callable[..., Task]:
-    """The task of the benchmark that a function is named after; inspect-ai sees the parameters of `_task`."""
-
-    @wraps(function)
-    def made(*args: Any, **options: Any) -> Task:
-        return _task(function.__name__.replace("_", "-"), *args, **options)
-
-    ours = signature(_task)
-    made.__signature__ = ours.replace(parameters=[*ours.parameters.values()][1:])  # type: ignore[attr-defined]
-    return made
-
-
-# A `def` each, as inspect-ai reads in a file's source which tasks it has: those of a loop it would not list.
+# inspect-ai reads the names of a file's tasks from its source, and the options of a task from its signature.
+# fmt: off
 @task
-@_named
-def tpru_test() -> None: ...
+def tpru_test(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("tpru-test", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def muirbench() -> None: ...
+def muirbench(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("muirbench", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def lego_puzzles() -> None: ...
+def lego_puzzles(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("lego-puzzles", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def blink() -> None: ...
+def blink(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("blink", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def mmstar() -> None: ...
+def mmstar(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("mmstar", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def realworldqa() -> None: ...
+def realworldqa(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("realworldqa", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def mmmu_dev() -> None: ...
+def mmmu_dev(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("mmmu-dev", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def mmtbench() -> None: ...
+def mmtbench(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("mmtbench", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def mmcr() -> None: ...
+def mmcr(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("mmcr", data, style, min_pixels, max_pixels, token_side, max_tokens)
 
 
 @task
-@_named
-def mme_realworld_lite() -> None: ...
+def mme_realworld_lite(data: str | None = None, style: str = "tpru", min_pixels: int = MIN,
+    max_pixels: int = MAX, token_side: int = 28, max_tokens: int = 1024) -> Task:
+    return _task("mme-realworld-lite", data, style, min_pixels, max_pixels, token_side, max_tokens)

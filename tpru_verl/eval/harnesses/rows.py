@@ -1,4 +1,4 @@
-"""Rows for a harness: the prompt as we send it, pictures as we prepare them, and what our judge needs."""
+"""Rows for another harness: our prompt, our prepared pictures, and the fields that our judge needs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tpru_verl.files import whole, write_text
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of
 
-HOSTS = ("lmms-eval", "vlmevalkit")
+HARNESSES = ("lmms-eval", "vlmevalkit")
 TEXTS = ("id", "prompt", "answer", "options", "accepted", "task", "scene", "source", "failed")
 
 
 @dataclass(frozen=True)
-class HostRow:
-    """One row: `images` are PNG within the pixel bounds, one a tag of `prompt`.
+class HarnessRow:
+    """One row: `images` are PNG within the pixel bounds, one for each `<image>` tag of `prompt`.
 
-    `options` and `accepted` are JSON. A row with `failed` has no pictures, and any answer to it is wrong.
+    `options` and `accepted` are JSON. A row with `failed` has no pictures, and every answer to it is wrong.
     """
 
     id: str
@@ -50,8 +50,8 @@ class HostRow:
         return [next(pictures, b"") if part == IMAGE_TAG else part for part in parts_of(self.prompt)]
 
 
-def rows_of(benchmark: Benchmark, data: str | None, style: str, bounds: Bounds) -> Iterator[HostRow]:
-    """All rows of a benchmark; one that cannot be asked says so in its prompt and in `failed`."""
+def rows_of(benchmark: Benchmark, data: str | None, style: str, bounds: Bounds) -> Iterator[HarnessRow]:
+    """All rows of a benchmark. The prompt and `failed` of a row that cannot be asked say why."""
     for item in load(benchmark, data).items:
         failed, images, prompt = item.broken or "", (), ""
         if not failed:
@@ -60,7 +60,7 @@ def rows_of(benchmark: Benchmark, data: str | None, style: str, bounds: Bounds) 
                 images = tuple(png(image) for image in prepared_images(item, bounds))
             except ValueError as error:
                 failed = line_of(error)
-        yield HostRow(
+        yield HarnessRow(
             item.id,
             prompt if not failed else f"This row cannot be asked: {failed}".replace(IMAGE_TAG, "image"),
             item.answer,
@@ -75,7 +75,7 @@ def rows_of(benchmark: Benchmark, data: str | None, style: str, bounds: Bounds) 
 
 
 def verdict_of(row: Mapping[str, object], response: str) -> Verdict:
-    """What `tpru eval` would say of the response to this row; wrong where the row has `failed`."""
+    """The verdict of `tpru eval` on a response to this row; always wrong if the row has `failed`."""
     item = Item(
         str(row["id"]),
         "",
@@ -88,62 +88,65 @@ def verdict_of(row: Mapping[str, object], response: str) -> Verdict:
 
 
 def export(
-    host: str, folder: Path, benchmarks: Sequence[tuple[Benchmark, str | None]], style: str, bounds: Bounds
+    harness: str, folder: Path, benchmarks: Sequence[tuple[Benchmark, str | None]], style: str, bounds: Bounds
 ) -> list[Path]:
-    """Write what `host` reads; returns the files. Raises ValueError for an unknown host."""
-    if host not in HOSTS:
-        raise ValueError(f"host: found {host!r}, expected {' or '.join(HOSTS)}; inspect-ai needs no export")
+    """Write the files that a harness reads, and return them. Raises ValueError for an unknown harness."""
+    if harness not in HARNESSES:
+        known = " or ".join(HARNESSES)
+        raise ValueError(f"harness: found {harness!r}, expected {known}; inspect-ai needs no export")
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for benchmark, data in benchmarks:
         rows = [*rows_of(benchmark, data, style, bounds)]
         name = task_name(benchmark)
-        if host == "lmms-eval":
+        if harness == "lmms-eval":
             parquet = folder.absolute() / f"{name}.parquet"
             write_parquet(parquet, rows)
             task = folder / f"{name}.yaml"
             write_text(
-                task, _yaml("task.yaml").replace("TASK", name).replace("PARQUET", json.dumps(str(parquet)))
+                task,
+                _template("task.yaml").replace("TASK", name).replace("PARQUET", json.dumps(str(parquet))),
             )
             written += [parquet, task]
         else:
             table = folder / f"{vlmevalkit_name(benchmark)}.tsv"
             write_tsv(table, rows)
             written.append(table)
-    if host == "lmms-eval":
-        write_text(folder / "utils.py", _yaml("utils.py.txt"))
+    if harness == "lmms-eval":
+        write_text(folder / "utils.py", _template("utils.py.txt"))
         written.append(folder / "utils.py")
     return written
 
 
-def _yaml(name: str) -> str:
+def _template(name: str) -> str:
     return (Path(__file__).parent / "lmms_eval_task" / name).read_text(encoding="utf-8")
 
 
 def task_name(benchmark: Benchmark) -> str:
-    """`tpru_test`, `tpru_muirbench`: harnesses have tasks of the plain names."""
+    """Such as `tpru_test` or `tpru_muirbench`: lmms-eval has a task `muirbench` of its own."""
     name = benchmark.name.replace("-", "_")
     return name if name.startswith("tpru_") else f"tpru_{name}"
 
 
 def vlmevalkit_name(benchmark: Benchmark) -> str:
-    """`TPRU_Test`, `TPRU_LEGO`: beside VLMEvalKit's own data set of the same rows."""
+    """Such as `TPRU_Test` or `TPRU_LEGO`: VLMEvalKit has a data set `LEGO` of its own."""
     return benchmark.tsv if benchmark.tsv.startswith("TPRU_") else f"TPRU_{benchmark.tsv}"
 
 
 def by_vlmevalkit_name() -> dict[str, Benchmark]:
+    """All benchmarks by the names of their exported tables."""
     return {vlmevalkit_name(benchmark): benchmark for benchmark in BENCHMARKS.values()}
 
 
-def write_parquet(path: Path, rows: list[HostRow]) -> None:
-    """Text columns and the list of pictures; whole or not at all."""
+def write_parquet(path: Path, rows: list[HarnessRow]) -> None:
+    """Write text columns and the list of pictures. A crash leaves no half-written file under this name."""
     columns = {name: pa.array([getattr(row, name) for row in rows], pa.string()) for name in TEXTS}
     images = pa.array([list(row.images) for row in rows], pa.list_(pa.binary()))
     with whole(path) as file:
         pq.write_table(pa.table({**columns, "images": images}), file, row_group_size=64)
 
 
-def write_tsv(path: Path, rows: list[HostRow]) -> None:
+def write_tsv(path: Path, rows: list[HarnessRow]) -> None:
     """VLMEvalKit's form: index, question (the prompt, with tags), A, B, ..., answer, image as base64."""
     letters = sorted({letter for row in rows for letter in json.loads(row.options)})
     lines = [

@@ -1,0 +1,95 @@
+"""Passwords and keys do not appear in results, pages, logs and messages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import unquote, urlsplit
+
+HIDDEN = "***"
+_SECRET = re.compile(r"key|secret|passw|passphrase|auth|credential|cookie|bearer")
+_USER_INFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
+_QUERY = re.compile(r"([?&][^=&#\s]*(?:key|token|secret|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
+
+
+def is_secret(name: str, value: object = "") -> bool:
+    """Whether an option of this name holds a secret. `stop_token_ids` and `tokenizer` hold none."""
+    name = re.sub(r"tokeniz\w*", "", name.lower())
+    if _SECRET.search(name):
+        return True
+    return "token" in name and (isinstance(value, str) or not re.search(r"tokens|token_ids?", name))
+
+
+def redact_options(options: Mapping[str, object]) -> dict[str, object]:
+    """The options, with `***` for each secret: the value of a secret name, and passwords in URLs."""
+    return {
+        name: HIDDEN if is_secret(str(name), value) else _redacted(value) for name, value in options.items()
+    }
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, Mapping):
+        return redact_options(value)
+    if isinstance(value, (list, tuple)):
+        return [_redacted(inner) for inner in value]
+    return redact_urls(value) if isinstance(value, str) else value
+
+
+def redact_urls(text: str) -> str:
+    """`http://user:password@host/v1?key=x` as `http://***@host/v1?key=***`, wherever it stands in `text`."""
+    return _QUERY.sub(rf"\1{HIDDEN}", _USER_INFO.sub(rf"\1{HIDDEN}@", text))
+
+
+def redact_command(words: Iterable[str]) -> list[str]:
+    """The words of a command line, with `***` for the values of secret options."""
+    shown: list[str] = []
+    for word in words:
+        before = shown[-1] if shown else ""
+        option, sign, pair = word.partition("=") if word.startswith("--") else ("", "", word)
+        if option and is_secret(option, pair):
+            shown.append(f"{option}={HIDDEN}" if sign else option)
+        elif before.startswith("--") and "=" not in before and is_secret(before, word):
+            shown.append(HIDDEN)
+        else:
+            shown.append(f"{option}{sign}{_pair(pair)}")
+    return shown
+
+
+def _pair(text: str) -> str:
+    name, sign, value = text.partition("=")
+    if not sign:
+        return redact_urls(text)
+    try:
+        parsed: object = json.loads(value)
+    except ValueError:
+        parsed = value
+    shown = redact_options({name: parsed})[name]
+    if shown == parsed:
+        return text
+    return f"{name}={shown if isinstance(shown, str) else json.dumps(shown)}"
+
+
+def secrets_in(*values: object) -> Iterator[str]:
+    """Each secret text in options and URLs, to be cut out of messages that others wrote."""
+    for value in values:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                if is_secret(str(name), inner) and isinstance(inner, (str, int, float)):
+                    yield str(inner)
+                else:
+                    yield from secrets_in(inner)
+        elif isinstance(value, (list, tuple)):
+            yield from secrets_in(*value)
+        elif isinstance(value, str) and _USER_INFO.match(value):
+            found = urlsplit(value)
+            for part in (found.password, found.password and unquote(found.password)):
+                if part:
+                    yield part
+
+
+def without(text: str, secrets: Iterable[str]) -> str:
+    """The text, with `***` for each secret of four characters or more."""
+    for secret in sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return redact_urls(text)
