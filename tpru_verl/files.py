@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from tpru_verl.redaction import redact_command
+
 UNFINISHED = ".unfinished"  # how the name of a temporary file or folder ends
 LOCK = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
@@ -159,7 +161,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _command() -> list[str]:
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    return [Path(sys.argv[0]).name, *redact_command(sys.argv[1:])]  # others may read the lock
 
 
 def companion(folder: Path, suffix: str) -> Path:

@@ -44,30 +44,34 @@ def redact_urls(text: str) -> str:
 def redact_command(words: Iterable[str]) -> list[str]:
     """The words of a command line, with `***` for the values of secret options."""
     shown: list[str] = []
+    before = ""
     for word in words:
-        before = shown[-1] if shown else ""
-        option, sign, pair = word.partition("=") if word.startswith("--") else ("", "", word)
-        if option and is_secret(option, pair):
-            shown.append(f"{option}={HIDDEN}" if sign else option)
-        elif before.startswith("--") and "=" not in before and is_secret(before, word):
-            shown.append(HIDDEN)
-        else:
-            shown.append(f"{option}{sign}{_pair(pair)}")
+        option, sign, value = word.partition("=") if word.startswith("--") else (before, "", word)
+        if option and value and is_secret(option, _parsed(value)):
+            value = HIDDEN
+        shown.append(
+            f"{option}{sign}{_redacted_pair(value)}" if word.startswith("--") else _redacted_pair(value)
+        )
+        before = word if word.startswith("--") and not sign else ""
     return shown
 
 
-def _pair(text: str) -> str:
+def _redacted_pair(text: str) -> str:
+    """`NAME=VALUE`, the value of which may be JSON, or any other word."""
     name, sign, value = text.partition("=")
     if not sign:
         return redact_urls(text)
-    try:
-        parsed: object = json.loads(value)
-    except ValueError:
-        parsed = value
-    shown = redact_options({name: parsed})[name]
-    if shown == parsed:
+    shown = redact_options({name: _parsed(value)})[name]
+    if shown == _parsed(value):
         return text
     return f"{name}={shown if isinstance(shown, str) else json.dumps(shown)}"
+
+
+def _parsed(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def secrets_in(*values: object) -> Iterator[str]:

@@ -26,7 +26,13 @@ def visible(text: str) -> str:
 
 
 class VisibleConsole(Console):
-    """Prints text of others as `visible` shows it, in tables, messages and progress alike."""
+    """Prints text of others as `visible` shows it, in tables, messages and progress alike.
+
+    A bracket is a bracket: an id such as `[/x]` is no markup.
+    """
+
+    def __init__(self, **more) -> None:
+        super().__init__(markup=False, **more)
 
     def render_str(self, text: str, **more) -> Text:
         return super().render_str(visible(text), **more)  # before widths are measured
@@ -57,7 +63,7 @@ def progress_bar() -> Progress:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,11 +12,21 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.benchmark_rows import LAYOUTS, blink_hub, lego_tsv, mmcr_tsv, muirbench_hub, plain_tsv, tsv
+from support.benchmark_rows import (
+    LAYOUTS,
+    blink_hub,
+    lego_tsv,
+    mmcr_tsv,
+    muirbench_hub,
+    parquet,
+    plain_tsv,
+    tsv,
+)
 from support.hub import hub
 from support.rows import picture, reordering, write_parquet
 
 from tpru_verl.eval.benchmarks import BENCHMARKS, find, load
+from tpru_verl.eval.benchmarks.base import answers
 from tpru_verl.eval.engines.base import parts_of
 from tpru_verl.eval.item import Item, compose, listed, placed, rotated, rotations
 from tpru_verl.eval.run import STYLES, prompt_of
@@ -99,6 +110,36 @@ def test_open_questions_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_images_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     (item,) = items("mmmu-dev", LAYOUTS["mmmu-dev"][0](tmp_path))
     assert item.images == (picture(2), picture(1), picture(1))
+
+
+@pytest.mark.parametrize("missing", ["A", "B", "C", "D", "BD"])
+def test_nan_is_a_missing_option_and_none_is_an_option(missing: str, tmp_path: Path) -> None:
+    texts = {letter: "nan" if letter in missing else f"it is {letter}" for letter in "ABCD"}
+    kept = {letter: text for letter, text in texts.items() if letter not in missing}
+    kept[max(kept)] = texts[max(kept)] = "None"
+    answer = min(kept)
+    listed = ", ".join(f"{letter}: {text}" for letter, text in texts.items())
+    row = {"index": 0, "image": picture(0), "answer": answer, "category": "c", "l2_category": "l"}
+    hub = {**row, "question": f"Which?\nOptions: {listed}", "meta_info": {"source": "x"}}
+    table = tsv(tmp_path / "MMStar.tsv", [{**row, "question": "Which?", **texts}])
+    for path in (parquet(tmp_path / "q.parquet", [hub]), table):
+        (item,) = items("mmstar", path)
+        assert item.broken is None
+        assert (item.options, item.answer) == (kept, answer)
+        assert "nan" not in item.problem
+        assert all(f"{letter}: {text}" in item.problem.replace(". ", ": ") for letter, text in kept.items())
+        assert not re.search(r"[,;] *$|: ,|, *,", item.problem)
+        assert len(rotations(item)) == len(kept)
+
+
+@pytest.mark.parametrize(
+    "cells", ["-" * 100_000 + "1", "[" * 10_000, "['a'" + ", 'a'" * 100_000 + "]", "{", 7, [{}]]
+)
+def test_options_that_are_no_list_are_one_line(cells: object) -> None:
+    with pytest.raises(ValueError, match=r"options: found .*, expected") as caught:
+        answers(cells)
+    assert len(str(caught.value)) < 120
+    assert "\n" not in str(caught.value)
 
 
 def test_rotations_of_a_circular_table_are_left_out(tmp_path: Path) -> None:

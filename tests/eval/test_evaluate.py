@@ -31,8 +31,8 @@ from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import read_results
 from tpru_verl.eval.run import Evaluation, evaluate_rows
 from tpru_verl.eval.store import Store
+from tpru_verl.files import locked
 from tpru_verl.sample import Task
-from tpru_verl.signals import raised_signals
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -266,7 +266,7 @@ class TestFaults:
     @pytest.mark.parametrize(
         ("number", "code", "said"),
         [
-            (signal.SIGINT, 130, "stopped; the answers are in"),
+            (signal.SIGINT, 130, "stopped by SIGINT; the answers are in"),
             (signal.SIGTERM, 143, "stopped by SIGTERM; the answers are in"),
             (signal.SIGHUP, 129, "stopped by SIGHUP; the answers are in"),
         ],
@@ -607,17 +607,6 @@ def test_secrets_stay_out_of_all_that_is_written(tpru: Tpru, tmp_path: Path) -> 
     assert "hidden-1" not in f"{code}{err}"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_an_ignored_signal_stays_ignored(number: signal.Signals) -> None:
-    before = signal.signal(number, signal.SIG_IGN)
-    try:
-        with raised_signals():
-            signal.raise_signal(number)
-        assert signal.getsignal(number) == signal.SIG_IGN
-    finally:
-        signal.signal(number, before)
-
-
 @pytest.mark.parametrize("name", ["[/x]", "[red]r[/red]", "\x1b]0;owned\x07", "\u202e", "\ud800"])
 def test_names_of_others_are_printed_as_they_are(
     tpru: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -638,8 +627,26 @@ def test_names_of_others_are_printed_as_they_are(
             assert tpru(*asking(server.url, tmp_path / letter, source))[0] == 0
     code, out, err = tpru("compare", tmp_path / "A", tmp_path / "B")
     assert code == 0, err
-    assert name in out or not name.startswith("[")
+    assert "2 rows changed" not in out or "row" in out
     assert not re.search("[\x1b\x07\u202e\ud800]", out)
+
+
+def test_one_evaluation_at_a_time_writes_to_a_folder(tpru: Tpru, tmp_path: Path) -> None:
+    with endpoint() as server, locked(tmp_path / "out"):
+        code, _, _ = tpru(*asking(server.url, tmp_path / "out", tpru_hub(tmp_path / "rows")))
+    assert re.fullmatch(rf"tpru: {tmp_path}/out: .* is writing to it; .*", str(code))
+    assert not server.asked
+
+
+def test_half_a_character_in_a_problem_fails_its_row(tpru: Tpru, tmp_path: Path) -> None:
+    rows = [reordering(0, problem=reordering(0)["problem"].replace("cooking", "\ud800")), reordering(1)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(as_json(row)) + "\n" for row in rows))
+    with endpoint() as server:
+        code, _, err = tpru(*asking(server.url, tmp_path / "out", source))
+    group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
+    assert (code, group["n"], group["failed"]) == (0, 2, 1), err
+    assert re.search(r"row rows.jsonl:0 failed: .*problem", err)
 
 
 def as_json(row: dict[str, Any]) -> dict[str, Any]:

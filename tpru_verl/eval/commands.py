@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -112,7 +113,6 @@ def run(
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.report import tables
     from tpru_verl.eval.run import EvalOptions, evaluate
-    from tpru_verl.signals import raised_signals
     from tpru_verl.terminal import results
 
     benchmarks = find(bench)
@@ -142,13 +142,13 @@ def run(
     else:
         engine = _local(model, sampling, min_pixels, max_pixels, max_model_len, extra)
     try:
-        with raised_signals():
-            summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, options, out, model)
-    except KeyboardInterrupt as signal:
-        by = f" by {signal}" if str(signal) else ""
+        summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, options, out, model)
+    except (KeyboardInterrupt, SystemExit) as end:  # `cli.main` turns SIGTERM and SIGHUP into SystemExit
+        code = 130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0)
+        by = f" by {Signals(code - 128).name}"
         with suppress(OSError):  # the terminal may be gone
             typer.echo(f"tpru: stopped{by}; the answers are in {out}: the same command continues", err=True)
-        raise typer.Exit(getattr(signal, "exit_code", 130)) from None
+        raise typer.Exit(code) from None
     console = results()
     for found in tables(summary):
         console.print(found)

@@ -1,4 +1,4 @@
-"""One question of a benchmark, in the form that every engine, host and page takes."""
+"""One question of a benchmark, in the form that every engine, harness and page takes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from string import ascii_uppercase
 
 import xxhash
 
+from tpru_verl.data.source.rows import is_missing_option
 from tpru_verl.sample import IMAGE_TAG, option_spans
 
 _NUMBERED = re.compile(r"<image[ _]?(\d+)>")
@@ -57,7 +58,11 @@ def listed(texts: Sequence[str]) -> dict[str, str]:
 def posed(
     question: str, options: Mapping[str, str], images: Sequence[bytes]
 ) -> tuple[str, tuple[bytes, ...], dict[str, str]]:
-    """Question and options as one problem, its images, and the options as listed. Raises as `placed`."""
+    """Question and options as one problem, its images, and the options as listed; a missing one is left out.
+
+    Raises as `placed`.
+    """
+    options = {letter: text for letter, text in options.items() if not is_missing_option(text)}
     problem, ordered = placed(compose(question, options), images)
     return problem, ordered, {letter: _NUMBERED.sub(IMAGE_TAG, text) for letter, text in options.items()}
 

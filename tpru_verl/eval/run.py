@@ -21,10 +21,10 @@ from tpru_verl.eval.engines.base import Engine, Request, Sampling
 from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import RowResult, prompts_hash, result_of_row, summarise, versions
 from tpru_verl.eval.store import Store, key_of
-from tpru_verl.files import write_json, write_text
-from tpru_verl.redaction import redact_command
+from tpru_verl.files import locked, write_json, write_text
+from tpru_verl.redaction import redact_command, redact_urls
 from tpru_verl.sample import Task
-from tpru_verl.terminal import messages, progress_bar
+from tpru_verl.terminal import line_of, messages, progress_bar
 
 STYLES = ("tpru", "direct", "benchmark")
 ORDER = "Answer with the order alone, as letters without spaces."
@@ -82,14 +82,27 @@ def evaluate(
     Each reply is appended to OUT/responses.jsonl as it comes. A second call asks only for missing replies.
 
     Raises:
-        RuntimeError: the engine stopped answering.
+        RuntimeError: the engine stopped answering, or another process writes to OUT.
         KeyboardInterrupt: the user pressed Ctrl-C; all replies are on disk.
     """
+    try:
+        with locked(out):
+            return _evaluated(benchmarks, engine, options, out, model)
+    finally:
+        engine.close()
+
+
+def _evaluated(
+    benchmarks: Sequence[tuple[Benchmark, str | None]],
+    engine: Engine,
+    options: EvalOptions,
+    out: Path,
+    model: str,
+) -> dict[str, object]:
     out.mkdir(parents=True, exist_ok=True)
-    store = _opened(out / "responses.jsonl")
     found: dict[str, object] = {}
     pages: list[tuple[Loaded, list[RowResult]]] = []
-    try:
+    with _opened(out / "responses.jsonl") as store:
         for benchmark, data in benchmarks:
             clock = _Clock()
             with clock.phase("load"):
@@ -101,7 +114,7 @@ def evaluate(
             write_text(out / f"{benchmark.name}.jsonl", "".join(json.dumps(row) + "\n" for row in results))
             found[benchmark.name] = {
                 "title": benchmark.title,
-                "source": loaded.origin,
+                "source": redact_urls(loaded.origin),
                 "revision": loaded.revision,
                 "published_rows": benchmark.rows,
                 "notes": loaded.notes,
@@ -111,9 +124,7 @@ def evaluate(
                 "tokens": clock.tokens,
             }
             pages.append((loaded, results))
-    finally:
-        store.close()
-        engine.close()
+    engine.close()  # before the page is drawn: the engine has the memory
     summary: dict[str, object] = {
         "model": model,
         "benchmarks": found,
@@ -157,24 +168,27 @@ def evaluate_rows(
 
     loaded = load(BENCHMARKS["tpru-test"], str(rows))
     engine = Local(str(model), samplings[0], min_pixels=min_pixels, max_pixels=max_pixels)
-    store = _opened(responses)
     evaluations: list[Evaluation] = []
     try:
-        for sampling in samplings:
-            engine.sampling = sampling
-            results = _ask(loaded, engine, EvalOptions(style), store, _Clock())
-            evaluations.append(Evaluation(results, summarise(results)))
+        with _opened(responses) as store:
+            for sampling in samplings:
+                engine.sampling = sampling
+                results = _ask(loaded, engine, EvalOptions(style), store, _Clock())
+                evaluations.append(Evaluation(results, summarise(results)))
     finally:
-        store.close()
         engine.close()
     return evaluations
 
 
-def _opened(path: Path) -> Store:
+@contextmanager
+def _opened(path: Path) -> Iterator[Store]:
     store = Store(path)
     if store.unusable:
         _say(f"{path}: {len(store.unusable):,} stored replies are no text and will be asked again", "yellow")
-    return store
+    try:
+        yield store
+    finally:
+        store.close()
 
 
 def _limited(loaded: Loaded, options: EvalOptions, seed: int) -> Loaded:
@@ -202,8 +216,8 @@ def _announce(loaded: Loaded, engine: Engine) -> None:
 
 
 def _say(text: str, style: str | None = None) -> None:
-    """One line on standard error. Names and ids come from data, so brackets in them are no markup."""
-    messages.print(text, style=style, highlight=False, markup=False)
+    """One line on standard error."""
+    messages.print(text, style=style, highlight=False)
 
 
 class _Clock:
@@ -255,8 +269,12 @@ def _requests(
     try:
         variants = rotations(item) if options.circular else [item]
         texts = [prompt_of(benchmark, variant, options.style) for variant in variants]
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        return f"problem: found {error.object[error.start]!r}, half a character; expected text", []
     except ValueError as error:
-        return str(error), []
+        return line_of(error), []
     facts = (FORMAT, engine.identity, asdict(engine.sampling), asdict(engine.bounds))
     return None, [
         Request(key_of(facts, item.id, text, images=variant.images), variant, text)

@@ -31,6 +31,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 SELECT = "Please select the correct answer from the options above."  # VLMEvalKit's, for most of its tables
 FOLDER = "LMUData"  # the environment variable that names VLMEvalKit's folder
 _REFERENCE = 64  # characters: a shorter cell of VLMEvalKit's `image` names the row that has the picture
+_LONGEST_LIST = 100_000  # characters of a list of options: Python's parser could crash on a longer one
 _ROTATED = 1_000_000  # VLMEvalKit numbers the rotations of a circular table from here
 
 
@@ -297,9 +298,14 @@ def answers(cells: object) -> list[str]:
         import ast
 
         try:
+            if len(cells) > _LONGEST_LIST:
+                raise ValueError
             cells = ast.literal_eval(cells)
-        except (SyntaxError, ValueError) as error:
-            raise ValueError(f"options: found {cells[:40]!r}, expected a list") from error
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            raise ValueError(f"options: found {str(cells)[:40]!r}, expected a list") from error
     if not isinstance(cells, Sequence):
         raise ValueError(f"options: found {type(cells).__name__}, expected a list")
-    return [str(cell) for cell in cast("Sequence[object]", cells)]
+    texts = cast("Sequence[object]", cells)
+    if others := [text for text in texts if not is_text_or_number(text) and text is not None]:
+        raise ValueError(f"options: found {str(others[0])[:40]}, expected texts")
+    return ["" if text is None else str(text) for text in texts]

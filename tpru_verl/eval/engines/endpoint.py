@@ -18,7 +18,7 @@ from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_im
 from tpru_verl.eval.store import Reply
 from tpru_verl.redaction import redact_options, redact_urls, secrets_in, without
 from tpru_verl.sample import IMAGE_TAG
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import line_of, needs
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -87,7 +87,7 @@ class Endpoint:
         try:
             from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         except ImportError as error:
-            raise ValueError('--base-url: needs `pip install "tpru-verl[eval]"`') from error
+            raise needs("eval", "openai", "--base-url") from error
         local = is_loopback(urlsplit(self.base_url).hostname or "")
         try:
             return AsyncOpenAI(

