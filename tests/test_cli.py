@@ -2,10 +2,13 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import typer.main
 from typer.testing import CliRunner
 
 import tpru_verl
@@ -155,3 +158,25 @@ def test_an_import_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "argv", ["tpru", "demo"])
     with pytest.raises(ImportError, match="cannot import name"):
         cli._named_extra(ImportError("cannot import name 'x'", name="tpru_verl.sample"))
+
+
+def _commands(command: Any, path: str = "tpru") -> Iterator[tuple[str, Any]]:
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from _commands(below, f"{path} {name}")
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), [*_commands(typer.main.get_command(cli.app))], ids=lambda value: str(value)[:30]
+)
+def test_a_help_shows_one_example_a_line(
+    path: str, command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", [*path.split(), "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    said = capsys.readouterr().out
+    examples = said.partition("Example")[2] if "Example" in (command.epilog or "") else ""
+    assert all(line.count("tpru ") <= 1 for line in examples.splitlines())
+    assert examples.count("tpru ") == (command.epilog or "").partition("Example")[2].count("`tpru ")

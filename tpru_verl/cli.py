@@ -75,8 +75,9 @@ Overrides = Annotated[
 
 
 @app.command(
-    epilog="Examples: `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet` &nbsp; "
-    "`tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`"
+    epilog="Examples:\n\n"
+    "- `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
+    "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`"
 )
 def train(
     recipe: Recipe,
@@ -109,8 +110,9 @@ def train(
 
 
 @app.command(
-    epilog="Examples: `tpru doctor` &nbsp; "
-    "`tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`"
+    epilog="Examples:\n\n"
+    "- `tpru doctor`\n\n"
+    "- `tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`"
 )
 def doctor(
     overrides: Overrides = None,

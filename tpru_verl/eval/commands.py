@@ -62,8 +62,9 @@ MaxPixels = Annotated[int, typer.Option(help="Most pixels of an image; the defau
 
 
 @app.command(
-    epilog="Examples: `tpru eval Qwen/Qwen2.5-VL-7B-Instruct --bench tpru-test,muirbench` &nbsp; "
-    "`tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
+    epilog="Examples:\n\n"
+    "- `tpru eval Qwen/Qwen2.5-VL-7B-Instruct --bench tpru-test,muirbench`\n\n"
+    "- `tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
 )
 def run(
     model: Annotated[str, typer.Argument(help="Folder or Hub id; with --base-url the name that is served.")],
@@ -232,8 +233,9 @@ def compare(
 
 
 @app.command(
-    epilog="Examples: `tpru eval export lmms-eval tasks --bench tpru-test,lego-puzzles` &nbsp; "
-    "`tpru eval export vlmevalkit ~/LMUData --bench tpru-test`"
+    epilog="Examples:\n\n"
+    "- `tpru eval export lmms-eval tasks --bench tpru-test,lego-puzzles`\n\n"
+    "- `tpru eval export vlmevalkit ~/LMUData --bench tpru-test`"
 )
 def export(
     host: Annotated[
