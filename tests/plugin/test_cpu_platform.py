@@ -109,3 +109,36 @@ reader.join()
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_vllm_keeps_weights_for_updates_and_the_normalisation_of_pixels() -> None:
+    code = """
+import torch
+from tpru_verl.plugin import vllm_process
+vllm_process.register()
+from vllm.model_executor.layers import utils
+from vllm.model_executor.model_loader import dummy_loader
+from vllm.model_executor.models.vision import FusedInputNorm
+
+linear, values = torch.nn.Linear(64, 32, dtype=torch.bfloat16), torch.randn(3, 64, dtype=torch.bfloat16)
+utils.dispatch_cpu_unquantized_gemm(linear, remove_weight=True)
+assert linear.weight.shape == (32, 64)
+assert torch.equal(linear.cpu_linear(values, linear.weight, linear.bias), linear(values))
+
+norm = FusedInputNorm([0.4] * 3, [0.3] * 3, 1 / 255)
+model = torch.nn.Sequential(norm, linear)
+kept = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+before = linear.weight.clone()
+dummy_loader.initialize_dummy_weights(model, None)
+assert kept and all(torch.equal(buffer, kept[name]) for name, buffer in norm.named_buffers())
+assert not torch.equal(linear.weight, before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "VERL_PLATFORM": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
