@@ -162,7 +162,8 @@ def family_of(model: str) -> Family | None:
     config = _json(Path(model).expanduser() / "config.json")
     if config is not None:
         return FAMILIES.get(str(config.get("model_type")))
-    return next((family for family in FAMILIES.values() if f"{family.name}-" in model), None)
+    named = [family for family in FAMILIES.values() if f"{family.name}-" in model]
+    return max(named, key=lambda family: len(family.name), default=None)
 
 
 def shape_of(model: str) -> Shape | None:

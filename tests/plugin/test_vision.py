@@ -8,11 +8,16 @@ import pytest
 
 pytest.importorskip("verl")
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+from transformers import AutoConfig
 
 from tpru_verl.plugin.vision import TOWERS, distinct_images, share_images
 
 GRIDS = [[1, 4, 4], [1, 8, 4], [1, 4, 8], [1, 4, 4]]
+SMALL: dict[str, Any] = {
+    **{"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 48},
+    **{"window_size": 56, "fullatt_block_indexes": [1]},
+    **{"deepstack_visual_indexes": [0], "num_position_embeddings": 64},
+}
 COPIES = [0, 1, 0, 2, 1, 3, 3, 0]  # images 0 and 3 are of one size, and differ
 
 
@@ -20,13 +25,8 @@ def tower(name: str) -> tuple[Any, Callable, Callable]:
     """A small tower, its stock forward and ours."""
     modeling = import_module(name)
     kind = getattr(modeling, TOWERS[name])
-    sizes: dict[str, Any] = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2}
-    if "qwen3" in name:
-        extra = {"out_hidden_size": 48, "deepstack_visual_indexes": [0], "num_position_embeddings": 64}
-        config = Qwen3VLConfig(vision_config={**sizes, **extra})
-    else:
-        extra = {"out_hidden_size": 48, "window_size": 56, "fullatt_block_indexes": [1]}
-        config = Qwen2_5_VLConfig(vision_config={**sizes, **extra})
+    stock_config = AutoConfig.for_model(name.split(".")[2]).vision_config
+    config = type(stock_config)(**{key: SMALL[key] for key in SMALL if hasattr(stock_config, key)})
     stock = kind.forward
     if stock.__module__ != name:  # the plugin has been at work in this process
         stock = stock.__closure__[0].cell_contents
@@ -34,7 +34,7 @@ def tower(name: str) -> tuple[Any, Callable, Callable]:
     share_images(modeling)
     ours = kind.forward
     torch.manual_seed(0)
-    return kind(config.vision_config), stock, ours
+    return kind(config), stock, ours
 
 
 def batch(values: int, copies: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -91,7 +91,8 @@ class TPRUAgentLoopWorker(_StockWorker):
         if engine == "vllm" and kind in {family.processor for family in FAMILIES.values()}:
             return True
         logger.warning(
-            "tpru plugin: stock veRL prepares each sample apart, because tpru_verl.models has no %s for %s",
+            "tpru plugin: stock veRL prepares each sample apart: found %s with rollout.name=%s, "
+            "expected vllm and a processor of a family in tpru_verl.models",
             kind,
             engine,
         )
