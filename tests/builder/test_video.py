@@ -1,6 +1,7 @@
 """Frames of videos and of LeRobot data: at their times, upright, and one line for what is broken."""
 
 import io
+import json
 import struct
 from pathlib import Path
 
@@ -105,18 +106,23 @@ def test_broken_videos_are_listed_and_the_rest_is_kept(
     (folder / "empty.mp4").touch()
     (folder / "noise.mp4").write_bytes(bytes(range(256)) * 40)
     (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "unknown.mp4").write_bytes(data.replace(b"avc1", b"zzzz"))
     (folder / "playlist.mp4").write_text("ffconcat version 1.0\nfile 'sound.mp4'\n")
     video(folder / "short.mp4", EVEN[:3])
     manifest = build(tmp_path / "in", "out", "--every", "0.25")
     assert manifest["clips"] == 1
     assert manifest["rows"]["written"] == 3
-    assert manifest["left_out"] == {"too few frames": 1, "unreadable": 4}
+    assert manifest["left_out"] == {"too few frames": 1, "unreadable": 5}
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
-    assert len(lines) == 5
-    assert [
-        name for name in ("empty", "noise", "cut", "playlist", "short") if f"{name}.mp4" in "".join(lines)
-    ]
-    assert "expected at least 4" in next(line for line in lines if "short.mp4" in line)
+    assert len(lines) == 6
+    assert "1 more" in lines[-1]
+    details = {
+        entry["id"]: entry["detail"] for entry in json.loads((tmp_path / "out/dropped.json").read_text())
+    }
+    names = ("empty", "noise", "cut", "playlist", "short", "unknown")
+    assert {*details} == {f"kitchen/{name}.mp4" for name in names}
+    assert "expected at least 4" in details["kitchen/short.mp4"]
+    assert "found a codec that is not known" in details["kitchen/unknown.mp4"]
     frames = [frame for line in provenance(tmp_path / "out").values() for frame in line["frames"]]
     assert all(frame["index"] == pytest.approx(25 * frame["time"], abs=1) for frame in frames)
 
