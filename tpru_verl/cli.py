@@ -23,7 +23,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     help="Train vision-language models on temporal and procedural understanding with veRL or EasyR1.",
-    epilog="Start here: `tpru demo`. Then: `tpru train tpru_7b data.train_files=train.parquet`",
+    epilog="Start here: `tpru doctor` says what is installed and what is missing. Then: `tpru demo` on a "
+    "CPU, `tpru train tpru_7b data.train_files=train.parquet` on GPUs.",
 )
 
 
@@ -85,16 +86,21 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after printing the command.")] = False,
     stall_timeout: Annotated[
         float,
-        typer.Option(min=0, help="End a run that prints nothing for so many seconds; 0 waits for ever."),
+        typer.Option(
+            min=0,
+            help="End a run that finishes no rollout and no step for so many seconds; 0 waits for ever.",
+        ),
     ] = 3600,
     log: Annotated[
-        Path | None, typer.Option(help="Where its output is kept. Default: outputs/RECIPE-DATE-TIME.log")
+        Path | None,
+        typer.Option(help="File that keeps all output of the run. Default: outputs/RECIPE-DATE-TIME.log"),
     ] = None,
 ) -> None:
-    """Check a recipe, print the exact command that trains it, and run that: veRL's main_ppo or EasyR1's main.
+    """Check a recipe, print the exact command that trains it, and run that command.
 
-    Whichever of the two is installed. The reward is tried on real rows first. The command can be copied and
-    run by hand; exit code and signals are passed on, and a failure names the first error of all workers.
+    The trainer is veRL or EasyR1, whichever is installed. The reward is tried on real rows first. You can
+    also copy the command and run it by hand. Signals and the exit code are passed on. If the run fails, the
+    first error of all workers is named.
     """
     from tpru_verl.launch import plan
 
@@ -119,10 +125,10 @@ def doctor(
     recipe: Annotated[str | None, typer.Option(help="Check a run of this recipe, too.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
-    """Say what is installed, whether it works together, and whether a run would start: a fix per line.
+    """Say what is installed, whether it works together, and whether a run would start.
 
-    With `--recipe` also its keys, files, prompt lengths, batch sizes, reward and memory, without starting it.
-    Exit code 0 only when a run would start.
+    Each problem has a line that says what to do. `--recipe` also checks a run's keys, files, prompt lengths,
+    batch sizes, reward and memory, and starts nothing. The exit code is 0 only if a run would start.
     """
     import json
     from dataclasses import asdict
