@@ -46,7 +46,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine) -> list[C
         *batch_lines(settings),
         *_tensor_parallel(settings),
         *budget_lines(settings),
-        judged("reward", lambda: _reward(settings), "mend the reward, or choose another"),
+        judged("reward", lambda: _reward(settings), "correct the reward function, or choose another"),
         *_gpus(settings, seen),
         *_memory(settings, seen, found.longest),
     ]

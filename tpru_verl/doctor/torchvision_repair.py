@@ -1,4 +1,4 @@
-"""Mend an environment in which torchvision was built for another torch than the one beside it.
+"""Repair an environment in which torchvision was built for another torch than the one beside it.
 
     python -m tpru_verl.doctor.torchvision_repair
 
@@ -33,7 +33,7 @@ def import_error(module: str) -> str | None:
 
 
 def repair() -> list[str]:
-    """Mend what is broken, and return one line for each thing done.
+    """Repair what is broken, and return one line for each change.
 
     Raises:
         RuntimeError: torchvision is broken in another way, or still broken afterwards.
