@@ -694,6 +694,31 @@ def test_rows_are_evaluated_with_each_sampling_by_one_engine(
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_vllm_too(checkpoint: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    import psutil
+
+    from tpru_verl.demo.scenes import make_rows
+    from tpru_verl.demo.scenes import write_parquet as write_scenes
+
+    write_scenes(make_rows(600, seed=9000), tmp_path / "rows.parquet")
+    args = ["eval", checkpoint, "--data", f"tpru-test={tmp_path / 'rows.parquet'}", "--style", "bare"]
+    args += ["--min-pixels", 3136, "--max-pixels", 3136, "--max-tokens", 32, "--out", tmp_path / "out"]
+    command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", *map(str, args)]
+    replies = tmp_path / "out/responses.jsonl"
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (replies.exists() and replies.read_bytes().count(b"\n") > 2):
+            time.sleep(0.1)
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == code, err[-2000:]
+    assert f"stopped by {number.name}; the answers are in" in " ".join(err.split())
+    assert started
+    assert not psutil.wait_procs(started, timeout=30)[1]
+
+
+@pytest.mark.e2e
 def test_vllm_in_process_answers_as_the_demo_does(tpru: Tpru, checkpoint: Path, tmp_path: Path) -> None:
     """The tiny model by real vLLM; a second call finds every answer, and starts nothing."""
     from tpru_verl.demo.scenes import make_rows

@@ -1,4 +1,4 @@
-"""`tpru eval`: one command evaluates, `compare` and `export` are beside it."""
+"""`tpru eval`: `run` evaluates a model, `compare` compares two results, `export` serves other harnesses."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tpru_verl.eval.benchmarks import NAMES
 from tpru_verl.models import DEFAULT, patch_sides
 
 if TYPE_CHECKING:
@@ -29,36 +30,31 @@ app = typer.Typer(
     cls=_RunByDefault,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Evaluate a model or an endpoint on the benchmarks of the paper, and tell whether a gain is real.",
-    epilog="`tpru eval MODEL --bench tpru-test,muirbench` is short for `tpru eval run MODEL ...`; all its "
-    "options: `tpru eval run --help`",
+    help="Evaluate a model or a server on the benchmarks of the paper, and tell whether a gain is real.",
+    epilog="`tpru eval MODEL` is short for `tpru eval run MODEL`. `tpru eval run --help` lists its options.",
 )
 
 BenchNames = Annotated[
-    str,
-    typer.Option(
-        "--bench",
-        help="Which, with commas between: tpru-test, muirbench, lego-puzzles, blink, mmstar, realworldqa, "
-        "mmmu-dev, mmtbench, mmcr, mme-realworld-lite.",
-    ),
+    str, typer.Option("--bench", help=f"One or more benchmarks, separated by commas: {', '.join(NAMES)}.")
 ]
 Data = Annotated[
     list[str] | None,
     typer.Option(
         metavar="BENCH=SOURCE",
-        help="Where the rows of a benchmark are: file, folder or Hub id, as the Hub or VLMEvalKit has them. "
-        "Default: VLMEvalKit's table in $LMUData, else the Hub.",
+        help="Rows of a benchmark: a file, a folder or a Hub id, in the layout of the Hub or of VLMEvalKit. "
+        "Default: VLMEvalKit's table in the folder $LMUData if it is there, else the Hub.",
     ),
 ]
 Style = Annotated[
     str,
     typer.Option(
-        help="Prompt: tpru (reason, then answer, as in training), direct (the answer alone), benchmark (as "
-        "its authors ask), or another template of `tpru_verl.prompts`."
+        help="Prompt: tpru asks for reasoning and an answer, as in training; direct asks for the answer "
+        "alone; benchmark uses the words of the benchmark's authors. Also any template of "
+        "`tpru_verl.prompts`, by name or path."
     ),
 ]
-MinPixels = Annotated[int, typer.Option(help="Least pixels of an image; the default is that of the recipes.")]
-MaxPixels = Annotated[int, typer.Option(help="Most pixels of an image; the default is that of the recipes.")]
+MinPixels = Annotated[int, typer.Option(help="Smaller images are enlarged to this many pixels.")]
+MaxPixels = Annotated[int, typer.Option(help="Larger images are reduced to this many pixels.")]
 
 
 @app.command(
@@ -67,48 +63,64 @@ MaxPixels = Annotated[int, typer.Option(help="Most pixels of an image; the defau
     "- `tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
 )
 def run(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id; with --base-url the name that is served.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder or Hub id of a model. With --base-url: the name on the server.")
+    ],
     bench: BenchNames = "tpru-test",
     out: Annotated[Path | None, typer.Option(help="Folder for results. Default: outputs/eval/MODEL.")] = None,
     data: Data = None,
     style: Style = "tpru",
     min_pixels: MinPixels = 16384,
     max_pixels: MaxPixels = 36864,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Share of probability that is drawn from.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, reasoning included.")] = 1024,
-    n: Annotated[int, typer.Option("--n", min=1, help="Answers a row: for pass@k and majority vote.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of sampling, and of --limit.")] = 0,
+    temperature: Annotated[
+        float, typer.Option(help="Sampling temperature. 0 always takes the likeliest token.")
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens that together have this probability.")
+    ] = 1.0,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer, reasoning included.")
+    ] = 1024,
+    n: Annotated[
+        int, typer.Option("--n", min=1, help="Answers for each row. More than 1 adds pass@k and majority.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling and of --limit.")] = 0,
     circular: Annotated[
-        bool, typer.Option("--circular", help="Ask with each option in each place; all must be right.")
+        bool,
+        typer.Option(
+            "--circular",
+            help="Ask each row once for each rotation of its options. A row is right if all answers are.",
+        ),
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each benchmark, drawn by the seed.")
+        int | None, typer.Option(min=1, help="Ask only this many rows of each benchmark, drawn at random.")
     ] = None,
     base_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible endpoint; key in OPENAI_API_KEY.")
+        str | None,
+        typer.Option(help="URL of an OpenAI-compatible server. Its key is read from OPENAI_API_KEY."),
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once to an endpoint.")] = 32,
-    timeout: Annotated[float, typer.Option(help="Seconds for one request to an endpoint.")] = 600.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at the same time.")] = 32,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer of the server.")] = 600.0,
     retries: Annotated[
-        int, typer.Option(min=0, help="Of a request to an endpoint, with growing pauses.")
+        int, typer.Option(min=0, help="Repeat a failed request this many times, with growing pauses.")
     ] = 6,
     patch: Annotated[
-        int, typer.Option(help=f"Side of a patch behind an endpoint: {patch_sides()}.")
+        int, typer.Option(help=f"Side of a patch of the model on the server: {patch_sides()}.")
     ] = DEFAULT.patch,
     max_model_len: Annotated[
-        int | None, typer.Option(help="vLLM's context. Default: what the rows need.")
+        int | None, typer.Option(help="Context of vLLM in tokens. Default: enough for the longest row.")
     ] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Of vLLM, such as tensor_parallel_size=2; of the endpoint's request."
+            metavar="KEY=VALUE",
+            help="Argument of vLLM, such as tensor_parallel_size=2. With --base-url: field of each request.",
         ),
     ] = None,
 ) -> None:
-    """Ask every row, judge the answers, and write jsonl, summary.json and page.html.
+    """Ask a model about every row, judge the answers, and write the results and a page.
 
-    The same command again continues a run that was ended, and asks nothing twice.
+    If a run was interrupted, the same command continues it and asks nothing twice.
     """
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.engines.base import Sampling
@@ -187,7 +199,7 @@ def _pairs(name: str, texts: list[str] | None) -> dict[str, str]:
 
 
 def _value(text: str) -> object:
-    """A number, true, false or JSON where it is one, else the text."""
+    """The JSON value that the text is, such as a number; else the text itself."""
     import json
 
     try:
@@ -198,21 +210,21 @@ def _value(text: str) -> object:
 
 @app.command(epilog="Example: `tpru eval compare outputs/eval/base outputs/eval/trained --json gain.json`")
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="The --out of one run.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The --out of another, on the same rows.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The --out of one evaluation.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The --out of another one, on the same rows.")],
     anyway: Annotated[
         bool,
-        typer.Option("--anyway", help="Compare the rows that both have, although what was asked differs."),
+        typer.Option("--anyway", help="Compare the rows that both have, although the questions differ."),
     ] = False,
-    samples: Annotated[int, typer.Option(min=100, help="Draws of the bootstrap.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
+    samples: Annotated[int, typer.Option(min=100, help="Number of bootstrap samples.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all numbers and changed rows there.")
+        Path | None, typer.Option("--json", help="Write all numbers and changed rows to this file.")
     ] = None,
 ) -> None:
     """Tell whether B is better than A: paired bootstrap over sources, McNemar's test, the rows that changed.
 
-    Refuses runs whose rows, prompts, pixels or sampling differ.
+    Evaluations whose rows, prompts, pixels or sampling differ are refused.
     """
     from tpru_verl.eval import compare as work
     from tpru_verl.files import write_json
@@ -238,10 +250,10 @@ def compare(
     "- `tpru eval export vlmevalkit ~/LMUData --bench tpru-test`"
 )
 def export(
-    host: Annotated[
-        str, typer.Argument(metavar="HOST", help="lmms-eval or vlmevalkit; inspect-ai needs no export.")
+    harness: Annotated[
+        str, typer.Argument(metavar="HARNESS", help="lmms-eval or vlmevalkit. inspect-ai needs no export.")
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the host will look.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder that the harness reads.")],
     bench: BenchNames = "tpru-test",
     data: Data = None,
     style: Style = "tpru",
@@ -249,12 +261,12 @@ def export(
     max_pixels: MaxPixels = 36864,
     patch: Annotated[int, typer.Option(help=f"Side of a patch: {patch_sides()}.")] = DEFAULT.patch,
 ) -> None:
-    """Write the same rows, prompts and pixels for another harness, which then judges with our grader."""
+    """Write rows, prompts and pictures for another evaluation harness. It judges answers with our grader."""
     from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.harnesses.rows import export as work
 
     sources = _pairs("--data", data)
     chosen = [(benchmark, sources.get(benchmark.name)) for benchmark in find(bench)]
-    for path in work(host, folder, chosen, style, Bounds(min_pixels, max_pixels, 2 * patch)):
+    for path in work(harness, folder, chosen, style, Bounds(min_pixels, max_pixels, 2 * patch)):
         typer.echo(path)
