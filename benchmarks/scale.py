@@ -56,9 +56,10 @@ class Rows:
 
 
 def forward(shape: Shape, tokens: int, *, logits: bool = True) -> float:
-    """Operations of the language model's forward pass over one sequence; attention without its causal half.
+    """Operations of the language model's forward pass over one sequence of s tokens.
 
-    Two for every weight and token, and 4 h s for the two products of attention of each layer and token.
+    Two for each weight and token. The two products of attention add 4 h s for each layer and token, where h
+    is the number of heads times their size; the causal half is not left out.
     """
     attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
     weights = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
@@ -67,7 +68,7 @@ def forward(shape: Shape, tokens: int, *, logits: bool = True) -> float:
 
 
 def see(shape: Shape, patches: int) -> float:
-    """Operations of the vision tower's forward pass over one image; attention over all of its patches."""
+    """Operations of the vision tower's forward pass over one image; each patch attends to all."""
     wide, merged = shape.vision_hidden, shape.merge**2 * shape.vision_hidden
     layer = 4 * wide**2 + 3 * wide * shape.vision_intermediate
     scores = 4 * shape.vision_layers * wide * patches
