@@ -43,7 +43,7 @@ class Row:
     def place(self) -> str:
         return f"{self.file} row {self.number}"
 
-    @property
+    @cached_property
     def extra(self) -> Mapping[str, object]:
         """`extra_info`, without the keys that other rows have and this one has not."""
         extra = self.given.get("extra_info")
@@ -51,15 +51,18 @@ class Row:
 
     def value(self, *names: str) -> object:
         """The first of `names` that the row has, as a column or in `extra_info`, as it came; else None."""
-        values = (value for name in names for value in (self.given.get(name), self.extra.get(name)))
-        return next((value for value in values if not is_missing(value)), None)
+        for name in names:
+            for fields in (self.given, self.extra):
+                if not is_missing(value := fields.get(name)):
+                    return value
+        return None
 
     def field(self, *names: str) -> str:
         """As `value`, as text; "" where none is there or it is neither text nor a number."""
         value = self.value(*names)
         return str(value) if is_text_or_number(value) else ""
 
-    @property
+    @cached_property
     def task(self) -> Task | None:
         """The task that the row names or its text poses. Raises ValueError for a name that is none."""
         return Task(given) if (given := self.field("task")) else recognise_task(str(self.problem))
