@@ -23,7 +23,7 @@ NAMES = (
     "mme-realworld-lite",
 )
 
-__all__ = ["BENCHMARKS", "Benchmark", "Loaded", "find", "load"]
+__all__ = ["BENCHMARKS", "NAMES", "Benchmark", "Loaded", "find", "load"]
 
 
 def __getattr__(name: str) -> object:
