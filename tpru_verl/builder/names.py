@@ -28,6 +28,8 @@ _UNITS = {
     **dict.fromkeys(("d", "day", "days"), "d"),
 }
 _UNIT = re.compile(rf" ?({'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![^\W\d_])")
+_FURTHER_NUMBERS = re.compile(r"(?:[-:'\u2019]\d+|[_ ]\d{3}(?!\d))*")
+_HEXADECIMAL = re.compile(r"[\da-f]+")
 _CLOCK_OF_12_HOURS = re.compile(r"\d[\s_.-]?[ap]\.?m(?![^\W\d_])")
 # A day, a month and a year, in this order or as month and day; then the same in eight digits.
 _DATE = re.compile(
@@ -135,6 +137,7 @@ def _common_head(texts: Sequence[str]) -> str:
 def _keys(group: Sequence[_Name], numbers: Sequence[_Number], start: bool) -> list[_Key]:
     """What the next numbers are compared by: one decimal, or the parts of a version or a time."""
     _refuse_units(group, numbers)
+    _refuse_mixed_forms(group, numbers)
     signed = _signed(group, numbers, start)
     keys = _unsigned_keys(group, numbers)
     if not any(signed):
@@ -151,6 +154,19 @@ def _refuse_units(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
         if number.unit != numbers[0].unit:
             units = " and ".join(repr(unit or "none") for unit in (numbers[0].unit, number.unit))
             raise _ambiguous(group[0], group[place], f"their units differ: {units}")
+
+
+def _refuse_mixed_forms(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
+    """Refuse 59-00 beside 01-00-00, 999 beside 1_000, and 000a beside 0010."""
+    counts = [len(re.findall(r"\d+", _FURTHER_NUMBERS.findall(number.tail)[0])) for number in numbers]
+    for place, count in enumerate(counts):
+        if count != counts[0]:
+            raise _ambiguous(group[0], group[place], "one of them has more numbers than the other")
+    words = [_HEXADECIMAL.findall(name.rest, len(n.text))[0] for name, n in zip(group, numbers, strict=True)]
+    decimal = [word.isdigit() for word in words]
+    if len({*map(len, words)}) == 1 and any(decimal) and not all(decimal):
+        reason = "their numbers may be hexadecimal"
+        raise _ambiguous(group[decimal.index(True)], group[decimal.index(False)], reason)
 
 
 def _signed(group: Sequence[_Name], numbers: Sequence[_Number], start: bool) -> list[bool]:

@@ -157,7 +157,7 @@ class JsonEpisode:
                 data = image_bytes(cell, self.path.parent)
             except ValueError as error:
                 raise ValueError(f"{self.name}: images[{number}]: {error}") from error
-            text = texts[number] if texts else ""
+            text = texts[number] if texts and texts[number] is not None else ""
             if not isinstance(text, str):
                 found = type(text).__name__
                 raise ValueError(f"{self.name}: texts[{number}]: found {found}, expected text")
