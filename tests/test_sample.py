@@ -1,10 +1,22 @@
 """What a problem's text says, and what makes a row valid."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpru_verl.sample import MAX_IMAGES, NONE_OPTION, Sample, Task, parse_options, problems_of, recognise_task
+from tpru_verl.grading import grade
+from tpru_verl.sample import (
+    MAX_IMAGES,
+    NONE_OPTION,
+    Sample,
+    Task,
+    option_spans,
+    parse_options,
+    problems_of,
+    recognise_task,
+)
 
 SHORT_ORDER = (
     "Reorder the frames. Frame 1:<image> Frame 2:<image> Frame 3:<image> Frame 4:<image> "
@@ -40,6 +52,110 @@ def test_options_of_the_short_forms() -> None:
 
 def test_options_on_lines_with_brackets_and_text_after_them() -> None:
     assert parse_options(LONG_ORDER) == {"A": "4 2 3 1", "B": "1 2 3 4", "C": NONE_OPTION}
+
+
+MARKS = (
+    *(
+        "{}. {}",
+        "{}.{}",
+        "{}) {}",
+        "({}) {}",
+        "[{}] {}",
+        "{}: {}",
+        "({}). {}",
+        "Option {}: {}",
+        "Option ({}): {}",
+    ),
+    *(
+        "OPTION {}. {}",
+        "- {}. {}",
+        "* {}) {}",
+        "  + {}: {}",
+        "\u2022 {}. {}",
+        "> {}. {}",
+        "- Option {}: {}",
+        "1. {}. {}",
+    ),
+    *(
+        "**{}.** {}",
+        "**{}**. {}",
+        "**{}. {}**",
+        "- **{}**: {}",
+        "**({})** {}",
+        "**Option {}:** {}",
+        "`{}`: {}",
+        "{}\\. {}",
+    ),
+    *(
+        "\uff08{}\uff09{}",
+        "{}\u3001{}",
+        "{}\uff0e{}",
+        "{}\uff1a{}",
+        "\u3010{}\u3011{}",
+        "{}\uff09 {}",
+        "\u9009\u9879{}\uff1a{}",
+    ),
+)
+TEXTS = ("the red cup", "the blue cup", "the lid")
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("letters", ["ABC", "\uff21\uff22\uff23"])
+@pytest.mark.parametrize("between", ["\n", "\n\n", ";\n", "\r\n"])
+def test_option_marks(mark: str, letters: str, between: str) -> None:
+    listed = between.join(mark.format(letter, text) for letter, text in zip(letters, TEXTS, strict=True))
+    problem = f"Which is next?\n{listed}\nAnswer with one letter."
+    options = parse_options(problem)
+    assert options == dict(zip("ABC", TEXTS, strict=True))
+    assert [problem[start:end] for start, end in option_spans(problem, options)] == [*TEXTS]
+    assert problems_of(f"<image>{problem}", "E", 1) == ["answer: found 'E', expected one of A, B, C"]
+    right, wrong = (f"<answer>{text}</answer>" for text in ("the blue cup", "B. the red cup"))
+    assert grade(right, "B", options=options).accuracy == 1
+    assert grade(wrong, "B", options=options).accuracy == 0
+
+
+def test_letters_that_are_listed_are_no_options() -> None:
+    assert parse_options("\u8bf7\u4ece A\u3001B\u3001C \u4e2d\u9009\u62e9") == {}
+    assert parse_options("A\u3001\u7ea2\uff1bB\u3001\u84dd\n\u8bf7\u4eceA\u3001B\u4e2d\u9009") == {
+        "A": "\u7ea2",
+        "B": "\u84dd",
+    }
+
+
+def test_spans_of_options_that_a_table_gives() -> None:
+    """Their texts may have lines of their own, which `parse_options` cuts."""
+    options = {"A": "left\nand up", "B": "see A. left"}
+    problem = "A. left\nand up\nB. see A. left\n\nA. left\n and up\nB. see A. left\n"
+    assert [problem[i:j] for i, j in option_spans(problem, options)] == ["left\n and up", "see A. left"]
+    assert option_spans(problem, {**options, "C": "right"}) == option_spans(problem, {}) == []
+    assert option_spans("A. lefty B. right", {"A": "left", "B": "right"}) == []
+
+
+@given(st.lists(st.text("abc AB.\n", max_size=6), min_size=2, max_size=5))
+def test_spans_hold_the_texts(texts: list[str]) -> None:
+    problem = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCDE", texts, strict=False))
+    options = parse_options(problem)
+    spans = option_spans(problem, options)
+    assert [" ".join(problem[i:j].split()) for i, j in spans] == [*options.values()]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        *(
+            "A. B." + " " * 10**5 + "x",
+            "A." + " " * 10**5 + "B." + " " * 10**5,
+            "- " * 10**5,
+            "-" + " " * 10**5,
+        ),
+        *("A. B. " * 10**5, "\n" * 10**5, "1. " * 10**5, "Option " * 10**5, "*" * 10**5, "A\u3001 " * 10**5),
+    ],
+)
+def test_options_take_linear_time(problem: str) -> None:
+    begin = time.process_time()
+    for options in (parse_options(problem), {"A": "", "B": ""}):
+        option_spans(problem, options)
+    assert time.process_time() - begin < 2
 
 
 def test_last_run_of_letters_counts_and_one_letter_is_none() -> None:
@@ -82,6 +198,9 @@ def test_sample_reads_its_options() -> None:
         (SHORT_NEXT, "C", 7),
         ("<image><image><image> order?", "3 1 2", 3),
         (SHORT_ORDER, " E ", 4),
+        (SHORT_ORDER, "<answer>E</answer>", 4),
+        (SHORT_ORDER, "\u7b54\u6848\uff1aE", 4),
+        (SHORT_ORDER, "3 1 4 2", 4),
     ],
 )
 def test_valid_rows(problem: str, answer: str, images: int) -> None:
@@ -92,6 +211,8 @@ def test_valid_rows(problem: str, answer: str, images: int) -> None:
     ("problem", "answer", "images", "message"),
     [
         (SHORT_ORDER, "F", 4, "answer: found 'F', expected one of A, B, C, D, E"),
+        (SHORT_ORDER, "A or B", 4, "answer: found 'A or B', expected one of A, B, C, D, E"),
+        ("<image> What is the next step?", "CABD", 1, "answer: found 'CABD', expected a letter"),
         (SHORT_ORDER, "A", 3, "images: found 3, expected 4, one for each <image> tag in problem"),
         (SHORT_ORDER, 3, 4, "answer: found 3, expected an option letter or an order"),
         (

@@ -64,6 +64,15 @@ def test_any_jsonl_with_answers(tmp_path: Path) -> None:
     assert numbers["all"]["without_signal_tpru"] is None
 
 
+def test_right_answers_are_read_and_a_prompt_tells_that_the_reasoning_is_open(tmp_path: Path) -> None:
+    opened = f"{QUESTION}assistant\n<think>\n"
+    rows = [
+        {**line(RIGHT.removeprefix("<think>"), 1.0), "input": opened, "gts": "<answer> B </answer>"},
+        {**line(RIGHT, 1.0), "gts": "(B)"},
+    ]
+    assert summary(score_rollouts(write(tmp_path / "1.jsonl", rows)))["all"]["score_tpru"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -76,6 +85,21 @@ def test_any_jsonl_with_answers(tmp_path: Path) -> None:
             r"line 1: found keys output; expected text in one of gts",
         ),
         ("a.jsonl", '{"gts": "B"}', r"line 1: found keys gts; expected text in one of output, response"),
+        (
+            "a.jsonl",
+            json.dumps(line(RIGHT, 1.0)) + "\n" + json.dumps({**line(RIGHT, 1.0), "gts": "F"}),
+            r"a\.jsonl line 2, gts: found 'F', expected one of A, B$",
+        ),
+        (
+            "a.jsonl",
+            '{"output": "B", "answer": "3"}',
+            r"line 1, answer: found '3', expected a letter or an order",
+        ),
+        (
+            "a.log",
+            "[prompt] a\n[output] b\n[ground_truth] 3\n[score] 1\n",
+            r"a\.log entry 1: \[ground_truth\]: found '3'",
+        ),
         ("a.log", "[prompt] a\n[score] 1\n", r"a\.log: expected entries of \[prompt\]"),
         ("a.log", "[prompt] a\n[output] b\n[ground_truth] B\n[score] ?\n", r"entry 1: found \[score\] '\?'"),
     ],

@@ -203,7 +203,7 @@ def problems_of(problem: object, answer: object, n_images: int) -> list[str]:
     elif not 1 <= n_images <= MAX_IMAGES:
         found.append(f"images: found {n_images}, expected 1 to {MAX_IMAGES}")
     try:
-        read_answer(answer, parse_options(problem) or None)
+        read_answer(answer, parse_options(problem) or None, recognise_task(problem))
     except ValueError as error:
         found.append(f"answer: {error}")
     return found

@@ -1,10 +1,12 @@
 """ms-swift's own plugin loader and scoring, with our reward."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 from support.responses import RIGHT, WRONG, talk
+from support.rows import write_prepared_row
 
 from tpru_verl.reward_fns import ms_swift
 
@@ -27,3 +29,20 @@ def test_plugin_reward_and_trl() -> None:
     samples = [GRPOSample.from_row({"messages": talk(text), "solution": "B"}) for text in (RIGHT, WRONG)]
     scores = score_completions(samples, functions, [None], False, torch.device("cpu"))
     assert scores.tolist() == [[1.0], [0.125]]
+
+
+def test_prepared_rows_with_the_columns_of_the_documentation(root: Path, tmp_path: Path) -> None:
+    """`--columns` as docs/rewards.md has it; without it, swift drops every row."""
+    from datasets import load_dataset
+    from swift.dataset.preprocessor import AutoPreprocessor  # pyright: ignore[reportMissingImports]
+
+    told = (root / "docs/rewards.md").read_text().partition("--columns '")[2].partition("'")[0]
+    raw = load_dataset("parquet", data_files=str(write_prepared_row(tmp_path)), split="train")
+    assert len(AutoPreprocessor(columns={})(raw, load_from_cache_file=False)) == 0
+    (row,) = AutoPreprocessor(columns=json.loads(told))(raw, load_from_cache_file=False)
+    (message,) = row["messages"]
+    assert message["role"] == "user"
+    assert message["content"].startswith("Reorder. Frame 1:<image> Frame 2:<image> Frame 3:<image> A. 1 2 3")
+    assert len(row["images"]) == 3
+    assert row["solution"] == "B"
+    assert ms_swift.TPRU()([RIGHT], **{name: [value] for name, value in row.items()}) == [1.0]

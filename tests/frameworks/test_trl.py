@@ -6,8 +6,37 @@ from typing import Any
 
 import pytest
 from support.responses import SCORES
+from support.rows import write_prepared_row
 
 from tpru_verl.reward_fns import trl
+
+
+def test_prepared_rows_keep_their_pictures_in_place(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lines of docs/rewards.md; without them, TRL puts all pictures first."""
+    from datasets import load_dataset
+    from trl.data_utils import prepare_multimodal_messages  # pyright: ignore
+
+    shard = write_prepared_row(tmp_path)
+    raw = load_dataset("parquet", data_files=str(shard), split="train")[0]
+    stock = prepare_multimodal_messages(raw["prompt"], images=raw["images"])[0]["content"]
+    assert [part["type"] for part in stock] == ["image"] * 3 + ["text"]
+    assert stock[-1]["text"].count("<image>") == 3
+
+    code = (root / "docs/rewards.md").read_text().partition("**TRL** (")[2]
+    code = code.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    row = names["rows"][0]
+    (message,) = prepare_multimodal_messages(row["prompt"], images=row["images"])
+    shown = [p["text"] if p["type"] == "text" else p["image"].getpixel((0, 0))[0] for p in message["content"]]
+    assert shown[:6] == ["Reorder. Frame 1:", 10, " Frame 2:", 20, " Frame 3:", 30]
+    assert shown[6].startswith(" A. 1 2 3 B. 3 1 2")
+    text = "<think>x</think><answer>B</answer>"
+    columns = {name: [row[name]] for name in row if name != "prompt"}
+    assert trl.tpru_reward([text], prompts=[row["prompt"]], **columns) == [1.0]
 
 
 @pytest.mark.parametrize("conversational", [False, True])

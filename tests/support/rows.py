@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from tpru_verl.data.prepare import Options, prepare
+from tpru_verl.data.source.forms import Source
 from tpru_verl.sample import NONE_OPTION
 
 Row = dict[str, Any]
@@ -51,3 +53,18 @@ def write_parquet(path: Path, rows: Sequence[Row], row_group_size: int = 4) -> P
 def write_jsonl(path: Path, rows: Sequence[Row]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def write_prepared_row(folder: Path) -> Path:
+    """A shard of `tpru data prepare`: one row, whose three pictures have a red of 10, 20 and 30."""
+    frames = " ".join(f"Frame {i}:<image>" for i in (1, 2, 3))
+    pictures = []
+    for red in (10, 20, 30):
+        buffer = io.BytesIO()
+        Image.new("RGB", (56, 56), (red, 0, 0)).save(buffer, "PNG")
+        pictures.append(buffer.getvalue())
+    row = {"problem": f"Reorder. {frames} A. 1 2 3 B. 3 1 2", "answer": "B", "images": pictures}
+    source = Source.open(str(write_parquet(folder / "rows.parquet", [row])))
+    prepare(source, folder / "OUT", Options(), workers=1)
+    (shard,) = (folder / "OUT" / "data").glob("*.parquet")
+    return shard

@@ -249,7 +249,8 @@ def _fits(rest: str, letter: str, options: Mapping[str, str], *, labels: bool) -
     return not labels or bool(said & own) or _REASON.match(rest) is not None
 
 
-def _words(text: str) -> set[str]:
+@lru_cache(maxsize=1024)
+def _words(text: str) -> frozenset[str]:
     """The words that tell one text from another; each Chinese or Japanese character is one."""
-    found = map(str.casefold, _WORD.findall(plain(text)))
-    return {NUMBER_WORDS.get(word, word) for word in found} - _COMMON
+    found = _WORD.findall(plain(text).casefold())
+    return frozenset(NUMBER_WORDS.get(word, word) for word in found) - _COMMON

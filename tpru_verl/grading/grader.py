@@ -113,7 +113,7 @@ def grade(
     """
     known = tuple(options.items()) if options else ()
     expected, labels = _truth(answer, known, task)
-    parsed = _parsed(response, known, labels, untagged=untagged)
+    parsed = _parsed(response, known, labels, untagged)
     accuracy = partial = float(parsed is not None and parsed == expected)
     if parsed is not None and expected is not None and parsed != expected:
         if labels:
@@ -168,11 +168,11 @@ def _candidates(answer: str) -> list[str]:
     return list(texts) if len(texts) == 1 else [] if texts else list(untagged_answers(answer))
 
 
-def _parsed(response: str, known: Options, labels: tuple[str, ...] | None, *, untagged: bool) -> str | None:
+def _parsed(response: str, known: Options, labels: tuple[str, ...] | None, untagged: bool) -> str | None:
     """The one answer of a response, or None."""
     texts, after = answers_of(response)
     if texts:
-        said = {_named(text, known, labels) for text in texts}
+        said = {named_order(text, labels) if labels else choice_of(text, known) for text in texts}
         parsed = said.pop() if len(said) == 1 else None
         return parsed if parsed is None or not after or _kept(parsed, after, known, labels) else None
     if untagged and "<answer>" not in response and "</answer>" not in response:

@@ -20,15 +20,18 @@ _BOXED = re.compile(r"\\boxed\s?\{(?:[^{}]|\{[^{}]*\})*\}")
 def answers_of(response: str) -> tuple[set[str], str]:
     """The answers outside of the reasoning, and the text after the last one.
 
-    There are none where a tag is left open, or no answer ends the response.
-
-    The reasoning may lack its `<think>`, which some chat templates write into the prompt, and may name
-    `<think>`. Tags may be written in capitals. An answer in an HTML comment does not count.
+    There are none where a tag is left open, or no answer ends the response. The reasoning may lack its
+    `<think>`, which some chat templates write into the prompt, and may name `<think>`. Tags may be written
+    in capitals. An answer in an HTML comment does not count.
     """
+    found = _answers_of(response)
+    if found is None and "<" in response:
+        found = _answers_of(_ANY_TAG.sub(lambda tag: tag[0].lower(), response))
+    return found or (set(), "")
+
+
+def _answers_of(response: str) -> tuple[set[str], str] | None:
     *thoughts, last = response.split("</think>", _MAX_TAGS)
-    if "<answer>" not in last or "</answer>" not in last:
-        lower = _ANY_TAG.sub(lambda tag: tag[0].lower(), response) if "<" in response else response
-        return answers_of(lower) if lower != response else (set(), "")
     texts: set[str] = set()
     named = 0  # "<think>" inside of the reasoning, each of which may have its own end
     for i, thought in enumerate(thoughts):
@@ -37,12 +40,13 @@ def answers_of(response: str) -> tuple[set[str], str]:
             continue
         outside, opened, inside = thought.partition("<think>")
         if (i and not opened) or (opened and outside and _collect(outside, texts) is None):
-            return set(), ""
-        named = inside.count("<think>") if "<" in inside else 0
-    if "<think>" in last or "</think>" in last:
-        return set(), ""
+            return None
+        if "<" in inside:
+            named = inside.count("<think>")
+    if "<answer>" not in last or "<think>" in last or "</think>" in last:
+        return None
     after = _collect(last, texts)
-    return (set(), "") if after is None else (texts, after)
+    return None if after is None else (texts, after)
 
 
 def _collect(part: str, texts: set[str]) -> str | None:
@@ -110,13 +114,10 @@ def format_of(response: str, *, opened_think: bool = False) -> float:
     `<think>` into the prompt, so that the response may begin inside of the reasoning.
     """
     text = response.strip()
-    if text.startswith("<think>"):
-        text = text[len("<think>") :]
-    elif not opened_think:
+    begins = text.startswith("<think>")
+    if not (begins or opened_think) or not text.endswith("</answer>"):
         return 0.0
-    if not text.endswith("</answer>"):
-        return 0.0
-    reasoning, _, rest = text[: -len("</answer>")].partition("</think>")
+    reasoning, _, rest = text[len("<think>") if begins else 0 : -len("</answer>")].partition("</think>")
     rest = rest.lstrip()
     if not rest.startswith("<answer>"):
         return 0.0
