@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tpru_verl.launch import checks
 from tpru_verl.plugin import on_policy, sharing, vision, waiting
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
@@ -52,6 +51,8 @@ def check_before_start(device: ModuleType) -> None:
         original(config)
         dataset = config.get("data", {}).get("custom_cls", {})
         if dataset and str(dataset.get("path", "")).startswith("pkg://tpru_verl."):
+            from tpru_verl.launch import checks  # only this process needs it
+
             try:
                 checks.check_platform(config)
                 checks.check(config)
