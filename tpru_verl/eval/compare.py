@@ -1,4 +1,4 @@
-"""`tpru eval compare A B`: is B better than A, on the same rows, asked the same?"""
+"""`tpru eval compare A B`: tell whether B is better than A on the same rows and prompts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 from tpru_verl.eval.results import RowResult, read_results, read_summary
 from tpru_verl.statistics import Difference, holm, paired
 
-# Settings under which two runs ask the same; what differs otherwise, such as the engine, may.
+# Settings that must agree between two evaluations. Others, such as the engine, may differ.
 SAME = (
     "style",
     "circular",
@@ -161,7 +161,7 @@ def verdict(found: Compared) -> str:
 
 
 def tables(found: Sequence[Compared]) -> list[Table]:
-    """For a terminal: differences, and the first of the rows that changed."""
+    """Tables for a terminal: the differences, and the first rows that changed."""
     made = []
     for one in found:
         table = Table(title=f"{one.title}: B minus A on {one.pooled.n:,} rows", title_justify="left")

@@ -21,8 +21,8 @@ class Item:
 
     `options` (letter -> text) are those that `problem` lists, empty where the answer is an order such as
     "BDAC"; `accepted` are texts that may be answered where nothing is listed. `images` are encoded files as
-    they came. `task` and `scene` are what tables are made of, rows of one `source` are not independent.
-    `broken` says why the row cannot be asked; it then counts as failed.
+    they came. Results are grouped by `task` and `scene`. Rows of one `source` are not independent. `broken`
+    says why the row cannot be asked; it then counts as failed.
     """
 
     id: str

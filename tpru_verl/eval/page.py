@@ -1,4 +1,4 @@
-"""A run as one HTML file: tables, the published numbers beside it, and the rows that went wrong."""
+"""An evaluation as one HTML file: tables, published numbers beside them, and the wrong rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A summary for the terminal."""
+"""Tables of a summary for the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 def tables(summary: Mapping[str, Any]) -> list[Table]:
-    """One table over all benchmarks and one for each that has tasks or scenes."""
+    """One table for all benchmarks, and one more for each benchmark with several tasks or scenes."""
     settings = summary["settings"]
     pixels = f"{settings['min_pixels']:,} to {settings['max_pixels']:,} pixels"
     title = f"{summary['model']}: prompt {settings['style']}, {pixels}"

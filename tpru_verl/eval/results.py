@@ -1,4 +1,4 @@
-"""What a run leaves behind: a line a row, a summary, and how both are read again."""
+"""The results of an evaluation: one line for each row, a summary, and the readers of both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ KEPT_PACKAGES = (
 
 
 class JudgedResponse(TypedDict):
-    """One response: `rotation` tells which option stood first."""
+    """One response and its verdict; `rotation` is the number of places by which the options were moved."""
 
     prompt: str
     response: str
@@ -40,7 +40,7 @@ class JudgedResponse(TypedDict):
 
 
 class RowResult(TypedDict):
-    """A row of BENCH.jsonl. Accuracy is the mean of `score`; `failed` says why nothing was answered."""
+    """A row of BENCH.jsonl. Accuracy is the mean of `score`. `failed` says why there is no answer."""
 
     id: str
     benchmark: str
@@ -61,10 +61,10 @@ class RowResult(TypedDict):
 def result_of_row(
     benchmark: str, item: Item, asked: Sequence[tuple[Item, str, Reply | None]], failed: str | None
 ) -> RowResult:
-    """The verdict on one row; `asked` are its rotations (one without `circular`), prompts and replies.
+    """The result of one row; `asked` has its rotations (one without `circular`), prompts and replies.
 
-    A row of one rotation scores the share of its samples that are right. A row of several is right where
-    every rotation's first sample is.
+    With one rotation, the score is the share of right samples. With several, the score is 1 if the samples of
+    all rotations are right, else 0.
     """
     samples: list[JudgedResponse] = []
     for rotation, prompt, reply in asked:
@@ -153,7 +153,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def prompts_hash(lines: Sequence[RowResult]) -> str:
-    """One fingerprint of all prompts, so that two runs can be told to have asked the same."""
+    """One hash of all prompts. Two evaluations with the same hash asked the same."""
     return key_of(*sorted((line["id"], sample["prompt"]) for line in lines for sample in line["samples"]))
 
 
@@ -162,7 +162,7 @@ def versions() -> dict[str, str]:
 
 
 def read_results(path: Path) -> list[RowResult]:
-    """Rows of a BENCH.jsonl. Raises ValueError with the line, FileNotFoundError where there is no file."""
+    """Rows of a BENCH.jsonl. Raises ValueError, which names the line, and FileNotFoundError."""
     lines: list[RowResult] = []
     for number, text in enumerate(path.read_text(encoding="utf-8").rstrip("\n").split("\n"), start=1):
         try:

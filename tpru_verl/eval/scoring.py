@@ -1,4 +1,4 @@
-"""What one response is worth, by `tpru_verl.grading`: right, wrong or not to be read, and never by chance."""
+"""The verdict on a response, by the rules of `tpru_verl.grading`: right, wrong or unreadable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tpru_verl.grading import grade
 
 @dataclass(frozen=True)
 class Verdict:
-    """`parsed` is the answer as read, None when it cannot be; `format` whether it has the form of `tpru`."""
+    """`parsed` is the answer, None if unreadable; `format` tells whether the response has `tpru`'s form."""
 
     parsed: str | None
     correct: bool
@@ -32,7 +32,7 @@ def judge(item: Item, response: str) -> Verdict:
 
 
 def majority(parsed: Sequence[str | None]) -> str | None:
-    """The answer given most often; None where none was read, or several lead: no draw decides."""
+    """The most frequent answer; None if no answer could be read, or if several are equally frequent."""
     votes = Counter(answer for answer in parsed if answer is not None).most_common(2)
     if not votes or (len(votes) == 2 and votes[0][1] == votes[1][1]):
         return None

@@ -1,4 +1,4 @@
-"""What a benchmark is, and how its rows are read: from the Hub's layout, or from VLMEvalKit's table of it."""
+"""A benchmark, and the reader of its rows: from the layout of the Hub, or from VLMEvalKit's table."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class Record:
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of one kind of table become items; `item` returns None for a row that is left out."""
+    """One layout of a table: the columns it must have, and the function that turns a row into an item.
+
+    The function returns None for a row that is left out.
+    """
 
     columns: tuple[str, ...]  # that must be there
     item: Callable[[Record], Item | None]
@@ -104,7 +107,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The items of a benchmark, where they came from, and what is to be said about that."""
+    """The items of a benchmark, their origin, and notes for the user."""
 
     benchmark: Benchmark
     items: list[Item]
@@ -198,7 +201,7 @@ def _reader(benchmark: Benchmark) -> Callable[[Part], Iterator[Item | None]]:
 
 
 def _item(layout: Layout, record: Record) -> Item | None:
-    """An item also of a row that is broken: it is counted as failed, and named."""
+    """The item of a row. A broken row becomes an item, too, which counts as failed and says why."""
     try:
         item = layout.item(record)
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Engines that answer requests: vLLM in this process, or an endpoint."""
+"""Engines that answer requests: vLLM in this process (`local`), or a server (`endpoint`)."""

@@ -1,7 +1,7 @@
-"""Who answers: vLLM in this process, or any endpoint that speaks OpenAI's chat completions.
+"""The interface of an engine: it takes requests and yields (request, reply) as replies come, in any order.
 
-Both take requests and yield (request, reply) as replies come, in any order. A request that cannot be answered
-has a reply with an `error`; what makes all others pointless, too, is raised.
+A request that cannot be answered has a reply with an `error`. An engine raises only if it cannot answer the
+remaining requests either.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TAG = re.compile(f"({IMAGE_TAG})")
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn. `n` at temperature 0 would be n times the same: raises ValueError."""
+    """How answers are sampled. Raises ValueError for `n` > 1 at temperature 0: all answers would be equal."""
 
     max_tokens: int = 1024
     temperature: float = 0.0
@@ -40,7 +40,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, with a tag for each image of its item."""
+    """One prompt, with an `<image>` tag for each image of its item. `key` is the hash of all that it asks."""
 
     key: str
     item: Item
@@ -65,7 +65,7 @@ class Engine(Protocol):
 
 
 def parts_of(prompt: str) -> list[str]:
-    """Text and tags in the order of the prompt, empty text left out."""
+    """Texts and tags in the order of the prompt, without empty texts."""
     return [part for part in TAG.split(prompt) if part]
 
 

@@ -30,8 +30,7 @@ WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so th
 class Local:
     """vLLM in this process, on a GPU or a CPU.
 
-    Images are decoded and resized by threads, and handed to vLLM while its engine, a process of its own, is
-    at work on those before.
+    Threads decode and resize the next images while vLLM's engine, a process of its own, answers.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class Local:
         max_model_len: int | None = None,
         options: Mapping[str, object] | None = None,
     ) -> None:
-        """Nothing heavy starts before the first answer. Raises ValueError for what is no model."""
+        """vLLM starts with the first request. Raises ValueError, FileNotFoundError for a bad `model`."""
         self.model, self.sampling = model, sampling
         self.max_model_len, self.options = max_model_len, dict(options or {})
         _check_folder(model)
@@ -78,7 +77,7 @@ class Local:
             yield from self._run(self._llm, requests)
 
     def start(self, requests: Sequence[Request]) -> None:
-        """Start vLLM with room for these requests, unless it runs and has it; nothing for no requests."""
+        """Start vLLM with room for these requests, unless it runs already and has enough."""
         if not requests or all(request.key in self._checked for request in requests):
             return
         images = max(len(request.item.images) for request in requests)
@@ -111,7 +110,7 @@ class Local:
         return images <= most_images and (not context or needed <= context)
 
     def check_context(self, requests: Sequence[Request]) -> int:
-        """Tokens that the longest request needs, answer included; 0 where that cannot be told beforehand.
+        """Tokens that the longest request needs, answer included; 0 if they cannot be counted beforehand.
 
         Raises ValueError that names the rows which the context cannot hold.
         """
@@ -135,7 +134,7 @@ class Local:
         return max(counts) + answer
 
     def _counts(self, requests: Sequence[Request]) -> list[int]:
-        """Prompt tokens by image headers alone; [] for a processor of which only itself knows them."""
+        """Prompt tokens, counted from image headers; [] for a processor whose rule is unknown."""
         from tpru_verl.data.tokens.processors import UnsupportedProcessorError
         from tpru_verl.data.tokens.prompts import PromptCounter, image_size
 

@@ -1,4 +1,4 @@
-r"""What the lmms-eval tasks of `tpru eval export lmms-eval` call; written for lmms-eval 0.7.3.
+r"""The functions that the tasks of `tpru eval export lmms-eval` call; written for lmms-eval 0.7.3.
 
     tpru eval export lmms-eval tasks --bench tpru-test,lego-puzzles
     lmms-eval --include_path tasks --tasks tpru_test,tpru_lego_puzzles --model openai \
@@ -26,7 +26,7 @@ def doc_to_visual(doc: Doc) -> list[Image.Image]:
 
 
 def doc_to_text(doc: Doc, lmms_eval_specific_kwargs: object = None) -> str:
-    """The prompt; for models that take no messages its tags stay, and pictures come first."""
+    """The prompt with its tags, for models that take no messages and put all pictures first."""
     return str(doc["prompt"])
 
 
