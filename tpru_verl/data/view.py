@@ -9,7 +9,7 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,27 +63,30 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """A row of the page: question, options (letter -> pieces) and the text after them.
+class ShownText:
+    """A row's text with its pictures, as the macro `row_of` of rows.jinja shows it."""
 
-    Where `reasons` says why the row is unusable, no piece has a picture.
-    """
+    question: list[Piece]
+    options: dict[str, list[Piece]]  # letter -> pieces
+    rest: list[Piece]  # after the options
+
+    @property
+    def pictured(self) -> bool:
+        """Whether there are options that are images."""
+        return any(piece.tagged for pieces in self.options.values() for piece in pieces)
+
+
+@dataclass(frozen=True)
+class _ShownRow(ShownText):
+    """A row of the page. Where `reasons` says why the row is unusable, no piece has a picture."""
 
     task: str
     scene: str
     id: str
     file: str
     number: int
-    question: list[Piece]
-    options: dict[str, list[Piece]]
-    rest: list[Piece]
     answer: str
     reasons: list[str]
-
-    @property
-    def pictured(self) -> bool:
-        """Whether there are options that are images."""
-        return any(piece.tagged for pieces in self.options.values() for piece in pieces)
 
 
 def write_gallery(
@@ -154,7 +157,7 @@ def _shares(totals: Mapping[str, int], limit: int) -> dict[str, int]:
     return shares
 
 
-def _read(source: Source, places: frozenset[Place], side: int, workers: int | None) -> list[_Shown]:
+def _read(source: Source, places: frozenset[Place], side: int, workers: int | None) -> list[_ShownRow]:
     """The rows at `places`, in the order of the source; only units that have one are read."""
     names = _names(source.parts)
     numbers: dict[str, list[int]] = {}
@@ -180,12 +183,12 @@ def _names(parts: list[Part]) -> dict[str, str]:
     return {part.name: str(part.path.relative_to(root)) if part.path else part.name for part in parts}
 
 
-def show_unit(unit: Unit, form: Form, *, places: frozenset[Place], side: int) -> list[_Shown]:
+def show_unit(unit: Unit, form: Form, *, places: frozenset[Place], side: int) -> list[_ShownRow]:
     """Those rows of a unit that are at `places`, images as thumbnails of at most `side` pixels."""
     return [_show(row, side) for row in read_rows(unit, form) if (row.file, row.number) in places]
 
 
-def _show(row: Row, side: int) -> _Shown:
+def _show(row: Row, side: int) -> _ShownRow:
     reasons, pictures = list(problems_of_row(row)), list[Picture]()
     if not reasons:
         try:
@@ -195,19 +198,15 @@ def _show(row: Row, side: int) -> _Shown:
                 f"images: found one that can't be decoded ({line_of(error)}), expected a whole one"
             )
             pictures.clear()
-    question, options, rest = cut(row.problem) if isinstance(row.problem, str) else ("", {}, "")
-    remaining = iter(pictures)
-    return _Shown(
-        _task(row),
-        row.field("scene") or UNNAMED_SCENE,
-        row.row_id,
-        row.file,
-        row.number,
-        pieces_of(question, remaining),
-        {letter: pieces_of(text, remaining) for letter, text in options.items()},
-        pieces_of(rest, remaining),
-        str(row.answer).strip(),
-        reasons,
+    return _ShownRow(
+        **vars(shown_text(row.problem if isinstance(row.problem, str) else "", pictures)),
+        task=_task(row),
+        scene=row.field("scene") or UNNAMED_SCENE,
+        id=row.row_id,
+        file=row.file,
+        number=row.number,
+        answer=str(row.answer).strip(),
+        reasons=reasons,
     )
 
 
@@ -225,6 +224,19 @@ def picture_of(data: bytes, side: int) -> Picture:
     scale = 2 if enlarged else 1
     uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return Picture(uri, scale * small.width, scale * small.height, enlarged)
+
+
+def shown_text(
+    problem: str, pictures: Iterable[Picture | None], options: Mapping[str, str] | None = None
+) -> ShownText:
+    """The text of a row with one picture for each image tag; `options` as for `cut`."""
+    question, texts, rest = cut(problem, options)
+    remaining = iter(pictures)
+    return ShownText(
+        pieces_of(question, remaining),
+        {letter: pieces_of(text, remaining) for letter, text in texts.items()},
+        pieces_of(rest, remaining),
+    )
 
 
 def cut(problem: str, options: Mapping[str, str] | None = None) -> tuple[str, dict[str, str], str]:
@@ -256,7 +268,7 @@ def pieces_of(text: str, pictures: Iterator[Picture | None]) -> list[Piece]:
     return [*pieces, Piece(rest.strip())] if rest.strip() else pieces
 
 
-def _render(source: Source, rows: list[_Shown], totals: Mapping[str, int], seed: int) -> str:
+def _render(source: Source, rows: list[_ShownRow], totals: Mapping[str, int], seed: int) -> str:
     tasks, scenes = Counter(row.task for row in rows), Counter(row.scene for row in rows)
     of_files = source.parts[0].path is not None
     return (

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tpru_verl.data.view import Piece, cut, page_environment, picture_of, pieces_of
+from tpru_verl.data.view import ShownText, page_environment, picture_of, shown_text
 from tpru_verl.eval.benchmarks import Loaded
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.published import ORDERING, OVERALL, SOURCE
@@ -31,23 +31,16 @@ class _Bar:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class _Failure(ShownText):
     """A row that went wrong, in the form that `rows.jinja` shows."""
 
     task: str
-    scene: str  # the benchmark: what the second filter chooses by
+    scene: str  # the benchmark: the second filter goes by it
     id: str
-    question: list[Piece]
-    options: dict[str, list[Piece]]
-    rest: list[Piece]
     answer: str
     reasons: list[str]
     verdict: str
     samples: list[JudgedResponse]
-
-    @property
-    def pictured(self) -> bool:
-        return any(piece.tagged for pieces in self.options.values() for piece in pieces)
 
 
 def write_page(
@@ -102,17 +95,14 @@ def _failure(loaded: Loaded, item: Item, line: RowResult) -> _Failure:
         except Exception as error:  # a file may be broken in ways of many kinds
             reasons = reasons or [f"images[{i}]: can't be shown ({error})"]
             pictures.append(None)
-    question, options, rest = cut(item.problem, item.options) if item.options else (item.problem, {}, "")
-    remaining = iter(pictures)
+    outcomes = ("failed", "not to be read", "wrong")
     return _Failure(
-        item.task or "no task named",
-        loaded.benchmark.title,
-        item.id,
-        pieces_of(question, remaining),
-        {letter: pieces_of(text, remaining) for letter, text in options.items()},
-        pieces_of(rest, remaining),
-        item.answer,
-        reasons,
-        ("failed", "not to be read", "wrong")[_rank(line)] if line["score"] == 0 else "partly right",
-        line["samples"],
+        **vars(shown_text(item.problem, pictures, item.options)),
+        task=item.task or "no task named",
+        scene=loaded.benchmark.title,
+        id=item.id,
+        answer=item.answer,
+        reasons=reasons,
+        verdict=outcomes[_rank(line)] if line["score"] == 0 else "partly right",
+        samples=line["samples"],
     )
