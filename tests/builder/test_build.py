@@ -18,6 +18,7 @@ from tpru_verl import cli
 from tpru_verl.builder import pipeline, stages
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import validate
+from tpru_verl.files import locked
 from tpru_verl.sample import NONE_OPTION, parse_options
 
 
@@ -364,6 +365,26 @@ def test_another_folder_is_never_replaced(build: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         build(scenes(tmp_path / "in", takes=1))
     assert "found other files" in str(stop.value.code)
+
+
+def test_a_second_build_into_one_folder_is_refused(build: Run, tmp_path: Path) -> None:
+    source = scenes(tmp_path / "in", takes=1)
+    with (
+        locked(tmp_path / "out"),
+        pytest.raises(SystemExit, match="is writing to it; wait"),
+    ):
+        build(source)
+    assert build(source)["clips"] == 1
+
+
+@pytest.mark.parametrize("missing", ["imagehash", "sklearn"])
+def test_a_package_that_is_missing_is_one_line_before_anything_is_read(
+    build: Run, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr(pipeline, "items_of", None)
+    with pytest.raises(SystemExit, match=r"tpru build needs .*: run pip install -e \"\.\[build\]\""):
+        build("sim:bricks", "out", "--audit")
 
 
 def test_the_audit_is_in_the_card(build: Run, tmp_path: Path) -> None:
