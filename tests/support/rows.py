@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from tpru_verl.data.prepare import Options, prepare
+from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
 from tpru_verl.sample import NONE_OPTION
 
@@ -65,6 +65,6 @@ def write_prepared_row(folder: Path) -> Path:
         pictures.append(buffer.getvalue())
     row = {"problem": f"Reorder. {frames} A. 1 2 3 B. 3 1 2", "answer": "B", "images": pictures}
     source = Source.open(str(write_parquet(folder / "rows.parquet", [row])))
-    prepare(source, folder / "OUT", Options(), workers=1)
+    prepare(source, folder / "OUT", PrepareOptions(), workers=1)
     (shard,) = (folder / "OUT" / "data").glob("*.parquet")
     return shard
