@@ -1,4 +1,4 @@
-"""What a result is on disk: columns, shards written a row group at a time, and its place, taken whole."""
+"""A result on disk: its columns, its shards, its folder, and its manifest."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Shards:
 
 
 def schema_of(columns: Mapping[str, pa.DataType] = COLUMNS) -> pa.Schema:
-    """With what `datasets` wants to know of the columns."""
+    """The schema, with the features of the columns for `datasets`."""
     return pa.schema(list(columns.items()), metadata={"huggingface": _features(columns)})
 
 
@@ -127,7 +127,7 @@ def open_shard(file: Path | BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Names of a parquet file's columns, as its writer wants to hear them."""
+    """Names of a parquet file's columns, in the form that its writer takes."""
     empty = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), empty)
     metadata = pq.read_metadata(pa.BufferReader(empty.getvalue()))
@@ -135,7 +135,7 @@ def _leaves(schema: pa.Schema) -> list[str]:
 
 
 def _features(columns: Mapping[str, pa.DataType]) -> str:
-    """What `datasets` wants to know, so that `load_dataset` gives decoded pictures."""
+    """The features of the columns for `datasets`, with which `load_dataset` decodes pictures."""
 
     def feature(kind: pa.DataType) -> object:
         if pa.types.is_list(kind):
@@ -171,7 +171,7 @@ def checksum_of(path: Path, digest: Digest) -> str:
 
 
 def card_head(splits: Sequence[str]) -> list[str]:
-    """What the Hub reads of a data set card: which files are which split."""
+    """The head of a data set card, from which the Hub learns the files of each split."""
     files = [f"  - split: {split}\n    path: {SHARDS}/{split}-*.parquet" for split in splits]
     head = ["---", "task_categories:", "- visual-question-answering", "tags:", "- tpru"]
     return [*head, "configs:", "- config_name: default", "  data_files:", *files, "---"]

@@ -1,4 +1,4 @@
-"""`tpru data prepare`: shards that veRL, EasyR1 and `datasets` read as they are, and where they came from."""
+"""`tpru data prepare`: writes shards that veRL, EasyR1 and `datasets` read, with a manifest and a card."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_k
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What decides the bytes of the result, beside the source."""
+    """The options that, with the source, decide every byte of the result."""
 
     seed: int = 0
     template: str = "tpru"
@@ -99,7 +99,7 @@ def prepare(
 
 
 def _check_and_write(writer: _Writer, report: Report, against: Source | None, workers: int | None) -> None:
-    """Write while other processes check, unless where a row goes takes a look at all of them first."""
+    """Check all rows and write them: at the same time, unless splits or test rows need all rows first."""
     source, options = writer.source, writer.options
     checked = check_units(
         source,
@@ -126,7 +126,7 @@ def _check_and_write(writer: _Writer, report: Report, against: Source | None, wo
 
 
 def _nothing(unit: Unit, form: Form) -> None:
-    """The units themselves are all that writing needs."""
+    """Writing needs the units alone."""
 
 
 def _kept(report: Report) -> list[SeenRow]:
@@ -189,7 +189,7 @@ class _Writer:
         self._pool.shutdown(cancel_futures=True)
 
     def write(self, unit: Unit, splits: Mapping[tuple[str, int], str]) -> None:
-        """Write the unit's rows that have a split, (file, row) to name, each to its own."""
+        """Write each of the unit's rows to its split; `splits` maps (file, row) to a name."""
         for rows, images in read_batches(unit, self.source.form(unit)):
             chosen: dict[str, list[int]] = {}
             for i, row in enumerate(rows):
@@ -254,7 +254,7 @@ def _record(row: Row, template: str, index: int) -> Record:
 
 
 def _images(rows: Sequence[Row], images: pa.Array | None, chosen: Sequence[int]) -> pa.Array:
-    """The chosen rows' images as {bytes, path}: those of a table as they lie there, without copying each."""
+    """The chosen rows' images as {bytes, path}. Images of a table are taken without copying each one."""
     kept = [rows[i] for i in chosen]
     if images is None or not all(_lies_in_table(row) for row in kept):
         cells = [[{"bytes": data, "path": None} for data in row.images()] for row in kept]

@@ -12,7 +12,7 @@ _NAME = re.compile(r"\w+")  # part of a file's name, and a split of `datasets`, 
 
 
 def check_shares(split: Mapping[str, float] | None) -> None:
-    """Raises ValueError for names that are no names of splits, and for shares that do not sum to 1."""
+    """Raises ValueError for names that no split may have, and for shares that do not sum to 1."""
     if split is None:
         return
     for name in split:
@@ -39,7 +39,7 @@ def shared_out(sizes: Sequence[int], shares: Mapping[str, float]) -> list[str]:
 
 
 def connected(keys: Sequence[Sequence[str | bytes]]) -> list[int]:
-    """Number of each one's group: who has a key in common is in one (union-find)."""
+    """Number of the group of each item. Items with a key in common are in one group (union-find)."""
     parent = list(range(len(keys)))
 
     def root(i: int) -> int:

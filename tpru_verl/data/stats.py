@@ -1,4 +1,4 @@
-"""`tpru data stats`: what a source holds, counted in one pass that keeps numbers and no pictures."""
+"""`tpru data stats`: counts the rows and images of a source in one pass."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TASKS = tuple(task.value for task in Task)
 
 
 class Spread(NamedTuple):
-    """Where values lie; quantiles are values that occur (nearest rank), never between two."""
+    """The spread of values. Quantiles are values that occur (nearest rank)."""
 
     values: int  # how many
     total: int
@@ -102,7 +102,7 @@ def statistics(
     tokens_a_row: RowToTokens | None = None,
     workers: int | None = None,
 ) -> Statistics:
-    """Count what `source` holds; of an image no more than the header is read.
+    """Count the rows and images of `source`. Only the headers of images are read.
 
     `tokens` makes a row's visual tokens of the (width, height) of its images, as `tokens_within(...)` does;
     `tokens_a_row` makes the length of the whole prompt of a row. Both are called in

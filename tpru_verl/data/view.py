@@ -1,4 +1,4 @@
-"""`tpru data view`: rows as a person would want to see them, in one HTML file that needs nothing else."""
+"""`tpru data view`: one HTML file that shows rows, and the parts that other pages of rows share."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of a text and the image that follows it: none after the last stretch, or none to be had."""
+    """Part of a text and the image that follows it; None after the last part, or for an unusable image."""
 
     text: str
     caption: str = ""
@@ -287,7 +287,7 @@ def _render(source: Source, rows: list[_ShownRow], totals: Mapping[str, int], se
 
 
 def page_environment(*folders: Path) -> Environment:
-    """For pages: the templates of `folders` and of this one, whose `rows.jinja` those of rows share."""
+    """Renders pages from the templates in `folders` and in this folder, such as `rows.jinja`."""
     environment = Environment(
         loader=FileSystemLoader([*folders, Path(__file__).parent]),
         autoescape=True,
@@ -305,5 +305,5 @@ def _sentence(name: str) -> str:
 
 
 def _sha256(text: str) -> str:
-    """As a Content-Security-Policy names the one script that may run."""
+    """The hash by which a Content-Security-Policy allows one script to run."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 class Run(Protocol):
-    """Has the work done on tasks, by so many workers, and yields the results in order."""
+    """Does the work on all tasks with so many workers, and yields the results in order."""
 
     def __call__(
         self, tasks: Sequence[Given], work: Callable[[Given], Result], workers: int, /
@@ -40,7 +40,7 @@ class Run(Protocol):
 def each_unit(
     source: Source, work: Callable[[Unit, Form], Result], *, title: str, workers: int | None = None
 ) -> Iterator[tuple[Unit, Result]]:
-    """Yield what `work` makes of each unit, in order, with a progress bar on stderr; else as `in_order`."""
+    """Yield each unit with the result of `work` on it, as `in_order` does."""
     tasks = [(unit, source.form(unit)) for unit in source.units]
     sizes = [unit.rows or 0 for unit in source.units]
     results = in_order(tasks, partial(_apply, work), title=title, workers=workers, sizes=sizes)
@@ -60,7 +60,7 @@ def in_order(
     sizes: Sequence[int] | None = None,
     run: Run | None = None,
 ) -> Iterator[Result]:
-    """Yield what `work` makes of each task, in order, with a progress bar on stderr that counts `sizes`.
+    """Yield the result of `work` on each task, in order, with a progress bar on stderr that counts `sizes`.
 
     At most two tasks a worker are under way, so memory does not grow with their number. `work` has to be a
     module's function, or a `functools.partial` of one. An exception of `work` ends it all. `run` is another
@@ -151,7 +151,7 @@ def _end_with_parent(pipe: Connection) -> None:
 
 @contextmanager
 def opened(engine: str, workers: int | None) -> Iterator[Run]:
-    """How all stages of a build have their work done: a `run` for `in_order`."""
+    """A `run` for `in_order`, which all stages of a build share."""
     if engine == "ray":
         yield _with_ray
     elif workers == 1:

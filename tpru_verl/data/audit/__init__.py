@@ -1,1 +1,1 @@
-"""Shortcuts: how far rules that do not understand a row get to its answer."""
+"""Shortcuts: how often simple rules find the answers of rows without understanding them."""

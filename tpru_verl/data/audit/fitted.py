@@ -1,8 +1,8 @@
 """Rules that are fitted on rows of other sources: the most frequent answer, and words that go with answers.
 
-What a rule is tried on never shares a source with what it was fitted on: words that name the source would
-else give its rows away. Where answers are balanced to the row, such a guess falls below chance: what the
-other sources have more of, these have less.
+A rule is never tried on a source that it was fitted on, because words that name the source would give its
+rows away. Where answers are balanced exactly, such a guess falls below chance: an answer that is more
+frequent in the other sources is less frequent in this one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 
 
 def fitted_outcomes(clues: Sequence[Clues], seed: int) -> Iterator[tuple[Rule, Clues, Outcome]]:
-    """What each fitted rule comes to on each row to which it applies; fitted by task, as tasks differ."""
+    """The outcome of each fitted rule on each row to which it applies. Rules are fitted for each task."""
     for task in sorted({row.task for row in clues}):
         of_task = [row for row in clues if row.task == task]
         choices = [row for row in of_task if row.question.right >= 0]
@@ -47,14 +47,14 @@ def fitted_outcomes(clues: Sequence[Clues], seed: int) -> Iterator[tuple[Rule, C
 def _judged(
     rule: Rule, rows: Sequence[Clues], truth: Sequence[Hashable], guesses: Sequence[Hashable | None]
 ) -> Iterator[tuple[Rule, Clues, Outcome]]:
-    """Outcomes of one guess a row; None is no guess, for want of other sources."""
+    """Outcomes of one guess for each row; None stands for no guess, where there are no other sources."""
     for row, right, guess in zip(rows, truth, guesses, strict=True):
         if guess is not None:
             yield rule, row, Outcome(guess == right, row.blind)
 
 
 def _places(rows: Sequence[Clues], seed: int) -> Iterator[tuple[Rule, Clues, Outcome]]:
-    """The place among the options that are images, which differs from the letter where "None" is between."""
+    """Guess the place among the options that are images. It differs from the letter after a None option."""
     rule = Rule("most frequent place", "of the right image among the images, fitted", "letters")
     rows = [row for row in rows if len(row.question.candidates) > 1]
     truth = [place_of(row) for row in rows]
@@ -65,13 +65,13 @@ def _places(rows: Sequence[Clues], seed: int) -> Iterator[tuple[Rule, Clues, Out
 
 
 def place_of(row: Clues) -> int:
-    """Of the right option among those that are images; -1 where it is none of them."""
+    """Place of the right option among the options that are images; -1 where the right one is no image."""
     question = row.question
     return sorted(question.candidates).index(question.right) if question.right in question.candidates else -1
 
 
 def folds_of(groups: Sequence[str], seed: int) -> Ints | None:
-    """Fold of each row, so that a group is in one fold and folds are of like size; None for one group.
+    """Fold of each row. A group is in one fold, and folds are of similar size. None for one group.
 
     Groups are shuffled: rows that were made in turns (letter A, B, C, ...) would meet the turn of the folds.
     """
@@ -91,7 +91,7 @@ def folds_of(groups: Sequence[str], seed: int) -> Ints | None:
 def _most_frequent(
     values: Sequence[Hashable], rows: Sequence[Clues], seed: int, never: Hashable = None
 ) -> list[Hashable | None]:
-    """For each row the value most frequent in the other folds, except `never`."""
+    """For each row the most frequent value of the other folds; `never` is not counted."""
     folds = folds_of([row.group for row in rows], seed)
     if folds is None:
         return [None] * len(rows)
@@ -115,7 +115,7 @@ def _by_words(rows: Sequence[Clues], seed: int) -> list[int | None]:
 
 
 def _by_option(rows: Sequence[Clues], seed: int) -> list[int | None]:
-    """For each row the option whose own words make it most likely to be right; equals are drawn."""
+    """For each row the option whose words make it most likely to be right. Equal ones are drawn."""
     folds = folds_of([row.group for row in rows], seed)
     if folds is None:
         return [None] * len(rows)
@@ -132,7 +132,7 @@ def _by_option(rows: Sequence[Clues], seed: int) -> list[int | None]:
 
 
 def _text_options(row: Clues) -> list[int]:
-    """Options that are texts, but for "None", which is no matter of words."""
+    """Options that are texts, without the None option."""
     return [option for option in row.question.but_none() if option not in row.question.candidates]
 
 

@@ -23,7 +23,7 @@ Distances = NDArray[np.float64]  # (images, images)
 
 
 class Look(NamedTuple):
-    """What rules compare of an image."""
+    """The features of an image that rules compare."""
 
     hash: np.uint64  # perceptual; 0 unless asked for
     grey: NDArray[np.float32]  # (THUMB, THUMB), 0 to 255

@@ -1,7 +1,7 @@
-"""`tpru data audit`: how far rules get that answer without understanding, and whether that is more than luck.
+"""`tpru data audit`: how often simple rules are right, compared with chance.
 
-`clues` applies the rules that look at one row, `guesses` those that are fitted on other rows; here are the
-statistics, and what a person reads.
+`rules` has the rules that look at one row, `fitted` those that are fitted on other rows. Here are the
+statistics; `report` puts them into words.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAST_EXPECTED = 5  # rows in each cell, below which the chi-square test is none
 
 @dataclass(frozen=True)
 class Prior:
-    """How often each answer is right, beside what it would be if all were alike; each row counts as one."""
+    """How often each answer is right, and how often it would be if all were equally likely."""
 
     name: str
     task: str  # "" for all rows
@@ -74,7 +74,7 @@ class RuleResult:
 
     @property
     def above(self) -> bool:
-        """Whether the interval lies above chance: a hint, as one line in forty does by luck."""
+        """Whether the interval lies above chance. One result in forty does so by luck."""
         return self.low > self.level
 
     @property
@@ -84,7 +84,7 @@ class RuleResult:
 
 @dataclass(frozen=True)
 class Audit:
-    """What was measured of a source."""
+    """All measurements of a source."""
 
     source: str
     seed: int
@@ -99,7 +99,7 @@ class Audit:
 
     @property
     def shortcuts(self) -> list[RuleResult]:
-        """One line for each rule that beats chance, the widest that does; largest excess first."""
+        """One result for each rule that beats chance, the one over most tasks; largest excess first."""
         widest: dict[str, RuleResult] = {}
         for line in sorted(self.lines, key=lambda line: (line.task != "", line.p)):
             if line.beats_chance:
@@ -108,7 +108,7 @@ class Audit:
 
 
 def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit:
-    """Measure every rule on `source`; `seed` decides between equals and draws folds.
+    """Measure every rule on `source`. `seed` decides between equal scores and draws the folds.
 
     Raises ValueError, in one line, where a package is missing, a file is broken or no row can be measured.
     """
@@ -158,7 +158,7 @@ def _require(**packages: str) -> None:
 
 
 def _lines(tallies: Mapping[tuple[Rule, str], RuleTally]) -> list[RuleResult]:
-    """For each rule a line over all its rows and, where these are of several tasks, one a task."""
+    """For each rule a result over all its rows and, where these have several tasks, one for each task."""
     by_rule: dict[Rule, dict[str, RuleTally]] = {}
     for (rule, task), tally in tallies.items():
         by_rule.setdefault(rule, {})[task] = tally
@@ -182,7 +182,7 @@ def _lines(tallies: Mapping[tuple[Rule, str], RuleTally]) -> list[RuleResult]:
 
 
 def _test(tally: RuleTally) -> tuple[float, float, float, float]:
-    """Design effect, ends of Wilson's interval, and p of doing so well by luck."""
+    """Design effect, both ends of Wilson's interval, and the probability of so many right picks by luck."""
     from scipy.stats import binomtest
 
     rows, right = tally.by_group()
@@ -218,7 +218,7 @@ def _priors_of(task: str, rows: Sequence[Clues]) -> Iterator[Prior]:
 
 
 def _prior(name: str, task: str, drawn: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Prior]:
-    """From (what is right, what could have been) of each row."""
+    """From (right value, all possible values) of each row."""
     counts: Counter[str] = Counter({value: 0 for _, values in drawn for value in values})
     expected: Counter[str] = Counter()
     for right, values in drawn:
@@ -237,7 +237,7 @@ def _share_of_none(task: str, drawn: Sequence[tuple[bool, float]]) -> Iterator[P
 
 
 def _orders_prior(task: str, orders: Sequence[Order], n: int) -> Iterator[Prior]:
-    """Of whole orders, of the order as shown, and of the frame at each place."""
+    """Priors of whole orders, of the order as shown, and of the frame at each place."""
     even = len(orders) / factorial(n)
     counts = Counter(orders)
     if even >= LEAST_EXPECTED:  # else there is no test, and what never occurs need not be listed
@@ -254,7 +254,7 @@ def _orders_prior(task: str, orders: Sequence[Order], n: int) -> Iterator[Prior]
 
 
 def _tested(name: str, task: str, counts: Mapping[str, int], expected: Mapping[str, float]) -> Prior:
-    """With the p value of the chi-square test (Pearson 1900)."""
+    """A prior with the p value of the chi-square test (Pearson 1900)."""
     from scipy.stats import chisquare
 
     cells = {value: float(expected[value]) for value in counts}

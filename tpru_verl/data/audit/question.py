@@ -1,4 +1,4 @@
-"""A row's text, taken apart: options, right one, orders, and which images they name."""
+"""The parts of a row's text: options, the right one, orders, and the images that they name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Order = tuple[int, ...]  # places of frames among those shown, first moment firs
 
 @dataclass(frozen=True)
 class Question:
-    """A row's text, taken apart; options and images by their places from 0."""
+    """The parts of a row's text. Options and images are numbered from 0."""
 
     options: tuple[str, ...]
     right: int  # -1 where the answer is an order and no letter
@@ -31,12 +31,12 @@ class Question:
 
     @property
     def chance(self) -> float:
-        """Of a guess: one of the options or, where the answer is an order, any order."""
+        """Chance of a guess: one of the options or, where the answer is an order, any order."""
         return 1 / (len(self.options) if self.right >= 0 else factorial(len(self.order)))
 
     @property
     def frames(self) -> tuple[int, ...]:
-        """The images that the orders put in order; () where that is not plain."""
+        """The images that the orders are about; () where this is not certain."""
         labels = len(self.order) or len(next(iter(self.orders.values()), ()))
         return next(
             (f for f in (self.given, (*self.candidates.values(),)) if labels and len(f) == labels), ()
@@ -47,7 +47,7 @@ class Question:
 
 
 def read_question(problem: str, answer: str, images: int) -> Question | None:
-    """Take a sound row's text apart; None where it lists no options and the answer is no order."""
+    """The parts of a usable row's text; None where it lists no options and the answer is no order."""
     letters, answer = parse_options(problem), answer.strip()
     options = tuple(letters.values())
     candidates = {
@@ -85,6 +85,6 @@ def _order(text: str, labels: str) -> Order:
 
 
 def swaps(one: Order, other: Order) -> int:
-    """Kendall's distance: pairs that the two orders put the other way round."""
+    """Kendall's distance: the number of pairs that the two orders put in opposite order."""
     places = [other.index(label) for label in one]
     return sum(a > b for a, b in combinations(places, 2))

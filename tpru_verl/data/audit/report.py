@@ -46,7 +46,7 @@ ALL_LIST_IT = 0.99  # share of rows from which the advice REVERSE has been follo
 
 
 def verdict(audit: Audit) -> str:
-    """What beats chance and what to do about it, in plain words."""
+    """The rules that beat chance and what to change in the rows, in words."""
     shortcuts = audit.shortcuts
     if not shortcuts:
         return f"No shortcut beats chance{_left_out(audit)}.{_blind_spot(audit)}"
@@ -64,7 +64,7 @@ def verdict(audit: Audit) -> str:
 
 
 def _cures(audit: Audit, family: str, results: Sequence[RuleResult]) -> list[str]:
-    """What to do about these rules, without what the rows do already."""
+    """What to change in the rows so that these rules fail, without advice that they follow already."""
     by_name = CURES[family].items()
     found = [next(cure for part, cure in by_name if part in result.rule.name) for result in results]
     if family == "frames" and audit.reverse_listed < ALL_LIST_IT:
@@ -85,7 +85,7 @@ def _words_for(line: RuleResult, *, several: bool) -> str:
 
 
 def _blind_spot(audit: Audit) -> str:
-    """The accuracy from which a rule that applies to most rows would have been seen."""
+    """The lowest accuracy of a rule on most rows that the test would have found."""
     from scipy.stats import binom
 
     widest = max(audit.lines, key=lambda line: line.n, default=None)
@@ -117,7 +117,7 @@ def _priors_table(audit: Audit) -> Table:
 
 
 def _rules_table(audit: Audit, family: str) -> Table:
-    """Best first. `*` marks an interval above chance, `**` what beats chance after Holm's correction."""
+    """Best first. `*` marks an interval above chance, `**` a rule that beats chance after correction."""
     tasks = [*audit.tasks] if len(audit.tasks) > 1 else []
     table = Table("rule", "how", "rows", title=f"Rules: {family}")
     table.add_column("right (95 %)", no_wrap=True)

@@ -1,7 +1,7 @@
-"""What a row gives away to one who does not understand it: what simple rules pick, and whether that is right.
+"""Rules that pick an answer from one row without understanding it.
 
-A rule sees options, files and pixels, never the answer, which only judges the pick. Rules that have to be
-fitted on other rows are `audit`'s.
+A rule sees options, files and pixels. The answer only judges the pick. `fitted` has the rules that are fitted
+on other rows.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
 
 @dataclass
 class RuleTally:
-    """A rule on the rows to which it applies: its picks, and sums of what to expect of guessing."""
+    """The picks of a rule on the rows to which it applies, and how many a guess would get right."""
 
     chance: float = 0
     blind: float = 0
@@ -65,7 +65,7 @@ class RuleTally:
 
 @dataclass(frozen=True)
 class Clues:
-    """What is kept of a row for the rules that are fitted: a few numbers and, of drawn rows, the text."""
+    """The facts of a row that fitted rules use: a few numbers and, for a sample of the rows, the text."""
 
     task: str
     group: str  # source_id, or the row's own id where it names none
@@ -81,7 +81,7 @@ class Clues:
 
 @dataclass
 class Pieces:
-    """What a unit of rows comes to."""
+    """The results of a unit of rows."""
 
     rows: int = 0
     unusable: list[Finding] = field(default_factory=list)  # the first problem of each such row
@@ -99,7 +99,7 @@ class Pieces:
 
 
 def clues_of_unit(unit: Unit, form: Form, *, seed: int, share: float) -> Pieces:
-    """Apply every rule to the unit's rows; the text is kept of that share of the groups."""
+    """Apply every rule to the unit's rows. Texts are kept for the `share` of the groups."""
     found = Pieces()
     for row in read_rows(unit, form):
         found.rows += 1
@@ -110,7 +110,7 @@ def clues_of_unit(unit: Unit, form: Form, *, seed: int, share: float) -> Pieces:
 
 
 def _count_row(found: Pieces, row: Row, seed: int, share: float) -> str | None:
-    """Add a row, or say what only decoding it has shown."""
+    """Add a row to `found`. Returns the problem of an image that cannot be decoded, else None."""
     text, images = str(row.problem), row.images()
     question = read_question(text, str(row.answer), len(images))
     if question is None:
@@ -133,12 +133,12 @@ def _count_row(found: Pieces, row: Row, seed: int, share: float) -> str | None:
 
 
 def _drawn(seed: int, name: str) -> int:
-    """One of 2**64, the same in every process."""
+    """A number below 2**64 that depends on `seed` and `name` alone."""
     return xxhash.xxh3_64_intdigest(f"{seed}:{name}".encode())
 
 
 def looks_of(question: Question, images: Sequence[bytes]) -> dict[int, Look]:
-    """Look at the images that some rule compares. Raises as `look_at`."""
+    """The look of each image that a rule compares. Raises as `look_at`."""
     choice = bool(question.candidates)
     used = {*question.frames, *question.candidates.values(), *(question.given if choice else ())}
     return {i: look_at(images[i], hashed=choice) for i in sorted(used)}
@@ -147,7 +147,7 @@ def looks_of(question: Question, images: Sequence[bytes]) -> dict[int, Look]:
 def outcomes_of(
     question: Question, images: Sequence[bytes], looks: Mapping[int, Look], rng: np.random.Generator
 ) -> Iterator[tuple[Rule, Outcome]]:
-    """What each rule that applies to the row comes to; `rng` decides between equals."""
+    """The outcome of each rule that applies to the row; `rng` decides between equal scores."""
     luck = [int(place) for place in rng.permutation(max(len(question.options), len(images)))]
     if question.right >= 0:
         scored = [*_letter_rules(question), *_order_option_rules(question)]
@@ -203,7 +203,7 @@ _MEASURES = {
 
 
 def _candidate_rules(question: Question, looks: Mapping[int, Look]) -> Iterator[tuple[Rule, Scores]]:
-    """Near and far: from given frames, and from the other candidates."""
+    """Rules that compare candidates with the given frames and with each other."""
     place = {image: i for i, image in enumerate(looks)}
     candidates = {option: place[image] for option, image in question.candidates.items()}
     given = [place[image] for image in question.given]
@@ -256,7 +256,7 @@ def _order_option_rules(question: Question) -> Iterator[tuple[Rule, Scores]]:
 def _orders_of_frames(
     frames: Sequence[Look], luck: Sequence[int]
 ) -> Iterator[tuple[Rule, tuple[Order, ...]]]:
-    """Orders that come of sorting frames by something; several where a rule can't tell one from another."""
+    """Rules that sort the frames, and the orders that they find: several where a rule cannot choose."""
     if len(frames) < 2:
         return
     sizes = [float(frame.bytes) for frame in frames]
