@@ -116,7 +116,6 @@ class Reading(NamedTuple):
     """What a short text says, whatever the options: each reading that is possible."""
 
     text: str  # without decoration
-    bare: str = ""  # without the words that announce an answer, too
     exact: str = ""  # `text` as it is compared with the text of an option
     keys: frozenset[str] = frozenset()  # all that may be compared with the text of an option
     letter: str | None = None
@@ -137,7 +136,7 @@ def read(text: str) -> Reading:
     keys = _keys(text, bare, order)
     letter, labels, rest = _letter_and_rest(bare)
     exact = squash(text) if keys else ""
-    return Reading(text, bare, exact, keys, letter, labels, rest, order)
+    return Reading(text, exact, keys, letter, labels, rest, order)
 
 
 def announces(text: str) -> bool:
