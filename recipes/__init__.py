@@ -6,6 +6,7 @@ import a package `verl` lying there in place of the real one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -62,7 +63,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 
     try:
         with initialize_config_dir(config_dir=str(trainer.folder / "trainer/config"), version_base=None):
-            config = compose(recipe, overrides=list(overrides))
+            config = compose(recipe, overrides=[quoted(item) for item in overrides])
     except HydraException as error:
         raise ValueError(f"{recipe}: {' '.join(str(error).split())}") from error
     # Null in a recipe: OmegaConf lets `???` leave veRL's own default, a path on its author's disk, in force.
@@ -71,6 +72,45 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     if missing:
         raise ValueError(f"{recipe}: no value for {', '.join(missing)}; add {missing[0]}=...")
     return config
+
+
+def quoted(override: str) -> str:
+    """`KEY=VALUE` as Hydra reads it: a value that its grammar refuses, such as a path with `=`, in quotes.
+
+    Raises ValueError in one line for an override that quotes do not help.
+    """
+    key, equals, value = override.partition("=")
+    if _is_read(override):
+        return override
+    if value.startswith("[") and value.endswith("]"):
+        items = [item.strip() for item in value[1:-1].split(",")]
+        value = ",".join(item if _is_read(f"{key}={item}") else _in_quotes(item) for item in items)
+        made = f"{key}=[{value}]"
+    else:
+        made = f"{key}={_in_quotes(value)}"
+    if not equals or not _is_read(made):
+        raise ValueError(f"found {override!r}, expected KEY=VALUE in Hydra's syntax, such as {_EXAMPLE}")
+    return made
+
+
+_EXAMPLE = "'data.train_files=\"my rows.parquet\"'"
+
+
+def _is_read(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        # A list of values that Hydra would try one after another (a,b) is no value of one run.
+        return not OverridesParser.create().parse_override(override).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def _in_quotes(value: str) -> str:
+    # A backslash counts only before a quotation mark.
+    escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', '\\"'), value)
+    return f'"{escaped}"'
 
 
 def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:

@@ -249,3 +249,42 @@ def test_easyr1_recipes_differ_in_the_model_alone() -> None:
     three.worker.actor.model.model_path = seven.worker.actor.model.model_path
     three.trainer.experiment_name = seven.trainer.experiment_name
     assert three == seven
+
+
+class TestQuotes:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "run/epoch=3",
+            "新加卷2/m",
+            "my model (1)",
+            "run#3",
+            "a,b",
+            "it's",
+            'say "x"',
+            "x;y",
+            "x{1}",
+            "a\\\\",
+            "d:\\x,",
+        ],
+    )
+    def test_a_path_reaches_the_recipe_as_it_was_written(self, value: str) -> None:
+        key = "actor_rollout_ref.model.path"
+        files = ["data.train_files=x", "data.val_files=x"]
+        config = recipes.compose("tpru_7b", [*files, f"{key}=/data/{value}"])
+        assert config.actor_rollout_ref.model.path == f"/data/{value}"
+
+    def test_in_a_list_too(self) -> None:
+        files = ["data.train_files=[/a/x=1.parquet, /b/y z.parquet,c.parquet]", "data.val_files=x"]
+        config = recipes.compose("tpru_7b", files)
+        assert list(config.data.train_files) == ["/a/x=1.parquet", "/b/y z.parquet", "c.parquet"]
+
+    @pytest.mark.parametrize(
+        "override", ["a.b=1", "+a=[x,y]", "~a", "a=null", "a='x=1'", "a={b:1}", "a=${c.d}"]
+    )
+    def test_an_override_that_hydra_reads_stays(self, override: str) -> None:
+        assert recipes.quoted(override) == override
+
+    def test_what_is_no_override_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"found 'x\.parquet \(1\)', expected KEY=VALUE"):
+            recipes.quoted("x.parquet (1)")

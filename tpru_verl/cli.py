@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,  # they may hold a key or a password
     help="Train vision-language models on temporal and procedural understanding with veRL or EasyR1.",
     epilog="Start here: `tpru doctor` says what is installed and what is missing. Then: `tpru demo` on a "
     "CPU, `tpru train tpru_7b data.train_files=train.parquet` on GPUs.",

@@ -15,6 +15,7 @@ import pytest
 from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.launch import checks as launch
+from tpru_verl.launch.settings import Settings
 from tpru_verl.statistics import wilson
 
 
@@ -167,3 +168,63 @@ def test_wilson_interval(right: int, n: int, low: float, high: float) -> None:
 def test_wilson_refuses_what_is_no_share(right: int, n: int) -> None:
     with pytest.raises(ValueError, match="right, n"):
         wilson(right, n)
+
+
+class TestRows:
+    def settings(self, tmp_path: Path, rows: int, **changes: Any) -> Settings:
+        write_parquet(make_rows(rows, seed=1), tmp_path / "rows.parquet")
+        data = {"train_files": str(tmp_path / "rows.parquet"), "val_files": [str(tmp_path / "rows.parquet")]}
+        return Settings("veRL", {"data": {**data, "train_batch_size": 8, **changes}})
+
+    def test_fewer_rows_than_a_batch_are_named(self, tmp_path: Path) -> None:
+        few = self.settings(tmp_path, 7)
+        with pytest.raises(ValueError, match=r"rows\.parquet: found 7 usable rows, expected 8 or more"):
+            launch.enough_rows(few, launch.usable_rows(few))
+        launch.enough_rows(self.settings(tmp_path, 8), 8)
+        with pytest.raises(ValueError, match="found 5 usable rows"):
+            launch.enough_rows(self.settings(tmp_path, 9, train_max_samples=5), 9)
+
+    def test_rows_on_the_hub_are_not_counted(self, tmp_path: Path) -> None:
+        hub = self.settings(tmp_path, 7, train_files=["org/name"])
+        launch.enough_rows(hub, launch.usable_rows(hub))
+        assert launch.row_count(hub) is None
+
+    def test_an_unusable_row_is_named_unless_it_is_left_out(self, tmp_path: Path) -> None:
+        import json
+
+        broken = tmp_path / "broken.jsonl"
+        broken.write_text(json.dumps({"problem": "Which? A. x B. y", "answer": "B", "images": []}) + "\n")
+        given = [str(tmp_path / "rows.parquet"), str(broken)]
+        with pytest.raises(ValueError, match=r"data\.train_files: 1 of 9 rows are broken") as told:
+            launch.usable_rows(self.settings(tmp_path, 8, train_files=given))
+        assert "broken.jsonl" in str(told.value)
+        assert launch.usable_rows(self.settings(tmp_path, 8, train_files=given, on_invalid="skip")) == 8
+
+
+class TestGpu:
+    @pytest.fixture(autouse=True)
+    def none_here(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(launch, "has_gpu", lambda: False)
+
+    def settings(self, device: str = "cuda", address: str | None = None) -> Settings:
+        return Settings(
+            "veRL", {"trainer": {"device": device}, "ray_kwargs": {"ray_init": {"address": address}}}
+        )
+
+    def test_a_gpu_recipe_without_one_is_refused_with_a_way_on(self) -> None:
+        with pytest.raises(RuntimeError, match=r"device=cuda: found no GPU on this machine.*tpru_tiny_cpu"):
+            launch.gpu_is_there(self.settings())
+
+    def test_a_cluster_may_have_them_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        launch.gpu_is_there(self.settings(device="cpu"))
+        launch.gpu_is_there(self.settings(address="auto"))
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        launch.gpu_is_there(self.settings())
+
+    def test_hidden_gpus_are_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(launch, "has_gpu", lambda: True)
+        launch.gpu_is_there(self.settings())
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+        with pytest.raises(RuntimeError, match="CUDA_VISIBLE_DEVICES hides all GPUs"):
+            launch.gpu_is_there(self.settings())

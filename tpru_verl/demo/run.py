@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +23,15 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from tpru_verl import recipes
 from tpru_verl.demo.evaluate import Score, score
 from tpru_verl.demo.page import CORRELATION, LEAST_CORRELATION, draw_curve, write_page
-from tpru_verl.demo.processes import Memory, last_error, supervise
+from tpru_verl.demo.processes import Memory
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
 from tpru_verl.launch import checks as launch
+from tpru_verl.launch import plan as plans
+from tpru_verl.launch.first_error import first_error
+from tpru_verl.launch.run import watch
 from tpru_verl.trainers import versions_of
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
@@ -73,9 +73,8 @@ class _Demo:
     def __init__(self, out: Path, *, seed: int, steps: int) -> None:
         self.out, self.seed, self.steps = out, seed, steps
         self.seconds: dict[str, float] = {}
-        self.log = out / "demo.log"
         # Results of an earlier run would be taken for this one's; models trained are kept until replaced.
-        for name in ("summary.json", "metrics.jsonl", "before.jsonl", "after.jsonl", "demo.log"):
+        for name in ("summary.json", "metrics.jsonl", "before.jsonl", "after.jsonl"):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +97,7 @@ class _Demo:
         command = [sys.executable, "-m", "tpru_verl.demo.evaluate"]
         command += ["--model", str(model), "--rows", str(rows), "--out", str(answers)]
         environment = {**launch.VLLM_ON_CPU, "VLLM_LOGGING_LEVEL": "WARNING"}
-        self._call(command, environment)
+        self._call(f"evaluate-{name}", command, environment)
         pooled = score(answers)["pooled"]
         console.print(f"  held-out accuracy {name}: [bold]{_percent(pooled)}[/]")
 
@@ -118,17 +117,16 @@ class _Demo:
             f"trainer.default_local_dir={self.out / 'checkpoints'}",
             f"hydra.run.dir={self.out / 'hydra'}",
         ]
-        recipe = recipes.compose(RECIPE, [item for item in overrides if not item.startswith("hydra.")])
-        launch.check(recipe)
-        environment = launch.environment(recipe)
-        command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", RECIPE, *overrides]
-        shown = [f"{key}={value}" for key, value in environment.items()] + ["python", *command[1:]]
-        (self.out / "command.sh").write_text(shlex.join(shown) + "\n")
-        console.print(f"  training: the command is in {self.out.name}/command.sh, its log in {self.log.name}")
+        plan = plans.compose(RECIPE, overrides)
+        plan.check()
+        (self.out / "command.sh").write_text(f"{plan}\n")
+        console.print(f"  training: the command is in {self.out.name}/command.sh, its log in train.log")
         started = time.monotonic()
         metrics = self.out / "metrics.jsonl"
         first_step = _Progress(metrics, self.steps, started)
-        self._call(command, {**environment, "VERL_FILE_LOGGER_PATH": str(metrics)}, first_step)
+        environment = {**plan.environment, "VERL_FILE_LOGGER_PATH": str(metrics)}
+        with first_step:
+            self._call("train", plan.command, environment, first_step)
         self.seconds["start"] = first_step.started_after
         self.seconds["grpo"] = time.monotonic() - started - first_step.started_after
 
@@ -136,18 +134,24 @@ class _Demo:
         actor = self.out / f"checkpoints/global_step_{self.steps}/actor"
         shutil.rmtree(self.out / "model", ignore_errors=True)
         command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        self._call([*command, "--local_dir", str(actor), "--target_dir", str(self.out / "model")], {})
+        self._call(
+            "merge", [*command, "--local_dir", str(actor), "--target_dir", str(self.out / "model")], {}
+        )
 
     def _call(
-        self, command: Sequence[str], environment: dict[str, str], tick: _Progress | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        each_second: Callable[[], None] | None = None,
     ) -> None:
-        with self.log.open("a") as log:
-            log.write(f"\n$ {shlex.join(command)}\n")
-            log.flush()
-            began = log.tell()
-            code = supervise(command, {**os.environ, **environment}, log, tick)
-        if code != 0:
-            raise RuntimeError(f"{last_error(self.log, began)} (exit code {code}; the whole log: {self.log})")
+        """Run to the end with its output in OUT/NAME.log. Raises RuntimeError with the first error there."""
+        log = self.out / f"{name}.log"
+        end = watch(command, environment, log, echo=False, each_second=each_second)
+        if end.asked:
+            raise SystemExit(end.code)
+        if end.code != 0:
+            raise RuntimeError(f"{first_error(log)} (exit code {end.code}; the whole log: {log})")
 
     def report(self, peak_gib: float) -> None:
         before, after = score(self.out / "before.jsonl"), score(self.out / "after.jsonl")

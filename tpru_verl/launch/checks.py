@@ -53,16 +53,18 @@ def check(recipe: Mapping) -> None:
 
     Raises:
         FileNotFoundError: the model path, or a data file, is a path and not there.
-        ValueError: a data file is unreadable or lacks columns, or veRL does not know the model's processor.
+        ValueError: a data file is unreadable or lacks columns, or has fewer rows than a batch takes; or veRL
+            does not know the model's processor.
         OSError: too little room for checkpoints or in shared memory.
         RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
     """
-    model = recipe["actor_rollout_ref"]["model"]["path"]
+    settings, model = Settings(trainers.VERL, recipe), recipe["actor_rollout_ref"]["model"]["path"]
     model_is_there("actor_rollout_ref.model.path", model)
     if (processor := processor_of(model)) and (refusal := verl_refusal(processor)):
         raise ValueError(f"actor_rollout_ref.model.path={model}: {refusal}")
     for key in ("train_files", "val_files"):
-        data_is_there(f"data.{key}", recipe["data"][key], Settings(trainers.VERL, recipe).row_keys)
+        data_is_there(f"data.{key}", recipe["data"][key], settings.row_keys)
+    enough_rows(settings, row_count(settings))
     room_for_checkpoints("trainer.default_local_dir", Path(recipe["trainer"]["default_local_dir"]))
     bucket = recipe["actor_rollout_ref"]["rollout"]["checkpoint_engine"]["update_weights_bucket_megabytes"]
     if recipe["trainer"]["device"] == "cpu":
@@ -148,6 +150,83 @@ def data_is_there(key: str, files: str | Sequence[str] | None, keys: TrainerKeys
             raise FileNotFoundError(f"{key}: {error}") from error
         except ValueError as error:
             raise ValueError(f"{key}: {error}") from error
+
+
+def row_count(settings: Settings) -> int | None:
+    """Rows of the training data, usable or not; None where some are on the Hub, or not counted yet."""
+    from tpru_verl.data.source.forms import Source
+    from tpru_verl.data.source.parts import is_local
+
+    if not all(is_local(name) for name in settings.files("train_files")):
+        return None
+    counts = [Source.open(name, keys=settings.row_keys).rows for name in settings.files("train_files")]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def enough_rows(settings: Settings, rows: int | None) -> None:
+    """Raises ValueError where the training data cannot fill one batch: veRL divides by its zero steps."""
+    batch, most = settings.integer("batch"), settings.integer("most_rows")
+    if rows is None or not batch:
+        return
+    given = min(rows, most) if most > 0 else rows
+    if given < batch:
+        raise ValueError(
+            f"{settings.said('train_files')}: found {given} usable rows, expected {batch} or more, "
+            f"one batch; give more rows, or lower {settings.key('batch')} and {settings.key('mini_batch')}"
+        )
+
+
+def usable_rows(settings: Settings) -> int | None:
+    """Judge all local rows as the trainer will; returns how many it can train on, None with rows on the Hub.
+
+    Raises ValueError for unusable rows, unless the run leaves those out (`data.on_invalid=skip`).
+    """
+    from tpru_verl.data.checks import judged_rows, unusable_rows
+    from tpru_verl.data.source.forms import Source
+    from tpru_verl.data.source.parts import is_local
+
+    counts = {}
+    for key in ("train_files", "val_files"):
+        counts[key], broken, total = 0, [], 0
+        for name in filter(is_local, settings.files(key)):
+            for row, problems in judged_rows(Source.open(name, keys=settings.row_keys)):
+                total += 1
+                if problems:
+                    broken.append((row.place, "; ".join(problems)))
+        counts[key] = total - len(broken)
+        if broken and (settings["on_invalid"] != "skip" or not counts[key]):
+            skip = (
+                ", or leave them out with data.on_invalid=skip" if settings.trainer == trainers.VERL else ""
+            )
+            raise ValueError(f"{settings.key(key)}: {unusable_rows(broken, total)}\nCorrect them{skip}.")
+    return counts["train_files"] if all(map(is_local, settings.files("train_files"))) else None
+
+
+def gpu_is_there(settings: Settings) -> None:
+    """Raises RuntimeError where a run needs a GPU of this machine, which has none: Ray would wait for one.
+
+    A cluster of Ray that the run joins has its GPUs elsewhere.
+    """
+    init = settings.config.get("ray_kwargs")
+    ray_init = init.get("ray_init") if isinstance(init, Mapping) else None
+    address = ray_init.get("address") if isinstance(ray_init, Mapping) else None
+    if settings["device"] == "cpu" or os.environ.get("RAY_ADDRESS") or address not in (None, "local"):
+        return
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    if hidden or not has_gpu():
+        found = "CUDA_VISIBLE_DEVICES hides all GPUs" if hidden else "found no GPU on this machine"
+        instead = " (tpru_tiny_cpu trains without)" if settings.trainer == trainers.VERL else ""
+        device = settings.said("device") if settings.key("device") else settings.said("gpus")
+        raise RuntimeError(
+            f"{device}: {found}, expected one; train on a machine with GPUs{instead}, or set RAY_ADDRESS to "
+            "join a Ray cluster that has them"
+        )
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an accelerator, told by its device files: importing torch takes seconds."""
+    patterns = ("nvidia[0-9]*", "nvidia-caps*/*", "kfd", "dxg", "davinci[0-9]*")
+    return any(next(Path("/dev").glob(pattern), None) is not None for pattern in patterns)
 
 
 def room_for_checkpoints(key: str, folder: Path, least: int = GIB) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
 from tpru_verl.launch import easyr1
+from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 
 
@@ -27,9 +28,16 @@ class Plan:
         return " ".join([*variables, shlex.join(self.command)])
 
     def check(self) -> None:
-        """Look at model, data, disk and Ray. Raises as `launch.check` does, before anything starts."""
+        """Look at GPU, model, data, each row, disk, Ray and old checkpoints, before anything starts.
+
+        Raises as `checks.check`, `checks.usable_rows` and `resume.check_resume` do.
+        """
+        launch.gpu_is_there(self.settings)
         look = launch.check if self.trainer.name == trainers.VERL else launch.check_easyr1
         look(self.settings.config)
+        rows = launch.usable_rows(self.settings)
+        launch.enough_rows(self.settings, rows)
+        check_resume(self.settings, rows=rows)
 
 
 def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
@@ -48,7 +56,9 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
         return Plan(trainer, settings, [sys.executable, "-m", trainer.module, *arguments], {})
     from omegaconf import OmegaConf
 
-    config = recipes.compose(recipe, overrides)
+    overrides = [recipes.quoted(item) for item in overrides]
+    # Those of Hydra itself, such as hydra.run.dir, are none of a recipe's.
+    config = recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})

@@ -18,6 +18,7 @@ from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.guard import ENDING, FORWARDED
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.progress import Progress
+from tpru_verl.launch.resume import note_run
 from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.stacks import dump_stacks
 
@@ -50,6 +51,7 @@ def run(plan: Plan, log: Path, *, stall_timeout: float = 0.0) -> int:
     seconds is ended, after the stacks of its processes were written beside the log; 0 waits for ever. Where
     a run fails, the first error of the log is printed on standard error.
     """
+    note_run(plan.settings)
     end = watch(plan.command, plan.environment, log, stall_timeout=stall_timeout)
     if end.code and not end.asked:
         # An error before a hang seldom says why the run hangs: it is shown, but second.

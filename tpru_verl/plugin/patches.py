@@ -44,6 +44,8 @@ def check_before_start(device: ModuleType) -> None:
     `auto_set_device` is the first function that main_ppo calls with its configuration. For a run on
     `TPRUDataset` it now checks the machine first (`launch.checks`), and ends with one line.
     """
+    from tpru_verl.launch.resume import warn_of_resume
+
     require(device, "auto_set_device")
     original = device.auto_set_device
 
@@ -56,6 +58,7 @@ def check_before_start(device: ModuleType) -> None:
             try:
                 checks.check_platform(config)
                 checks.check(config)
+                warn_of_resume(config)
             except (OSError, RuntimeError, ValueError) as error:
                 sys.exit(f"tpru: {error}")
 

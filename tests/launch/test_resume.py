@@ -1,0 +1,85 @@
+"""A run that would resume an old checkpoint: with nothing left to train, or from other data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tpru_verl.launch.resume import check_resume, last_step, note_run
+from tpru_verl.launch.settings import Settings
+
+
+def settings(trainer: str, folder: Path, *, steps: int | None = None, **changes: object) -> Settings:
+    model, train = str(changes.get("model", "m")), changes.get("train", ["a.parquet"])
+    own = {
+        "veRL": {
+            "trainer": {
+                "default_local_dir": str(folder),
+                "resume_mode": changes.get("resume", "auto"),
+                "total_training_steps": steps,
+                "total_epochs": 2,
+            },
+            "data": {"train_files": train, "train_batch_size": 8},
+            "actor_rollout_ref": {"model": {"path": model}},
+        },
+        "EasyR1": {
+            "trainer": {
+                "save_checkpoint_path": str(folder),
+                "find_last_checkpoint": changes.get("resume", "auto") == "auto",
+                "max_steps": steps,
+                "total_epochs": 2,
+            },
+            "data": {"train_files": train, "rollout_batch_size": 8},
+            "worker": {"actor": {"model": {"model_path": model}}},
+        },
+    }
+    return Settings(trainer, own[trainer])
+
+
+def checkpoint(folder: Path, step: int) -> None:
+    (folder / f"global_step_{step}").mkdir(parents=True)
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    (folder / "checkpoint_tracker.json").write_text(json.dumps({"last_global_step": step}))
+
+
+@pytest.mark.parametrize("trainer", ["veRL", "EasyR1"])
+class TestResume:
+    def test_a_new_folder_is_free(self, trainer: str, tmp_path: Path) -> None:
+        check_resume(settings(trainer, tmp_path, steps=4), rows=64)
+
+    @pytest.mark.parametrize(("steps", "rows"), [(4, None), (4, 64), (None, 16), (None, 23)])
+    def test_nothing_left_to_train_is_refused(
+        self, trainer: str, steps: int | None, rows: int | None, tmp_path: Path
+    ) -> None:
+        checkpoint(tmp_path, 4)
+        run = settings(trainer, tmp_path, steps=steps)
+        with pytest.raises(ValueError, match=r"found a checkpoint of step 4.*nothing left to train") as told:
+            check_resume(run, rows=rows)
+        assert f"{run.key('checkpoints')}={tmp_path}" in str(told.value)
+        assert f"start anew with {run.key('resume')}=" in str(told.value)
+
+    @pytest.mark.parametrize(("steps", "rows"), [(5, None), (None, 24), (None, None)])
+    def test_a_run_that_goes_on_is_resumed(
+        self, trainer: str, steps: int | None, rows: int | None, tmp_path: Path
+    ) -> None:
+        checkpoint(tmp_path, 4)
+        check_resume(settings(trainer, tmp_path, steps=steps), rows=rows)
+
+    def test_a_run_that_starts_anew_on_purpose_may(self, trainer: str, tmp_path: Path) -> None:
+        checkpoint(tmp_path, 4)
+        check_resume(settings(trainer, tmp_path, steps=4, resume="disable"), rows=64)
+
+    def test_a_tracker_whose_checkpoint_is_gone_resumes_nothing(self, trainer: str, tmp_path: Path) -> None:
+        checkpoint(tmp_path, 4)
+        (tmp_path / "global_step_4").rmdir()
+        assert last_step(settings(trainer, tmp_path)) is None
+
+    @pytest.mark.parametrize("changed", [{"train": ["b.parquet"]}, {"model": "n"}])
+    def test_other_data_or_another_model_are_refused(
+        self, trainer: str, changed: dict[str, object], tmp_path: Path
+    ) -> None:
+        checkpoint(tmp_path, 4)
+        note_run(settings(trainer, tmp_path))
+        check_resume(settings(trainer, tmp_path, steps=9), rows=64)
+        with pytest.raises(ValueError, match=r"found a checkpoint of step 4.* of a run with"):
+            check_resume(settings(trainer, tmp_path, steps=9, **changed), rows=64)

@@ -1,0 +1,106 @@
+"""Whether a run would resume from a checkpoint of an earlier run in its folder, and to what end.
+
+veRL and EasyR1 do so by default. A second start of the same command then trains nothing and replaces the
+first one's metrics; with other data it goes on from a model that was trained on something else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from tpru_verl import trainers
+from tpru_verl.files import write_json
+from tpru_verl.launch import checks
+from tpru_verl.launch.settings import Settings
+
+logger = logging.getLogger("tpru_verl")
+
+NOTE = "tpru_run.json"  # beside the checkpoints: what a run of `tpru train` was started with
+_NOTED = ("model", "train_files")
+
+
+def check_resume(settings: Settings, *, rows: int | None) -> None:
+    """`rows`: usable rows of the training data, None where they are not known.
+
+    Raises ValueError where a checkpoint would be resumed with no step left to train, or one of other data or
+    another model.
+    """
+    step, folder = last_step(settings), Path(settings.text("checkpoints"))
+    if step is None:
+        return
+    steps = _total_steps(settings, rows)
+    fix = f"give another {settings.key('checkpoints')}, or start anew with {_anew(settings)}"
+    found = f"{settings.said('checkpoints')}: found a checkpoint of step {step}, which would be resumed"
+    if steps and step >= steps:
+        raise ValueError(
+            f"{found} with nothing left to train: the run ends at step {steps}; "
+            f"{fix}, or train longer with {settings.key('total_steps')}"
+        )
+    noted = _noted(folder)
+    for name, value in _described(settings).items():
+        if name in noted and noted[name] != value:
+            key = settings.key(name)
+            raise ValueError(f"{found}, of a run with {key}={noted[name]}, expected {key}={value}; {fix}")
+
+
+def warn_of_resume(recipe: Mapping) -> None:
+    """Log what `check_resume` says of veRL's own command, which may resume on purpose."""
+    settings = Settings(trainers.VERL, recipe)
+    try:
+        check_resume(settings, rows=checks.row_count(settings))
+    except ValueError as error:
+        logger.warning("%s", error)
+
+
+def last_step(settings: Settings) -> int | None:
+    """The step of the checkpoint that the trainer would resume by itself, None where it starts anew."""
+    folder = Path(settings.text("checkpoints"))
+    if settings.trainer == trainers.VERL:
+        if settings.text("resume") != "auto":
+            return None
+        tracker, name = folder / "latest_checkpointed_iteration.txt", ""
+    else:
+        if not settings["resume"] or settings["load_checkpoint"]:
+            return None
+        tracker, name = folder / "checkpoint_tracker.json", "last_global_step"
+    try:
+        text = tracker.read_text(encoding="utf-8")
+        step = int(json.loads(text)[name] if name else text)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if (folder / f"global_step_{step}").is_dir() else None
+
+
+def note_run(settings: Settings) -> None:
+    """Write beside the checkpoints what the run is started with, for a later `check_resume`."""
+    folder = Path(settings.text("checkpoints"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / NOTE, _described(settings))
+
+
+def _anew(settings: Settings) -> str:
+    value = "disable" if settings.trainer == trainers.VERL else "false"
+    return f"{settings.key('resume')}={value}"
+
+
+def _described(settings: Settings) -> dict[str, object]:
+    return {name: settings.files(name) if name == "train_files" else settings.text(name) for name in _NOTED}
+
+
+def _noted(folder: Path) -> Mapping[str, object]:
+    try:
+        noted = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _total_steps(settings: Settings, rows: int | None) -> int:
+    """Steps of the whole run, 0 where they are not known."""
+    if given := settings.integer("total_steps"):
+        return given
+    batch = settings.integer("batch")
+    return (rows or 0) // batch * settings.integer("epochs") if batch else 0
