@@ -332,6 +332,20 @@ def test_verls_own_form(build: Build, tmp_path: Path) -> None:
     assert "ability" not in items[0]
 
 
+def test_large_row_groups_are_read_in_pieces(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / "rows.parquet", [published(i) for i in range(70)])
+    whole = build(file)
+    monkeypatch.setattr(hub, "WHOLE_GROUP", 0)
+    monkeypatch.setattr(module.datasets, "load_dataset", lambda *_, **__: pytest.fail("read as a whole"))
+    for _ in range(2):  # and from the cache
+        pieces = build(file)
+        assert [pieces[i]["raw_prompt"] for i in range(70)] == [whole[i]["raw_prompt"] for i in range(70)]
+    write(file, [published(0)])
+    assert len(build(file)) == 1
+
+
 def test_image_feature_of_datasets_is_read_as_bytes(build: Build, tmp_path: Path) -> None:
     datasets = module.datasets
     features = datasets.Features(

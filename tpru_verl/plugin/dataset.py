@@ -30,9 +30,9 @@ from tpru_verl.data.source.forms import (
     trainer_form,
     units_of,
 )
-from tpru_verl.data.source.hub import undecoded
+from tpru_verl.data.source.hub import load_file
 from tpru_verl.data.source.parts import KINDS, Part, check_lines, parts_of
-from tpru_verl.data.source.rows import BATCH_ROWS, Row, columns_read, row_of
+from tpru_verl.data.source.rows import Row, columns_read, row_of
 from tpru_verl.data.tokens.processors import Size
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
 from tpru_verl.data.tokens.templates import opens_think
@@ -270,15 +270,12 @@ def _load(part: Part, keys: TrainerKeys) -> datasets.Dataset:
         raise ValueError(f"{path}: found 0 rows, expected at least 1")
     check_lines(part)
     kind = KINDS[path.suffix]
-    # A row group of over 2 GiB of pictures is only read in pieces.
-    options: dict[str, Any] = {"batch_size": BATCH_ROWS} if kind == "parquet" else {}
     try:
-        loaded = datasets.load_dataset(kind, data_files=str(path), split="train", **options)
+        return load_file(path, kind)
     except Exception as error:
         _name_broken_rows(part, keys)
         cause = error.__cause__ or error
         raise ValueError(f"{path}: not readable as {kind}: {line_of(cause)}") from error
-    return undecoded(cast(datasets.Dataset, loaded))
 
 
 def _name_broken_rows(part: Part, keys: TrainerKeys) -> None:

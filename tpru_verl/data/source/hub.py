@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
 
 from tpru_verl.terminal import line_of, needs
 
 if TYPE_CHECKING:
     import datasets
+
+WHOLE_GROUP = 2**30  # bytes of a row group; beyond 2 GiB Arrow does not read a column of lists as a whole
+PIECE_ROWS = 64
 
 
 def load_hub(
@@ -35,6 +44,49 @@ def load_hub(
     except Exception as error:
         raise ValueError(f"{name}: not readable from the Hub: {line_of(error.__cause__ or error)}") from error
     return undecoded(cast("datasets.Dataset", rows))
+
+
+def load_file(path: Path, kind: str) -> datasets.Dataset:
+    """A file of this machine, on disk as `datasets` keeps it, not in memory. Raises what reading raises."""
+    import datasets
+
+    if kind == "parquet" and _largest_group(path) > WHOLE_GROUP:
+        return undecoded(_in_pieces(path))
+    loaded = datasets.load_dataset(kind, data_files=str(path), split="train")
+    return undecoded(cast("datasets.Dataset", loaded))
+
+
+def _largest_group(path: Path) -> int:
+    """Bytes, unpacked, of the largest row group of a parquet file."""
+    metadata = pq.read_metadata(path)
+    return max(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+
+
+def _in_pieces(path: Path) -> datasets.Dataset:
+    """The rows of a parquet file with large row groups, which `datasets` would read as a whole.
+
+    They are kept in its cache; a file of it appears whole or not at all.
+    """
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    status = path.stat()
+    digest = xxhash.xxh3_128_hexdigest(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
+    kept = Path(datasets.config.HF_DATASETS_CACHE) / "tpru" / f"{digest}.arrow"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = kept.with_name(f".{digest}.{os.getpid()}")
+        try:
+            with pq.ParquetFile(path) as file:
+                features = datasets.Features.from_arrow_schema(file.schema_arrow)
+                with ArrowWriter(path=str(unfinished), features=features) as writer:
+                    for batch in file.iter_batches(PIECE_ROWS):
+                        writer.write_table(pa.Table.from_batches([batch]))
+                    writer.finalize()
+            unfinished.replace(kept)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(kept))
 
 
 def undecoded(rows: datasets.Dataset) -> datasets.Dataset:
