@@ -139,7 +139,7 @@ def _form(data: bytes) -> str:
 
 
 def _plain(data: bytes) -> bool:
-    """Whether every loader shows the picture as it is: upright, and without an alpha channel."""
+    """Whether every loader shows the picture alike: it is upright and has no alpha channel."""
     header = read_header(data)
     return header.orientation == 1 and header.mode in ("RGB", "L", "P")
 

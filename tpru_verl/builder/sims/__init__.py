@@ -1,7 +1,7 @@
-"""Sources that anyone can regenerate: episodes played by a simulator, with the true text of each step.
+"""Simulators as sources. Anyone can play the same episodes again, with the true text of each step.
 
-A simulator is a module with `KINDS`, which take turns, `play(kind, rng)`, which yields the frames of one
-episode, and `SCENE_BY_KIND`, whether kinds are scenes of their own or share one.
+A simulator is a module with three names: `KINDS`, the tasks that it plays in turn; `play(kind, rng)`, which
+yields the frames of one episode; and `SCENE_BY_KIND`, which is true when each kind is a scene of its own.
 """
 
 from __future__ import annotations
