@@ -40,6 +40,7 @@ IN_ORDER = {
     "steps and their parts": "1a 1b 2 3",
     "numbers and letters": "1a 1b 1c 1d 2a 10a",
     "capitals": "IMG_1 img_2 Img_10",
+    "frames that look like years": "take_1_1999 take_1_2000 take_2_2001",
     "a day that alone varies": "01-02-2024 03-02-2024 10-02-2024",
     "other digits": "\uff11 \uff12 \uff11\uff10",
 }

@@ -32,9 +32,8 @@ _FURTHER_NUMBERS = re.compile(r"(?:[-:'\u2019]\d+|[_ ]\d{3}(?!\d))*")
 _HEXADECIMAL = re.compile(r"[\da-f]+")
 _CLOCK_OF_12_HOURS = re.compile(r"\d[\s_.-]?[ap]\.?m(?![^\W\d_])")
 # A day, a month and a year, in this order or as month and day; then the same in eight digits.
-_DATE = re.compile(
-    r"(?<!\d)(\d\d?|[^\W\d_]{3,9})[-._ /,]+(\d\d?|[^\W\d_]{3,9})[-._ /,]+((?:19|20)\d\d)(?!\d)"
-)
+_DAY_OR_MONTH = r"(\d\d?|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6})"
+_DATE = re.compile(rf"(?<!\d){_DAY_OR_MONTH}[-._ /,]+{_DAY_OR_MONTH}[-._ /,]+((?:19|20)\d\d)(?!\d)")
 _DATE_OF_8_DIGITS = re.compile(r"(?<!\d)(0[1-9]|[12]\d|3[01])(0[1-9]|[12]\d|3[01])((?:19|20)\d\d)(?!\d)")
 _CURE = "rename the files so that a number gives their order, such as 0001, or list them in a jsonl file"
 
