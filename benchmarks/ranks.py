@@ -10,7 +10,6 @@ Adam's moments, and the bytes that the collectives of a forward and backward pas
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -26,7 +25,7 @@ from verl.utils.fsdp_utils import apply_fsdp2
 
 from tpru_verl.doctor import memory
 
-SHAPE = replace(SMALL, layers=6, hidden=512, intermediate=2048, heads=8)
+SHAPE = SMALL._replace(layers=6, hidden=512, intermediate=2048, heads=8)
 TOKENS, PATCHES = 64, 16
 
 

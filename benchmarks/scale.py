@@ -12,7 +12,7 @@ are assumed.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import cast
 
@@ -296,7 +296,7 @@ def timed() -> measure.Rows:
     table = [["layers x hidden", "10^9 operations", "seconds", "10^9 a second", "of the largest's speed"]]
     found: list[tuple[str, float, float]] = []
     for layers, hidden in ((2, 256), (4, 256), (4, 512), (8, 768)):
-        shape = replace(SMALL, layers=layers, hidden=hidden, intermediate=4 * hidden, heads=hidden // 64)
+        shape = SMALL._replace(layers=layers, hidden=hidden, intermediate=4 * hidden, heads=hidden // 64)
         model = model_of(shape, "cpu").float()
         ids = torch.randint(0, shape.vocabulary, (SEQUENCES, TOKENS))
         seconds: list[float] = []

@@ -1,6 +1,5 @@
 """benchmarks/scale.py: its operations are those that PyTorch counts, and docs/scale.md shows its tables."""
 
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +44,7 @@ def test_the_page_shows_what_the_script_says(
 
 def test_a_step_that_does_not_fit_is_called_so(scale: ModuleType) -> None:
     recipe = scale.settings_of(scale.composed("tpru_32b", []), 8, False)
-    shape = replace(SHAPES["Qwen/Qwen2.5-VL-32B-Instruct"], layers=400)
+    shape = SHAPES["Qwen/Qwen2.5-VL-32B-Instruct"]._replace(layers=400)
     assert scale.step_of(recipe, shape, scale.Rows()).bottleneck == "does not fit"
 
 

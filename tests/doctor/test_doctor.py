@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +225,7 @@ class TestMemory:
 
     def test_an_expert_that_a_token_does_not_reach_has_no_activations(self) -> None:
         dense = SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
-        many = replace(dense, intermediate=dense.intermediate // 8, experts=128, experts_a_token=8)
+        many = dense._replace(intermediate=dense.intermediate // 8, experts=128, experts_a_token=8)
         assert memory.activation_bytes(many, 1000) == memory.activation_bytes(dense, 1000)
 
 
