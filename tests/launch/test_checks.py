@@ -178,10 +178,10 @@ class TestRows:
 
     def test_fewer_rows_than_a_batch_are_named(self, tmp_path: Path) -> None:
         few = self.settings(tmp_path, 7)
-        with pytest.raises(ValueError, match=r"rows\.parquet: found 7 usable rows, expected 8 or more"):
+        with pytest.raises(ValueError, match=r"rows\.parquet: found 7 rows, expected 8 or more"):
             launch.enough_rows(few, launch.usable_rows(few))
         launch.enough_rows(self.settings(tmp_path, 8), 8)
-        with pytest.raises(ValueError, match="found 5 usable rows"):
+        with pytest.raises(ValueError, match="found 5 rows"):
             launch.enough_rows(self.settings(tmp_path, 9, train_max_samples=5), 9)
 
     def test_rows_on_the_hub_are_not_counted(self, tmp_path: Path) -> None:

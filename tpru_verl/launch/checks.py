@@ -171,7 +171,7 @@ def enough_rows(settings: Settings, rows: int | None) -> None:
     given = min(rows, most) if most > 0 else rows
     if given < batch:
         raise ValueError(
-            f"{settings.said('train_files')}: found {given} usable rows, expected {batch} or more, "
+            f"{settings.said('train_files')}: found {given} rows, expected {batch} or more, "
             f"one batch; give more rows, or lower {settings.key('batch')} and {settings.key('mini_batch')}"
         )
 

@@ -76,6 +76,8 @@ def last_step(settings: Settings) -> int | None:
 
 def note_run(settings: Settings) -> None:
     """Write beside the checkpoints what the run is started with, for a later `check_resume`."""
+    if not settings["checkpoints"]:
+        return
     folder = Path(settings.text("checkpoints"))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / NOTE, _described(settings))
