@@ -210,7 +210,7 @@ class TestData:
             # README and manifest lie there: which of the three EasyR1 would list first is up to the disk.
             ("data", "val_files", f"{prepared.parent}@test", r"data files of one kind; give .*/out/data"),
             ("data", "train_files", f"{tmp_path}/no@train", r"data\.train_files=.*no such file or folder"),
-            ("data", "prompt_key", "ask", r"expected answer, ask, images; data\.\{prompt,answer,image\}_key"),
+            ("data", "prompt_key", "ask", r"expected ask, answer, images; data\.\{prompt,answer,image\}_key"),
             ("model", "model_path", str(tmp_path), r"model_path=.*no config\.json in it"),
             ("reward", "reward_function", None, r"reward_function: found no such file"),
         ):
