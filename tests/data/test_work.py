@@ -103,6 +103,19 @@ def _kill_oneself(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def test_an_end_in_the_middle_of_large_results_does_not_hang() -> None:
+    code = (
+        "from tpru_verl.data.work import in_order\n"
+        "if __name__ == '__main__':\n"
+        "    for i, _ in enumerate(in_order([3 * 10**7] * 200, bytes, title='x', workers=2)):\n"
+        "        if i == 3:\n"
+        "            raise SystemExit(143)\n"
+    )
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+        assert done.returncode == 143
+
+
 def test_results_come_in_order() -> None:
     with processes(2) as run:
         assert list(in_order([3, 1, 2], abs, title="x", run=run)) == [3, 1, 2]
