@@ -46,7 +46,7 @@ def test_tables_and_messages_are_shown_in_this_way(cell: str | Text) -> None:
 
 def test_colours_of_our_own_are_kept() -> None:
     file = io.StringIO()
-    VisibleConsole(file=file, force_terminal=True, color_system="standard").print("[red]x[/red]")
+    VisibleConsole(file=file, force_terminal=True, color_system="standard").print("x", style="red")
     assert "\x1b[31mx" in file.getvalue()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tpru_verl.data.audit.measure import ALPHA, Audit, RuleResult
 from tpru_verl.data.audit.rules import Rule
@@ -106,7 +106,7 @@ def tables(audit: Audit) -> list[Table]:
 
 def _priors_table(audit: Audit) -> Table:
     rows = sum(audit.tasks.values())
-    title = f"{escape(audit.source)}: {rows:,} of {audit.rows:,} rows measured, of {audit.groups:,} sources"
+    title = Text(f"{audit.source}: {rows:,} of {audit.rows:,} rows measured, of {audit.groups:,} sources")
     table = Table("what is right", "task", "rows", "p if all alike", title=title)
     for prior in audit.priors:
         counts = [f"{name} {count:,}" for name, count in prior.counts.items()]
