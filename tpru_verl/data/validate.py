@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from rich.table import Table
-from rich.text import Text
 
 from tpru_verl.data.checks import notes_of_row, problems_of_row
 from tpru_verl.data.images import thumbnail
@@ -218,7 +217,7 @@ def tables(report: Report) -> list[Table]:
     for (severity, name, expected), found in sorted(kinds.items(), key=lambda item: item[0]):
         first = f"{Path(found[0].file).name} row {found[0].row}: {found[0].found}"
         cells = (severity, name, expected, f"{len(found):,}", first)
-        by_kind.add_row(*map(Text, cells), style="red" if severity == "error" else "yellow")
+        by_kind.add_row(*cells, style="red" if severity == "error" else "yellow")
     return [by_task, by_kind]
 
 
