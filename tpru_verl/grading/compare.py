@@ -8,7 +8,7 @@ another one or gives the text of another option leaves no answer at all.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -79,22 +79,22 @@ _DENIED = re.compile(  # at the start of a remark, or of the answer itself
     r"|must|should|would|could|can|does|do)\s+)*(?:not|never|no(?=\s*$|\s*[,.;:!])|none(?=\s+of\s+th(?:em|ese|ose))|neither|nor"
     r"|cannot|wrong|incorrect|false|isn['\u2019]t|can['\u2019]t|doesn['\u2019]t|wasn['\u2019]t|won['\u2019]t"
     r"|unlikely|except)(?![\w'])"
-    r"|.*\b(?:is|it's|that's|was|be)\s+(?:\w+\s+)?(?:wrong|incorrect|false)\b"
-    r"|.*\bnot\s+(?:\w+\s+)?(?:right|correct|answer|option|choice|one|it)\b"
-    r"|.*(?:不对|不是|不正确|错)",
+    r"|.*(?:\b(?:(?:is|it's|that's|was|be)\s+(?:\w+\s+)?(?:wrong|incorrect|false)"
+    r"|not\s+(?:\w+\s+)?(?:right|correct|answer|option|choice|one|it))\b|不对|不是|不正确|错)",
     re.IGNORECASE | re.DOTALL,
 )
-_DENIAL = re.compile(
-    r"\b(?:no|not|none|never|neither|nor|cannot|wrong|incorrect|false|unlikely|except)\b|n['\u2019]t\b|[不错非没]",
+_UNSURE = re.compile(  # a denial or an alternative, anywhere in a remark
+    r"\b(?:no|not|none|never|neither|nor|cannot|wrong|incorrect|false|unlikely|except"
+    r"|or|either|another|others?|both|any|all)\b|n['\u2019]t\b|[/|不错非没或]",
     re.IGNORECASE,
 )
 _SECOND = re.compile(  # a second answer beside the first one
-    r"\W*(?:or|either|both)\b|.*\b(?:another|the\s+other)\s+(?:one|option|choice|answer)\b|.*\ball\s+of\b|.*\d\W*(?:\bor\b|[/|]|或)\W*\d"
-    r"|.*\b(?:option|choice|answer)\s+(?:\d|(?:" + "|".join(NUMBER_WORDS) + r"|first|second|third|last)\b)"
-    r"|.*\b(?:first|second|third|fourth|fifth|last)\s+(?:one|option|choice|answer)\b",
+    r"\W*(?:or|either|both)\b"
+    r"|.*(?:\d\W*(?:\bor\b|[/|]|或)\W*\d|\b(?:all\s+of\b"
+    r"|(?:another|the\s+other|first|second|third|fourth|fifth|last)\s+(?:one|option|choice|answer)\b"
+    r"|(?:option|choice|answer)\s+(?:\d|(?:" + "|".join(NUMBER_WORDS) + r"|first|second|third|last)\b)))",
     re.IGNORECASE | re.DOTALL,
 )
-_ALTERNATIVE = re.compile(r"\b(?:or|either|another|others?|both|any|all)\b|[/|或]", re.IGNORECASE)
 _REASON = re.compile(r"(?:because|since|as|due\s+to|因为)(?![a-z])", re.IGNORECASE)
 
 _NO_OPTION = re.compile(
@@ -133,10 +133,9 @@ def read(text: str) -> Reading:
     lead = _LEAD.match(text)
     bare = undress(_CONFIRMED.sub("", text[lead.end() if lead else 0 :])) if lead or " is " in text else text
     order = order_of(bare)
-    keys = _keys(text, bare, order)
-    letter, labels, rest = _letter_and_rest(bare)
-    exact = squash(text) if keys else ""
-    return Reading(text, exact, keys, letter, labels, rest, order)
+    exact = "" if "<image>" in text else squash(text)  # `<image>` names no option
+    keys = frozenset() if "<image>" in text else _keys(exact, text, bare, order)
+    return Reading(text, exact, keys, *_letter_and_rest(bare), order)
 
 
 def announces(text: str) -> bool:
@@ -145,14 +144,12 @@ def announces(text: str) -> bool:
     return lead is not None and _ANNOUNCEMENT.search(lead[0]) is not None
 
 
-def _keys(text: str, bare: str, order: tuple[str, ...] | None) -> frozenset[str]:
-    """What a text is compared by; nothing for `<image>`, which names no option."""
-    if "<image>" in text:
-        return frozenset()
-    keys = {squash(text), " ".join(order or ())}
-    if len(bare) > 1 or not bare.isalpha():  # "Option C" is a letter, not the text "C"
+def _keys(exact: str, text: str, bare: str, order: tuple[str, ...] | None) -> frozenset[str]:
+    """What a text is compared by."""
+    keys = {exact, " ".join(order or ())}
+    if bare != text and (len(bare) > 1 or not bare.isalpha()):  # "Option C" is a letter, not the text "C"
         keys.add(squash(bare))
-    if _NO_OPTION.fullmatch(bare) or _NO_OPTION.fullmatch(text):
+    if _NO_OPTION.fullmatch(bare) or (bare != text and _NO_OPTION.fullmatch(text)):
         keys.add("none of the options")
     return frozenset(keys - {""})
 
@@ -177,37 +174,58 @@ def named_order(text: str, labels: Sequence[str]) -> str | None:
     return " ".join(order) if order and sorted(order) == sorted(labels) else None
 
 
+class _Options(NamedTuple):
+    """The options of a row, by their letters."""
+
+    read: dict[str, Reading]
+    keys: frozenset[str]  # those of all options
+    words: dict[str, frozenset[str]]
+    others: dict[str, frozenset[str]]  # words of the other options that are not in this one
+
+
+@lru_cache(maxsize=1024)
+def _read_options(known: tuple[tuple[str, str], ...]) -> _Options:
+    readings = {name: read(text) for name, text in known}
+    words = {name: _words(text) for name, text in known}
+    others = {
+        name: frozenset().union(*(words[other] for other in words if other != name)) - words[name]
+        for name in words
+    }
+    return _Options(readings, frozenset().union(*(one.keys for one in readings.values())), words, others)
+
+
 @lru_cache(maxsize=4096)
 def choice_of(text: str, known: tuple[tuple[str, str], ...]) -> str | None:
     """The one option letter that a text names, or None; without options, any letter will do."""
-    reading, options = read(text), dict(known)
-    letter = reading.letter
-    if not options:
-        return letter if letter and (not reading.rest or _stands(reading, letter, options)) else None
-    if len(reading.text) == 1 and reading.text.upper() in options:
+    reading, options = read(text), _read_options(known)
+    if known and len(reading.text) == 1 and reading.text.upper() in options.read:
         return reading.text.upper()
-    named = [name for name, option in known if reading.exact and reading.exact == read(option).exact]
-    named = named or [name for name, option in known if reading.keys & read(option).keys]
-    if len(named) == 1:
-        return named[0]
-    if letter is None or letter not in options:
+    if not reading.keys.isdisjoint(options.keys):
+        named = [name for name, one in options.read.items() if reading.exact and reading.exact == one.exact]
+        named = named or [name for name, one in options.read.items() if reading.keys & one.keys]
+        if len(named) == 1:
+            return named[0]
+    letter = reading.letter
+    if letter is None or (known and letter not in options.read):
         return None
     return letter if not reading.rest or _stands(reading, letter, options) else None
 
 
-def _stands(reading: Reading, letter: str, options: Mapping[str, str]) -> bool:
+def _stands(reading: Reading, letter: str, options: _Options) -> bool:
     """Whether what stands beside an option's letter is its text, or a remark that takes nothing back."""
-    said, own = read(reading.rest), read(options.get(letter, ""))
-    if said.keys & own.keys:
+    said, own = read(reading.rest), options.read.get(letter, Reading(""))
+    if not said.keys.isdisjoint(own.keys):
         return True
-    if any(said.keys & read(text).keys for text in options.values()):
+    if not said.keys.isdisjoint(options.keys):
         return False
-    excluded = {name for match in _EXCLUDED.finditer(reading.rest) for name in _LONE_LETTER.findall(match[0])}
-    rest = undress(_EXCLUDED.sub(" ", reading.rest)).lstrip("-\u2013\u2014 ")
+    rest = reading.rest
+    if excluded := [match[0] for match in _EXCLUDED.finditer(rest)]:
+        rest = _EXCLUDED.sub(" ", rest)
+    if any(letter in _LONE_LETTER.findall(text) for text in excluded):
+        return False
+    rest = undress(rest).lstrip("-\u2013\u2014 ")
     affirmed = _AFFIRMED.match(rest)
     rest = undress(rest[affirmed.end() :]) if affirmed else rest
-    if letter in excluded:
-        return False
     if not rest:
         return bool(excluded or affirmed)
     if _names_another(rest, letter, options) or _DENIED.match(rest) or _SECOND.match(rest):
@@ -215,15 +233,15 @@ def _stands(reading: Reading, letter: str, options: Mapping[str, str]) -> bool:
     known = own.text and "<image>" not in own.text
     if known and not _fits(rest, letter, options, labels=reading.labels and not affirmed):
         return False
-    return known or not options or not _numbers(rest)
+    return known or not options.read or not _numbers(rest)
 
 
-def _names_another(rest: str, letter: str, options: Mapping[str, str]) -> bool:
+def _names_another(rest: str, letter: str, options: _Options) -> bool:
     """Whether a remark holds the letter of another option, or several letters as one word."""
-    if options:
+    if options.read:
         rest = _ARTICLE.sub(" ", rest)
     others = {name.upper() for name in _LONE_LETTER.findall(rest)} - {letter}
-    return bool(others & options.keys() if options else others) or _LABEL_GROUP.search(rest) is not None
+    return bool(others & options.read.keys() if options.read else others) or bool(_LABEL_GROUP.search(rest))
 
 
 def _numbers(rest: str) -> bool:
@@ -232,16 +250,15 @@ def _numbers(rest: str) -> bool:
     return order_of(rest) is not None or any(NUMBER_WORDS.get(word, word).isdigit() for word in words)
 
 
-def _fits(rest: str, letter: str, options: Mapping[str, str], *, labels: bool) -> bool:
+def _fits(rest: str, letter: str, options: _Options, *, labels: bool) -> bool:
     """Whether a remark to an option whose text is known holds words of that text, and of no other one's.
 
     Where the letter labels the remark (`C. ...`), it has to hold one of the text's words, or be a reason.
     """
-    own, said = _words(options[letter]), _words(rest)
-    others = {word for name, text in options.items() if name != letter for word in _words(text)}
-    if _DENIAL.search(rest) or _ALTERNATIVE.search(rest) or said & (others - own):
+    own, said = options.words[letter], _words(rest)
+    if said & options.others[letter] or _UNSURE.search(rest):
         return False
-    is_order = read(options[letter]).order is not None
+    is_order = options.read[letter].order is not None
     numbers = {word for word in (said if is_order else _words(_NAMED_IMAGE.sub(" ", rest))) if word.isdigit()}
     if numbers and (is_order or numbers - own):
         return False

@@ -77,9 +77,9 @@ _ORDINAL_ENDING = re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
 _LIST_MARK = re.compile(  # "1. ", "(1) ", "Step 1: "
     r"(?<![^\s,;])(?:(?:step|position|place)\s?(\d{1,2})\s?[.):]?|\(?(\d{1,2})[.)])\s+(?=\S)", re.IGNORECASE
 )
-_SEPARATORS = str.maketrans(
-    dict.fromkeys(",;-><&\u2192\u27f6\u21d2\u2794\u279c\u2013\u2014=#\u3001()[]{}", " ")
-)
+_BETWEEN = ",;-><&\u2192\u27f6\u21d2\u2794\u279c\u2013\u2014=#\u3001()[]{}"
+_SEPARATORS = str.maketrans(dict.fromkeys(_BETWEEN, " "))
+_FOREIGN = re.compile(rf"[^\w\s\\{re.escape(_BETWEEN)}]")  # a character that no order has
 
 
 def order_of(text: str) -> tuple[str, ...] | None:
@@ -89,7 +89,7 @@ def order_of(text: str) -> tuple[str, ...] | None:
     `first 4, then 2`, `4th, 2nd`, `four two`) or letters (`CABD`). A numbered list (`1. Image 4`) gives
     the labels of its lines.
     """
-    marks = [int(a or b) for a, b in _LIST_MARK.findall(text)]
+    marks = [int(a or b) for a, b in _LIST_MARK.findall(text)] if "1" in text or not text.isascii() else []
     if len(marks) > 1 and marks == list(range(1, len(marks) + 1)):
         listed = _labels(_LIST_MARK.sub(" ", text))
         if listed and len(listed) == len(marks):
@@ -98,6 +98,8 @@ def order_of(text: str) -> tuple[str, ...] | None:
 
 
 def _labels(text: str) -> tuple[str, ...] | None:
+    if _FOREIGN.search(text):  # most texts are no order, and end here
+        return None
     words = _ORDINAL_ENDING.sub("", _FILLER.sub(" ", text)).translate(_SEPARATORS).casefold().split()
     places = [_PLACES[word] for word in words if word in _PLACES]
     labels = [NUMBER_WORDS.get(word, word) for word in words if word not in _PLACES]
