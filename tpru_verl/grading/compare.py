@@ -228,12 +228,11 @@ def _stands(reading: Reading, letter: str, options: _Options) -> bool:
     rest = undress(rest[affirmed.end() :]) if affirmed else rest
     if not rest:
         return bool(excluded or affirmed)
-    if _names_another(rest, letter, options) or _DENIED.match(rest) or _SECOND.match(rest):
+    if _names_another(rest, letter, options) or _SECOND.match(rest):
         return False
-    known = own.text and "<image>" not in own.text
-    if known and not _fits(rest, letter, options, labels=reading.labels and not affirmed):
-        return False
-    return known or not options.read or not _numbers(rest)
+    if own.text and "<image>" not in own.text:
+        return _fits(rest, letter, options, labels=reading.labels and not affirmed)
+    return not _DENIED.match(rest) and not (options.read and _numbers(rest))
 
 
 def _names_another(rest: str, letter: str, options: _Options) -> bool:
