@@ -199,6 +199,38 @@ def test_a_server_that_is_too_slow_or_gone_is_one_line_and_what_is_done_is_kept(
     assert stub.asked.total() == 12 - 6
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://127.0.0.1:9", "nonsense"])
+def test_a_model_on_this_machine_needs_no_proxy(
+    described: Run, stub: Stub, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    described("out", "--endpoint", stub.url.replace("127.0.0.1", "localhost"))
+    assert stub.asked.total() == 12
+
+
+@pytest.mark.parametrize("proxy", ["socks5://me:hidden@127.0.0.1:9", "http://me:hidden@127.0.0.1:9", "no"])
+def test_elsewhere_the_variable_of_the_proxy_is_named(
+    described: Run, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("all_proxy", proxy)
+    with pytest.raises(SystemExit) as stop:
+        described("out", "--endpoint", "http://me:private@models.invalid/v1", "--retries", 0)
+    said = str(stop.value.code)
+    assert said.startswith("tpru: --endpoint http://***@models.invalid/v1: ")
+    assert "all_proxy sends requests for models.invalid to a proxy: set no_proxy=models.invalid" in said
+    assert "\n" not in said
+    assert "hidden" not in said
+    assert "private" not in said
+
+
+def test_the_key_stays_out_of_messages(described: Run, stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+    stub.reply = lambda question, number: (401, "no such key: sk-0123456789")
+    with pytest.raises(SystemExit) as stop:
+        described()
+    assert "no such key: ***" in str(stop.value.code)
+
+
 def test_a_wrong_address_or_key_is_one_line(described: Run, stub: Stub) -> None:
     stub.reply = lambda question, number: (401, "no such key")
     with pytest.raises(SystemExit) as stop:

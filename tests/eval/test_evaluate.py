@@ -23,9 +23,10 @@ from support.endpoint import Asked, by_prompt, endpoint
 from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import cli
+from tpru_verl.clients import is_loopback
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.engines.base import Request, Sampling
-from tpru_verl.eval.engines.endpoint import Endpoint, is_loopback, reply_of
+from tpru_verl.eval.engines.endpoint import Endpoint, reply_of
 from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import read_results

@@ -218,7 +218,7 @@ def build(
             concurrency=concurrency,
             timeout=timeout,
             retries=retries,
-            key=os.environ.get("OPENAI_API_KEY", "EMPTY"),
+            key=os.environ.get("OPENAI_API_KEY", ""),
         )
     manifest = work(
         source,

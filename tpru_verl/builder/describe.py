@@ -22,9 +22,10 @@ import xxhash
 
 from tpru_verl.builder.clips import Told, file_of, read_clip, read_images, read_told, told_file
 from tpru_verl.builder.tasks import Place, plain_text
+from tpru_verl.clients import Address
 from tpru_verl.data.images import thumbnail
 from tpru_verl.files import write_json
-from tpru_verl.terminal import line_of, needs
+from tpru_verl.terminal import needs
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -96,12 +97,13 @@ class Describer:
         concurrency: int = 8,
         timeout: float = 120.0,
         retries: int = 6,
-        key: str = "EMPTY",
+        key: str = "",
     ) -> None:
         """Raises ValueError for an unknown question."""
         if unknown := [name for name in asked if name not in QUESTIONS]:
             raise ValueError(f"--ask: found {unknown[0]!r}, expected {', '.join(QUESTIONS)}")
-        self.endpoint, self.model, self.cache, self.asked = endpoint, model, cache, tuple(asked)
+        self.model, self.cache, self.asked = model, cache, tuple(asked)
+        self._address = Address(endpoint, key)
         self.concurrency, self.timeout, self.retries, self._key = concurrency, timeout, retries, key
 
     @property
@@ -116,13 +118,21 @@ class Describer:
     @cached_property
     def _client(self) -> OpenAI:
         try:
-            from openai import OpenAI
+            from openai import DefaultHttpxClient, OpenAI
         except ImportError:
             raise needs("build", "openai", "--endpoint") from None
-        # It waits longer from one try to the next, and as long as a 429 says.
-        return OpenAI(
-            base_url=self.endpoint, api_key=self._key, timeout=self.timeout, max_retries=self.retries
-        )
+        try:
+            # It waits longer from one try to the next, and as long as a 429 says.
+            return OpenAI(
+                base_url=self._address.url,
+                api_key=self._key or "none",
+                timeout=self.timeout,
+                max_retries=self.retries,
+                http_client=DefaultHttpxClient(**self._address.transport()),
+            )
+        except (ImportError, ValueError) as error:  # a SOCKS proxy without its package, or no proxy's address
+            found, what_to_do = self._address.line(error), self._address.proxy()
+            raise ValueError(f"--endpoint {self._address.shown}: {found}; {what_to_do or _KEPT}") from error
 
     def look_at(
         self, clips: Path, told: Path, places: Sequence[Place]
@@ -206,11 +216,14 @@ class Describer:
                 },
             )
         except openai.APIStatusError as error:
-            found = f"found status {error.status_code} ({line_of(error)[:200]})"
-            raise ValueError(f"--endpoint {self.endpoint}: {found}; {_KEPT}") from error
+            found = f"found status {error.status_code} ({self._address.line(error)[:200]})"
+            raise ValueError(f"--endpoint {self._address.shown}: {found}; {_KEPT}") from error
         except openai.APIConnectionError as error:
-            found = f"found no answer after {self.retries + 1} tries ({line_of(error.__cause__ or error)})"
-            raise ValueError(f"--endpoint {self.endpoint}: {found}; {_KEPT}") from error
+            reason = self._address.line(error.__cause__ or error)
+            found = f"found no answer after {self.retries + 1} tries ({reason})"
+            if proxy := self._address.proxy():
+                found += f"; {proxy}"
+            raise ValueError(f"--endpoint {self._address.shown}: {found}; {_KEPT}") from error
         except (openai.OpenAIError, json.JSONDecodeError):  # an answer that is no chat completion at all
             return None
         choices = getattr(made, "choices", None)

@@ -15,6 +15,8 @@ from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import machine_lines
 from tpru_verl.doctor.recipe import recipe_lines
 
+__all__ = ["Check", "examine", "table", "verdict"]
+
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 

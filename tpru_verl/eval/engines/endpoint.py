@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ipaddress
 import os
-import ssl
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import proxy_bypass
 
+from tpru_verl.clients import Address
 from tpru_verl.data.tokens.pixels import Bounds, png
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
-from tpru_verl.redaction import redact_options, redact_urls, secrets_in, without
+from tpru_verl.redaction import redact_options
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of, needs
 
@@ -46,12 +43,12 @@ class Endpoint:
         retries: int = 6,
         extra: Mapping[str, object] | None = None,
     ) -> None:
-        self.model, self.base_url, self.bounds, self.sampling = model, base_url.rstrip("/"), bounds, sampling
+        self.model, self.bounds, self.sampling = model, bounds, sampling
         self.concurrency, self.timeout, self.retries = concurrency, timeout, retries
         self.extra = dict(extra or {})
-        self.shown_url = redact_urls(self.base_url)  # what messages and results say
+        self.address = Address(base_url, self.extra, os.environ.get("OPENAI_API_KEY", ""))
+        self.shown_url = self.address.shown  # what messages and results say
         self.identity = f"endpoint:{self.shown_url}:{model}:{sorted(redact_options(self.extra).items())}"
-        self._secrets = {*secrets_in(self.base_url, self.extra), os.environ.get("OPENAI_API_KEY", "")}
         self._checked = False
 
     def description(self) -> dict[str, object]:
@@ -71,8 +68,8 @@ class Endpoint:
                 names = [model.id async for model in client.models.list()]
             except openai.APIConnectionError as error:
                 raise ConnectionError(
-                    f"{self.shown_url}: no answer ({self._cause(error)}); "
-                    f"{self._proxy() or 'is the server running?'}"
+                    f"{self.shown_url}: no answer ({self.address.line(error.__cause__ or error)}); "
+                    f"{self.address.proxy() or 'is the server running?'}"
                 ) from error
             except openai.AuthenticationError as error:
                 raise ValueError(
@@ -88,46 +85,25 @@ class Endpoint:
             from openai import AsyncOpenAI, DefaultAsyncHttpxClient
         except ImportError as error:
             raise needs("eval", "openai", "--base-url") from error
-        local = is_loopback(urlsplit(self.base_url).hostname or "")
         try:
             return AsyncOpenAI(
-                base_url=self.base_url,
+                base_url=self.address.url,
                 api_key=os.environ.get("OPENAI_API_KEY") or "none",
                 timeout=self.timeout,
                 max_retries=self.retries if retries is None else retries,
-                # A proxy cannot reach this machine. The context still reads SSL_CERT_FILE.
-                http_client=DefaultAsyncHttpxClient(trust_env=False, verify=ssl.create_default_context())
-                if local
-                else None,
+                http_client=DefaultAsyncHttpxClient(**self.address.transport()),
             )
         except (ImportError, ValueError) as error:  # a SOCKS proxy without its package, or no proxy's address
-            reason = without(line_of(error), self._secrets)
-            raise ValueError(f"{self.shown_url}: {reason}; {self._proxy() or '--base-url'}") from error
-
-    def _proxy(self) -> str:
-        """Which variable sends requests for this server to a proxy, and what to do; "" where none does."""
-        parts = urlsplit(self.base_url)
-        host = parts.hostname or ""
-        if is_loopback(host) or proxy_bypass(host):
-            return ""
-        names = (f"{parts.scheme}_proxy", "all_proxy")
-        found = next((n for name in names for n in (name, name.upper()) if os.environ.get(n)), "")
-        return (
-            f"{found} sends requests for {host} to a proxy: set no_proxy={host} if it needs none"
-            if found
-            else ""
-        )
-
-    def _cause(self, error: Exception) -> str:
-        return without(line_of(error.__cause__ or error), self._secrets)
+            what_to_do = self.address.proxy() or "--base-url"
+            raise ValueError(f"{self.shown_url}: {self.address.line(error)}; {what_to_do}") from error
 
     def _said(self, error: Exception) -> str:
         """The server's own words, if it had some, without secrets."""
         body = getattr(error, "body", None)
         message = body.get("message") if isinstance(body, dict) else None
         status = getattr(error, "status_code", None)
-        words = line_of(Exception(message)) if message else line_of(error)
-        return without(f"{f'HTTP {status}: ' if status else ''}{words}", self._secrets)[:500]
+        words = self.address.line(Exception(message) if message else error)
+        return f"{f'HTTP {status}: ' if status else ''}{words}"[:500]
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
         """Replies in the order in which they come.
@@ -204,8 +180,9 @@ class Endpoint:
             return request, Reply(error=f"no answer within {self.timeout:g} s, {self.retries + 1} times")
         except openai.APIConnectionError as error:
             raise ConnectionError(
-                f"{self.shown_url}: the server stopped answering ({self._cause(error)}); all answers are "
-                "kept: run the same command again to continue"
+                f"{self.shown_url}: the server stopped answering "
+                f"({self.address.line(error.__cause__ or error)}); all answers are kept: run the same "
+                "command again to continue"
             ) from error
         except openai.NotFoundError as error:
             raise ValueError(f"{self.shown_url}: {self.model}: {self._said(error)}") from error
@@ -220,7 +197,7 @@ class Endpoint:
         try:
             return request, reply_of(found, sampling.n)
         except ValueError as error:
-            return request, Reply(error=without(line_of(error), self._secrets))
+            return request, Reply(error=self.address.line(error))
 
 
 async def _end_tasks(replies: AsyncGenerator[object, None]) -> None:
@@ -230,17 +207,6 @@ async def _end_tasks(replies: AsyncGenerator[object, None]) -> None:
     await asyncio.gather(*others, return_exceptions=True)
     await replies.aclose()
     await asyncio.get_running_loop().shutdown_default_executor()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host of a URL is this machine itself."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
 
 
 def content_of(request: Request, bounds: Bounds) -> list[dict[str, Any]]:
