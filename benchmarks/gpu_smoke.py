@@ -10,13 +10,12 @@ It prints seconds of each phase, memory, and how much vLLM's probabilities diffe
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
 import measure
-from training import MEASURED, command, started
+from training import MEASURED, planned, train
 
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -92,11 +91,7 @@ def main() -> None:
         write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
         write_parquet(make_rows(15, seed=2), folder / "test.parquet")
         overrides = [*overrides_of(folder, arguments.steps), *arguments.overrides]
-        run, environment = command(arguments.recipe, overrides, folder / "metrics.jsonl")
-        with started(run, environment) as process:
-            code = process.wait()
-        if code != 0:
-            sys.exit(f"gpu_smoke: the trainer ended with exit code {code}; its messages are above")
+        train(planned(arguments.recipe, overrides, folder / "metrics.jsonl"), folder / "log", echo=True)
         print(measure.markdown(report(folder / "metrics.jsonl"), "Tiny model, 16 prompts x 8"))
 
 

@@ -15,7 +15,6 @@ estimated one does not.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from made_rows import IMAGES, picture, sample, write
 from scale import PEAK, SMALL, TRAINING, Rows, forward, model_of, see, settings_of, step_of
-from training import MEASURED, command, composed, started
+from training import MEASURED, planned, train
 from transformers import AutoProcessor, GenerationConfig
 
 from tpru_verl.demo import tiny_model
@@ -144,12 +143,9 @@ def main() -> None:
         write(folder / "train.parquet", rows)
         write_model(shapes[args.shape], folder / "model")
         overrides = [*overrides_of(folder, args.steps, args.gpus), *args.overrides]
-        run, environment = command(args.recipe, overrides, folder / "metrics.jsonl")
-        with started(run, environment) as process:
-            code = process.wait()
-        if code != 0:
-            sys.exit(f"gpu_update: the trainer ended with exit code {code}; its messages are above")
-        settings = settings_of(composed(args.recipe, overrides), args.gpus, grown=False)
+        plan = planned(args.recipe, overrides, folder / "metrics.jsonl")
+        train(plan, folder / "log", echo=True)
+        settings = settings_of(plan.settings, args.gpus, grown=False)
         title = f"{PROMPTS * args.gpus} prompts x {SAMPLES} a step"
         print(measure.markdown(report(folder / "metrics.jsonl", settings, shapes[args.shape]), title))
 

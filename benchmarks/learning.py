@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 
 import measure
-from training import command, started
+from training import planned, train
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
 
@@ -71,15 +71,12 @@ def run(setting: str, seed: int, args: argparse.Namespace) -> Path:
         "trainer.save_freq=-1",
         "trainer.resume_mode=disable",
         f"trainer.default_local_dir={folder}/checkpoints",
+        f"hydra.run.dir={folder}/hydra",
         *SETTINGS[setting],
     ]
     unfinished = folder / "metrics.unfinished.jsonl"
     unfinished.unlink(missing_ok=True)
-    train, environment = command(RECIPE, overrides, unfinished)
-    with (folder / "log").open("w") as log, started(train, environment, log, folder) as process:
-        code = process.wait()
-    if code != 0:
-        raise SystemExit(f"{setting}, seed {seed}: exit code {code}; see {folder / 'log'}")
+    train(planned(RECIPE, overrides, unfinished), folder / "log")
     unfinished.rename(metrics)
     return metrics
 

@@ -18,11 +18,11 @@ from typing import cast
 
 import measure
 from omegaconf import DictConfig, OmegaConf
-from training import composed
 
 from tpru_verl import trainers
 from tpru_verl.doctor import memory
 from tpru_verl.doctor.memory import GIB, HALF
+from tpru_verl.launch.plan import compose
 from tpru_verl.launch.settings import Settings
 from tpru_verl.models import SHAPES, Shape, shape_of
 
@@ -181,11 +181,11 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     )
 
 
-def settings_of(config: DictConfig, gpus: int, grown: bool) -> Settings:
+def settings_of(settings: Settings, gpus: int, grown: bool) -> Settings:
     """The recipe on that many GPUs; `grown`: with as many rows a GPU and step as on its own number."""
-    changed = cast("DictConfig", OmegaConf.create(OmegaConf.to_container(config, resolve=True)))
+    changed = cast("DictConfig", OmegaConf.create(dict(settings.config)))
     own = changed.trainer.nnodes * changed.trainer.n_gpus_per_node
-    changed.trainer.n_gpus_per_node = min(gpus, config.trainer.n_gpus_per_node)
+    changed.trainer.n_gpus_per_node = min(gpus, changed.trainer.n_gpus_per_node)
     changed.trainer.nnodes = gpus // changed.trainer.n_gpus_per_node
     if grown:
         changed.data.train_batch_size = round(changed.data.train_batch_size * gpus / own)
@@ -198,9 +198,9 @@ def show(names: list[str], counts: list[int], grown: bool, overrides: list[str])
     columns = ("recipe", "GPUs", "images", "prefill", "decoding", "weights", "ref.", "update", "step, s")
     table = [[*columns, "traj./s", "GiB a GPU", "GiB a host", "bottleneck"]]
     for name in names:
-        config = composed(name, ["data.train_files=x", "data.val_files=x", *overrides])
+        settings = compose(name, ["data.train_files=x", "data.val_files=x", *overrides]).settings
         for gpus in counts:
-            recipe = settings_of(config, gpus, grown)
+            recipe = settings_of(settings, gpus, grown)
             shape = shape_of(recipe.text("model"))
             if shape is None:
                 raise SystemExit(f"{recipe.said('model')}: found neither a folder nor a model known by name")

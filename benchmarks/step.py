@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from threading import Event
 
 import measure
 import psutil
-from training import MEASURED, command, started
+from training import MEASURED, planned, train
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -45,30 +47,31 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list
     if kind == STOCK:
         own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
     metrics = folder / f"{kind}.jsonl"
-    train, environment = command(RECIPE, [*own, *overrides], metrics)
+    plan = planned(RECIPE, [*own, *overrides], metrics)
     if kind == STOCK:
-        environment["PYTHONPATH"] = os.pathsep.join([str(HERE / "stock"), environment.get("PYTHONPATH", "")])
-    with (folder / f"{kind}.log").open("w") as log, started(train, environment, log) as process:
-        spent = [_spent(psutil.Process(process.pid), metrics, count) for count in (WARM_UP, WARM_UP + steps)]
-        code = process.wait()
-    if code != 0:
-        sys.exit(f"{kind}: exit code {code}\n{(folder / f'{kind}.log').read_text()[-3000:]}")
-    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
-    return [line for line in lines if "timing_s/step" in line][WARM_UP:], (spent[1] - spent[0]) / steps
-
-
-def _spent(run: psutil.Process, metrics: Path, steps: int) -> float:
-    """CPU seconds of all processes of the run when it has done that many steps; 0 when it ended before."""
-    while True:
+        path = os.pathsep.join([str(HERE / "stock"), os.environ.get("PYTHONPATH", "")])
+        plan = replace(plan, environment={**plan.environment, "PYTHONPATH": path})
+    ended = Event()
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(_spent, metrics, (WARM_UP, WARM_UP + steps), ended)
         try:
-            if metrics.exists() and metrics.read_text().count('"timing_s/step"') >= steps:
-                return measure.cpu_seconds(run)
-            if run.status() == psutil.STATUS_ZOMBIE:
-                return 0.0
-        except psutil.NoSuchProcess:  # one has just ended
-            if not run.is_running():
-                return 0.0
-        time.sleep(0.1)
+            train(plan, folder / f"{kind}.log")
+        finally:
+            ended.set()
+    first, last = found.result()
+    lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
+    return [line for line in lines if "timing_s/step" in line][WARM_UP:], (last - first) / steps
+
+
+def _spent(metrics: Path, counts: Sequence[int], ended: Event) -> list[float]:
+    """CPU seconds of this process and of the run when it has done each of these numbers of steps."""
+    spent = [0.0] * len(counts)
+    for i, steps in enumerate(counts):
+        while not (metrics.exists() and metrics.read_text().count('"timing_s/step"') >= steps):
+            if ended.wait(0.1):
+                return spent
+        spent[i] = measure.cpu_seconds(psutil.Process())
+    return spent
 
 
 def main() -> None:

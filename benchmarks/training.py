@@ -1,20 +1,15 @@
-"""veRL's main_ppo, as the benchmarks start it."""
+"""Runs of veRL's trainer for the benchmarks, composed and started as `tpru train` does."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
-from omegaconf import DictConfig
-
-from tpru_verl import recipes
-from tpru_verl.demo.processes import end_tree
-from tpru_verl.launch import checks as launch
+from tpru_verl.launch.first_error import first_error
+from tpru_verl.launch.plan import Plan, compose
+from tpru_verl.launch.run import watch
 
 # A run that is only measured: no validation, no checkpoint.
 MEASURED = (
@@ -25,28 +20,14 @@ MEASURED = (
 )
 
 
-def composed(recipe: str, overrides: Sequence[str]) -> DictConfig:
-    """The recipe with overrides as main_ppo takes them; those of Hydra itself are none of a recipe's."""
-    return recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
+def planned(recipe: str, overrides: Sequence[str], metrics: Path) -> Plan:
+    """The run of a recipe that writes its metrics to a file. Raises as `launch.plan.compose`."""
+    plan = compose(recipe, overrides)
+    return replace(plan, environment={**plan.environment, "VERL_FILE_LOGGER_PATH": str(metrics)})
 
 
-def command(recipe: str, overrides: Sequence[str], metrics: Path) -> tuple[list[str], dict[str, str]]:
-    """The command that trains, and its whole environment. Raises what `recipes.compose` raises."""
-    own = {**launch.environment(composed(recipe, overrides)), "VERL_FILE_LOGGER_PATH": str(metrics)}
-    run = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-name", recipe, *overrides]
-    return run, {**os.environ, **own}
-
-
-@contextmanager
-def started(
-    run: Sequence[str], environment: dict[str, str], log: IO[str] | None = None, folder: Path | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
-    """The command's process; when the block is left, nothing that it started is left, either."""
-    errors = subprocess.STDOUT if log else None
-    process = subprocess.Popen(
-        run, env=environment, cwd=folder, stdout=log, stderr=errors, start_new_session=True
-    )
-    try:
-        yield process
-    finally:
-        end_tree(process.pid)
+def train(plan: Plan, log: Path, *, echo: bool = False) -> None:
+    """Train to the end. A run that fails ends the benchmark with its first error."""
+    end = watch(plan.command, plan.environment, log, echo=echo)
+    if end.code:
+        sys.exit(f"the trainer ended with exit code {end.code}: {first_error(log)}")

@@ -36,7 +36,8 @@ def test_the_command_passes_verls_own_checks(
     for name in ("train", "test"):
         write_parquet(make_rows(3, seed=1), tmp_path / f"{name}.parquet")
     overrides = smoke.overrides_of(tmp_path, steps=2)
-    command, environment = smoke.command(recipe, overrides, tmp_path / "metrics.jsonl")
+    plan = smoke.planned(recipe, overrides, tmp_path / "metrics.jsonl")
+    command, environment = plan.command, plan.environment
     assert command[1:5] == ["-m", "verl.trainer.main_ppo", "--config-name", recipe]
     assert (environment.get("VERL_PLATFORM") == "cpu") == (recipe == "tpru_tiny_cpu")
     config = recipes.compose(recipe, command[5:])
@@ -103,7 +104,7 @@ def test_an_update_is_shown_beside_its_estimate(small: Path, tmp_path: Path) -> 
         config = recipes.compose("tpru_3b", overrides)
         validate_config(config, need_reference_policy(config), need_critic(config))
         assert config.actor_rollout_ref.actor.fsdp_config.param_offload == (gpus == 1)
-    settings = update.settings_of(update.composed("tpru_3b", overrides), 8, grown=False)
+    settings = update.settings_of(update.planned("tpru_3b", overrides, tmp_path).settings, 8, grown=False)
     step = {
         "timing_s/step": 9.0,
         "timing_s/gen": 5.0,
@@ -136,11 +137,12 @@ sys.path.insert(0, {str(root / "benchmarks")!r})
 from pathlib import Path
 import gpu_update
 overrides = gpu_update.overrides_of(Path({str(small)!r}), 2, 1)
-_, environment = gpu_update.command("tpru_3b", overrides, Path("metrics.jsonl"))
-assert not {{"VERL_PLATFORM", "OMP_NUM_THREADS"}} & set(environment), environment
+plan = gpu_update.planned("tpru_3b", overrides, Path("metrics.jsonl"))
+assert not {{"VERL_PLATFORM", "OMP_NUM_THREADS"}} & set(plan.environment), plan.environment
 from transformers import AutoProcessor
 from verl.trainer.ppo.utils import create_rl_dataset
-config = gpu_update.composed("tpru_3b", overrides)
+from omegaconf import OmegaConf
+config = OmegaConf.create(plan.settings.config)
 processor = AutoProcessor.from_pretrained(config.actor_rollout_ref.model.path)
 rows = create_rl_dataset(config.data.train_files, config.data, processor.tokenizer, processor)
 assert len(rows) == 2

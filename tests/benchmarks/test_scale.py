@@ -43,7 +43,7 @@ def test_the_page_shows_what_the_script_says(
 
 
 def test_a_step_that_does_not_fit_is_called_so(scale: ModuleType) -> None:
-    recipe = scale.settings_of(scale.composed("tpru_32b", []), 8, False)
+    recipe = scale.settings_of(scale.compose("tpru_32b").settings, 8, False)
     shape = SHAPES["Qwen/Qwen2.5-VL-32B-Instruct"]._replace(layers=400)
     assert scale.step_of(recipe, shape, scale.Rows()).bottleneck == "does not fit"
 

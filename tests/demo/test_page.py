@@ -12,9 +12,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tpru_verl.demo.evaluate import score
+from tpru_verl.demo.evaluate import greedy_beside, score
 from tpru_verl.demo.page import OUTCOMES, draw_curve, write_page
 from tpru_verl.demo.scenes import LETTERS, SCENES, make_rows, write_parquet
+from tpru_verl.eval.benchmarks import BENCHMARKS, load
+from tpru_verl.eval.results import result_of_row
+from tpru_verl.eval.store import Reply
 
 pytest.importorskip("matplotlib")
 
@@ -30,23 +33,17 @@ def write_run(out: Path, *, attack: str = "", correlation: float = 0.996) -> Non
     right = [rng.random() < 0.49 for _ in rows]
     # Nine in ten stay right, half of the others become so.
     later = [rng.random() < (0.9 if was else 0.5) for was in right]
+    items = load(BENCHMARKS["tpru-test"], str(out / "rows/test.parquet")).items
     for name, results in (("before", right), ("after", later)):
-        with (out / f"{name}.jsonl").open("w") as file:
-            for row, is_right in zip(rows, results, strict=True):
-                said = row.answer if is_right else LETTERS[(LETTERS.index(row.answer) + 1) % 5]
-                answer = {
-                    "id": row.row_id,
-                    "task": row.task.value,
-                    "scene": row.scene,
-                    "problem": row.problem,
-                    "answer": row.answer,
-                    "response": f"<think>Step 3 is {said}</think><answer>{said}</answer>{attack}",
-                    "parsed": None if attack else said,
-                    "accuracy": float(is_right),
-                    "format": float(not attack),
-                    "greedy_accuracy": float(is_right),
-                }
-                file.write(json.dumps(answer) + "\n")
+        lines: list[str] = []
+        for item, is_right in zip(items, results, strict=True):
+            said = item.answer if is_right else LETTERS[(LETTERS.index(item.answer) + 1) % 5]
+            form = attack or f"<answer>{said}</answer>"
+            reply = Reply([f"<think>Step 3 is {said}</think>{form}"], ["stop"])
+            result = result_of_row("tpru-test", item, [(item, item.problem, reply)], None)
+            lines.append(json.dumps(result) + "\n")
+        for file in (out / f"{name}.jsonl", greedy_beside(out / f"{name}.jsonl")):
+            file.write_text("".join(lines))
     with (out / "metrics.jsonl").open("w") as file:
         for step in range(121):
             learnt = 0.46 + 0.25 * step / 120
@@ -177,9 +174,9 @@ def test_rows_are_shown_in_proportion(out: Path):
 def test_a_rare_outcome_is_shown_once(out: Path):
     answers = (out / "before.jsonl").read_text().splitlines()
     row = json.loads(answers[0])
-    all_wrong = [json.dumps(json.loads(line) | {"accuracy": 0.0}) for line in answers]
+    all_wrong = [json.dumps(json.loads(line) | {"score": 0.0}) for line in answers]
     for name, first in (("before", 1.0), ("after", 0.0)):
-        lines = [json.dumps(row | {"accuracy": first}), *all_wrong[1:]]
+        lines = [json.dumps(row | {"score": first}), *all_wrong[1:]]
         (out / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     text = text_of(write_page(out, next_commands=[], rows=4))
     assert f"Newly wrong: 1 of {N} rows, 1 shown" in text
@@ -188,15 +185,14 @@ def test_a_rare_outcome_is_shown_once(out: Path):
 
 def test_images_stand_at_their_tags(run: Path):
     page = (run / "page.html").read_text()
-    lines = (run / "before.jsonl").read_text().splitlines()
-    problems = {row["id"]: row["problem"] for row in map(json.loads, lines)}
+    items = load(BENCHMARKS["tpru-test"], str(run / "rows/test.parquet")).items
+    problems = {item.id: item.problem for item in items}
     for article in re.findall(r"<article.*?</article>", page, re.DOTALL):
         match = re.search(r"row <code>([^<]*)</code>", article)
         assert match
         inside = article[match.end() : article.index('<p class="verdict"')]
         shown = re.sub(r"<img [^>]*>", "IMG ", inside)
-        # A caption stands under its image: put it back before it, as the problem has it.
-        shown = re.sub(r"IMG\s*<figcaption>(.*?)</figcaption>", r"\1: IMG", shown)
+        shown = re.sub(r"<figcaption>(.*?)</figcaption>", r"\1:", shown)
         shown = re.sub(r"<b>([A-E])\b", r"\1.", shown).replace("right answer", "")
         words = re.sub(r"<[^>]*>", " ", shown).split()
         assert words == problems[match[1]].replace("<image>", " IMG ").replace(".IMG", ". IMG").split()
@@ -252,9 +248,11 @@ def test_answers_about_other_rows_are_refused(out: Path):
         write_page(out, next_commands=[])
 
 
-def test_rows_without_their_images_are_refused(out: Path):
+def test_rows_that_were_not_asked_are_refused(out: Path):
     write_parquet(make_rows(N, seed=8), out / "rows/test.parquet")
-    with pytest.raises(ValueError, match=r"test\.parquet, row .*: images: found 0, expected \d"):
+    with pytest.raises(
+        ValueError, match=r"test\.parquet, row .*: found another row or none, expected the row"
+    ):
         write_page(out, next_commands=[])
 
 

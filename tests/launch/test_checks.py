@@ -1,18 +1,14 @@
 """What is checked before a run starts, what it needs around it, and how it is ended."""
 
-import os
 import socket
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
-from tpru_verl.demo.processes import end_tree
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.launch import checks as launch
 from tpru_verl.launch.settings import Settings
@@ -138,22 +134,6 @@ def test_a_ray_cluster_that_would_be_joined_is_named(tmp_path: Path) -> None:
             launch.check(recipe(tmp_path))
         launch.check(recipe(tmp_path, address="local"))  # a cluster of its own: none is joined
     launch.check(recipe(tmp_path))  # only the note is left
-
-
-def test_ending_a_tree_leaves_no_process_behind() -> None:
-    stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stubborn!r}])"
-    process = subprocess.Popen([sys.executable, "-c", parent], start_new_session=True)
-    root = psutil.Process(process.pid)
-    while not root.children():
-        time.sleep(0.05)
-    child = root.children()[0]
-    time.sleep(0.3)
-    end_tree(process.pid, grace=2)
-    process.wait(timeout=5)
-    assert not child.is_running()
-    end_tree(process.pid)  # again, when nothing is left
-    assert os.getpid() in psutil.pids()
 
 
 @pytest.mark.parametrize(

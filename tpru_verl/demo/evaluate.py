@@ -1,29 +1,27 @@
-"""Held-out accuracy by vLLM: `python -m tpru_verl.demo.evaluate --model DIR --rows FILE --out FILE.jsonl`.
+"""Answers to held-out rows: `python -m tpru_verl.demo.evaluate --model DIR --rows FILE --out FILE.jsonl`.
 
-Accuracy is that of the policy as GRPO trains it: one answer a row, sampled at temperature 1. The greedy
-answer, which moves less in a short run, is graded beside it.
+`tpru_verl.eval` asks and judges twice. The file `--out` has the results of answers sampled at temperature 1,
+as GRPO samples. A second file beside it has those at temperature 0, which change less in a short run.
 
-A process of its own, because vLLM takes threads and memory that the trainer needs afterwards.
+It runs in a process of its own, because vLLM takes threads and memory that the trainer needs afterwards.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
-import re
-from collections.abc import Sequence
+import sys
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from tpru_verl.files import whole
-from tpru_verl.grading import grade
-from tpru_verl.prompts import render
-from tpru_verl.sample import IMAGE_TAG, Task, parse_options
+from tpru_verl.eval.engines.base import Sampling
+from tpru_verl.eval.results import read_results, summarise
+from tpru_verl.eval.run import evaluate_rows
+from tpru_verl.files import write_text
 
+TEMPLATE = "bare"  # as the recipe trains
+PIXELS = 56 * 56  # of every picture of the demo, and in its recipe
 MAX_TOKENS = 32
-MAX_MODEL_LEN = 512
 
 
 class Score(TypedDict):
@@ -40,78 +38,37 @@ class Score(TypedDict):
     greedy: float
 
 
-def score(answers: Path) -> dict[str, Score]:
-    """`pooled` and one entry a task, from what `evaluate` wrote."""
-    rows = [json.loads(line) for line in answers.read_text().splitlines()]
-    groups = {"pooled": rows}
-    groups |= {task.value: [row for row in rows if row["task"] == task.value] for task in Task}
-    return {name: _score(group) for name, group in groups.items() if group}
+def greedy_beside(out: Path) -> Path:
+    """The file of the results at temperature 0."""
+    return out.with_name(f"{out.stem}-greedy.jsonl")
 
 
-def _score(rows: Sequence[dict[str, Any]]) -> Score:
-    right = round(sum(row["accuracy"] for row in rows))
-    from tpru_verl.statistics import wilson
+def evaluate(model: Path, rows: Path, out: Path) -> None:
+    """Write both results of `model` on `rows`.
 
-    low, high = wilson(right, len(rows))
-    return Score(
-        accuracy=right / len(rows),
-        low=low,
-        high=high,
-        n=len(rows),
-        format=sum(row["format"] for row in rows) / len(rows),
-        greedy=sum(row["greedy_accuracy"] for row in rows) / len(rows),
+    Raises ValueError or FileNotFoundError if model or rows cannot be read, RuntimeError for failed rows.
+    """
+    responses = out.with_name(f"{out.stem}-responses.jsonl")
+    responses.unlink(missing_ok=True)  # the demo measures anew
+    samplings = [Sampling(MAX_TOKENS, temperature) for temperature in (1.0, 0.0)]
+    found = evaluate_rows(
+        model, rows, samplings, responses, style=TEMPLATE, min_pixels=PIXELS, max_pixels=PIXELS
     )
+    for evaluation, file in zip(found, (out, greedy_beside(out)), strict=True):
+        if failed := [row for row in evaluation.rows if row["failed"]]:
+            raise RuntimeError(f"{rows}: {len(failed)} rows failed, the first: {failed[0]['failed']}")
+        write_text(file, "".join(json.dumps(row) + "\n" for row in evaluation.rows))
 
 
-def evaluate(model: Path, rows: Path, out: Path, *, template: str = "bare") -> None:
-    """Answer every row twice, sampled and greedily, and write one JSON object a row to `out`."""
-    import pyarrow.parquet as pq
-    from PIL import Image
-    from transformers import AutoProcessor
-    from vllm import LLM, SamplingParams
-
-    table = pq.read_table(rows).to_pylist()
-    processor = AutoProcessor.from_pretrained(model)
-    engine = LLM(
-        model=str(model),
-        dtype="bfloat16",
-        enforce_eager=True,
-        max_model_len=MAX_MODEL_LEN,
-        max_num_batched_tokens=8192,
-        limit_mm_per_prompt={"image": max(len(row["images"]) for row in table)},
-        disable_log_stats=True,
-        # The engine's: a seed per request dies in vLLM's CPU worker now and then ("does not use offset").
-        seed=0,
-    )
-    prompts = []
-    for row in table:
-        text = render(row["problem"], row["task"], template)
-        parts = [part for part in re.split(f"({IMAGE_TAG})", text) if part]
-        content = [
-            {"type": "image"} if part == IMAGE_TAG else {"type": "text", "text": part} for part in parts
-        ]
-        images = [Image.open(io.BytesIO(image["bytes"])).convert("RGB") for image in row["images"]]
-        chat = [{"role": "user", "content": content}]
-        prompt = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        prompts.append({"prompt": prompt, "multi_modal_data": {"image": images}})
-    answers = engine.generate(prompts, SamplingParams(temperature=1, max_tokens=MAX_TOKENS))
-    greedy = engine.generate(prompts, SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
-
-    with whole(out) as file:
-        for row, answer, second in zip(table, answers, greedy, strict=True):
-            line = {key: row[key] for key in ("id", "task", "scene", "problem", "answer")}
-            line |= _graded(row, answer.outputs[0].text)
-            line["greedy_accuracy"] = _graded(row, second.outputs[0].text)["accuracy"]
-            file.write(json.dumps(line).encode() + b"\n")
-
-
-def _graded(row: dict[str, Any], response: str) -> dict[str, Any]:
-    found = grade(response, row["answer"], task=row["task"], options=parse_options(row["problem"]) or None)
+def score(out: Path) -> dict[str, Score]:
+    """One entry a task, and `pooled`, from the files that `evaluate` wrote."""
+    sampled, greedy = (summarise(read_results(file)) for file in (out, greedy_beside(out)))
+    groups = {"pooled": (sampled, greedy)}
+    groups |= {task: (group, greedy["tasks"][task]) for task, group in sampled["tasks"].items()}
+    kept = ("accuracy", "low", "high", "n", "format")
     return {
-        "response": response,
-        "parsed": found.parsed,
-        "accuracy": found.accuracy,
-        "format": found.format,
+        name: Score(**{key: group[key] for key in kept}, greedy=second["accuracy"])
+        for name, (group, second) in groups.items()
     }
 
 
@@ -119,9 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("model", "rows", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    arguments = parser.parse_args()
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-    evaluate(arguments.model, arguments.rows, arguments.out)
+    try:
+        evaluate(**vars(parser.parse_args()))
+    except (OSError, RuntimeError, ValueError) as error:
+        sys.exit(f"tpru: {error}")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,20 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
-from tpru_verl.data.view import page_environment
+from tpru_verl.data.view import ShownText, page_environment, picture_of, shown_text
 from tpru_verl.demo.evaluate import Score
+from tpru_verl.eval.benchmarks import BENCHMARKS, load
+from tpru_verl.eval.item import Item
+from tpru_verl.eval.results import RowResult, read_results
 from tpru_verl.files import write_bytes, write_text
-from tpru_verl.sample import IMAGE_TAG
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,9 +40,7 @@ OUTCOMES = {
 }
 
 _ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+")
-_OPTION = re.compile(r"(?<!\S)([A-E])\.\s*")
-_CAPTION = re.compile(r"(.*?)((?:Frame|Step) \d+):", re.DOTALL)
-_ENLARGED = 96  # pixels: images no wider are shown three times as large
+_SIDE = 224  # pixels of a thumbnail
 
 
 class Correlation(TypedDict):
@@ -65,52 +63,18 @@ class Summary(TypedDict):
     versions: dict[str, str]
 
 
-class Answer(TypedDict):
-    """A line of before.jsonl and after.jsonl: one held-out row and how the model answered it."""
-
-    id: str
-    task: str
-    scene: str
-    problem: str
-    answer: str
-    response: str
-    parsed: str | None
-    accuracy: float
-    format: float
-
-
 class _Step(TypedDict):
     step: int
     data: dict[str, object]
 
 
-_Line = TypeVar("_Line", Answer, _Step)
-
-
 @dataclass(frozen=True)
-class _Picture:
-    uri: str
-    width: int  # pixels on the page
-    height: int
+class _Shown(ShownText):
+    """A held-out row in the form that `rows.jinja` shows, with both results."""
 
-
-@dataclass(frozen=True)
-class _Piece:
-    """A stretch of a problem's text and the image that follows it, None after the last one."""
-
-    text: str
-    caption: str
-    picture: _Picture | None
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A row of the page: question and options (letter -> pieces) and both answers."""
-
-    question: list[_Piece]
-    options: dict[str, list[_Piece]]
-    before: Answer
-    after: Answer
+    answer: str
+    before: RowResult
+    after: RowResult
 
 
 @dataclass(frozen=True)
@@ -131,6 +95,8 @@ class _Colours:
     alarm: str
     tasks: tuple[str, ...]
 
+
+_Pair = tuple[RowResult, RowResult]  # of one row, before and after
 
 # The page's own colours, light and dark.
 _LIGHT = _Colours("#ffffff", "#3d4350", "#e3e6ec", "#2457c5", "#b42318", ("#b35c00", "#0f7b6c", "#8a3ffc"))
@@ -167,8 +133,8 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
     html = environment.get_template("page.html.jinja").render(
         **summary,
         groups=groups,
-        curve=_uri(_curve(out / "metrics.jsonl", _LIGHT), "image/png"),
-        dark_curve=_uri(_curve(out / "metrics.jsonl", _DARK), "image/png"),
+        curve=_uri(_curve(out / "metrics.jsonl", _LIGHT)),
+        dark_curve=_uri(_curve(out / "metrics.jsonl", _DARK)),
         least_correlation=LEAST_CORRELATION,
         next_commands=next_commands,
     )
@@ -180,7 +146,7 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
 def _curve(metrics: Path, colours: _Colours) -> bytes:
     from matplotlib.figure import Figure
 
-    lines = _json_lines(metrics, _Step)
+    lines = _steps(metrics)
     steps, rewards = _series(lines, REWARD)
     if not rewards:
         raise ValueError(f"{metrics}: found no {REWARD}, expected one a step; did the trainer take a step?")
@@ -266,21 +232,20 @@ def _summary(path: Path) -> Summary:
 
 def _groups(out: Path, rows: int) -> list[_Group]:
     """Rows by outcome with a fair choice of them, images included."""
-    before, after = (_json_lines(out / f"{name}.jsonl", Answer) for name in ("before", "after"))
+    before, after = (_results(out / f"{name}.jsonl") for name in ("before", "after"))
     if not before or [row["id"] for row in before] != [row["id"] for row in after]:
         raise ValueError(
             f"{out / 'after.jsonl'}: id: found {len(after)} rows that are not the {len(before)} of "
             "before.jsonl in their order, expected the same; evaluate both on the same rows"
         )
-    pairs: dict[str, list[tuple[Answer, Answer]]] = {outcome: [] for outcome in OUTCOMES.values()}
+    pairs: dict[str, list[_Pair]] = {outcome: [] for outcome in OUTCOMES.values()}
     for old, new in zip(before, after, strict=True):
-        pairs[OUTCOMES[old["accuracy"] == 1, new["accuracy"] == 1]].append((old, new))
+        pairs[OUTCOMES[old["score"] == 1, new["score"] == 1]].append((old, new))
     shares = _shares({outcome: len(group) for outcome, group in pairs.items()}, rows)
-    chosen = {outcome: _spread(group, shares[outcome]) for outcome, group in pairs.items()}
-    pictures = _pictures(out / "rows/test.parquet", [old for group in chosen.values() for old, _ in group])
+    items = _items(out / "rows/test.parquet", before)
     return [
-        _Group(outcome, len(pairs[outcome]), [_show(old, new, pictures[old["id"]]) for old, new in group])
-        for outcome, group in chosen.items()
+        _Group(outcome, len(group), [_show(items, *pair) for pair in _spread(group, shares[outcome])])
+        for outcome, group in pairs.items()
     ]
 
 
@@ -293,73 +258,50 @@ def _shares(sizes: dict[str, int], rows: int) -> dict[str, int]:
     return shares
 
 
-def _spread(pairs: Sequence[tuple[Answer, Answer]], count: int) -> list[tuple[Answer, Answer]]:
+def _spread(pairs: Sequence[_Pair], count: int) -> list[_Pair]:
     """`count` of `pairs`, evenly spaced after sorting by task, so that tasks keep their proportion, too."""
     by_task = sorted(pairs, key=lambda pair: pair[0]["task"])
     return [by_task[(2 * i + 1) * len(by_task) // (2 * count)] for i in range(count)]
 
 
-def _pictures(parquet: Path, answers: Sequence[Answer]) -> dict[str, list[_Picture]]:
-    """Row id -> its images."""
-    if not parquet.is_file():
-        raise ValueError(f"{parquet}: found no such file, expected the demo's output; run the demo again")
-    wanted = [answer["id"] for answer in answers]
+def _results(path: Path) -> list[RowResult]:
     try:
-        table = pq.read_table(parquet, columns=["id", "images"], filters=[("id", "in", wanted)]).to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{parquet}: found {_line(error)}, expected columns id and images") from error
-    encoded = {row["id"]: [image["bytes"] for image in row["images"]] for row in table}
-    pictures: dict[str, list[_Picture]] = {}
-    for answer in answers:
-        row, tags = answer["id"], answer["problem"].count(IMAGE_TAG)
-        if (found := len(encoded.get(row, []))) != tags:
+        return read_results(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _items(parquet: Path, results: Sequence[RowResult]) -> dict[str, Item]:
+    """The rows that were asked, by id. Raises ValueError where the file has others."""
+    try:
+        items = {item.id: item for item in load(BENCHMARKS["tpru-test"], str(parquet)).items}
+    except FileNotFoundError as error:
+        raise _unreadable(parquet, error) from error
+    for result in results:
+        if result["id"] not in items or items[result["id"]].digest != result["digest"]:
             raise ValueError(
-                f"{parquet}, row {row}: images: found {found}, expected {tags}, one for each tag"
+                f"{parquet}, row {result['id']}: found another row or none, expected the row that the model "
+                "was asked about; run the demo again"
             )
-        try:
-            pictures[row] = [_picture(image) for image in encoded[row]]
-        except OSError as error:
-            raise ValueError(f"{parquet}, row {row}: images: {_line(error)}, expected PNG or JPEG") from error
-    return pictures
+    return items
 
 
-def _picture(image: bytes) -> _Picture:
-    with Image.open(io.BytesIO(image)) as opened:
-        scale = 3 if opened.width <= _ENLARGED else 1
-        kind = Image.MIME[opened.format or "PNG"]
-        return _Picture(_uri(image, kind), scale * opened.width, scale * opened.height)
+def _show(items: Mapping[str, Item], before: RowResult, after: RowResult) -> _Shown:
+    item = items[before["id"]]
+    pictures = [picture_of(image, _SIDE) for image in item.images]
+    text = shown_text(item.problem, pictures, item.options)
+    return _Shown(**vars(text), answer=item.answer, before=before, after=after)
 
 
-def _show(before: Answer, after: Answer, pictures: Sequence[_Picture]) -> _Shown:
-    remaining = iter(pictures)
-    question, *listed = _OPTION.split(before["problem"])
-    pieces = _pieces(question, remaining)
-    options = {
-        letter: _pieces(text, remaining) for letter, text in zip(listed[::2], listed[1::2], strict=True)
-    }
-    return _Shown(pieces, options, before, after)
-
-
-def _pieces(text: str, pictures: Iterator[_Picture]) -> list[_Piece]:
-    """Cut a text at its image tags; "Step 1:" before one becomes the caption of the image."""
-    *stretches, rest = text.split(IMAGE_TAG)
-    pieces: list[_Piece] = []
-    for stretch in stretches:
-        captioned = _CAPTION.fullmatch(stretch.strip())
-        words, caption = captioned.groups() if captioned else (stretch, "")
-        pieces.append(_Piece(words.strip(), caption, next(pictures)))
-    return [*pieces, _Piece(rest.strip(), "", None)] if rest.strip() else pieces
-
-
-def _json_lines(path: Path, form: type[_Line]) -> list[_Line]:
-    """The objects of a JSON lines file, each with all fields of `form`."""
-    rows: list[_Line] = []
+def _steps(path: Path) -> list[_Step]:
+    """The lines of a metrics file."""
+    rows: list[_Step] = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: found {error}, expected a JSON object") from error
-        if missing := _missing(form, row):
+        if missing := _missing(_Step, row):
             raise ValueError(f"{path}, line {number}: {missing[0]}: found nothing, expected a value")
         rows.append(row)
     return rows
@@ -374,17 +316,15 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"{path}: {_line(error)}, expected a file of the demo; run the demo again"
-        ) from error
+        raise _unreadable(path, error) from error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: {line_of(error)}, expected a file of the demo; run the demo again")
 
 
-def _uri(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _points(change: float) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,13 +26,12 @@ from rich.table import Table
 
 from tpru_verl.demo.evaluate import Score, score
 from tpru_verl.demo.page import CORRELATION, LEAST_CORRELATION, draw_curve, write_page
-from tpru_verl.demo.processes import Memory
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
-from tpru_verl.launch import checks as launch
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.run import watch
+from tpru_verl.terminal import percent
 from tpru_verl.trainers import versions_of
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
@@ -54,17 +54,16 @@ def run(*, out: Path, seed: int, steps: int, eval_rows: int) -> None:
     """
     demo = _Demo(out.absolute(), seed=seed, steps=steps)
     console.print(f"[bold]tpru demo[/]: {steps} GRPO steps, seed {seed}, everything in {out}/")
-    with Memory() as memory:
-        with demo.phase("rows"):
-            demo.write_rows(eval_rows)
-        with demo.phase("evaluate_before"):
-            demo.evaluate(CHECKPOINT, "before")
-        demo.train()
-        with demo.phase("merge"):
-            demo.merge()
-        with demo.phase("evaluate_after"):
-            demo.evaluate(demo.out / "model", "after")
-    demo.report(memory.peak_gib)
+    with demo.phase("rows"):
+        demo.write_rows(eval_rows)
+    with demo.phase("evaluate_before"):
+        demo.evaluate(CHECKPOINT, "before")
+    demo.train()
+    with demo.phase("merge"):
+        demo.merge()
+    with demo.phase("evaluate_after"):
+        demo.evaluate(demo.out / "model", "after")
+    demo.report()
 
 
 class _Demo:
@@ -73,9 +72,12 @@ class _Demo:
     def __init__(self, out: Path, *, seed: int, steps: int) -> None:
         self.out, self.seed, self.steps = out, seed, steps
         self.seconds: dict[str, float] = {}
+        # Of the machine: Ray's processes share pages, and a sum over processes would count these twice.
+        self._memory = psutil.virtual_memory().used
+        self.peak_gib = 0.0
         # Results of an earlier run would be taken for this one's; models trained are kept until replaced.
-        for name in ("summary.json", "metrics.jsonl", "before.jsonl", "after.jsonl"):
-            (out / name).unlink(missing_ok=True)
+        for file in (out / "summary.json", *out.glob("*.jsonl")):
+            file.unlink(missing_ok=True)
         shutil.rmtree(out / "checkpoints", ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
 
@@ -96,10 +98,9 @@ class _Demo:
         rows = self.out / "rows/test.parquet"
         command = [sys.executable, "-m", "tpru_verl.demo.evaluate"]
         command += ["--model", str(model), "--rows", str(rows), "--out", str(answers)]
-        environment = {**launch.VLLM_ON_CPU, "VLLM_LOGGING_LEVEL": "WARNING"}
-        self._call(f"evaluate-{name}", command, environment)
+        self._call(f"evaluate-{name}", command, {})
         pooled = score(answers)["pooled"]
-        console.print(f"  held-out accuracy {name}: [bold]{_percent(pooled)}[/]")
+        console.print(f"  held-out accuracy {name}: [bold]{_interval(pooled)}[/]")
 
     def train(self) -> None:
         overrides = [
@@ -147,13 +148,20 @@ class _Demo:
     ) -> None:
         """Run to the end with its output in OUT/NAME.log. Raises RuntimeError with the first error there."""
         log = self.out / f"{name}.log"
-        end = watch(command, environment, log, echo=False, each_second=each_second)
+
+        def look() -> None:
+            grown = psutil.virtual_memory().used - self._memory
+            self.peak_gib = max(self.peak_gib, grown / 2**30)
+            if each_second:
+                each_second()
+
+        end = watch(command, environment, log, echo=False, each_second=look)
         if end.asked:
             raise SystemExit(end.code)
         if end.code != 0:
             raise RuntimeError(f"{first_error(log)} (exit code {end.code}; the whole log: {log})")
 
-    def report(self, peak_gib: float) -> None:
+    def report(self) -> None:
         before, after = score(self.out / "before.jsonl"), score(self.out / "after.jsonl")
         found = [line["data"].get(CORRELATION) for line in _metrics(self.out / "metrics.jsonl")]
         # The logger writes NaN as null: no correlation is as bad as none at all.
@@ -165,7 +173,7 @@ class _Demo:
             "steps": self.steps,
             "seed": self.seed,
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
-            "peak_memory_gib": round(peak_gib, 2),
+            "peak_memory_gib": round(self.peak_gib, 2),
             "rollout_actor_correlation": {
                 "min": min(correlations),
                 "mean": sum(correlations) / len(correlations),
@@ -179,7 +187,7 @@ class _Demo:
         grpo, total = self.seconds["grpo"], self.seconds["total"]
         console.print(
             f"{self.steps} steps in {grpo / 60:.1f} min ({grpo / self.steps:.1f} s a step), everything in "
-            f"{total / 60:.1f} min, peak memory {peak_gib:.1f} GiB, "
+            f"{total / 60:.1f} min, peak memory {self.peak_gib:.1f} GiB, "
             f"rollout and actor probabilities correlate at {min(correlations):.4f} or better"
         )
         console.print(f"Look at {page}\nTry next:")
@@ -244,8 +252,8 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _percent(score: Score) -> str:
-    return f"{score['accuracy']:.1%} [{score['low']:.1%}, {score['high']:.1%}]"
+def _interval(score: Score) -> str:
+    return f"{percent(score['accuracy'])} [{percent(score['low'])}, {percent(score['high'])}]"
 
 
 def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
@@ -257,11 +265,11 @@ def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
     for name in (*(name for name in after if name != "pooled"), "pooled"):
         change = after[name]["accuracy"] - before[name]["accuracy"]
         row = (
-            _percent(before[name]),
-            _percent(after[name]),
+            _interval(before[name]),
+            _interval(after[name]),
             f"{100 * change:+.1f}",
-            f"{before[name]['greedy']:.1%} to {after[name]['greedy']:.1%}",
-            f"{after[name]['format']:.1%}",
+            f"{percent(before[name]['greedy'])} to {percent(after[name]['greedy'])}",
+            percent(after[name]["format"]),
         )
         table.add_row(name.replace("_", " "), *row, style="bold" if name == "pooled" else None)
     return table
@@ -276,5 +284,5 @@ def _judge(before: Score, after: Score, correlation: float) -> None:
         )
     if after["low"] <= before["high"]:
         raise RuntimeError(
-            f"no improvement: {_percent(before)} before, {_percent(after)} after; the intervals overlap"
+            f"no improvement: {_interval(before)} before, {_interval(after)} after; the intervals overlap"
         )
