@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -64,14 +65,13 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list
 
 
 def _spent(metrics: Path, counts: Sequence[int], ended: Event) -> list[float]:
-    """CPU seconds of this process and of the run when it has done each of these numbers of steps."""
-    spent = [0.0] * len(counts)
-    for i, steps in enumerate(counts):
-        while not (metrics.exists() and metrics.read_text().count('"timing_s/step"') >= steps):
-            if ended.wait(0.1):
-                return spent
-        spent[i] = measure.cpu_seconds(psutil.Process())
-    return spent
+    """CPU seconds of this process and the run after each of these numbers of steps; 0 if it ended before."""
+    spent: list[float] = []
+    while len(spent) < len(counts) and not ended.wait(0.1):
+        if metrics.exists() and metrics.read_text().count('"timing_s/step"') >= counts[len(spent)]:
+            with suppress(psutil.NoSuchProcess):  # one has just ended: once more
+                spent.append(measure.cpu_seconds(psutil.Process()))
+    return [*spent, *[0.0] * (len(counts) - len(spent))]
 
 
 def main() -> None:
