@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from tpru_verl.eval.engines.base import Sampling
 from tpru_verl.eval.results import read_results, summarise
@@ -62,14 +63,21 @@ def evaluate(model: Path, rows: Path, out: Path) -> None:
 
 def score(out: Path) -> dict[str, Score]:
     """One entry a task, and `pooled`, from the files that `evaluate` wrote."""
-    sampled, greedy = (summarise(read_results(file)) for file in (out, greedy_beside(out)))
-    groups = {"pooled": (sampled, greedy)}
-    groups |= {task: (group, greedy["tasks"][task]) for task, group in sampled["tasks"].items()}
-    kept = ("accuracy", "low", "high", "n", "format")
-    return {
-        name: Score(**{key: group[key] for key in kept}, greedy=second["accuracy"])
-        for name, (group, second) in groups.items()
-    }
+    sampled: Mapping[str, Any] = summarise(read_results(out))
+    greedy: Mapping[str, Any] = summarise(read_results(greedy_beside(out)))
+    tasks = {name: _score(group, greedy["tasks"][name]) for name, group in sampled["tasks"].items()}
+    return {"pooled": _score(sampled, greedy), **tasks}
+
+
+def _score(sampled: Mapping[str, Any], greedy: Mapping[str, Any]) -> Score:
+    return Score(
+        accuracy=sampled["accuracy"],
+        low=sampled["low"],
+        high=sampled["high"],
+        n=sampled["n"],
+        format=sampled["format"],
+        greedy=greedy["accuracy"],
+    )
 
 
 def main() -> None:
