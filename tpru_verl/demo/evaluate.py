@@ -63,10 +63,13 @@ def evaluate(model: Path, rows: Path, out: Path) -> None:
 
 def score(out: Path) -> dict[str, Score]:
     """One entry a task, and `pooled`, from the files that `evaluate` wrote."""
-    sampled: Mapping[str, Any] = summarise(read_results(out))
-    greedy: Mapping[str, Any] = summarise(read_results(greedy_beside(out)))
+    sampled, greedy = _summary(out), _summary(greedy_beside(out))
     tasks = {name: _score(group, greedy["tasks"][name]) for name, group in sampled["tasks"].items()}
     return {"pooled": _score(sampled, greedy), **tasks}
+
+
+def _summary(results: Path) -> Mapping[str, Any]:
+    return summarise(read_results(results))
 
 
 def _score(sampled: Mapping[str, Any], greedy: Mapping[str, Any]) -> Score:
