@@ -94,6 +94,15 @@ MARKS = (
         "\u3010{}\u3011{}",
         "{}\uff09 {}",
         "\u9009\u9879{}\uff1a{}",
+        "\u9078\u9805{}\uff1a{}",
+        "\uff3b{}\uff3d{}",
+        "\u300c{}\u300d{}",
+    ),
+    *(
+        *("Choice {}: {}", "Answer {}: {}", "Image {}: {}", "R\u00e9ponse {} : {}", "\ubcf4\uae30 {}. {}"),
+        *("### {}. {}", "### Option {}\n{}", "**{}** {}", "Option {} - {}", "{} \u2013 {}"),
+        *("{}| {}", "| {} | {} |", "{}\uff5c{}"),
+        *("<b>{}.</b> {}", "<b>{}</b>. {}", "<li>{}. {}</li>", "<p>{}: {}</p>", "\u200b{}. {}"),
     ),
 )
 TEXTS = ("the red cup", "the blue cup", "the lid")
@@ -112,6 +121,26 @@ def test_option_marks(mark: str, letters: str, between: str) -> None:
     right, wrong = (f"<answer>{text}</answer>" for text in ("the blue cup", "B. the red cup"))
     assert grade(right, "B", options=options).accuracy == 1
     assert grade(wrong, "B", options=options).accuracy == 0
+
+
+@pytest.mark.parametrize(
+    "after", ["Respond with (A), (B), or (C).", 'Write "A. text" or "B. text".', "Say A: or B: first.", ""]
+)
+def test_lines_that_begin_with_marks_are_the_options(after: str) -> None:
+    texts = ("Mr. A. Smith (see B. below)", "(A) and vitamin B. complex", "U.S.A.")
+    listed = "".join(f"{letter}. {text}\n" for letter, text in zip("ABC", texts, strict=True))
+    assert parse_options(f"Robot A. meets robot B. Who?\n{listed}{after}") == dict(
+        zip("ABC", texts, strict=True)
+    )
+
+
+def test_small_letters_are_marks_where_there_are_no_capitals() -> None:
+    assert parse_options("Which?\na) left\nb) right") == {"A": "left", "B": "right"}
+    assert parse_options("a) he sits\nb) he stands\nWhich? A) left, B) right") == {"A": "left", "B": "right"}
+
+
+def test_a_letter_may_be_missing_where_each_option_has_its_line() -> None:
+    assert parse_options("Which?\nA. two\nB. one\nD. three") == {"A": "two", "B": "one", "D": "three"}
 
 
 def test_letters_that_are_listed_are_no_options() -> None:
@@ -148,6 +177,7 @@ def test_spans_hold_the_texts(texts: list[str]) -> None:
             "- " * 10**5,
             "-" + " " * 10**5,
         ),
+        *("A. x" + " " * 10**5 + "y\nB. z", "a) " * 10**5, "\nA. x" * 10**5, "|*" * 10**5),
         *("A. B. " * 10**5, "\n" * 10**5, "1. " * 10**5, "Option " * 10**5, "*" * 10**5, "A\u3001 " * 10**5),
     ],
 )

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from itertools import pairwise
+from typing import cast
 
 from tpru_verl.grading import read_answer
 
@@ -14,17 +16,30 @@ NONE_OPTION = "None of the choices provided"
 IMAGE_TAG = "<image>"
 MAX_IMAGES = 32  # the published rows have at most 7; far more is a broken row, not a long one
 
-_BOLD = r"(?:\*\*|__|[*`])?"
-# "A. ", "(A) ", "[A] ", "Option A: ", "- **A.** ", "1. A) ", and Chinese marks. An enumeration comma (U+3001)
-# between two letters lists letters ("A, B, C"), not options.
-_MARKER = re.compile(
+_HTML = r"</?(?:b|i|u|p|br|em|strong|code|span|li|ul|ol|td|tr)\s?/?>"
+_BOLD = rf"(?:\*\*|__|[*`]|{_HTML})?"
+_NOUN = r"(?:(?i:option|choice|answer)\s+|[\u9009\u9078][\u9879\u9805]\s?)"
+_LETTER = rf"{_BOLD}([A-Z\uff21-\uff3a]){_BOLD}"
+# "A. ", "(A) ", "[A] ", "Option A: ", "- **A.** ", "1. A) ", "A : ", and Chinese marks. An enumeration comma
+# (U+3001) between two letters lists letters ("A, B, C"), not options.
+_MARK = (
     r"(?<![A-Za-z0-9])(?:[-*+>\u2022]\s+|^[ \t]*\d{1,2}[.)][ \t]+)?"
-    + _BOLD
-    + r"(?:(?:[Oo]ption|OPTION)\s+|\u9009\u9879\s?)?"
-    r"[(\[\uff08\u3010]?" + _BOLD + r"([A-Z\uff21-\uff3a])" + _BOLD + r"\\?"
-    r"(?:[.):\]\uff0e\uff09\uff1a\u3011]{1,2}|\u3001(?!\s?[A-Z\uff21-\uff3a](?![A-Za-z])))" + _BOLD,
-    re.MULTILINE,
+    rf"{_BOLD}{_NOUN}?[(\[\uff08\u3010\uff3b\u3014\u300c]?{_LETTER}\\?"
+    r"(?:[.):\]\uff0e\uff09\uff1a\u3011\uff3d\u3015\u300d]{1,2}|[ \xa0]:(?=\s)"
+    rf"|\u3001(?!\s?[A-Z\uff21-\uff3a](?![A-Za-z]))){_BOLD}"
 )
+# Only at the start of a line: "A - ", "| A | ", "**A** ", and "Option A" on a line of its own.
+_MARK_OF_LINE = (
+    rf"^[ \t|>#*-]*(?:{_BOLD}{_NOUN}?{_LETTER}"
+    r"(?:[ \t]+(?:[-\u2013\u2014]|[-=]+>)[ \t]+|[ \t]*[|\uff5c\u2192][ \t]*|(?<=\*\*|__|b>)[ \t]+(?=\S))"
+    rf"|{_BOLD}{_NOUN}{_LETTER}[ \t]*\r?\n)"
+)
+_MARKER = re.compile(f"{_MARK}|{_MARK_OF_LINE}", re.MULTILINE)
+_SMALL_MARK = re.compile(r"^[ \t]*[-*(\[]?[ \t]?[a-z](?=[.)\]:]{1,2}\s)", re.MULTILINE)
+_EDGE = re.compile(rf"(?:\s|{_HTML}|[|\u200b\ufeff])*")
+_NO_TEXT = re.compile(r"[\s,;/|\"'.(\[]*(?:or|and|\u6216|\u548c)?[\s,\"'(\[]*")
+_ENDS = " \t\n\r,;\uff1b\uff0c\u3001*`|\u200b\ufeff"
+_TAG_AT_END = re.compile(_HTML + "$")
 _GIVEN_STEP = re.compile(r"step\s?(\d)\s?[:.)]?\s?<image>")
 _REORDERING_WORDS = ("reorder", "random order", "correct sequence", "correct order", "shuffled")
 _PREVIOUS_WORDS = ("previous", "before step", "precede", "prior to")
@@ -70,8 +85,9 @@ class Sample:
 def parse_options(problem: str) -> dict[str, str]:
     """Letter -> text of the options that a problem lists: `A. ...`, `(B) ...`, `Option C: ...`, `D\u3001...`.
 
-    Markdown lists and bold marks do not matter. The last run of marks A, B, C, ... counts, because a
-    description before it may hold letters, too. An option that is an image has the text "<image>". Empty
+    Lists and bold marks of Markdown or HTML do not matter, nor does a word before each mark ("Image A: ").
+    The last run of marks A, B, C, ... counts, because a description before it may hold letters, too; letters
+    inside of lines that begin with marks do not. An option that is an image has the text "<image>". Empty
     when there are fewer than two.
     """
     return {letter: _one_line(problem[start:end]) for letter, (start, end) in _parsed_options(problem)}
@@ -83,40 +99,82 @@ Span = tuple[int, int]
 @lru_cache(maxsize=256)  # a row's problem is read by its checks, its task and its grade, one after another
 def _parsed_options(problem: str) -> tuple[tuple[str, Span], ...]:
     """Letter and place of each option's text."""
-    run: list[re.Match[str]] = []
-    best: list[re.Match[str]] = []
-    for marker in _MARKER.finditer(problem):
-        if _letter(marker) == "A":
-            run = [marker]
-        elif run and ord(_letter(marker)) == ord("A") + len(run):
-            run.append(marker)
-        if len(run) > 1:
-            best = run
-    ends = [*(marker.start() for marker in best[1:]), len(problem)]
-    return (
-        tuple(
-            (_letter(marker), _text_span(problem, marker.end(), end, last=marker is best[-1]))
-            for marker, end in zip(best, ends, strict=True)
-        )
-        if best
-        else ()
+    run, leads = _run_and_leads(problem)
+    if not run:  # "a) ", which counts where there are no capitals; the letters keep their places
+        run, leads = _run_and_leads(_SMALL_MARK.sub(lambda mark: mark[0].upper(), problem))
+    # "Image A: ", "### A. ": what stands before each mark on its line belongs to the mark.
+    alike = len({re.sub(r"\d", "", leads.get(marker, "\n")) for marker in run}) == 1
+    starts = [marker.start() - (len(leads.get(marker, "")) if alike else 0) for marker in run]
+    return tuple(
+        (_letter(marker), _text_span(problem, marker.end(), end, last=marker is run[-1]))
+        for marker, end in zip(run, [*starts[1:], len(problem)], strict=bool(run))
     )
 
 
+def _run_and_leads(problem: str) -> tuple[Run, dict[re.Match[str], str]]:
+    markers = [*_MARKER.finditer(problem)]
+    leads = _leads(problem, markers)
+    firsts = [marker for marker in markers if marker in leads]
+    runs = _runs(firsts, gaps=len(firsts) == len(markers)), _runs(markers, gaps=False)
+    return _chosen(problem, *runs), leads
+
+
+def _leads(problem: str, markers: Run) -> dict[re.Match[str], str]:
+    """The text before each mark that is the first one on its line."""
+    leads: dict[re.Match[str], str] = {}
+    before = 0
+    for marker in markers:
+        line = problem.rfind("\n", before, marker.start()) + 1
+        if line or not leads:
+            leads[marker] = problem[line : marker.start()]
+        before = marker.start()
+    return leads
+
+
+def _runs(markers: Run, *, gaps: bool) -> list[Run]:
+    """Marks A, B, C, ... that follow one another, two or more; with `gaps` some letters may be missing."""
+    runs: list[Run] = [[]]
+    for marker in markers:
+        step = ord(_letter(marker)) - (ord(_letter(runs[-1][-1])) if runs[-1] else 0)
+        if _letter(marker) == "A":
+            runs.append([marker])
+        elif runs[-1] and (step == 1 or (gaps and step > 1)):
+            runs[-1].append(marker)
+    return [run for run in runs if len(run) > 1]
+
+
+def _chosen(problem: str, on_lines: list[Run], anywhere: list[Run]) -> Run:
+    """The last run. Letters within the lines of a longer run, or named after it, are no marks."""
+    listed, last = (_last_with_texts(problem, runs) for runs in (on_lines, anywhere))
+    if listed and (len(last) < len(listed) or last[0].start() <= listed[-1].start()):
+        return listed
+    return last
+
+
+def _last_with_texts(problem: str, runs: list[Run]) -> Run:
+    """The last run that does more than to list letters, as "(A), (B), or (C)" does; else the last one."""
+    for run in reversed(runs):
+        if not all(_NO_TEXT.fullmatch(problem, a.end(), b.start()) for a, b in pairwise(run)):
+            return run
+    return runs[-1] if runs else []
+
+
 def _letter(marker: re.Match[str]) -> str:
-    letter = marker[1]
+    letter = marker[marker.lastindex or 1]
     return letter if letter.isascii() else chr(ord(letter) - 0xFEE0)  # "\uff21" is a wide "A"
 
 
 def _text_span(problem: str, start: int, end: int, *, last: bool) -> Span:
     """Where the text of an option lies between its mark and the next one, or the end of the problem."""
-    text = problem[start:end]
-    start += len(text) - len(text.lstrip())
-    text = text.strip()
+    start = cast("re.Match[str]", _EDGE.match(problem, start, end)).end()
+    text = problem[start:end].rstrip()
     if last:  # what follows the options is no part of the last one
         text = text.split("\n", 1)[0]
         text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
-    return start, start + len(text.rstrip(" \t\n\r,;\uff1b\uff0c\u3001*`"))
+    text = text.rstrip(_ENDS)
+    while tag := _TAG_AT_END.search(text, max(0, len(text) - 12)):
+        text = text[: tag.start()].rstrip(_ENDS)
+    return start, start + len(text)
 
 
 def _one_line(text: str) -> str:

@@ -54,6 +54,10 @@ AMBIGUOUS = {
     "a name without a number": ("1 2 cover", "only one of them has a number"),
     "a first copy": ("frame frame1 frame2", "only one of them has a number"),
     "two series": ("left_1 left_2 right_1 right_2", "the text before their numbers differs"),
+    "numerals beyond ASCII": (
+        "\u7b2c\u4e00\u5e27 \u7b2c\u4e8c\u5e27 \u7b2c\u4e09\u5e27",
+        "no number says which is first",
+    ),
     "words": ("start middle end", "no number says which is first"),
     "random names": ("LF_ajq LF_rir LF_qgy", "no number says which is first"),
     "one number, two words": ("1_open 1_close 2_cut", "no number says which is first"),

@@ -145,6 +145,9 @@ SPLITS = [
     ("val", "validation"), ("dev-0", "validation"), ("x_valid", "validation"), ("validation", "validation"),
     ("train-00000-of-00002", "train"), ("hard-00000-of-00002", "hard"),
     ("dev-00000-of-00001-af3", "validation"),
+    ("trainset", "train"), ("TrainData", "train"), ("tpruTRAIN", "train"), ("[train]", "train"),
+    ("testset", "test"), ("myTestSplit", "test"), ("test(1)", "test"), ("held-out", "test"),
+    ("heldOut", "test"), ("valset", "validation"), ("\u8bad\u7ec3\u96c6", "train"), ("\u6d4b\u8bd5", "test"),
     ("rows", ""), ("trainer", ""), ("contest", ""), ("evaluated", ""), ("pretrain", ""),
 ]  # fmt: skip
 
@@ -156,9 +159,10 @@ class TestSplits:
         assert split_of(Path(name, "0.parquet")) == ("" if "-of-" in name and split == "hard" else split)
 
     @pytest.mark.parametrize(
-        "others", [("geo_train", "geo_test"), ("training", "testing"), ("Train", "Test")]
+        "others",
+        [("geo_train", "geo_test"), ("training", "testing"), ("Train", "Test"), ("trainset", "testSet")],
     )
-    @pytest.mark.parametrize("place", ["{}.parquet", "{}/rows.parquet"])
+    @pytest.mark.parametrize("place", ["{}.parquet", "{}/rows.parquet", "{}/rows-00000-of-00001.parquet"])
     def test_are_never_read_as_one(self, others: tuple[str, str], place: str, tmp_path: Path) -> None:
         for name, rows in zip(others, (ROWS[:4], ROWS[4:]), strict=True):
             write_parquet(tmp_path / place.format(name), rows)
@@ -175,6 +179,8 @@ class TestSplits:
         with pytest.raises(ValueError, match=r"found the names of several splits \(train, test\)"):
             read(tmp_path)
         assert len(read(tmp_path / "train_and_test.parquet")) == 6
+        with pytest.raises(ValueError, match=r"eval_kit/train.jsonl: found the names of several splits"):
+            split_of(Path("eval_kit/train.jsonl"))
         with pytest.raises(ValueError, match="found a file, which has no splits"):
             read(f"{tmp_path / 'train_and_test.parquet'}@test")
 

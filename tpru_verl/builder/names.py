@@ -120,7 +120,8 @@ def _by_letters(group: list[_Name]) -> list[_Name]:
     for (letter, name), (next_letter, next_name) in pairwise(sorted(zip(letters, group, strict=True))):
         if letter == next_letter:
             raise _ambiguous(name, next_name, "their numbers are equal")
-        if not (len(letter) == len(next_letter) == 1 and letter.isalpha() and next_letter.isalpha()):
+        # Beyond ASCII, the order of characters is not that of an alphabet: 一, 三, 二.
+        if not re.fullmatch("[a-z]{2}", letter + next_letter) or not letter:
             raise _ambiguous(name, next_name, "no number says which is first")
     return [name for _, name in sorted(zip(letters, group, strict=True))]
 

@@ -25,13 +25,18 @@ KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}  # the kinds 
 SUFFIXES = (*KINDS, ".tsv")
 
 
-# As `datasets.data_files` has them, so that what it takes for a test set is one here, too.
+# The words of `datasets.data_files`, so that what it takes for a test set is one here, too; as words of their
+# own, or in a compound: `train`, `trainset`, `TrainData`, `held-out`.
 _KEYWORDS = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "dev", "val"),
-    "test": ("test", "testing", "eval", "evaluation"),
+    split: re.compile(rf"(?<![^ ])(?:{words})(?: ?(?:set|data|split)|\u96c6)?s?(?![^ ])")
+    for split, words in (
+        ("train", "train(?:ing)?|\u8bad\u7ec3"),
+        ("validation", "valid(?:ation)?|dev|val|\u9a8c\u8bc1"),
+        ("test", "test(?:ing)?|eval(?:uation)?|h[eo]ld ?out|\u6d4b\u8bd5"),
+    )
 }
-_APART = re.compile(r"[-._ 0-9/]+")
+_WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # of camelCase
+_NO_LETTERS = re.compile(r"[\W\d_]+")
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*")
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -115,7 +120,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
         by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
     known = ", ".join(f"@{name}" if name else "files that name none" for name in sorted(by_split))
     if split:
-        wanted = _splits_in(split)[0] if _splits_in(split) else split
+        wanted = split if split in by_split else next(iter(_splits_in(split)), split)
         if wanted not in by_split:
             raise FileNotFoundError(f"{folder}@{split}: found no such split, expected one of: {known}")
         return by_split[wanted]
@@ -127,24 +132,24 @@ def _shards(folder: Path, split: str) -> list[Path]:
 def split_of(file: Path) -> str:
     """The split that a file's relative path names: train, validation, test or a shard's own; "" for none.
 
-    By the patterns of `datasets` (`datasets.data_files`), whatever the case of the letters: what
-    `NAME-00000-of-00001` begins with, else a keyword in a folder's name, else in the file's. Raises
-    ValueError where one of these names several splits.
+    By the words of `datasets` (`datasets.data_files`), whatever the case of the letters, in the names of the
+    folders and of the file. A file `NAME-00000-of-00001` without such a word is of the split NAME. Raises
+    ValueError where folders and file name several splits: `eval_kit/train.jsonl`.
     """
-    if shard := _SHARD.fullmatch(file.stem):
-        return next(iter(_splits_in(shard[1])), shard[1])
-    for name in ("/".join(file.parts[:-1]), file.stem):
-        found = _splits_in(name)
-        if len(found) > 1:
-            raise ValueError(f"{file}: found the names of several splits ({', '.join(found)}), expected one")
-        if found:
-            return found[0]
-    return ""
+    shard = _SHARD.fullmatch(file.stem)
+    own = _splits_in(shard[1] if shard else file.stem)
+    if shard and len(own) > 1:
+        return shard[1]
+    named = {*own, *_splits_in("/".join(file.parts[:-1]))}
+    found = [split for split in _KEYWORDS if split in named]
+    if len(found) > 1:
+        raise ValueError(f"{file}: found the names of several splits ({', '.join(found)}), expected one")
+    return found[0] if found else shard[1] if shard else ""
 
 
 def _splits_in(name: str) -> list[str]:
-    words = _APART.split(name.casefold())
-    return [split for split, keywords in _KEYWORDS.items() if not {*keywords}.isdisjoint(words)]
+    words = _NO_LETTERS.sub(" ", _WORD_START.sub(" ", name)).casefold()
+    return [split for split, keyword in _KEYWORDS.items() if keyword.search(words)]
 
 
 def plain_rows(part: Part) -> Iterator[dict[str, object]]:
