@@ -94,6 +94,7 @@ def parse_options(problem: str) -> dict[str, str]:
 
 
 Span = tuple[int, int]
+Run = list[re.Match[str]]
 
 
 @lru_cache(maxsize=256)  # a row's problem is read by its checks, its task and its grade, one after another
@@ -172,8 +173,9 @@ def _text_span(problem: str, start: int, end: int, *, last: bool) -> Span:
         text = text.split("\n", 1)[0]
         text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
     text = text.rstrip(_ENDS)
-    while tag := _TAG_AT_END.search(text, max(0, len(text) - 12)):
-        text = text[: tag.start()].rstrip(_ENDS)
+    for _ in range(4):  # "</b></li>"
+        if tag := _TAG_AT_END.search(text, max(0, len(text) - 12)):
+            text = text[: tag.start()].rstrip(_ENDS)
     return start, start + len(text)
 
 
