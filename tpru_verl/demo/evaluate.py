@@ -55,9 +55,9 @@ def evaluate(model: Path, rows: Path, out: Path) -> None:
     found = evaluate_rows(
         model, rows, samplings, responses, style=TEMPLATE, min_pixels=PIXELS, max_pixels=PIXELS
     )
+    if failed := [row for evaluation in found for row in evaluation.rows if row["failed"]]:
+        raise RuntimeError(f"{rows}: {len(failed)} rows failed, the first: {failed[0]['failed']}")
     for evaluation, file in zip(found, (out, greedy_beside(out)), strict=True):
-        if failed := [row for row in evaluation.rows if row["failed"]]:
-            raise RuntimeError(f"{rows}: {len(failed)} rows failed, the first: {failed[0]['failed']}")
         write_text(file, "".join(json.dumps(row) + "\n" for row in evaluation.rows))
 
 
