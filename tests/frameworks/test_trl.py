@@ -35,7 +35,7 @@ def test_prepared_rows_keep_their_pictures_in_place(
     assert shown[:6] == ["Reorder. Frame 1:", 10, " Frame 2:", 20, " Frame 3:", 30]
     assert shown[6].startswith(" A. 1 2 3 B. 3 1 2")
     text = "<think>x</think><answer>B</answer>"
-    columns = {name: [row[name]] for name in row if name != "prompt"}
+    columns: dict[str, Any] = {name: [row[name]] for name in row if name != "prompt"}
     assert trl.tpru_reward([text], prompts=[row["prompt"]], **columns) == [1.0]
 
 

@@ -131,7 +131,7 @@ def test_a_prompt_that_cannot_be_prepared_names_its_row_and_ends_the_run(
 
     buffer = replay_buffer.ReplayBuffer("sync", OmegaConf.create(), None, "drop", OmegaConf.create())
     tags = {key: {"is_prompt": True, "global_steps": 7, **failed.tags[key]} for key in ("row0", "row1")}
-    monkeypatch.setattr(replay_buffer.tq, "kv_list", lambda: {"train": tags})
+    monkeypatch.setattr("verl.trainer.ppo.v1.replay_buffer.tq.kv_list", lambda: {"train": tags})
     with pytest.raises(RuntimeError, match=r"rows\.parquet.*cannot be prepared.*StopIteration"):
         buffer.sample(7, "train", 2)
 

@@ -113,7 +113,7 @@ def processes(workers: int | None) -> Iterator[Run]:
     except BaseException:
         ours.close()  # not after the tasks under way
         # A worker may end in the middle of a result. Its reader waits for the rest while this end is open.
-        pool._result_queue._writer.close()
+        pool._result_queue._writer.close()  # pyright: ignore[reportAttributeAccessIssue]
         raise
     finally:
         pool.shutdown(cancel_futures=True)

@@ -268,4 +268,4 @@ def _fits(rest: str, letter: str, options: _Options, *, labels: bool) -> bool:
 def _words(text: str) -> frozenset[str]:
     """The words that tell one text from another; each Chinese or Japanese character is one."""
     found = _WORD.findall(plain(text).casefold())
-    return frozenset(NUMBER_WORDS.get(word, word) for word in found) - _COMMON
+    return frozenset(NUMBER_WORDS.get(word) or word for word in found) - _COMMON

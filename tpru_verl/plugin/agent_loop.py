@@ -18,7 +18,7 @@ import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from uuid import uuid4
 
 import numpy as np
@@ -332,7 +332,7 @@ class _Executor(ThreadPoolExecutor):
     transformers' processors raise one for a text with more image tokens than images.
     """
 
-    def submit(self, fn: Callable[..., T], /, *args: object, **kwargs: object) -> Future[T]:
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         return super().submit(_without_stop_iteration, fn, *args, **kwargs)
 
 

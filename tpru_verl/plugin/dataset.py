@@ -35,7 +35,7 @@ from tpru_verl.data.source.parts import KINDS, Part, check_lines, parts_of
 from tpru_verl.data.source.rows import Row, columns_read, row_of
 from tpru_verl.data.tokens.processors import Size
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
-from tpru_verl.data.tokens.templates import opens_think
+from tpru_verl.data.tokens.templates import ChatTemplate, opens_think
 from tpru_verl.models import DEFAULT, VERL_PROCESSORS
 from tpru_verl.plugin.prompt_lengths import ROW, rows_of_frame, without_long_prompts
 from tpru_verl.prompts import render
@@ -92,7 +92,7 @@ class TPRUDataset(RLHFDataset):
         self.patch_size, self.image_factor = _patch_and_factor(processor)
         self.pixel_bounds = _pixel_bounds(config, processor)
         super().__init__(data_files, tokenizer, config, processor, max_samples)
-        self.opened_think = opens_think(processor, **self.apply_chat_template_kwargs)
+        self.opened_think = opens_think(cast(ChatTemplate, processor), **self.apply_chat_template_kwargs)
 
     def _download(self, use_origin_parquet: bool = False) -> None:
         """Leaves to veRL what lies elsewhere (`hdfs://`); folders and Hub ids are not for it."""

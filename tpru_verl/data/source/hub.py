@@ -69,10 +69,11 @@ def _in_pieces(path: Path) -> datasets.Dataset:
     """
     import datasets
     from datasets.arrow_writer import ArrowWriter
+    from datasets.config import HF_DATASETS_CACHE
 
     status = path.stat()
     digest = xxhash.xxh3_128_hexdigest(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode())
-    kept = Path(datasets.config.HF_DATASETS_CACHE) / "tpru" / f"{digest}.arrow"
+    kept = Path(HF_DATASETS_CACHE) / "tpru" / f"{digest}.arrow"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         unfinished = kept.with_name(f".{digest}.{os.getpid()}")
