@@ -279,10 +279,11 @@ def _load(part: Part, keys: TrainerKeys) -> datasets.Dataset:
 
 
 def _name_broken_rows(part: Part, keys: TrainerKeys) -> None:
-    """Raises ValueError for rows of wrong types, which `datasets` calls a file that cannot be read."""
+    """Raises ValueError for rows that `datasets` cannot load, which it calls a file that cannot be read."""
     judged = [(row.place, "; ".join(found)) for row, found in judged_rows(Source.open(part.name, keys=keys))]
     if broken := [(place, reason) for place, reason in judged if reason]:
-        raise ValueError(unusable_rows(broken, len(judged)))
+        cure = f"`tpru data prepare {part.name} OUT --drop-invalid` leaves them out"
+        raise ValueError(f"{unusable_rows(broken, len(judged))}\nRepair them; {cure}.")
 
 
 def _columns_of_form(rows: datasets.Dataset, form: Form) -> datasets.Dataset:
