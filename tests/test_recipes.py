@@ -264,7 +264,6 @@ class TestQuotes:
             'say "x"',
             "x;y",
             "x{1}",
-            "a\\\\",
             "d:\\x,",
         ],
     )
