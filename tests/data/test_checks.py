@@ -155,7 +155,7 @@ def test_the_trainers_data_set_names_it(broken: tuple[Path, str], train_on: Call
         train_on(path)
     assert words in str(error.value)
     if "UTF-8" in words:  # `datasets` cannot load such a file at all
-        with pytest.raises(ValueError, match="prepare .* OUT --drop-invalid"):
+        with pytest.raises(ValueError, match=r"prepare .* OUT --drop-invalid"):
             train_on(path, on_invalid="skip")
         return
     kept = train_on(path, on_invalid="skip")
