@@ -199,6 +199,7 @@ def test_the_page_of_public_names_is_what_the_packages_export() -> None:
     modules = {
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files
     }
+    packages = {module for module in modules if (ROOT / module.replace(".", "/")).is_dir()}
     sections = re.split(r"^## ", text_of("docs/public-names.md"), flags=re.MULTILINE)[1:]
     listed = {
         section.split("`")[1]: set(
@@ -209,5 +210,8 @@ def test_the_page_of_public_names_is_what_the_packages_export() -> None:
     for module in modules:
         if exported := public_names(module):
             assert listed.get(module) == set(exported), module
+            for name in exported:
+                is_module = importlib.util.find_spec(f"{module}.{name}") if module in packages else None
+                assert is_module or hasattr(importlib.import_module(module), name), f"{module}.{name}"
     for module in listed:
         assert importlib.util.find_spec(module), module
