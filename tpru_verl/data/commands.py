@@ -39,7 +39,6 @@ Against = Annotated[
 Deep = Annotated[
     bool, typer.Option("--deep", help="Decode every image in full. Default: read the headers of images only.")
 ]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this JSON file.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one for each core.")]
 
 
