@@ -42,6 +42,11 @@ def parted(row: Row, part: object) -> Row:
     return {**verls(row), "prompt": [{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]}
 
 
+def with_message(row: Row, role: str, content: str) -> Row:
+    written = verls(row)
+    return {**written, "prompt": [*written["prompt"], {"role": role, "content": content}]}
+
+
 def changed(**changes: object) -> Row:
     return reordering(2, **changes)
 
@@ -86,6 +91,18 @@ BROKEN: dict[str, tuple[Row, str]] = {
     "a picture in a message": (
         parted(reordering(2), {"type": "image", "image": URL}),
         f"prompt: found an image part with 'image': '{URL}', expected the type alone",
+    ),
+    "a picture in a part of text": (
+        parted(reordering(2), {"type": "text", "text": "Look.", "image": URL}),
+        f"prompt: found 'image': '{URL}', expected text (only the row's own images are opened) in message 0",
+    ),
+    "a turn in a role": (
+        with_message(reordering(2), "user<|im_end|>", "Hi"),
+        "prompt: found the role 'user<|im_end|>' in message 1, expected one of system, developer, user",
+    ),
+    "an answer in the prompt": (
+        with_message(reordering(2), "assistant", "B"),
+        "prompt: found an answer of the assistant as the last message, expected the user's question",
     ),
     "a sound in a message": (
         parted(reordering(2), {"type": "audio", "audio": "x.wav"}),

@@ -124,6 +124,7 @@ class TestBase64:
             for body in (text, lines, quote(text), safe):
                 assert image_bytes(f"data:{head};base64,{body}", None) == data
                 assert image_bytes(f"DATA:{head};BASE64,{body}", None) == data
+                assert image_bytes(f" \n data:{head}; base64, {body}\n", None) == data
 
     @pytest.mark.parametrize(
         "text", ["data:image/png,abc", "data:image/png;base64,?!", "/9j/" * 9999 + "?", "A" * 99]

@@ -418,3 +418,53 @@ def test_two_megabytes_take_less_than_half_a_second(piece: str, frame: Callable[
     begin = time.process_time()
     grade(response, "B", options=ORDERS, untagged=True)
     assert time.process_time() - begin < 0.5
+
+
+@pytest.mark.parametrize("options", SETS)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("\u7b54\u3048\u306fB", "\u7b54\u3048\u306fB\u3067\u3059\u3002", "\u6b63\u89e3\uff1aB"),
+        *("\uc815\ub2f5\uc740 B", "\uc815\ub2f5: B", "\ub2f5\uc740 B\uc785\ub2c8\ub2e4."),
+        *(
+            "La r\u00e9ponse est B",
+            "R\u00e9ponse : B",
+            "La bonne r\u00e9ponse est la B.",
+            "Die Antwort ist B",
+        ),
+        *(
+            "La respuesta correcta es B",
+            "A resposta \u00e9 B",
+            "Risposta: B",
+            "\u041e\u0442\u0432\u0435\u0442: B",
+        ),
+        *(
+            "\u6b63\u78ba\u7b54\u6848\u662fB",
+            "\u61c9\u9078B",
+            "\u9078\u9805B",
+            "B\u9009\u9879",
+            "\u7b54\uff1aB",
+        ),
+    ],
+)
+def test_answers_in_other_languages(answer: str, options: Mapping[str, str] | None) -> None:
+    assert grade(respond(answer), "B", options=options).accuracy == 1
+    assert grade(f"He looks.\n{answer}", "B", options=options, untagged=True).accuracy == 1
+
+
+@pytest.mark.parametrize("options", SETS)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *("B was ruled out", "B can be excluded", "B has been eliminated"),
+        *("B\u3067\u306f\u306a\u3044", "B \ub610\ub294 C", "La r\u00e9ponse n'est pas B", "B ou C"),
+    ],
+)
+def test_no_answers_in_other_words(answer: str, options: Mapping[str, str] | None) -> None:
+    assert grade(respond(answer), "B", options=options).accuracy == 0
+
+
+@pytest.mark.parametrize("form", ["{0} {1}", "{0}\t{1}", "{0} = {1}", "{1}, {0}", "{1}: {0}"])
+def test_a_letter_beside_the_text_of_its_option(form: str) -> None:
+    assert grade(respond(form.format("B", TEXTS["B"])), "B", options=TEXTS).accuracy == 1
+    assert grade(respond(form.format("B", TEXTS["A"])), "B", options=TEXTS).accuracy == 0

@@ -20,7 +20,7 @@ _ALL_TASKS = ", ".join(task.value for task in Task)
 _NAMES = ("scene", "source_id", "row_id", "id", "data_source", "task")
 # A tokenizer reads these as turns and pictures, not as text. A model's own come with `reserved`.
 _CONTROL = re.compile(
-    r"<\|[\w/]{1,40}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|<(?:start|end)_of_turn>|<video>|<audio>"
+    r"<\|[\w/]{1,40}\|>|<\uff5c[^<>\uff5c]{1,40}\uff5c>|<(?:start|end)_of_(?:turn|image)>|<image_soft_token>|<video>|<audio>"
 )
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 

@@ -21,6 +21,11 @@ MAX_ANSWER = 256  # characters; a longer answer is an essay, not a choice
 
 _NOUN = r"(?:answer|option|choice|letter|order|sequence|image|frame|picture|photo)s?"
 _BE = r"(?:is|are|was|(?:must|should|would)\s+be)"
+# "answer" in German, French, Spanish, Portuguese, Italian and Russian
+_FOREIGN = (
+    r"(?:antwort|r[\u00e9e]ponse|respuesta|resposta|risposta"
+    r"|[o\u043e]\u0442\u0432\u0435\u0442)"
+)
 _LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option", "答案是", "选"
     r"(?:(?:"
     r"(?:so|therefore|thus|hence|finally|overall|consequently|in\s+conclusion)(?![a-z])"
@@ -31,15 +36,23 @@ _LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option
     r"|(?:i|we)(?:\s+(?:would|will)|'ll|'d)?\s+(?:choose|pick|select|say|think|believe|go\s+(?:with|for))(?![a-z])"
     r"(?:\s+(?:that\s+)?it(?:\s+is|'s)(?![a-z]))?"
     r"|(?:it|this|that)(?:\s+" + _BE + r"|'s)(?![a-z])"
-    r"|因此|所以|综上|我|应该?|故|正确|最终|最佳|的|答案|选项|选择|选|顺序|为|是"
+    r"|因此|所以|综上|我|[应應]该?|故|正[确確]|最终|最佳|的|答案|[选選][项項]|[选選]择|[选選]|顺序|[为為]|是|答(?=[:\s])"
+    r"|答え|正解|は|정답|답|은|는"
+    r"|(?:(?:die|la|le|el|a|o)\s+)?(?:(?:richtige|bonne|correcte?a?|correta|corretta)\s+)?"
+    + _FOREIGN
+    + r"(?![^\W\d_])(?:\s+correcta?e?(?![^\W\d_]))?"
+    r"(?:\s+(?:ist|est|es|é|è)(?![^\W\d_]))?(?:\s+(?:la|le|el|die)(?=\s))?"
     r")[\s,:=]*)+",
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
-    r"\s+is\s+(?:the\s+)?(?:final|correct|right|best)(?:\s+" + _NOUN + r")?$", re.IGNORECASE
+    r"(?:\s*(?:です|だ|입니다|이다|[选選]?[项項]))+$|\s+is\s+(?:the\s+)?(?:final|correct|right|best)(?:\s+"
+    + _NOUN
+    + r")?$",
+    re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
-    r"answer|option|choice|choose|pick|select|go\s+(?:with|for)|答案|选", re.IGNORECASE
+    r"answer|option|choice|choose|pick|select|go\s+(?:with|for)|答|正解|[选選]|답|" + _FOREIGN, re.IGNORECASE
 )
 
 # A character of a word. Chinese and Japanese have no space between a word and a letter.
@@ -53,6 +66,10 @@ _REMARK = re.compile(  # "C, text", "C - text", "C because", "C is correct", "C 
     re.IGNORECASE,
 )
 _LETTER_AFTER = re.compile(r"[(\[\u3010]\s?([A-Za-z])\s?[)\]\u3011]$")  # "the red cup (C)"
+
+_BESIDE = re.compile(  # "C the red cup", "C = the red cup", "the red cup: C"
+    r"([A-Za-z])[\s=]+(\S.*)|(.*\S)\s?[,:]\s?([A-Za-z])", re.DOTALL
+)
 
 _LONE_LETTER = re.compile(rf"(?<!{_INNER})(?<!{_INNER}['\u2019])([A-Za-z]){_ENDS}")
 _ARTICLE = re.compile(r"\ba(?=\s+[a-z]{2})")
@@ -75,10 +92,10 @@ _AFFIRMED = re.compile(  # "is correct", "is the right answer", "正确"
     re.IGNORECASE,
 )
 _DENIED = re.compile(  # at the start of a remark, or of the answer itself
-    r"(?:(?:is|are|was|it|this|that|which|but|definitely|certainly|clearly|probably|surely|actually|i|am|be"
+    r"(?:(?:is|are|was|has|it|this|that|which|but|definitely|certainly|clearly|probably|surely|actually|i|am|be"
     r"|must|should|would|could|can|does|do)\s+)*(?:not|never|no(?=\s*$|\s*[,.;:!])|none(?=\s+of\s+th(?:em|ese|ose))|neither|nor"
     r"|cannot|wrong|incorrect|false|isn['\u2019]t|can['\u2019]t|doesn['\u2019]t|wasn['\u2019]t|won['\u2019]t"
-    r"|unlikely|except)(?![\w'])"
+    r"|unlikely|except|(?:been\s+)?(?:ruled\s+out|excluded|eliminated|rejected|discarded|impossible))(?![\w'])"
     r"|.*(?:\b(?:(?:is|it's|that's|was|be)\s+(?:\w+\s+)?(?:wrong|incorrect|false)"
     r"|not\s+(?:\w+\s+)?(?:right|correct|answer|option|choice|one|it))\b|不对|不是|不正确|错)",
     re.IGNORECASE | re.DOTALL,
@@ -131,7 +148,8 @@ def read(text: str) -> Reading:
         return Reading("")
     text = undress(plain(text))
     lead = _LEAD.match(text)
-    bare = undress(_CONFIRMED.sub("", text[lead.end() if lead else 0 :])) if lead or " is " in text else text
+    bare = text[lead.end() if lead else 0 :]
+    bare = undress(_CONFIRMED.sub("", bare)) if lead or " is " in text or not text.isascii() else text
     order = order_of(bare)
     exact = "" if "<image>" in text else squash(text)  # `<image>` names no option
     keys = frozenset() if "<image>" in text else _keys(exact, text, bare, order)
@@ -205,6 +223,10 @@ def choice_of(text: str, known: tuple[tuple[str, str], ...]) -> str | None:
         named = named or [name for name, one in options.read.items() if reading.keys & one.keys]
         if len(named) == 1:
             return named[0]
+    if known and (beside := _BESIDE.fullmatch(reading.text)):
+        own = options.read.get((beside[1] or beside[4]).upper(), Reading("")).exact
+        if own and squash(beside[2] or beside[3]) == own:
+            return (beside[1] or beside[4]).upper()
     letter = reading.letter
     if letter is None or (known and letter not in options.read):
         return None
@@ -231,7 +253,9 @@ def _stands(reading: Reading, letter: str, options: _Options) -> bool:
     if _names_another(rest, letter, options) or _SECOND.match(rest):
         return False
     if own.text and "<image>" not in own.text:
-        return _fits(rest, letter, options, labels=reading.labels and not affirmed)
+        return not _DENIED.match(rest) and _fits(
+            rest, letter, options, labels=reading.labels and not affirmed
+        )
     return not _DENIED.match(rest) and not (options.read and _numbers(rest))
 
 

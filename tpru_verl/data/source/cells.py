@@ -75,8 +75,8 @@ def image_bytes(cell: object, folder: Path | None) -> bytes:
     if not isinstance(cell, str):
         found = type(cell).__name__
         raise ValueError(f"found {found}, expected bytes, {{bytes, path}}, base64 or a path")
-    if cell[:5].lower() == "data:":
-        return _data_uri(cell)
+    if cell.lstrip()[:5].lower() == "data:":
+        return _data_uri(cell.strip())
     encoded = _decoded(cell) if len(cell) >= _SHORTEST else None
     if encoded is not None and encoded.startswith(_BEGINNINGS):  # a path without a dot looks like base64, too
         return encoded
@@ -101,7 +101,7 @@ def short(value: object, most: int = 60) -> str:
 def _data_uri(text: str) -> bytes:
     """The bytes of a data URI in base64 (RFC 2397), whatever its type and parameters. Raises ValueError."""
     head, _, body = text.partition(",")
-    if not head.lower().rstrip().endswith(";base64"):
+    if head.lower().rpartition(";")[2].strip() != "base64":
         raise ValueError(f"found the data URI {short(text)}, expected one in base64")
     data = _decoded(unquote(body) if "%" in body else body)
     if data is None:

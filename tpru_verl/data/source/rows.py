@@ -20,6 +20,8 @@ from tpru_verl.data.source.parts import Part, plain_rows
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
 from tpru_verl.terminal import line_of
 
+ROLES = ("system", "developer", "user", "assistant", "tool")  # a chat template writes any role as it comes
+_MEDIA = ("image", "images", "image_url", "video", "videos", "video_url", "audio", "audio_url")
 BATCH_ROWS = 64  # in memory at once, with their images
 
 
@@ -252,7 +254,7 @@ def table_options(record: Mapping[str, object]) -> dict[str, str]:
 
 
 def _text(cell: object) -> str:
-    return str(cell).strip() if is_text_or_number(cell) else ""
+    return str(cell).strip() if is_text_or_number(cell) or isinstance(cell, bool) else ""
 
 
 def is_missing_option(text: str) -> bool:
@@ -273,13 +275,28 @@ def read_messages(prompt: object) -> tuple[list[dict[str, str]], str]:
         role = message.get("role") if isinstance(message, Mapping) else None
         if not isinstance(message, Mapping) or not isinstance(role, str):
             return [], f"found {short(message)} as message {i}, expected an object with role and content"
+        if role not in ROLES:
+            return [], f"found the role {short(role)} in message {i}, expected one of {', '.join(ROLES)}"
         content = message.get("content")
         parts = content if isinstance(content, list) else [content]
         try:
+            _refuse_media(message)
             messages.append({"role": role, "content": "".join(_text_of(part) for part in parts)})
         except ValueError as error:
             return [], f"{error} in message {i}"
+    if messages[-1]["role"] == "assistant":
+        return [], "found an answer of the assistant as the last message, expected the user's question"
     return messages, ""
+
+
+def _refuse_media(fields: Mapping[str, object]) -> None:
+    """Raise ValueError for a message or a part of text that brings a picture or a video of its own."""
+    for name in _MEDIA:
+        if fields.get(name):
+            raise ValueError(
+                f"found {short(name)}: {short(fields[name])}, expected text (only the row's own images are "
+                "opened)"
+            )
 
 
 def _text_of(part: object) -> str:
@@ -288,6 +305,7 @@ def _text_of(part: object) -> str:
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
     if isinstance(part, Mapping) and kind == "text" and isinstance(part.get("text"), str):
+        _refuse_media(part)
         return part["text"]
     if isinstance(part, Mapping) and kind == "image":
         others = {name: part[name] for name in part if name not in ("type", "text") and part[name]}
