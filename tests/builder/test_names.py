@@ -58,6 +58,8 @@ AMBIGUOUS = {
         "\u7b2c\u4e00\u5e27 \u7b2c\u4e8c\u5e27 \u7b2c\u4e09\u5e27",
         "no number says which is first",
     ),
+    "hashes that begin with digits": ("3fa2b1c9 4e1a77d0 9c1d22aa 71be00cd", "hexadecimal"),
+    "marks of thousands and decimals": ("1,000.25 1,000.5", "both '.' and ','"),
     "words": ("start middle end", "no number says which is first"),
     "random names": ("LF_ajq LF_rir LF_qgy", "no number says which is first"),
     "one number, two words": ("1_open 1_close 2_cut", "no number says which is first"),

@@ -157,16 +157,18 @@ def _refuse_units(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
 
 
 def _refuse_mixed_forms(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
-    """Refuse 59-00 beside 01-00-00, 999 beside 1_000, and 000a beside 0010."""
+    """Refuse 59-00 beside 01-00-00, 999 beside 1_000, 000a beside 0010, and hashes."""
     counts = [len(re.findall(r"\d+", _FURTHER_NUMBERS.findall(number.tail)[0])) for number in numbers]
     for place, count in enumerate(counts):
         if count != counts[0]:
             raise _ambiguous(group[0], group[place], "one of them has more numbers than the other")
     words = [_HEXADECIMAL.findall(name.rest, len(n.text))[0] for name, n in zip(group, numbers, strict=True)]
     decimal = [word.isdigit() for word in words]
+    reason = "their numbers may be hexadecimal"
     if len({*map(len, words)}) == 1 and any(decimal) and not all(decimal):
-        reason = "their numbers may be hexadecimal"
         raise _ambiguous(group[decimal.index(True)], group[decimal.index(False)], reason)
+    if min(map(len, words)) >= 6 and sum(bool(re.search(r"[a-f]\d", word)) for word in words) > 1:
+        raise _ambiguous(group[0], group[1], reason)  # 3fa2b1c9, 4e1a77d0
 
 
 def _signed(group: Sequence[_Name], numbers: Sequence[_Number], start: bool) -> list[bool]:
@@ -190,6 +192,10 @@ def _signed(group: Sequence[_Name], numbers: Sequence[_Number], start: bool) -> 
 
 
 def _unsigned_keys(group: Sequence[_Name], numbers: Sequence[_Number]) -> list[_Key]:
+    for place, number in enumerate(numbers):
+        if number.comma and "." in group[place].rest[: -len(number.tail) or None][len(number.text) :]:
+            other = group[place - 1 if place else 1]
+            raise _ambiguous(group[place], other, "a number has both '.' and ','")
     lengths = {len(number.parts) for number in numbers}
     parts: list[_Key] = [tuple(map(int, (*n.parts, *filter(None, [n.exponent])))) for n in numbers]
     if max(lengths) > 2:
