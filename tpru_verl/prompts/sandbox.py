@@ -22,21 +22,9 @@ MAX_TEMPLATE = 100_000  # characters of a template
 MAX_ROUNDS = 100  # of a loop
 MAX_BITS = 10_000  # of a number
 FILTERS = frozenset(
-    {
-        "trim",
-        "lower",
-        "upper",
-        "capitalize",
-        "title",
-        "default",
-        "d",
-        "length",
-        "count",
-        "first",
-        "last",
-        "list",
-    }
-    | {"string", "int", "float", "abs", "round", "reverse", "sort", "unique", "striptags", "wordcount"}
+    {"trim", "lower", "upper", "capitalize", "title", "default", "d", "length", "count", "first", "last"}
+    | {"list", "string", "int", "float", "abs", "round", "reverse", "sort", "unique", "striptags"}
+    | {"wordcount"}
 )
 METHODS = frozenset(
     {"strip", "lstrip", "rstrip", "lower", "upper", "capitalize", "title", "startswith", "endswith", "split"}
