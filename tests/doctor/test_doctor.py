@@ -232,7 +232,7 @@ class TestMemory:
 class TestCommand:
     def test_a_run_that_would_start(self, root: Path, tmp_path: Path) -> None:
         """For real, in a process of its own."""
-        rows = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(8)])
+        rows = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
         test = write_parquet(tmp_path / "test.parquet", [reordering(i) for i in range(20, 24)])
         files = [f"data.train_files={rows}", f"data.val_files={test}", "+data.train_batchsize=4"]
         command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "doctor", "--json"]
@@ -249,7 +249,7 @@ class TestCommand:
             "found": "data.train_batchsize: veRL has no such key, and nothing here reads it",
             "fix": "meant data.train_batch_size?",
         }
-        assert "the longest of 12 has" in lines["prompt length"]["found"]
+        assert "the longest of 20 has" in lines["prompt length"]["found"]
         assert "8 rows of the data: a right answer" in lines["reward"]["found"]
         assert lines["plugin"]["status"] == lines["processor"]["status"] == "ok"
 
