@@ -26,7 +26,7 @@ from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.rows import read_rows
 from tpru_verl.data.tokens.prompts import Asked, EasyR1Counter
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import easyr1, plan
+from tpru_verl.launch import easyr1, plan, run
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.settings import Settings
 from tpru_verl.models import FAMILIES
@@ -281,27 +281,37 @@ class TestReward:
             preflight.try_reward(Settings(trainers.EASYR1, broken))
 
 
-def test_tpru_train_starts_the_real_trainer_which_ends_at_its_check_for_gpus(
-    prepared: Path, model: Path, tmp_path: Path
-) -> None:
-    """Ray, runner, tokenizer, processor, managers as actors, the filter, both loaders, the trainer itself."""
-    arguments = [
+@pytest.fixture
+def started(prepared: Path, model: Path) -> list[str]:
+    """Changes to a recipe with which the trainer starts on the prepared rows."""
+    return [
         *overrides(prepared, model),
         "data.rollout_batch_size=8",
         "data.filter_overlong_prompts_workers=1",
         "worker.actor.global_batch_size=8",
         "worker.actor.micro_batch_size_per_device_for_experience=1",
     ]
-    command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "train", "tpru_7b"]
-    done = subprocess.run(
-        [*command, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
-    )
+
+
+def test_tpru_train_refuses_a_machine_without_gpus(started: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "train", "tpru_7b", *started]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Size of train dataloader: 1" in done.stdout
-    error = next(line for line in done.stderr.splitlines() if line.startswith("tpru: "))
+    assert "hides all GPUs, expected one" in done.stderr
+    assert not list((tmp_path / "outputs").glob("*.log"))
+
+
+def test_the_real_trainer_starts_and_ends_at_its_check_for_gpus(
+    started: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ray, runner, tokenizer, processor, managers as actors, the filter, both loaders, the trainer itself."""
+    monkeypatch.chdir(tmp_path)
+    assert run.run(plan.compose("tpru_7b", started), tmp_path / "run.log") == 1
+    out, err = capfd.readouterr()
+    assert "Size of train dataloader: 1" in out
+    error = next(line for line in err.splitlines() if line.startswith("tpru: "))
     assert error.startswith("tpru: ValueError: Total available GPUs 0 is less than total desired GPUs 8.")
-    (log,) = (tmp_path / "outputs").glob("tpru_7b-*.log")
-    assert "Total available GPUs 0" in log.read_text()
+    assert "Total available GPUs 0" in (tmp_path / "run.log").read_text()
 
 
 def test_the_environment_is_the_one_that_is_promised() -> None:
