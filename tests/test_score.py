@@ -9,7 +9,8 @@ import pytest
 
 from tpru_verl import cli
 from tpru_verl.grading import PRESETS
-from tpru_verl.score import read_rollouts, score_rollouts, summary
+from tpru_verl.runs.rollouts import read_rollouts
+from tpru_verl.score import score_rollouts, summary
 
 QUESTION = "user\nReorder the frames. Options: A. 1 2 3 4 B. 3 1 4 2 E. None of the choices provided\n"
 RIGHT, WRONG = ("<think>so</think><answer>B</answer>", "<think>so</think><answer>A</answer>")

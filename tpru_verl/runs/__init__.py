@@ -1,0 +1,1 @@
+"""A run afterwards and from outside: its logs read, alarms, report."""

@@ -1,0 +1,242 @@
+"""The one reader of what a run logs: veRL's and EasyR1's metrics, in our folder of a run or in theirs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tpru_verl.terminal import line_of
+
+# Files of a run's folder that hold metrics: ours (and the demo's), and EasyR1's `trainer.logger=[file]`.
+METRICS_FILES = ("metrics.jsonl", "experiment_log.jsonl")
+EASYR1_GENERATIONS = "generations.log"
+CONFIG_FILES = ("recipe.yaml", "experiment_config.json")
+
+# What we call a metric -> what veRL 0.9.1 and EasyR1 call it, the first that a step has. `rollouts/...` are
+# our own, computed from the rollouts of the step (`runs.rollouts`).
+NAMES: dict[str, tuple[str, ...]] = {
+    "reward": ("critic/score/mean", "reward/overall", "rollouts/reward"),
+    "highest reward": ("critic/score/max", "rollouts/highest_reward"),
+    "lowest reward": ("critic/score/min", "rollouts/lowest_reward"),
+    "accuracy": ("rollouts/accuracy", "reward/accuracy"),
+    "partial credit": ("rollouts/partial", "reward/partial"),
+    "format rate": ("rollouts/format", "reward/format"),
+    "groups without variance": ("rollouts/groups_without_variance",),
+    "commonest answer": ("rollouts/commonest_answer",),
+    "commonest right answer": ("rollouts/commonest_right_answer",),
+    "response length": ("response_length/mean",),
+    "longest response": ("response_length/max",),
+    "share of longest": ("response_length/clip_ratio",),
+    "KL loss": ("actor/kl_loss", "actor/reward_kl_penalty", "actor/kl_penalty"),
+    "policy KL": ("actor/ppo_kl",),
+    "entropy": ("actor/entropy", "actor/entropy_loss"),
+    "gradient norm": ("actor/grad_norm",),
+    "agreement": ("training/rollout_actor_probs_pearson_corr",),
+    "seconds": ("timing_s/step", "perf/time_per_step"),
+    "tokens a second": ("perf/throughput",),
+    "host memory": ("perf/cpu_memory_used_gb", "actor/perf/cpu_memory_used_gb"),
+    "accelerator memory": ("perf/max_memory_allocated_gb", "actor/perf/max_memory_allocated_gb"),
+}
+# Phases that few steps have: their time says nothing about the others.
+RARE_PHASES = ("testing", "validation", "save_checkpoint")
+_HEAD = 256  # bytes that tell whether a file is still the one that was read before
+
+
+@dataclass
+class Step:
+    """A step's number and its metrics, by their own names; a value that was no finite number is NaN."""
+
+    number: int
+    data: dict[str, float] = field(default_factory=dict)
+
+    def get(self, name: str) -> float | None:
+        """The metric called so in NAMES; None where the step has none, NaN where it is no number."""
+        return next((self.data[key] for key in NAMES[name] if key in self.data), None)
+
+    @property
+    def trained(self) -> bool:
+        """Whether this is a training step: before the first one stands a validation alone."""
+        return any(key.startswith(("actor/", "critic/", "timing_s/step", "rollouts/")) for key in self.data)
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase."""
+        names = {key: key.removeprefix("timing_s/") for key in self.data if key.startswith("timing_s/")}
+        return {name: self.data[key] for key, name in names.items() if name != "step"}
+
+
+@dataclass
+class History:
+    """The steps of a run, in order, and what has to be said about its files.
+
+    `response_limit`: tokens of the longest response that the recipe allows. veRL 0.9.1 compares with the
+    longest response of the batch instead, so that its clip ratio alone says nothing.
+    """
+
+    steps: list[Step] = field(default_factory=list)
+    response_limit: int | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def trained(self) -> list[Step]:
+        return [step for step in self.steps if step.trained]
+
+
+def clipped(step: Step, limit: int | None) -> float | None:
+    """Share of responses that ended at the limit; None where the limit or the lengths are not known."""
+    longest, share = step.get("longest response"), step.get("share of longest")
+    if limit is None or longest is None or share is None:
+        return None
+    return share if longest >= limit else 0.0
+
+
+class MetricsReader:
+    """Reads a metrics file as it grows; one that was made anew is read from its start."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._offset, self._line, self._head = 0, 0, b""
+        self.steps: dict[int, Step] = {}
+        self._broken: list[int] = []
+        self._repeated: set[int] = set()
+        self._rest = b""
+
+    def update(self) -> list[Step]:
+        """All steps so far. Raises OSError where the file is not there."""
+        with self.path.open("rb") as file:
+            head = file.read(_HEAD)
+            if head[: len(self._head)] != self._head or file.seek(0, os.SEEK_END) < self._offset:
+                self._start_over()
+            self._head = head
+            file.seek(self._offset)
+            content = self._rest + file.read()
+            self._offset = file.tell()
+        *lines, self._rest = content.split(b"\n")
+        for line in lines:
+            self._add(line)
+        return [self.steps[number] for number in sorted(self.steps)]
+
+    @property
+    def notes(self) -> list[str]:
+        """What was found besides whole lines in order."""
+        found = [f"{self.path.name}, line {line}: unreadable, left out" for line in self._broken]
+        if self._rest.strip():
+            found.append(f"{self.path.name}: the last line is cut off, as by a run that was killed; left out")
+        if self._repeated:
+            first, last = min(self._repeated), max(self._repeated)
+            which = f"step {first}" if first == last else f"steps {first} to {last}"
+            found.append(f"{self.path.name}: {which} stand there twice (a resumed run); the later ones count")
+        return found
+
+    def _add(self, line: bytes) -> None:
+        self._line += 1
+        if not line.strip():
+            return
+        read = _step_of(line)
+        if read is None:
+            self._broken.append(self._line)
+            return
+        number, data = read
+        # A resumed run goes back to its checkpoint: what came after that was not trained from it.
+        if later := [step for step in self.steps if step > number]:
+            self._repeated.update(later)
+            for step in later:
+                del self.steps[step]
+        if number in self.steps and any(key in self.steps[number].data for key in data):
+            self._repeated.add(number)
+        self.steps.setdefault(number, Step(number)).data.update(data)
+
+
+def _step_of(line: bytes) -> tuple[int, dict[str, float]] | None:
+    """Number and metrics of a line: veRL's {"step", "data"}, EasyR1's {"step", ...} with nested names."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    data = record["data"] if isinstance(record.get("data"), dict) else record
+    return record["step"], dict(_flat({k: v for k, v in data.items() if k != "step"}))
+
+
+def _flat(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}/")
+        elif value is None or (isinstance(value, float) and not math.isfinite(value)):
+            yield f"{prefix}{key}", math.nan  # veRL's logger writes NaN as null
+        elif isinstance(value, (int, float)):
+            yield f"{prefix}{key}", float(value)
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Where a run keeps what a report shows. `rollouts` and `validation`: folders, or EasyR1's one file."""
+
+    name: str
+    metrics: Path | None
+    rollouts: Path | None
+    validation: Path | None
+    config: Path | None = None
+
+    @classmethod
+    def find(cls, path: Path, rollouts: Path | None = None, validation: Path | None = None) -> RunFiles:
+        """The files of a run's folder, or of a metrics file or a folder of dumps that stands for a run.
+
+        Raises FileNotFoundError for a path that is not there or holds nothing of a run.
+        """
+        for given in (path, rollouts, validation):
+            if given is not None and not given.exists():
+                raise FileNotFoundError(f"{given}: found nothing there, expected files of a run")
+        folder = path if path.is_dir() else path.parent
+        names = METRICS_FILES if path.is_dir() else (path.name,)
+        metrics = next((folder / name for name in names if (folder / name).is_file()), None)
+        generations = folder / EASYR1_GENERATIONS
+        if validation is None:
+            validation = _folder(folder / "validation") or (generations if generations.is_file() else None)
+        rollouts = rollouts or _folder(folder / "rollouts")
+        if metrics is None and rollouts is None and any(file.stem.isdigit() for file in path.glob("*.jsonl")):
+            rollouts = path  # veRL's `trainer.rollout_data_dir`
+        if metrics is None and rollouts is None and validation is None:
+            raise FileNotFoundError(
+                f"{path}: found no {' or '.join(METRICS_FILES)} and no rollouts, expected a run's folder, "
+                "a metrics file (veRL: tpru/RECIPE.jsonl) or a folder of rollouts"
+            )
+        config = next((folder / name for name in CONFIG_FILES if (folder / name).is_file()), None)
+        name = path.stem if path.is_file() and metrics and path.name not in METRICS_FILES else folder.name
+        return cls(name or str(path), metrics, rollouts, validation, config)
+
+    def settings(self) -> Mapping[str, Any]:
+        """The run's composed recipe; empty where there is none. Raises ValueError for an unreadable one."""
+        if self.config is None:
+            return {}
+        text = self.config.read_text(encoding="utf-8")
+        try:
+            if self.config.suffix == ".json":
+                found = json.loads(text)
+            else:
+                import yaml  # every environment with a trainer has it
+
+                found = yaml.safe_load(text)
+        except Exception as error:  # yaml's errors have a base class of their own
+            raise ValueError(f"{self.config}: {line_of(error)}, expected the recipe of the run") from error
+        return found if isinstance(found, dict) else {}
+
+
+def _folder(path: Path) -> Path | None:
+    return path if path.is_dir() else None
+
+
+def response_limit(settings: Mapping[str, Any]) -> int | None:
+    """`data.max_response_length`, the same key in veRL and EasyR1."""
+    data = settings.get("data")
+    found = data.get("max_response_length") if isinstance(data, Mapping) else None
+    return found if isinstance(found, int) else None
