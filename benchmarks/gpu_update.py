@@ -33,7 +33,7 @@ from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.doctor import memory
 from tpru_verl.doctor.memory import GIB, RESERVE
 from tpru_verl.launch.settings import Settings
-from tpru_verl.models import SHAPES, Shape
+from tpru_verl.shapes import SHAPES, Shape
 
 PROMPTS, SAMPLES, RESPONSE = 32, 5, 400
 

@@ -24,7 +24,7 @@ from tpru_verl.doctor import memory
 from tpru_verl.doctor.memory import GIB, HALF
 from tpru_verl.launch.plan import compose
 from tpru_verl.launch.settings import Settings
-from tpru_verl.models import SHAPES, Shape, shape_of
+from tpru_verl.shapes import SHAPES, Shape, shape_of
 
 # NVIDIA's data sheet of the H100 SXM: dense bf16 operations and bytes of memory a second; bytes a second in
 # one direction of NVLink 4 and of a 400 Gb/s adapter. A node has one adapter a GPU.
@@ -61,19 +61,19 @@ def forward(shape: Shape, tokens: int, *, logits: bool = True) -> float:
     Two for each weight and token. The two products of attention add 4 h s for each layer and token, where h
     is the number of heads times their size; the causal half is not left out.
     """
-    attention = 2 * shape.hidden * shape.head_dim * (shape.heads + shape.kv_heads)
-    weights = shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
-    scores = 4 * shape.layers * shape.heads * shape.head_dim * tokens
+    weights = sum(rows * columns * number for rows, columns, number in shape.matrices)
+    weights += shape.layers * (shape.experts_a_token * shape.expert + shape.experts * shape.hidden)
+    scores = 4 * shape.kv_layers * shape.heads * shape.head_dim * tokens
     return tokens * (2.0 * weights + scores) + 2.0 * logits * tokens * shape.vocabulary * shape.hidden
 
 
 def see(shape: Shape, patches: int) -> float:
     """Operations of the vision tower's forward pass over one image; each patch attends to all."""
     wide, merged = shape.vision_hidden, shape.merge**2 * shape.vision_hidden
-    layer = 4 * wide**2 + 3 * wide * shape.vision_intermediate
+    layer = 4 * wide**2 + (3 if shape.vision_gated else 2) * wide * shape.vision_intermediate
     scores = 4 * shape.vision_layers * wide * patches
     embed = 3 * 2 * shape.patch**2 * wide
-    merger = merged * (merged + shape.hidden) / shape.merge**2
+    merger = (1 + shape.deepstack) * merged * (merged + shape.hidden) / shape.merge**2
     return patches * (2.0 * (shape.vision_layers * layer + embed + merger) + scores)
 
 

@@ -131,9 +131,8 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     check_name(recipe, trainer)
     family = family_of(_easyr1_model(recipe, overrides))
     if family and not trainer.knows(family):
-        raise ValueError(
-            f"{recipe}: found {trainer}, expected EasyR1 {family.easyr1}, which knows {family.name}"
-        )
+        known_by = f"EasyR1 {family.easyr1}" if family.easyr1 else "veRL"
+        raise ValueError(f"{recipe}: found {trainer}, expected {known_by}, which knows {family.name}")
     package = Path(trainers.__file__).parent
     paper = PAPER in overrides
     settings = {

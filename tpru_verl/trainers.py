@@ -40,7 +40,9 @@ class Trainer:
 
     def knows(self, family: Family | None) -> bool:
         """Whether it can train models of this family; of an unknown family only the trainer can tell."""
-        return self.name == VERL or family is None or (self.folder / family.easyr1_file).exists()
+        if self.name == VERL or family is None:
+            return True
+        return bool(family.easyr1) and (self.folder / family.easyr1_file).exists()
 
 
 def find() -> Trainer:

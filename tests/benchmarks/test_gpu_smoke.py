@@ -74,7 +74,7 @@ def test_the_random_model_has_the_shape_and_answers_to_pictures(small: Path) -> 
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from tpru_verl.models import shape_of
+    from tpru_verl.shapes import shape_of
 
     update = import_module("gpu_update")
     assert shape_of(str(small / "model")) == update.SMALL
@@ -96,7 +96,7 @@ def test_an_update_is_shown_beside_its_estimate(small: Path, tmp_path: Path) -> 
     from verl.utils.config import validate_config
 
     from tpru_verl import recipes
-    from tpru_verl.models import SHAPES
+    from tpru_verl.shapes import SHAPES
 
     update = import_module("gpu_update")
     for gpus in (1, 8):

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("verl")
-from tpru_verl.models import SHAPES, Shape
+from tpru_verl.shapes import SHAPES, Shape
 
 
 @pytest.fixture

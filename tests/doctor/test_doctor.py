@@ -16,7 +16,7 @@ from tpru_verl.doctor import machine, memory, prompts, recipe
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.probe import Device, Probe, probe
 from tpru_verl.launch.settings import KEYS, Settings
-from tpru_verl.models import SHAPES
+from tpru_verl.shapes import SHAPES
 from tpru_verl.trainers import Trainer
 
 GIB = 1024**3

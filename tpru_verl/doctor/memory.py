@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from tpru_verl import trainers
-from tpru_verl.models import Shape
+from tpru_verl.shapes import Shape
 
 if TYPE_CHECKING:
     from tpru_verl.launch.settings import Settings

@@ -19,7 +19,7 @@ from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import Settings
-from tpru_verl.models import Shape, shape_of
+from tpru_verl.shapes import Shape, shape_of
 
 GIB = 1024**3
 # Keys under `data` that are ours, or that veRL reads without having a default for them.
