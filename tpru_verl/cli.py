@@ -172,6 +172,41 @@ def score(
         write_json(json_file, work.summary(tallies))
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tpru report outputs/tpru_7b-20260701-120000`\n\n"
+    "- `tpru report tpru/tpru_7b.jsonl --rollouts rollouts --text`\n\n"
+    "- `tpru report RUN1 RUN2 --out both.html`"
+)
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="A run's folder, or a metrics file of veRL or EasyR1. Several are laid over each other.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="The page. Default: report.html in the folder of the first run.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text", help="Print the report and write no page.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Renew the report while the run goes on.")] = False,
+    rollouts: Annotated[
+        Path | None, typer.Option(help="veRL's rollout_data_dir, where it is outside of RUN.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="veRL's validation_data_dir, where it is outside of RUN.")
+    ] = None,
+) -> None:
+    """Show a run: alarms, curves, grades by task and scene, time, memory, and responses with their pictures.
+
+    Writes one HTML file that needs no network, and a PNG of each curve in a folder beside it.
+    """
+    from tpru_verl.runs import commands as work
+
+    work.report(runs, out, text=text, watch=watch, rollouts=rollouts, validation=validation)
+
+
 def main() -> None:
     """Entry point. A mistake of the user is one line, or one for each finding, and exit code 1."""
     try:
@@ -186,8 +221,8 @@ def main() -> None:
         sys.exit("tpru: " + "\n".join(map(visible, lines)))
 
 
-# The extra that brings what a command imports; `eval` and `build` alone need no trainer.
-_EXTRAS = {"build": "build", "data": "build", "eval": "eval"}
+# The extra that brings what a command imports, where it needs no trainer.
+_EXTRAS = {"build": "build", "data": "build", "eval": "eval", "report": "report"}
 _WITH_TRAINERS = (
     "omegaconf",
     "psutil",

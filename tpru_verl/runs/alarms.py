@@ -24,6 +24,7 @@ LEAST_ENTROPY = 0.1  # of that of the first WINDOW steps
 EXPLOSION = 10  # times the median of the steps before
 FLOORS = {"KL loss": 1.0, "policy KL": 0.1, "gradient norm": 0.0}  # below them many times little is little
 LEAST_BEFORE = 10  # steps that a median needs
+MOST_BEFORE = 100  # steps before that a median is taken over
 LEAST_AGREEMENT = 0.95  # correlation of the probabilities of rollout engine and trainer
 GROWING_STEPS = 20
 LEAST_GROWTH = 0.5  # GB over GROWING_STEPS
@@ -141,7 +142,7 @@ def _explodes(*names: str) -> Callable[[History], Found]:
                 if math.isnan(value):
                     yield step.number, f"{name}: found no number (NaN)"
                     continue
-                usual = median(map(abs, before)) if len(before) >= LEAST_BEFORE else math.inf
+                usual = median(map(abs, before[-MOST_BEFORE:])) if len(before) >= LEAST_BEFORE else math.inf
                 if abs(value) > max(EXPLOSION * usual, FLOORS[name]):
                     yield step.number, f"{name} {value:.3g}, {usual:.3g} is usual"
                 before.append(value)
@@ -182,11 +183,10 @@ def _memory_grows(history: History) -> Found:
 def _slow(history: History) -> Found:
     before: list[float] = []
     for step in history.trained:
-        whole = step.get("seconds")
-        if whole is None or math.isnan(whole):
+        seconds = step.usual_seconds
+        if seconds is None:
             continue
-        seconds = whole - sum(step.phases.get(phase, 0.0) for phase in RARE_PHASES)
-        if len(before) >= LEAST_BEFORE_SLOW and seconds > SLOW * (usual := median(before)):
+        if len(before) >= LEAST_BEFORE_SLOW and seconds > SLOW * (usual := median(before[-MOST_BEFORE:])):
             phases = {name: time for name, time in step.phases.items() if name not in RARE_PHASES}
             longest = max(phases, key=lambda name: phases[name], default="")
             most = f", {phases[longest]:.1f} s of it {longest}" if longest else ""

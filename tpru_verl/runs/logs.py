@@ -69,6 +69,19 @@ class Step:
         names = {key: key.removeprefix("timing_s/") for key in self.data if key.startswith("timing_s/")}
         return {name: self.data[key] for key, name in names.items() if name != "step"}
 
+    @property
+    def whole_seconds(self) -> float | None:
+        """Seconds with all phases: veRL 0.9.1 times validation beside the step, EasyR1 within it."""
+        seconds = self.get("seconds")
+        return None if seconds is None or math.isnan(seconds) else max(seconds, sum(self.phases.values()))
+
+    @property
+    def usual_seconds(self) -> float | None:
+        """Seconds without the phases that few steps have."""
+        whole = self.whole_seconds
+        rare = sum(self.phases.get(phase, 0.0) for phase in RARE_PHASES)
+        return None if whole is None else whole - rare
+
 
 @dataclass
 class History:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -145,7 +146,7 @@ def _read_log(path: Path) -> Iterator[Rollout]:
 
 @dataclass(frozen=True)
 class Graded:
-    """A rollout's grades without its text; `index` is its place in the file, from 0."""
+    """A rollout's grades without its response; `index` is its place in the file, from 0."""
 
     index: int
     task: str
@@ -156,6 +157,7 @@ class Graded:
     format: float
     parsed: str | None
     answer: str
+    prompt: str  # one object for all responses of a prompt
 
 
 def graded(rollouts: Iterable[Rollout]) -> Iterator[Graded]:
@@ -172,6 +174,7 @@ def graded(rollouts: Iterable[Rollout]) -> Iterator[Graded]:
             found.format,
             found.parsed,
             rollout.answer,
+            sys.intern(rollout.prompt),
         )
 
 

@@ -1,0 +1,203 @@
+"""`tpru report`: whole pages, honest about what is not there, and safe whatever a model answered."""
+
+import html
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.runs import dump, metrics_line
+
+from tpru_verl import cli
+from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.runs.logs import RunFiles
+from tpru_verl.runs.report import Report, write_report
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("scipy")
+
+ATTACK = "</code><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 7 }} \x1b[31m $x^2$"
+STEPS = 12
+
+
+def write_run(folder: Path, *, said: str = "", seed: int = 0) -> Path:
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(metrics_line(n) for n in range(1, STEPS + 1)))
+    for step in range(1, STEPS + 1):
+        dump(folder / f"rollouts/{step}.jsonl", step, right=0.5, said=said, seed=seed)
+    return folder
+
+
+def write_rows(folder: Path) -> None:
+    """Rows of three scenes, and two validations of them: all wrong, then all right."""
+    made = make_rows(24, seed=1)
+    rows = [replace(row, problem=f"Episode {i}. {row.problem}") for i, row in enumerate(made)]
+    write_parquet(rows, folder / "rows.parquet")
+    recipe = {
+        "actor_rollout_ref": {},
+        "data": {"train_files": str(folder / "rows.parquet"), "val_files": None},
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    (folder / "validation").mkdir()
+    for step, right in ((1, False), (STEPS, True)):
+        lines: list[str] = []
+        for i, row in enumerate(rows):
+            said = row.answer if right else next(letter for letter in "AB" if letter != row.answer)
+            prompt = f"user\n{row.problem.replace('<image>', '')}\nassistant\n"
+            answer = {
+                "input": prompt,
+                "output": f"<answer>{said}</answer>",
+                "gts": row.answer,
+                "score": right,
+            }
+            lines.append(json.dumps(answer | {"step": step, "uid": f"{step}{i}_0_0"}) + "\n")
+        (folder / f"validation/{step}.jsonl").write_text("".join(lines))
+
+
+def page_of(*folders: Path) -> str:
+    out = folders[0] / "report.html"
+    write_report([Report(RunFiles.find(folder)) for folder in folders], out)
+    return out.read_text()
+
+
+def words_of(page: str) -> str:
+    body = re.sub(r"<(script|style).*?</\1>", " ", page.partition("<body>")[2], flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", body)).split())
+
+
+def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    page = page_of(folder)
+    assert "default-src 'none'" in page
+    links = re.findall(r'(?:src|srcset|href)="([^"]*)"', page)
+    assert all(link.startswith(("data:", "#")) for link in links)
+    assert {"reward.png", "agreement.png"} <= {file.name for file in (folder / "report").iterdir()}
+    assert not re.search(r"#[0-9a-f]{6}", "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)))
+    words = words_of(page)
+    assert "12 training steps" in words
+    assert "No alarm" in words
+    assert "Best responses: 4 of 48" in words  # the last quarter: 3 steps of 16 responses to 4 prompts
+
+
+def tpru(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    """The exit code of `tpru report ...`, or the text that it ends with."""
+    monkeypatch.setattr(sys, "argv", ["tpru", "report", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code
+
+
+def test_what_a_model_answers_stays_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = page_of(write_run(tmp_path / "run $x$ <b>", said=ATTACK))
+    assert page.count("<script") == 1  # our own
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "\x1b" not in page
+    words = words_of(page)
+    assert "<script>alert(1)</script>" in words
+    assert "{{ 7 * 7 }}" in words
+    assert r"\x1b[31m" in words
+    assert tpru(monkeypatch, tmp_path / "run $x$ <b>", "--text") == 0
+    shown = capsys.readouterr().out
+    assert r"\x1b[31m" in shown
+    assert "\x1b" not in shown
+
+
+def test_rows_are_found_again_with_scene_and_pictures(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_rows(folder)
+    report = Report(RunFiles.find(folder))
+    validated, trained = report.grades
+    assert {line.name: line.accuracy.mean for line in validated.by_task}["all"] == 1.0
+    assert [line.before.mean for line in validated.by_task if line.before] == [0.0] * len(validated.by_task)
+    assert sum(line.accuracy.n for line in validated.by_scene if line.name != "all") == 24
+    assert not trained.by_scene  # of rows that are not in the data
+    became = next(section for section in report.sections if section.title == "Became right")
+    assert became.of == 24
+    assert all(row.scene and row.id for row in became.rows)
+    pictures = [piece.picture for row in became.rows for piece in row.row.question if piece.tagged]
+    assert pictures
+    assert all(pictures)
+    assert [said.right for said in became.rows[0].said] == [False, True]
+
+
+def test_rows_of_one_text_are_told_apart_by_the_place_that_was_noted(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_rows(folder)
+    row = replace(make_rows(1, seed=1)[0], problem="Episode 0. Which one?", answer="A")
+    write_parquet([row, replace(row, row_id="second", scene="elsewhere")], folder / "rows.parquet")
+    for step in (1, STEPS):
+        answer = {
+            "input": "user\nEpisode 0. Which one?\n",
+            "output": "A",
+            "gts": "A",
+            "score": 1,
+            "step": step,
+        }
+        (folder / f"validation/{step}.jsonl").write_text(json.dumps(answer | {"uid": f"u{step}_0_0"}) + "\n")
+    assert not Report(RunFiles.find(folder)).grades[0].by_scene
+    place = f"{folder / 'rows.parquet'} row 1"
+    noted = "".join(json.dumps({"uid": f"u{step}", "place": place}) + "\n" for step in (1, STEPS))
+    (folder / "validation/rows-1.jsonl").write_text(noted + '{"uid": "cut of')
+    assert [line.name for line in Report(RunFiles.find(folder)).grades[0].by_scene] == ["elsewhere"]
+
+
+def test_what_is_not_recorded_is_said_with_what_records_it(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    line = {
+        "step": 1,
+        "data": {"critic/score/mean": 0.5, "val-core/tpru/next_frame_prediction/acc/mean@1": 0.5},
+    }
+    (folder / "tpru_7b.jsonl").write_text(json.dumps(line) + "\n")
+    report = Report(RunFiles.find(folder / "tpru_7b.jsonl"))
+    write_report([report], folder / "out.html")
+    words = words_of((folder / "out.html").read_text())
+    assert "entropy ( actor_rollout_ref.actor.calculate_entropy=true records it)" in words
+    assert "no recipe beside the metrics" in words
+    assert "Accuracy in validation" in words
+
+
+def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, seed=seed) for seed, name in enumerate(("first", "second"))]
+    page = page_of(*folders)
+    words = words_of(page)
+    for title in ("Reward", "Accuracy in training: temporal reordering"):
+        assert f"{title} " in words
+    assert words.count("first second") > 10  # the names below each curve's title
+    assert "first: First Last second: First Last" in words
+
+
+def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    report = Report(RunFiles.find(folder))
+    assert not report.renew()
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(metrics_line(STEPS + 1, training__rollout_actor_probs_pearson_corr=0.5))
+    assert report.renew()
+    assert [alarm.name for alarm in report.alarms] == ["disagreement"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none"], "none: found nothing there"),
+        (["."], "found no metrics.jsonl or experiment_log.jsonl and no rollouts"),
+        (["empty.jsonl"], "empty.jsonl: found no step"),
+        (["run", "run", "--rollouts", "run/rollouts"], "found 2 runs, expected one with --rollouts"),
+        (["run", "--text", "--out", "x.html"], "found --text and --out"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "empty.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    ended = str(tpru(monkeypatch, *arguments))
+    assert said in ended
+    assert "\n" not in ended

@@ -1,0 +1,50 @@
+"""`tpru report`: pages or text from the files of runs, once or again and again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tpru_verl.runs.logs import RunFiles
+from tpru_verl.runs.report import Report, write_report
+from tpru_verl.runs.text import texts
+from tpru_verl.terminal import messages, results
+
+LOOK = 10.0  # seconds between two looks of --watch
+
+
+def report(
+    runs: Sequence[Path],
+    out: Path | None,
+    *,
+    text: bool,
+    watch: bool,
+    rollouts: Path | None,
+    validation: Path | None,
+) -> None:
+    """Raises FileNotFoundError or ValueError for what is no run, or has no step yet."""
+    if len(runs) > 1 and (rollouts or validation):
+        raise ValueError(f"found {len(runs)} runs, expected one with --rollouts or --validation")
+    if text and out is not None:
+        raise ValueError("found --text and --out, expected one of them: --text writes no page")
+    reports = [Report(RunFiles.find(run, rollouts, validation)) for run in runs]
+    page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
+    _show(reports, page, text)
+    while watch:
+        time.sleep(LOOK)
+        renewed = [report.renew() for report in reports]  # each of them
+        if any(renewed):
+            _show(reports, page, text)
+
+
+def _show(reports: Sequence[Report], page: Path, text: bool) -> None:
+    if text:
+        console = results()
+        for part in texts(reports):
+            console.print(part, soft_wrap=not hasattr(part, "columns"))
+        return
+    write_report(reports, page)
+    alarms = [alarm.name for report in reports for alarm in report.alarms]
+    messages.print(f"alarms: {', '.join(alarms) or 'none'}", highlight=False, soft_wrap=True)
+    results().print(str(page), highlight=False, soft_wrap=True)

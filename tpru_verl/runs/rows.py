@@ -1,0 +1,171 @@
+"""The rows that a run's responses answer: their scenes and pictures, found again in the run's data files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tpru_verl.sample import IMAGE_TAG
+from tpru_verl.terminal import line_of
+
+if TYPE_CHECKING:
+    from tpru_verl.data.source.forms import Source
+    from tpru_verl.data.source.rows import Row
+    from tpru_verl.data.view import ShownText
+
+SIDE = 224  # pixels of a thumbnail
+PROMPT_ROWS = "rows-*.jsonl"  # in a folder of rollouts: which row each prompt was made from
+_SEARCHES = 20  # through all rows, for prompts that are wrapped otherwise than those before
+
+Place = tuple[str, int]  # a row's file and its number in it
+
+
+@dataclass(frozen=True)
+class KnownRow:
+    place: Place
+    id: str
+    scene: str
+    source: str  # what it was cut from
+
+
+class RunRows:
+    """The rows of a run's data files, found by the place that our agent loop notes, else by their text.
+
+    A dump names no row. The text of its prompt without images and spaces holds that of the row; several rows
+    may have the same text and answer, and are then not told apart.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], dumps: Iterable[Path | None] = ()) -> None:
+        self.notes: list[str] = []
+        self._sources: list[Source] = []
+        self._by_text: dict[tuple[str, str], list[KnownRow]] = {}
+        self._by_place: dict[str, KnownRow] = {}
+        self._wraps: list[tuple[str, str]] = []  # what stands before and after a row's text in a prompt
+        self._searches = _SEARCHES
+        self._places = _noted_places(folder for folder in dumps if folder is not None and folder.is_dir())
+        self.ambiguous = 0
+        if not settings:
+            self.notes.append("no recipe beside the metrics: rows, scenes and pictures are not known")
+            return
+        for name, keys in _data_files(settings):
+            try:
+                self._read(name, keys)
+            except (OSError, ValueError) as error:
+                self.notes.append(f"{line_of(error)}: rows of this file are shown without scene and pictures")
+
+    def _read(self, name: str, keys: Any) -> None:
+        from tpru_verl.data.source.forms import Source
+        from tpru_verl.data.source.rows import read_rows
+
+        source = Source.open(name, keys=keys)
+        self._sources.append(source)
+        for unit in source.units:
+            form = source.form(unit)
+            if form.kind != "vlmevalkit":
+                form = replace(
+                    form, images=form.problem
+                )  # pictures are most of a file, and not looked at here
+            for row in read_rows(unit, form):
+                known = KnownRow((row.file, row.number), row.row_id, row.field("scene"), row.source_id)
+                self._by_place[row.place] = known
+                key = _squeezed(str(row.problem)), str(row.answer).strip()
+                self._by_text.setdefault(key, []).append(known)
+
+    def find(self, prompt: str, answer: str, group: str) -> KnownRow | None:
+        """The row that a prompt was made from; None where it is not known, or is one of several.
+
+        `group`: as in `Graded`, a step and veRL's id of the prompt.
+        """
+        noted = self._places.get(group.rpartition("/")[2])
+        if noted is not None and noted in self._by_place:
+            return self._by_place[noted]
+        text = _squeezed(prompt)
+        found = self._named(text, answer) or self._searched(text, answer)
+        self.ambiguous += len(found) > 1
+        return found[0] if len(found) == 1 else None
+
+    def _named(self, text: str, answer: str) -> list[KnownRow]:
+        for before, after in self._wraps:
+            if text.startswith(before) and text.endswith(after):
+                middle = text[len(before) : len(text) - len(after)]
+                if found := self._by_text.get((middle, answer)):
+                    return found
+        return []
+
+    def _searched(self, text: str, answer: str) -> list[KnownRow]:
+        if self._searches == 0:
+            return []
+        self._searches -= 1
+        best = max(
+            (key for key in self._by_text if key[0] and key[1] == answer and key[0] in text),
+            key=lambda key: len(key[0]),
+            default=None,
+        )
+        if best is None:
+            return []
+        before, _, after = text.partition(best[0])
+        self._wraps.append((before, after))
+        return self._by_text[best]
+
+    def shown(self, places: Iterable[Place]) -> dict[Place, ShownText]:
+        """Text and pictures of rows, for the macro `row_of` of the gallery; unreadable ones are left out."""
+        from tpru_verl.data.source.rows import read_rows
+
+        wanted = set(places)
+        found: dict[Place, ShownText] = {}
+        for source in self._sources:
+            for unit in source.units:
+                if not any(_holds(unit, place) for place in wanted):
+                    continue
+                for row in read_rows(unit, source.form(unit)):
+                    if (row.file, row.number) in wanted:
+                        found[row.file, row.number] = _shown(row)
+        return found
+
+
+def _holds(unit: Any, place: Place) -> bool:
+    file, number = place
+    inside = unit.first <= number and (unit.rows is None or number < unit.first + unit.rows)
+    return unit.part.name == file and inside
+
+
+def _shown(row: Row) -> ShownText:
+    from tpru_verl.data.view import picture_of, shown_text
+
+    try:
+        pictures = [picture_of(image, SIDE) for image in row.images()]
+    except Exception:  # a picture may be broken in ways of many kinds, and its place stays empty
+        pictures = []
+    return shown_text(str(row.problem), pictures)
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.replace(IMAGE_TAG, "").split())
+
+
+def _noted_places(folders: Iterable[Path]) -> dict[str, str]:
+    """veRL's id of a prompt -> "FILE row N", from the files that our agent loop writes."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for file in folder.glob(PROMPT_ROWS):
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    record = json.loads(line)
+                    found[record["uid"]] = record["place"]
+                except (ValueError, TypeError, KeyError):  # cut off by a kill
+                    continue
+    return found
+
+
+def _data_files(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The run's training and validation files with the names of their columns."""
+    from tpru_verl import trainers
+    from tpru_verl.launch.settings import Settings
+
+    trainer = trainers.VERL if "actor_rollout_ref" in settings else trainers.EASYR1
+    read = Settings(trainer, settings)
+    names = dict.fromkeys(name for key in ("train_files", "val_files") for name in read.files(key) if name)
+    return [(name, read.row_keys) for name in names]
