@@ -89,7 +89,7 @@ class Step:
     update: float
     gathering: float  # share of the two above that waits for collectives
     per_gpu: int
-    cache_tokens: int
+    at_once: int  # sequences in a replica's cache; below 1 where none fits
     host: int  # bytes of the node's own memory
 
     @property
@@ -100,7 +100,7 @@ class Step:
 
     @property
     def bottleneck(self) -> str:
-        if self.per_gpu > GPU_BYTES or self.cache_tokens <= 0:
+        if self.per_gpu > GPU_BYTES or self.at_once < 1:
             return "does not fit"
         compute = self.reference + self.update - self.gathering
         parts = {
@@ -141,16 +141,18 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
     trajectories, length = prompts * n, prompt + rows.response
     found = memory.estimate(recipe, shape, prompt_tokens=prompt)
     use = cast("float", recipe["gpu_memory"])
-    capacity = found.cache_tokens(GPU_BYTES, use)
+    capacity = found.sequences(GPU_BYTES, use, length)
 
     replicas = max(1, world // tensor_parallel)
     sequences = trajectories / replicas
     vision = rows.images * see(shape, rows.patches(recipe, shape))
     prefill = prompts / replicas * (forward(shape, prompt, logits=False) + vision)
-    at_once = min(sequences, max(1, capacity / length), 1024)
+    at_once = min(sequences, max(1, capacity), 1024)
     steps = sequences / at_once * rows.response
     tail = max(0, recipe.integer("response_length") - rows.response)  # the longest response, nearly alone
-    bytes_read = HALF * shape.parameters + at_once * length * memory.kv_bytes(shape)
+    bytes_read = HALF * shape.parameters + at_once * (
+        length * memory.kv_bytes(shape) + memory.state_bytes(shape)
+    )
     reading = bytes_read / (tensor_parallel * HBM * DECODING)
     computing = at_once * forward(shape, 1) / (tensor_parallel * PEAK * PREFILL)
     alone = HALF * shape.parameters / (tensor_parallel * HBM * DECODING)
@@ -176,7 +178,7 @@ def step_of(recipe: Settings, shape: Shape, rows: Rows) -> Step:
         update=passes * max(train, exchange),
         gathering=passes * (looks * max(0.0, gather - look) + max(0.0, exchange - train)),
         per_gpu=max(found.update, found.rollout(GPU_BYTES, use)),
-        cache_tokens=capacity,
+        at_once=capacity,
         host=found.host,
     )
 

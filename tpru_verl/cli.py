@@ -119,11 +119,16 @@ def train(
 @app.command(
     epilog="Examples:\n\n"
     "- `tpru doctor`\n\n"
-    "- `tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`"
+    "- `tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
+    "- `tpru doctor --gpu-memory 24 --recipe tpru_qwen3vl_4b trainer.n_gpus_per_node=1`"
 )
 def doctor(
     overrides: Overrides = None,
     recipe: Annotated[str | None, typer.Option(help="Check a run of this recipe, too.")] = None,
+    gpu_memory: Annotated[
+        float,
+        typer.Option(min=0, help="GiB of a GPU that the run is to fit. Default: this machine's, else 80."),
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
 ) -> None:
     """Say what is installed, whether it works together, and whether a run would start.
@@ -137,9 +142,10 @@ def doctor(
     from tpru_verl import doctor as work
     from tpru_verl.terminal import results
 
-    if overrides and recipe is None:
-        raise ValueError(f"found {overrides[0]!r} and no recipe, expected --recipe NAME before it")
-    lines = work.examine(recipe, overrides or [])
+    if recipe is None and (overrides or gpu_memory):
+        found = repr(overrides[0]) if overrides else "--gpu-memory"
+        raise ValueError(f"found {found} and no recipe, expected --recipe NAME before it")
+    lines = work.examine(recipe, overrides or [], gpu_memory)
     if as_json:
         typer.echo(json.dumps([asdict(line) for line in lines], indent=1))
     else:

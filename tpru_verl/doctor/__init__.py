@@ -20,11 +20,14 @@ __all__ = ["Check", "examine", "table", "verdict"]
 _STYLE = {OK: "green", WARN: "yellow", FAIL: "bold red"}
 
 
-def examine(recipe: str | None, overrides: Sequence[str]) -> list[Check]:
-    """All lines: of the machine, and with a recipe those of the run that it would start."""
+def examine(recipe: str | None, overrides: Sequence[str], gpu_memory: float = 0) -> list[Check]:
+    """All lines: of the machine, and with a recipe those of the run that it would start.
+
+    `gpu_memory`: GiB of each GPU in the estimate of memory; 0 stands for the GPUs of this machine.
+    """
     lines, seen = machine_lines(needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu")
     if recipe is not None:
-        lines += recipe_lines(recipe, overrides, seen)
+        lines += recipe_lines(recipe, overrides, seen, gpu_memory)
     return lines
 
 

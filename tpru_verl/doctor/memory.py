@@ -24,11 +24,11 @@ RESERVE = 3 * GIB
 # Bytes a parameter. FSDP keeps fp32 weights, as both trainers load them; with fp32 gradients and Adam's two
 # moments the 16 of Rajbhandari et al. 2020 (ZeRO), section 3.1.
 WEIGHT, GRADIENT, ADAM, HALF = 4, 4, 8, 2
-# PyTorch's AdamW builds the square roots of the second moments in fp32, unless it is fused.
-ADAM_STEP = 4
 # Bytes of a logit: bf16, its gradient, one fp32 copy for the log-probabilities. Without packing veRL copies
 # the logits of each sequence together, which is a bf16 copy and its gradient more.
 LOGIT, LOGIT_UNPACKED = 2 + 2 + 4, 2 + 2 + 4 + 2 + 2
+# Tokens whose logits veRL's fused kernels have at once (0.9.1, `utils/experimental/torch_functional.py`).
+FUSED_TOKENS = 512
 
 
 def patch_bytes(shape: Shape) -> int:
@@ -37,8 +37,14 @@ def patch_bytes(shape: Shape) -> int:
 
 
 def kv_bytes(shape: Shape) -> int:
-    """Of vLLM's cache for one token, in bf16: keys and values of every layer."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * HALF
+    """Of vLLM's cache for one token, in bf16: keys and values of each layer with full attention."""
+    return 2 * shape.kv_layers * shape.kv_heads * shape.head_dim * HALF
+
+
+def state_bytes(shape: Shape) -> int:
+    """Of vLLM's cache for one sequence of any length: the states of linear attention, in fp32."""
+    net = shape.delta_net
+    return net.layers * net.state * WEIGHT if net else 0
 
 
 def activation_bytes(shape: Shape, tokens: int, *, checkpointing: bool = True) -> int:
@@ -46,11 +52,30 @@ def activation_bytes(shape: Shape, tokens: int, *, checkpointing: bool = True) -
 
     A layer in full after Korthikanti et al. 2022 (Reducing Activation Recomputation), section 4.1, without
     the scores, which FlashAttention does not keep: 11 h for attention, 4 h for norms, and for a gated MLP
-    2 h + 8 i, in bf16 as there.
+    2 h + 8 i, in bf16 as there. A layer with linear attention is counted the same.
     """
-    layer = 17 * shape.hidden + 8 * shape.intermediate * max(1, shape.experts_a_token)
+    wide = shape.intermediate * max(1, shape.experts_a_token) + shape.shared_intermediate
+    layer = 17 * shape.hidden + 8 * wide
     kept = shape.layers * HALF * shape.hidden + layer if checkpointing else shape.layers * layer
     return tokens * kept
+
+
+def adapter_parameters(recipe: Settings, shape: Shape) -> int:
+    """Of LoRA on the linear modules of the language model; 0 where all weights are trained.
+
+    An adapter of rank r of a module from a to b numbers has r (a + b) parameters. With `all-linear` PEFT
+    leaves out the head; adapters of the vision tower, which a recipe may ask for, are not counted.
+    """
+    rank = recipe.integer("lora_rank")
+    return rank * sum((rows + columns) * number for rows, columns, number in shape.matrices)
+
+
+def gathered_bytes(shape: Shape) -> int:
+    """Of the weights that FSDP has gathered in bf16 beside the logits: the head, and the last layer, which
+    the backward pass needs next. veRL 0.9.1 shards layer by layer (`apply_fsdp2`)."""
+    words = shape.vocabulary * shape.hidden
+    layers = shape.parameters - shape.vision_parameters - words * (1 if shape.tied else 2)
+    return HALF * (words + layers // shape.layers)
 
 
 @dataclass(frozen=True)
@@ -58,27 +83,34 @@ class Estimate:
     """Bytes. `update` and `rollout` are the peaks of one GPU in the two phases; vLLM sleeps in the first."""
 
     parameters: int
+    trained: int  # parameters; those of the adapters alone with LoRA
     states: int  # of the actor on one GPU in the update: weights, gradients, moments of Adam
     resident: int  # the part of the states that stays on the GPU beside vLLM
+    syncing: int  # the part of the states that is there while vLLM gets its weights
+    gathered: int  # weights that come from the shards for a moment
     activations: int
     logits: int
     adam_step: int  # temporaries of the optimizer's step, when activations and logits are gone
     vllm_weights: int  # on one GPU
-    kv_token: int  # of vLLM's cache, on one GPU
+    kv_token: int  # of vLLM's cache for a token, on one GPU
+    kv_sequence: int  # of vLLM's cache for a sequence of any length, on one GPU
     host: int  # of one node
     checkpoint: int  # on disk
 
     @property
     def update(self) -> int:
-        return self.states + max(self.activations + self.logits, self.adam_step) + RESERVE
+        return self.states + max(self.gathered + self.activations + self.logits, self.adam_step) + RESERVE
 
     def rollout(self, gpu: int, utilization: float) -> int:
         """Of a GPU with `gpu` bytes, when vLLM takes the share `utilization` of them."""
-        return self.resident + int(gpu * utilization)
+        syncing = self.syncing + self.vllm_weights + RESERVE
+        return max(self.resident + int(gpu * utilization), syncing)
 
-    def cache_tokens(self, gpu: int, utilization: float) -> int:
-        """Tokens in vLLM's cache on a GPU with `gpu` bytes; below 0 where not even its weights fit."""
-        return (int(gpu * utilization) - self.vllm_weights - RESERVE) // self.kv_token
+    def sequences(self, gpu: int, utilization: float, tokens: int) -> int:
+        """Sequences of that many tokens in vLLM's cache on a GPU with `gpu` bytes; below 0 without room for
+        its weights."""
+        room = int(gpu * utilization) - self.vllm_weights - RESERVE
+        return room // (tokens * self.kv_token + self.kv_sequence)
 
 
 def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estimate:
@@ -87,24 +119,45 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estim
 
     Offloading moves states to the host for the rollout. Both trainers fetch them back for the update, so its
     peak stays the same (read in veRL 0.9.1, `workers/engine/fsdp`, and EasyR1, `workers/fsdp_workers.py`).
+    With `offload_policy` FSDP2 keeps them on the host in the update, too, and Adam steps there.
+
+    With LoRA the frozen weights have neither gradients nor moments, and the actor without its adapters is the
+    reference. veRL casts the adapters to the type of the weights.
     """
-    size, world = shape.parameters, recipe.world
+    size, world, adapters = shape.parameters, recipe.world, adapter_parameters(recipe, shape)
+    weight, trained = weight_bytes(recipe), adapters or size
+    weights, moments = weight * (size + adapters) // world, 2 * weight * trained // world
     sequence = (prompt_tokens or recipe.integer("prompt_length")) + recipe.integer("response_length")
     tokens = sequence * max(1, recipe.integer("micro_batch"))
+    with_logits = min(tokens, FUSED_TOKENS) if recipe["fused_kernels"] else tokens
     tensor_parallel = max(1, recipe.integer("tensor_parallel"))
-    on_gpu = (0 if recipe["params_offload"] else WEIGHT) + (0 if recipe["optimizer_offload"] else ADAM)
+    streamed = bool(recipe["offload_policy"])
+    resident = (0 if recipe["params_offload"] else weights) + (0 if recipe["optimizer_offload"] else moments)
+    # veRL loads a model with adapters as a whole to hand its weights to vLLM, any other tensor by tensor.
+    loaded = weights if adapters and recipe["params_offload"] else 0
     return Estimate(
         parameters=size,
-        states=size * (WEIGHT + GRADIENT + ADAM) // world,
-        resident=size * on_gpu // world,
+        trained=trained,
+        states=0 if streamed else weights + moments + weight * trained // world,
+        resident=0 if streamed else resident,
+        syncing=0 if streamed else resident + loaded,
+        gathered=gathered_bytes(shape),
         activations=activation_bytes(shape, tokens, checkpointing=bool(recipe["gradient_checkpointing"])),
-        logits=tokens * shape.vocabulary * (LOGIT if recipe["remove_padding"] else LOGIT_UNPACKED),
-        adam_step=0 if _fused(recipe) else size * ADAM_STEP // world,
-        vllm_weights=size * HALF // tensor_parallel,
+        logits=with_logits * shape.vocabulary * (LOGIT if recipe["remove_padding"] else LOGIT_UNPACKED),
+        # PyTorch's AdamW builds the square roots of the second moments, unless it is fused.
+        adam_step=0 if streamed or _fused(recipe) else weight * trained // world,
+        vllm_weights=(size + adapters) * HALF // tensor_parallel,
         kv_token=max(1, kv_bytes(shape) // tensor_parallel),
+        kv_sequence=state_bytes(shape) // tensor_parallel,
         host=_host(recipe, shape),
-        checkpoint=size * (WEIGHT + ADAM),
+        checkpoint=weight * (size + adapters + 2 * trained),
     )
+
+
+def weight_bytes(recipe: Settings) -> int:
+    """Of a weight in the actor. Gradients and moments are of its type."""
+    half = recipe["model_dtype"] in ("bf16", "bfloat16", "fp16", "float16")
+    return HALF if half else WEIGHT
 
 
 def _fused(recipe: Settings) -> bool:
@@ -119,13 +172,26 @@ def _host(recipe: Settings, shape: Shape) -> int:
     With veRL the samples of a prompt share its pixels (docs/patches.md, `one_copy_in_transfer`); EasyR1 keeps
     them once a sample.
     """
-    size, nodes = shape.parameters, max(1, recipe.integer("nodes"))
-    offloaded = (WEIGHT if recipe["params_offload"] else 0) + (ADAM if recipe["optimizer_offload"] else 0)
-    # EasyR1 loads the reference in bf16, veRL as the actor.
-    reference = (WEIGHT if recipe.trainer == trainers.VERL else HALF) if recipe["kl_loss"] else 0
+    size, nodes, adapters = (
+        shape.parameters,
+        max(1, recipe.integer("nodes")),
+        adapter_parameters(recipe, shape),
+    )
+    weight, trained = weight_bytes(recipe), adapters or size
+    weights, moments = weight * (size + adapters), 2 * weight * trained
+    if recipe["offload_policy"]:
+        offloaded = weights + moments + weight * trained
+    else:
+        offloaded = (weights if recipe["params_offload"] else 0) + (
+            moments if recipe["optimizer_offload"] else 0
+        )
+    # EasyR1 loads the reference in bf16, veRL as the actor; with adapters the actor is its own reference.
+    reference = size * (WEIGHT if recipe.trainer == trainers.VERL else HALF)
+    if adapters or not recipe["kl_loss"]:
+        reference = 0
     replicas = recipe.world // max(1, recipe.integer("tensor_parallel"))
     pixels = cast(int, recipe["max_pixels"] or 0)
     patches = pixels // shape.patch**2 * max(1, recipe.integer("limit_images"))
     copies = 1 if recipe.trainer == trainers.VERL else max(1, recipe.integer("n"))
     images = recipe.integer("batch") * copies * patches * patch_bytes(shape)
-    return (size * (offloaded + reference) + replicas * size * HALF + images) // nodes
+    return (offloaded + reference + replicas * size * HALF + images) // nodes

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 from tpru_verl import trainers
 from tpru_verl.data.source.parts import is_local
@@ -26,8 +27,11 @@ GIB = 1024**3
 _OURS = {"problem_key", "answer_key", "prompt_template", "on_invalid", "revision", "min_pixels", "max_pixels"}
 
 
-def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine) -> list[Check]:
-    """Lines about the run that `tpru train RECIPE OVERRIDES` would start here."""
+def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine, gpu_memory: float = 0) -> list[Check]:
+    """Lines about the run that `tpru train RECIPE OVERRIDES` would start here.
+
+    `gpu_memory`: GiB of each GPU, for GPUs that are not here; 0 stands for those of this machine.
+    """
     try:
         plan = plans.compose(recipe, overrides)
     except (OSError, RuntimeError, ValueError) as error:
@@ -48,7 +52,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine) -> list[C
         *budget_lines(settings),
         judged("reward", lambda: _reward(settings), "correct the reward function, or choose another"),
         *_gpus(settings, seen),
-        *_memory(settings, seen, found.longest),
+        *memory_lines(settings, seen, found.longest, gpu_memory),
     ]
 
 
@@ -276,7 +280,7 @@ def _gpus(settings: Settings, seen: Machine) -> Iterator[Check]:
         yield Check("GPUs a node", OK, f"{need} of {have}")
 
 
-def _memory(settings: Settings, seen: Machine, longest: int) -> Iterator[Check]:
+def memory_lines(settings: Settings, seen: Machine, longest: int, gpu_memory: float) -> Iterator[Check]:
     shape = _shape(settings)
     if shape is None:
         fix = "give a folder with its config.json"
@@ -284,39 +288,76 @@ def _memory(settings: Settings, seen: Machine, longest: int) -> Iterator[Check]:
         return
     found = memory.estimate(settings, shape, prompt_tokens=min(longest, settings.integer("prompt_length")))
     if settings["device"] != "cpu":
-        yield _gpu_memory(settings, seen, found)
-        yield _cache(settings, seen, found)
+        gpu = _Gpu.of(seen, gpu_memory)
+        yield _gpu_memory(settings, gpu, found)
+        yield _cache(settings, gpu, found)
     yield _host_memory(settings, found)
     yield _disk(settings, found)
 
 
-def _gpu_memory(settings: Settings, seen: Machine, found: memory.Estimate) -> Check:
-    sizes = [device["bytes"] for device in seen.probe["devices"]]
-    gpu = min(sizes) if sizes else 80 * GIB
-    share = float(str(settings["gpu_memory"] or 0))
-    rollout = found.rollout(gpu, share)
-    text = (
-        f"estimated {found.update / GIB:.0f} GiB in the update ({found.states / GIB:.0f} states, "
-        f"{found.activations / GIB:.0f} activations, {found.logits / GIB:.0f} logits), "
-        f"{rollout / GIB:.0f} in the rollout, of {gpu / GIB:.0f}{'' if sizes else ' (assumed)'}"
+class _Gpu(NamedTuple):
+    """`said`: where its bytes come from, "" for a GPU of this machine."""
+
+    bytes: int
+    said: str
+
+    @classmethod
+    def of(cls, seen: Machine, told: float) -> _Gpu:
+        sizes = [device["bytes"] for device in seen.probe["devices"]]
+        if told:
+            return cls(int(told * GIB), " (--gpu-memory)")
+        return cls(min(sizes), "") if sizes else cls(80 * GIB, " (assumed)")
+
+    @property
+    def too_small(self) -> str:
+        """The status of what does not fit: an assumed size is no reason to fail."""
+        return WARN if "assumed" in self.said else FAIL
+
+
+def _gpu_memory(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
+    rollout = found.rollout(gpu.bytes, _share(settings))
+    adapters = (
+        f", {found.trained / 1e6:.0f} million of them trained" if found.trained < found.parameters else ""
     )
-    if found.update > gpu:
-        lower = f"{settings.key('micro_batch')}=1, or more GPUs"
-        return Check("GPU memory", FAIL if sizes else WARN, text, lower)
-    if rollout > gpu:
+    text = (
+        f"estimated {found.update / GIB:.0f} GiB in the update ({found.states / GIB:.0f} states{adapters}, "
+        f"{found.gathered / GIB:.0f} gathered weights, {found.activations / GIB:.0f} activations, "
+        f"{found.logits / GIB:.0f} logits, {found.adam_step / GIB:.0f} AdamW's step, "
+        f"{memory.RESERVE / GIB:.0f} allowed for the rest), {rollout / GIB:.0f} in the rollout, "
+        f"of {gpu.bytes / GIB:.0f}{gpu.said}"
+    )
+    if found.update > gpu.bytes:
+        return Check("GPU memory", gpu.too_small, text, _smaller_update(settings, gpu, found))
+    if rollout > gpu.bytes:
         fix = f"lower {settings.key('gpu_memory')}, or {settings.key('optimizer_offload')}=true"
-        return Check("GPU memory", FAIL if sizes else WARN, text, fix)
+        return Check("GPU memory", gpu.too_small, text, fix)
     return Check("GPU memory", OK, text)
 
 
-def _cache(settings: Settings, seen: Machine, found: memory.Estimate) -> Check:
-    sizes = [device["bytes"] for device in seen.probe["devices"]]
-    tokens = found.cache_tokens(min(sizes) if sizes else 80 * GIB, float(str(settings["gpu_memory"] or 0)))
+def _smaller_update(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> str:
+    """What would help first: the optimizer's step, the micro-batch, or fewer states."""
+    verl = settings.trainer == trainers.VERL
+    beside = found.update - found.adam_step + found.gathered + found.activations + found.logits
+    if verl and found.adam_step and beside <= gpu.bytes:
+        return f"+{settings.key('optimizer_options')}={{fused:true}}"
+    parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
+    if verl and found.states + memory.RESERVE > gpu.bytes:
+        parts += ["+tpru=lora"] if found.trained == found.parameters else []
+        parts.append(f"{settings.key('offload_policy')}=true")
+    return ", or ".join([*parts, "more GPUs"])
+
+
+def _share(settings: Settings) -> float:
+    return float(str(settings["gpu_memory"] or 0))
+
+
+def _cache(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
     need = settings.integer("prompt_length") + settings.integer("response_length")
-    text = f"estimated {max(0, tokens)} tokens of vLLM's cache, {max(0, tokens) // need} longest sequences"
-    if tokens < need:
+    fit = found.sequences(gpu.bytes, _share(settings), need)
+    text = f"estimated room for {max(0, fit)} sequences of {need} tokens, the longest, in vLLM's cache"
+    if fit < 1:
         fix = f"raise {settings.key('gpu_memory')} or {settings.key('tensor_parallel')}"
-        return Check("vLLM cache", FAIL if sizes else WARN, text, fix)
+        return Check("vLLM cache", gpu.too_small, text, fix)
     return Check("vLLM cache", OK, text)
 
 

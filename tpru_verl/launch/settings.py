@@ -44,6 +44,11 @@ KEYS = {
         "actor_rollout_ref.model.enable_gradient_checkpointing",
         "worker.actor.model.enable_gradient_checkpointing",
     ),
+    "fused_kernels": ("actor_rollout_ref.model.use_fused_kernels", ""),
+    "attention": ("actor_rollout_ref.model.override_config.attn_implementation", ""),
+    "lora_rank": ("actor_rollout_ref.model.lora_rank", "worker.actor.model.lora.rank"),
+    "model_dtype": (f"{_ACTOR}.fsdp_config.model_dtype", "worker.actor.fsdp.torch_dtype"),
+    "offload_policy": (f"{_ACTOR}.fsdp_config.offload_policy", "worker.actor.fsdp.enable_cpu_offload"),
     "optimizer_options": (f"{_ACTOR}.optim.override_optimizer_config", ""),
     "params_offload": (f"{_ACTOR}.fsdp_config.param_offload", "worker.actor.offload.offload_params"),
     "optimizer_offload": (
