@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import trainers
 from tpru_verl.data.source.parts import is_local
+from tpru_verl.data.tokens.pictures import blindness, pixel_bounds
 from tpru_verl.launch.apart import ask
-from tpru_verl.models import verl_refusal
+from tpru_verl.models import processor_of, verl_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import Asked
@@ -35,6 +36,8 @@ class Prompts:
     too_long: int = 0
     lengths_error: str = ""
     unusable: str = ""  # which rows cannot be trained on, and why
+    bounds_error: str = ""  # of `data.min_pixels` and `data.max_pixels`, against the processor's own
+    bounds_warning: str = ""
 
 
 def look(settings: Settings) -> Prompts:
@@ -42,6 +45,7 @@ def look(settings: Settings) -> Prompts:
     request = {
         "trainer": settings.trainer,
         "model": settings.text("model"),
+        "trust": settings["trust_remote_code"],
         "files": [name for key in ("train_files", "val_files") for name in settings.files(key)],
         "keys": asdict(settings.row_keys),
         "template": settings.template,
@@ -61,14 +65,17 @@ def measured(request: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _look(request: Mapping[str, object]) -> Prompts:
+    verl, model = request["trainer"] == trainers.VERL, str(request["model"])
+    if verl and (named := processor_of(model)) and (refusal := verl_refusal(named)):
+        return Prompts(error=refusal)  # before it is loaded, which may need packages or code of others
     from transformers import AutoProcessor
 
     try:
-        processor = AutoProcessor.from_pretrained(str(request["model"]))
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=bool(request["trust"]))
     except Exception as error:  # of the Hub, of files, of versions
         return Prompts(error=f"{type(error).__name__}: {_line(error)}")
     found = Prompts(processor=type(processor).__name__)
-    if request["trainer"] == trainers.VERL and (refusal := verl_refusal(type(processor).__name__)):
+    if verl and (refusal := verl_refusal(type(processor).__name__)):
         return Prompts(error=refusal)
     if getattr(processor, "image_processor", None) is None:
         return Prompts(
@@ -76,6 +83,16 @@ def _look(request: Mapping[str, object]) -> Prompts:
         )
     if not getattr(processor, "chat_template", None):
         return Prompts(error=f"found {type(processor).__name__} without a chat template")
+    told = cast("dict[str, object]", request["processor_kwargs"])
+    if verl and (lost := blindness(processor, processor_kwargs=told)):
+        return Prompts(error=f"{lost}; no image would reach the model")
+    if verl:
+        try:
+            _, found.bounds_warning = pixel_bounds(
+                cast("dict[str, object]", request["bounds"]), processor, told
+            )
+        except ValueError as error:
+            found.bounds_error = str(error)
     try:
         _measure(request, processor, found)
     except Exception as error:  # of data, of processors that headers do not tell

@@ -43,6 +43,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine, gpu_memor
         *_keys(plan, recipe, overrides),
         judged("model", lambda: _model(settings), "give the folder of a Hugging Face model, or its Hub id"),
         _processor(settings, found),
+        *_bounds(found),
         *_data(plan),
         *_unusable(settings, found),
         _lengths(settings, found),
@@ -109,6 +110,14 @@ def _processor(settings: Settings, found: prompts.Prompts) -> Check:
         fix = "give a vision-language model with processor and chat template; a Hub id needs network"
         return Check("processor", FAIL, f"{settings.said('model')}: {error}", fix)
     return Check("processor", OK, f"{found.processor}, with a chat template")
+
+
+def _bounds(found: prompts.Prompts) -> Iterator[Check]:
+    """Bounds of the images against those of the processor, which resizes once more."""
+    for status, text in ((FAIL, found.bounds_error), (WARN, found.bounds_warning)):
+        if text:
+            said, _, fix = text.rpartition("; ")
+            yield Check("pixels", status, said or text, fix if said else "correct the value")
 
 
 def _data(plan: Plan) -> Iterator[Check]:

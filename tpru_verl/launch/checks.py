@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -13,12 +14,16 @@ from typing import TYPE_CHECKING
 from tpru_verl import trainers
 from tpru_verl.cores import available_cores
 from tpru_verl.launch.settings import Settings
-from tpru_verl.models import processor_of, verl_refusal
+from tpru_verl.models import processor_of, read_config, verl_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import TrainerKeys
 
 GIB = 1024**3
+
+# The packages of the engines in `verl.workers.rollout.replica` of veRL 0.9, by `rollout.name`. Our agent loop
+# drives vLLM; with the others stock veRL prepares each sample (`plugin/agent_loop.py`).
+ENGINES = {"vllm": "vllm", "sglang": "sglang", "trtllm": "tensorrt_llm"}
 
 VLLM_ON_CPU = {
     # GiB of KV cache: the default takes half the machine.
@@ -54,14 +59,15 @@ def check(recipe: Mapping) -> None:
     Raises:
         FileNotFoundError: the model path, or a data file, is a path and not there.
         ValueError: a data file is unreadable or lacks columns, or has fewer rows than a batch takes; or veRL
-            does not know the model's processor.
+            does not know the model's processor, or the engine of the rollouts.
         OSError: too little room for checkpoints or in shared memory.
-        RuntimeError: a Ray cluster of an earlier run would be joined instead of a fresh one started.
+        RuntimeError: the engine is not installed; or a Ray cluster of an earlier run would be joined instead
+            of a fresh one started.
     """
     settings, model = Settings(trainers.VERL, recipe), recipe["actor_rollout_ref"]["model"]["path"]
     model_is_there("actor_rollout_ref.model.path", model)
-    if (processor := processor_of(model)) and (refusal := verl_refusal(processor)):
-        raise ValueError(f"actor_rollout_ref.model.path={model}: {refusal}")
+    sees_images(settings)
+    engine_is_there(recipe)
     for key in ("train_files", "val_files"):
         data_is_there(f"data.{key}", recipe["data"][key], settings.row_keys)
     enough_rows(settings, row_count(settings))
@@ -125,6 +131,51 @@ def model_is_there(key: str, path: str) -> None:
         raise FileNotFoundError(
             f"{key}={path}: no config.json in it, expected a Hugging Face folder "
             "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
+        )
+
+
+def sees_images(settings: Settings) -> None:
+    """Raises ValueError for a model of text, a processor that veRL does not know, bounds that cannot hold.
+
+    Of a Hub id the small files are fetched, as the run would; where the Hub is out of reach, nothing is said.
+    """
+    from tpru_verl.data.tokens.pictures import named_processor, pixel_bounds
+
+    model, said = settings.text("model"), settings.said("model")
+    folder = model if Path(model).expanduser().is_dir() else _small_files(model)
+    if not folder:
+        return
+    processor = processor_of(folder)
+    if processor and (refusal := verl_refusal(processor)):
+        raise ValueError(f"{said}: {refusal}")
+    config = read_config(folder) or {}
+    if not processor and (kind := config.get("model_type")) and "vision_config" not in config:
+        raise ValueError(f"{said}: found a model of text alone ({kind}), expected one for images")
+    bounds = {name: settings[name] for name in ("min_pixels", "max_pixels")}
+    pixel_bounds(bounds, named_processor(folder), settings.mm_processor_kwargs)
+
+
+def _small_files(model: str) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return snapshot_download(model, allow_patterns=["config.json", "*processor_config.json"])
+    except Exception:  # no network, no such model, no access: the trainer says it
+        return ""
+
+
+def engine_is_there(recipe: Mapping) -> None:
+    """Raises ValueError for an engine that veRL has not, RuntimeError for one that is not installed here."""
+    name = recipe["actor_rollout_ref"]["rollout"].get("name", "vllm")
+    said = f"actor_rollout_ref.rollout.name={name}"
+    if name not in ENGINES:
+        raise ValueError(f"{said}: found no such engine in veRL 0.9, expected {', '.join(ENGINES)}")
+    if recipe["trainer"]["device"] == "cpu" and name != "vllm":
+        raise ValueError(f"{said}: found trainer.device=cpu with it, expected vllm; no other was made to run")
+    if not _joins_a_cluster(recipe) and importlib.util.find_spec(ENGINES[name]) is None:
+        raise RuntimeError(
+            f"{said}: found no package {ENGINES[name]}, expected it installed; install it as veRL's extra "
+            f"does (pip install 'verl[{name}]'), or set actor_rollout_ref.rollout.name=vllm"
         )
 
 
@@ -207,10 +258,7 @@ def gpu_is_there(settings: Settings) -> None:
 
     A cluster of Ray that the run joins has its GPUs elsewhere.
     """
-    init = settings.config.get("ray_kwargs")
-    ray_init = init.get("ray_init") if isinstance(init, Mapping) else None
-    address = ray_init.get("address") if isinstance(ray_init, Mapping) else None
-    if settings["device"] == "cpu" or os.environ.get("RAY_ADDRESS") or address not in (None, "local"):
+    if settings["device"] == "cpu" or _joins_a_cluster(settings.config):
         return
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     if hidden or not has_gpu():
@@ -221,6 +269,14 @@ def gpu_is_there(settings: Settings) -> None:
             f"{device}: {found}, expected one; train on a machine with GPUs{instead}, or set RAY_ADDRESS to "
             "join a Ray cluster that has them"
         )
+
+
+def _joins_a_cluster(config: Mapping) -> bool:
+    """Whether the run joins a cluster of Ray, whose packages and GPUs may be elsewhere."""
+    init = config.get("ray_kwargs")
+    ray_init = init.get("ray_init") if isinstance(init, Mapping) else None
+    address = ray_init.get("address") if isinstance(ray_init, Mapping) else None
+    return bool(os.environ.get("RAY_ADDRESS")) or address not in (None, "local")
 
 
 def has_gpu() -> bool:

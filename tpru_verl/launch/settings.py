@@ -16,6 +16,10 @@ _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 # Our name: veRL's key, EasyR1's key ("" where it has none). docs/recipe-mapping.md has all keys of a recipe.
 KEYS = {
     "model": ("actor_rollout_ref.model.path", "worker.actor.model.model_path"),
+    "trust_remote_code": (
+        "actor_rollout_ref.model.trust_remote_code",
+        "worker.actor.model.trust_remote_code",
+    ),
     "train_files": ("data.train_files", "data.train_files"),
     "val_files": ("data.val_files", "data.val_files"),
     "problem_key": ("data.problem_key", "data.prompt_key"),

@@ -17,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
-from transformers import PreTrainedTokenizer, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from verl.utils.dataset.rl_dataset import RLHFDataset
 
 from tpru_verl.data.checks import judged_rows, problems_of_row, reserved_tokens, unusable_rows
@@ -33,10 +33,11 @@ from tpru_verl.data.source.forms import (
 from tpru_verl.data.source.hub import load_file
 from tpru_verl.data.source.parts import KINDS, Part, check_lines, parts_of
 from tpru_verl.data.source.rows import Row, columns_read, row_of
+from tpru_verl.data.tokens.pictures import blindness, patch_and_factor, pixel_bounds
 from tpru_verl.data.tokens.processors import Size
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
 from tpru_verl.data.tokens.templates import ChatTemplate, opens_think
-from tpru_verl.models import DEFAULT, VERL_PROCESSORS
+from tpru_verl.models import verl_refusal
 from tpru_verl.plugin.prompt_lengths import ROW, rows_of_frame, without_long_prompts
 from tpru_verl.prompts import render
 from tpru_verl.sample import parse_options
@@ -77,10 +78,7 @@ class TPRUDataset(RLHFDataset):
                 "data.train_files or data.val_files is not set: name a file, a folder or a Hub id"
             )
         if processor is None:
-            raise ValueError(
-                "the model has no image processor that veRL knows, but every TPRU row has images; expected "
-                f"one of {', '.join(VERL_PROCESSORS)}"
-            )
+            raise ValueError(f"actor_rollout_ref.model.path: {_no_processor(tokenizer)}")
         self.problem_key = str(config.get("problem_key") or "problem")
         self.answer_key = str(config.get("answer_key") or "answer")
         self.prompt_template = str(config.get("prompt_template") or "tpru")
@@ -89,8 +87,17 @@ class TPRUDataset(RLHFDataset):
             raise ValueError(f"data.on_invalid: found {self.on_invalid!r}, expected error or skip")
         # The agent loop resizes by the processor's patch, so we have to: data.image_patch_size is 14 unless
         # set, which is wrong for Qwen3-VL.
-        self.patch_size, self.image_factor = _patch_and_factor(processor)
-        self.pixel_bounds = _pixel_bounds(config, processor)
+        self.patch_size, self.image_factor = patch_and_factor(processor)
+        self.pixel_bounds, warning = pixel_bounds(config, processor, config.get("mm_processor_kwargs"))
+        if warning:
+            logger.warning(warning)
+        lost = blindness(
+            processor,
+            processor_kwargs=config.get("mm_processor_kwargs"),
+            chat_kwargs=config.get("apply_chat_template_kwargs"),
+        )
+        if lost:
+            raise ValueError(f"actor_rollout_ref.model.path: {lost}; no image would reach the model")
         super().__init__(data_files, tokenizer, config, processor, max_samples)
         self.opened_think = opens_think(cast(ChatTemplate, processor), **self.apply_chat_template_kwargs)
 
@@ -294,43 +301,17 @@ def _columns_of_form(rows: datasets.Dataset, form: Form) -> datasets.Dataset:
     return rows.select_columns([name for name in found if name in wanted])
 
 
-def _patch_and_factor(processor: ProcessorMixin) -> tuple[int, int]:
-    """Sides, in pixels, of a patch and of a visual token (merged patches)."""
-    own = getattr(processor, "image_processor", None)
-    patch = int(getattr(own, "patch_size", DEFAULT.patch))
-    return patch, patch * int(getattr(own, "merge_size", DEFAULT.merge))
-
-
-def _pixel_bounds(config: DictConfig, processor: ProcessorMixin) -> dict[str, int]:
-    """`min_pixels` and `max_pixels` as far as `data` sets them. Raises ValueError for what cannot hold.
-
-    qwen_vl_utils resizes to these; the model's processor then resizes to its own bounds once more, in the
-    trainer and in vLLM, so bounds outside of the processor's would be promised and not kept.
-    """
-    values = {key: config.get(key) for key in ("min_pixels", "max_pixels")}
-    bounds = {key: int(value) for key, value in values.items() if value is not None}
-    token = _patch_and_factor(processor)[1] ** 2
-    for key, value in bounds.items():
-        if value < token:
-            raise ValueError(f"data.{key}: found {value}, expected {token} (one visual token) or more")
-    low, high = bounds.get("min_pixels"), bounds.get("max_pixels")
-    if low is not None and high is not None and low > high:
-        raise ValueError(f"data.min_pixels: found {low}, expected at most data.max_pixels={high}")
-    size = getattr(getattr(processor, "image_processor", None), "size", None)
-    told = config.get("mm_processor_kwargs") or {}  # what veRL and vLLM hand to the processor
-    least = told.get("min_pixels") or _edge(size, "shortest_edge")
-    most = told.get("max_pixels") or _edge(size, "longest_edge")
-    if (least and high and high < least) or (most and low and low > most):
-        raise ValueError(
-            f"data.min_pixels, data.max_pixels: found {low} to {high}, expected bounds that meet {least} to "
-            f"{most} of the model's processor, which resizes once more; move them, or set its own in "
-            "data.mm_processor_kwargs.min_pixels and .max_pixels"
-        )
-    if (least and low and low < least) or (most and high and high > most):
-        logger.warning(
-            "data.min_pixels..max_pixels=%s..%s: the processor's own %s..%s hold", low, high, least, most
-        )
-    return bounds
+def _no_processor(tokenizer: PreTrainedTokenizer) -> str:
+    """Why veRL has no processor for the tokenizer's model: it logs the reason as a warning, and goes on."""
+    path = tokenizer.name_or_path
+    try:
+        found = AutoProcessor.from_pretrained(path)
+    except Exception as error:  # of the Hub, of files, of versions
+        return f"{path}: its processor cannot be loaded ({type(error).__name__}: {line_of(error)})"
+    kind = type(found).__name__
+    if isinstance(found, PreTrainedTokenizerBase):
+        return f"{path}: found {kind} and no processor, expected a model for images"
+    return f"{path}: {verl_refusal(kind) or f'veRL cannot use its {kind}; its warning above says why'}"
 
 
 def _opened(item: dict[str, object]) -> dict[str, object]:
@@ -339,8 +320,3 @@ def _opened(item: dict[str, object]) -> dict[str, object]:
     if not isinstance(image, str) or not image.startswith(_URI):
         return item
     return {**item, "image": Image.open(io.BytesIO(base64.b64decode(image[len(_URI) :])))}
-
-
-def _edge(size: object, key: str) -> int | None:
-    value = size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
-    return int(value) if value else None
