@@ -233,6 +233,8 @@ def _size(part: Mapping[str, object], key: str, default: int | None = None) -> i
     """The number under `key`; `default` where there is none or null. Raises ValueError for anything else."""
     value = part.get(key)
     value = default if value is None else value
+    if isinstance(value, list) and value and value == value[:1] * len(value):
+        value = value[0]  # a square as [side, side]: InternVL
     if not isinstance(value, int) or value < 0:
         found = "nothing" if value is None else repr(value)
         raise ValueError(f"{key}: found {found}, expected a whole number, as vision-language models have it")

@@ -27,7 +27,10 @@ def recipe(tmp_path: Path, **changes: Any) -> dict[str, Any]:
         },
         "actor_rollout_ref": {
             "model": {"path": changes.get("model", str(tmp_path / "model"))},
-            "rollout": {"checkpoint_engine": {"update_weights_bucket_megabytes": changes.get("bucket", 64)}},
+            "rollout": {
+                "name": changes.get("engine", "vllm"),
+                "checkpoint_engine": {"update_weights_bucket_megabytes": changes.get("bucket", 64)},
+            },
         },
         "ray_kwargs": {"ray_init": {"address": changes.get("address")}},
     }
@@ -54,6 +57,56 @@ def test_a_processor_that_verl_does_not_know_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model/preprocessor_config.json").write_text('{"processor_class": "InternVLProcessor"}')
     with pytest.raises(ValueError, match=r"model\.path=.*: found InternVLProcessor, expected a processor"):
         launch.check(sound)
+
+
+def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
+    sound = recipe(tmp_path)
+    config = tmp_path / "model/config.json"
+    config.write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ValueError, match=r"found a model of text alone \(qwen2\), expected one for images"):
+        launch.check(sound)
+    config.write_text('{"model_type": "qwen2_vl", "vision_config": {}}')
+    launch.check(sound)
+
+
+def test_bounds_that_the_processor_would_not_keep_are_refused(tmp_path: Path) -> None:
+    sound = recipe(tmp_path)
+    sound["data"] |= {"min_pixels": 16384, "max_pixels": 36864}
+    own = '{"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}'  # Qwen3-VL's
+    (tmp_path / "model/preprocessor_config.json").write_text(own)
+    with pytest.raises(
+        ValueError, match=r"found 16384 to 36864, expected bounds that meet 65536 to 16777216"
+    ):
+        launch.check(sound)
+    sound["data"]["mm_processor_kwargs"] = {"min_pixels": 16384, "max_pixels": 36864}
+    launch.check(sound)
+    (tmp_path / "model/preprocessor_config.json").unlink()
+    del sound["data"]["mm_processor_kwargs"]
+    (tmp_path / "model/processor_config.json").write_text(f'{{"image_processor": {own}}}')
+    with pytest.raises(ValueError, match="expected bounds that meet 65536"):
+        launch.check(sound)
+
+
+@pytest.mark.parametrize(
+    ("engine", "device", "message"),
+    [
+        ("hf", "cuda", r"rollout\.name=hf: found no such engine in veRL 0\.9, expected vllm, sglang, trtllm"),
+        ("sglang", "cpu", r"rollout\.name=sglang: found trainer\.device=cpu with it, expected vllm"),
+        ("sglang", "cuda", r"rollout\.name=sglang: found no package sglang, expected it installed"),
+        ("trtllm", "cuda", r"rollout\.name=trtllm: found no package tensorrt_llm, expected it installed"),
+    ],
+)
+def test_an_engine_that_cannot_run_here_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, device: str, message: str
+) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        launch.check(recipe(tmp_path, engine=engine, device=device))
+    if "no package" in message:
+        monkeypatch.setitem(launch.ENGINES, engine, "json")
+        launch.check(recipe(tmp_path, engine=engine, device=device))
+        monkeypatch.setitem(launch.ENGINES, engine, "no_such_package")
+        monkeypatch.setenv("RAY_ADDRESS", "auto")  # it may be installed on the cluster
+        launch.check(recipe(tmp_path, engine=engine, device=device))
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:

@@ -153,7 +153,19 @@ def gemma(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     folder = tmp_path_factory.mktemp("gemma")
     processor.save_pretrained(folder)
-    config = transformers.Gemma4Config(architectures=["Gemma4ForConditionalGeneration"])
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "head_dim": 16}
+    text = {**small, "num_hidden_layers": 2, "num_key_value_heads": 1, "global_head_dim": 16}
+    text |= {"hidden_size_per_layer_input": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    text |= {"vocab_size": len(tokenizer), "vocab_size_per_layer_input": len(tokenizer)}
+    text |= {"num_kv_shared_layers": 0, "pad_token_id": 0}
+    vision = {**small, "num_hidden_layers": 1, "num_key_value_heads": 2, "position_embedding_size": 64}
+    config = transformers.Gemma4Config(
+        text_config=text,
+        vision_config=vision,
+        audio_config=None,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image|>"),
+        architectures=["Gemma4ForConditionalGeneration"],
+    )
     config.save_pretrained(folder)
     return folder
 
@@ -166,6 +178,40 @@ def test_features_of_a_processor_without_grids_reach_the_update(rollout: Callabl
         assert len(ours[key]["multi_modal_inputs"]["pixel_values"]) > 1
         for name in ("input_ids", "position_ids", "multi_modal_inputs"):
             assert same(ours[key][name], row[name]), (key, name)
+
+
+def test_the_update_sees_the_images_of_a_processor_without_grids(rollout: Callable, gemma: Path) -> None:
+    """By what veRL's engines make of a batch, through a tiny Gemma 4: other pixels, other logits."""
+    from verl.utils.model import extract_multi_modal_inputs
+
+    longer = ("data.max_prompt_length=900", "actor_rollout_ref.rollout.max_model_len=932")
+    row = rollout(TPRUAgentLoopWorker, gemma, *longer).fields["row0_0_0"]
+    given: dict[str, Any] = extract_multi_modal_inputs([row["multi_modal_inputs"]])
+    model = transformers.AutoModelForImageTextToText.from_config(
+        transformers.AutoConfig.from_pretrained(gemma)
+    )
+
+    def logits(pixels: torch.Tensor) -> torch.Tensor:
+        texts = {name: row[name].unsqueeze(0) for name in ("input_ids", "position_ids")}
+        return model(**texts, **{**given, "pixel_values": pixels}).logits
+
+    black = logits(torch.zeros_like(given["pixel_values"]))
+    seen = logits(given["pixel_values"])
+    assert not torch.allclose(seen, black, atol=1e-3)
+    seen.sum().backward()
+    gradients = [each.grad for name, each in model.named_parameters() if "vision_tower" in name]
+    assert any(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_with_another_engine_each_sample_goes_stock_verls_way(rollout: Callable, checkpoint: Path) -> None:
+    name = "actor_rollout_ref.rollout.name=sglang"
+    ours, stock = (rollout(kind, checkpoint, name) for kind in (TPRUAgentLoopWorker, _StockWorker))
+    assert ours.tags == stock.tags
+    assert ours.fields.keys() == stock.fields.keys()
+    for key, row in stock.fields.items():
+        for name in ("input_ids", "position_ids", "multi_modal_inputs", "responses"):
+            assert same(ours.fields[key][name], row[name]), (key, name)
+    assert ours.server.biased == set()
 
 
 @pytest.mark.parametrize(("end", "form"), [("", 0.0), ("{{- '<think>\\n' -}}", 1.0)])

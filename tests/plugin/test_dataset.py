@@ -554,6 +554,43 @@ def test_template_that_loses_the_images(build: Build, tmp_path: Path) -> None:
         build(tmp_path / "rows.parquet", prompt_template="nice")
 
 
-def test_text_only_model_is_refused(tokenizer: PreTrainedTokenizer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the model has no image processor"):
-        create_rl_dataset(str(write(tmp_path / "rows.parquet", [published(0)])), settings(), tokenizer, None)
+def test_a_model_without_a_processor_that_verl_knows_is_refused_by_name(
+    tokenizer: PreTrainedTokenizer, tmp_path: Path
+) -> None:
+    """veRL hands over no processor, and its warning says no more."""
+    import transformers
+
+    rows = str(write(tmp_path / "rows.parquet", [published(0)]))
+
+    def refusal(folder: Path) -> str:
+        model = transformers.AutoTokenizer.from_pretrained(folder)
+        with pytest.raises(ValueError, match=r"^actor_rollout_ref\.model\.path: ") as error:
+            create_rl_dataset(rows, settings(), model, None)
+        return str(error.value)
+
+    tokenizer.save_pretrained(tmp_path / "text")
+    transformers.Qwen2Config().save_pretrained(tmp_path / "text")
+    assert "its processor cannot be loaded (OSError: " in refusal(tmp_path / "text")
+    named = tmp_path / "text/tokenizer_config.json"
+    cells = json.loads(named.read_text())
+    del cells["processor_class"]
+    named.write_text(json.dumps(cells))
+    assert refusal(tmp_path / "text").endswith("and no processor, expected a model for images")
+    names = ("start_image_token", "end_image_token", "context_image_token", "video_token")
+    special = dict(zip(names, ("<img>", "</img>", "<IMG_CONTEXT>", "<video>"), strict=True))
+    intern = transformers.AutoTokenizer.from_pretrained(tokenizer.name_or_path, extra_special_tokens=special)
+    processor = transformers.InternVLProcessor(
+        transformers.GotOcr2ImageProcessor(), intern, transformers.InternVLVideoProcessor()
+    )
+    processor.save_pretrained(tmp_path / "intern")
+    transformers.InternVLConfig().save_pretrained(tmp_path / "intern")
+    assert "found InternVLProcessor, expected a processor that veRL" in refusal(tmp_path / "intern")
+
+
+def test_a_chat_template_that_loses_the_images_is_refused(
+    build: Build, processor: ProcessorMixin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(processor, "chat_template", template)
+    with pytest.raises(ValueError, match="chat template of Qwen2_5_VLProcessor leaves images out"):
+        build(write(tmp_path / "rows.parquet", [published(0)]))

@@ -171,7 +171,9 @@ def engine_is_there(recipe: Mapping) -> None:
     if name not in ENGINES:
         raise ValueError(f"{said}: found no such engine in veRL 0.9, expected {', '.join(ENGINES)}")
     if recipe["trainer"]["device"] == "cpu" and name != "vllm":
-        raise ValueError(f"{said}: found trainer.device=cpu with it, expected vllm; no other was made to run")
+        raise ValueError(
+            f"{said}: found trainer.device=cpu with it, expected vllm, the one engine that was tried on a CPU"
+        )
     if not _joins_a_cluster(recipe) and importlib.util.find_spec(ENGINES[name]) is None:
         raise RuntimeError(
             f"{said}: found no package {ENGINES[name]}, expected it installed; install it as veRL's extra "

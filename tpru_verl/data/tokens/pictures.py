@@ -63,7 +63,7 @@ def pixel_bounds(
     return Bounds(bounds)
 
 
-def _processor_bounds(processor: ProcessorMixin, told: Mapping[str, object]) -> tuple[int | None, int | None]:
+def _processor_bounds(processor: object, told: Mapping[str, object]) -> tuple[int | None, int | None]:
     """The least and most pixels that the processor itself resizes to. Raises ValueError for half a pair.
 
     Qwen's processors (transformers 5.10) take a pair from the call, and ignore one bound without the other.
@@ -119,13 +119,10 @@ def blindness(
     """
     kind = type(processor).__name__
     chats: list[Any] = [[{"role": "user", "content": content}] for content in (_WITH, _WITHOUT)]
+    render: Any = processor.apply_chat_template
+    options = {**(chat_kwargs or {}), "add_generation_prompt": True, "tokenize": False}
     try:
-        shown, hidden = (
-            processor.apply_chat_template(
-                chat, add_generation_prompt=True, tokenize=False, **dict(chat_kwargs or {})
-            )
-            for chat in chats
-        )
+        shown, hidden = (render(chat, **options) for chat in chats)
         if shown == hidden:
             return f"the chat template of {kind} leaves images out of the prompt"
         black, white = (_features(processor, shown, image, processor_kwargs or {}) for image in (0, 255))
