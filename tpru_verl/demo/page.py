@@ -1,35 +1,28 @@
-"""The demo's reward curve and its page: one HTML file that holds all that it shows, pictures too."""
+"""The demo's page: one HTML file with the curves of the run's report, and answers before and after."""
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
-import numpy as np
-
+from tpru_verl import runs
 from tpru_verl.data.view import ShownText, page_environment, picture_of, shown_text
 from tpru_verl.demo.evaluate import Score
 from tpru_verl.eval.benchmarks import BENCHMARKS, load
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import RowResult, read_results
 from tpru_verl.files import write_bytes, write_text
+from tpru_verl.runs.alarms import LEAST_AGREEMENT
+from tpru_verl.runs.curves import COLOURS, Chart, Run, charts_of, svg_and_png
+from tpru_verl.runs.history import HistoryReader
+from tpru_verl.runs.logs import RunFiles
+from tpru_verl.runs.report import FILTERS
 from tpru_verl.terminal import line_of
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-REWARD = "critic/score/mean"
-CORRELATION = "training/rollout_actor_probs_pearson_corr"
-LEAST_CORRELATION = 0.95
-WINDOW = 11  # steps that the smoothed curve averages over, the step itself in the middle
+CURVES = ("reward", "accuracy in validation", "agreement")  # of the report, those on the page
 
 # (right before, right after) -> what became of a row, in the order in which the page shows them.
 OUTCOMES = {
@@ -39,7 +32,6 @@ OUTCOMES = {
     (True, False): "newly wrong",
 }
 
-_ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+")
 _SIDE = 224  # pixels of a thumbnail
 
 
@@ -63,11 +55,6 @@ class Summary(TypedDict):
     versions: dict[str, str]
 
 
-class _Step(TypedDict):
-    step: int
-    data: dict[str, object]
-
-
 @dataclass(frozen=True)
 class _Shown(ShownText):
     """A held-out row in the form that `rows.jinja` shows, with both results."""
@@ -86,32 +73,12 @@ class _Group:
     shown: list[_Shown]
 
 
-@dataclass(frozen=True)
-class _Colours:
-    ground: str
-    ink: str
-    grid: str
-    reward: str
-    alarm: str
-    tasks: tuple[str, ...]
-
-
 _Pair = tuple[RowResult, RowResult]  # of one row, before and after
-
-# The page's own colours, light and dark.
-_LIGHT = _Colours("#ffffff", "#3d4350", "#e3e6ec", "#2457c5", "#b42318", ("#b35c00", "#0f7b6c", "#8a3ffc"))
-_DARK = _Colours("#1b1e25", "#c3c8d2", "#333843", "#86abff", "#ff8f80", ("#f0a860", "#5ccbb8", "#c4a1ff"))
 
 
 def draw_curve(metrics: Path, png: Path) -> None:
-    """Draw what veRL's file logger wrote: reward and validation accuracy above, correlation below.
-
-    `metrics` holds {"step": N, "data": {name: number}} a line. The PNG is 1800 x 1080 pixels, made to be
-    read at half that size.
-
-    Raises ValueError where `metrics` is missing, broken or without a reward.
-    """
-    write_bytes(png, _curve(metrics, _LIGHT))
+    """Draw the reward curve of a metrics file. Raises ValueError where it is missing or without a reward."""
+    write_bytes(png, svg_and_png(_charts(metrics)[0])[1])
 
 
 def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Path:
@@ -127,15 +94,15 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
     if rows < len(OUTCOMES):
         raise ValueError(f"rows: found {rows}, expected {len(OUTCOMES)} or more, one for each outcome")
     summary = _summary(out / "summary.json")
-    environment = page_environment(Path(__file__).parent)
-    environment.filters |= {"points": _points, "duration": _duration}
+    environment = page_environment(Path(__file__).parent, Path(runs.__file__).parent)
+    environment.filters |= {"points": _points, "duration": _duration, **FILTERS}
     groups = _groups(out, rows)
     html = environment.get_template("page.html.jinja").render(
         **summary,
         groups=groups,
-        curve=_uri(_curve(out / "metrics.jsonl", _LIGHT)),
-        dark_curve=_uri(_curve(out / "metrics.jsonl", _DARK)),
-        least_correlation=LEAST_CORRELATION,
+        charts=[(chart, svg_and_png(chart)[0]) for chart in _charts(out / "metrics.jsonl")],
+        colours=COLOURS,
+        least_correlation=LEAST_AGREEMENT,
         next_commands=next_commands,
     )
     page = out / "page.html"
@@ -143,81 +110,15 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
     return page
 
 
-def _curve(metrics: Path, colours: _Colours) -> bytes:
-    from matplotlib.figure import Figure
-
-    lines = _steps(metrics)
-    steps, rewards = _series(lines, REWARD)
-    if not rewards:
-        raise ValueError(f"{metrics}: found no {REWARD}, expected one a step; did the trainer take a step?")
-    figure = Figure(figsize=(9, 5.4), dpi=200, facecolor=colours.ground, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    for axes in (above, below):
-        _dress(axes, colours)
-    above.plot(steps, rewards, color=colours.reward, alpha=0.3, linewidth=1, label="reward, each step")
-    smooth = _smooth(rewards)
-    above.plot(steps, smooth, color=colours.reward, linewidth=2.4, label=f"reward, mean of {WINDOW} steps")
-    tasks = {key: match[1] for line in lines for key in line["data"] if (match := _ACCURACY.fullmatch(key))}
-    for key, colour, marker in zip(sorted(tasks), colours.tasks, "os^", strict=False):
-        label = f"accuracy, {tasks[key].replace('_', ' ')}"
-        above.plot(
-            *_series(lines, key), color=colour, marker=marker, markersize=6, linestyle=":", label=label
+def _charts(metrics: Path) -> list[Chart]:
+    """The curves that the page shows, the reward's first."""
+    history = HistoryReader(RunFiles("demo", metrics, None, None)).update()
+    charts = charts_of([Run("demo", history, {}, {})])[0]
+    if not charts or charts[0].title != CURVES[0]:
+        raise ValueError(
+            f"{metrics}: found no {CURVES[0]}, expected one a step; did the trainer take a step?"
         )
-    above.set_ylim(0, 1)
-    above.set_ylabel("mean reward" + (", held-out accuracy" if tasks else ""))
-    above.legend(loc="best", fontsize=9, frameon=False, labelcolor=colours.ink)
-    _draw_correlation(below, lines, colours)
-    figure.align_ylabels()
-    return _png(figure)
-
-
-def _draw_correlation(axes: Axes, lines: list[_Step], colours: _Colours) -> None:
-    steps, values = _series(lines, CORRELATION)
-    axes.plot(steps, values, color=colours.reward, linewidth=1.6)
-    axes.axhline(LEAST_CORRELATION, color=colours.alarm, linewidth=1.2, linestyle="--")
-    low = [(step, value) for step, value in zip(steps, values, strict=True) if value < LEAST_CORRELATION]
-    axes.plot([s for s, _ in low], [v for _, v in low], "x", color=colours.alarm, markersize=5)
-    axes.set_ylim(min([0.93, *(value - 0.02 for value in values)]), 1.005)
-    axes.set_ylabel("rollout, actor\ncorrelation")
-    axes.set_xlabel("GRPO step")
-    words = f"{LEAST_CORRELATION}: below it, vLLM and the trainer do not see the same"
-    where = {"xy": (0.01, LEAST_CORRELATION), "xycoords": axes.get_yaxis_transform()}
-    offset = {"xytext": (0, 3), "textcoords": "offset points"}
-    axes.annotate(words, **where, **offset, color=colours.alarm, fontsize=8)
-
-
-def _dress(axes: Axes, colours: _Colours) -> None:
-    axes.set_facecolor(colours.ground)
-    axes.grid(color=colours.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=colours.ink, labelsize=9, length=0)
-    axes.xaxis.label.set_color(colours.ink)
-    axes.yaxis.label.set_color(colours.ink)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(colours.ink)
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", facecolor=figure.get_facecolor())
-    return buffer.getvalue()
-
-
-def _series(lines: Sequence[_Step], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a metric where it is a finite number: the logger writes NaN as null."""
-    found = [
-        (line["step"], float(value))
-        for line in lines
-        if isinstance(value := line["data"].get(name), (int, float)) and math.isfinite(value)
-    ]
-    return [step for step, _ in found], [value for _, value in found]
-
-
-def _smooth(values: Sequence[float]) -> list[float]:
-    """Mean over WINDOW steps around each; at the ends over those that there are."""
-    half = WINDOW // 2
-    return [float(np.mean(values[max(at - half, 0) : at + half + 1])) for at in range(len(values))]
+    return [chart for chart in charts if chart.title in CURVES]
 
 
 def _summary(path: Path) -> Summary:
@@ -293,20 +194,6 @@ def _show(items: Mapping[str, Item], before: RowResult, after: RowResult) -> _Sh
     return _Shown(**vars(text), answer=item.answer, before=before, after=after)
 
 
-def _steps(path: Path) -> list[_Step]:
-    """The lines of a metrics file."""
-    rows: list[_Step] = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: found {error}, expected a JSON object") from error
-        if missing := _missing(_Step, row):
-            raise ValueError(f"{path}, line {number}: {missing[0]}: found nothing, expected a value")
-        rows.append(row)
-    return rows
-
-
 def _missing(form: type, found: object) -> list[str]:
     """Fields of a TypedDict that `found`, whatever it is, does not have."""
     return [key for key in form.__annotations__ if not isinstance(found, dict) or key not in found]
@@ -321,10 +208,6 @@ def _text(path: Path) -> str:
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"{path}: {line_of(error)}, expected a file of the demo; run the demo again")
-
-
-def _uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _points(change: float) -> str:

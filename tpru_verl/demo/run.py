@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
 import psutil
 from rich.console import Console
@@ -25,12 +25,15 @@ from rich.progress import (
 from rich.table import Table
 
 from tpru_verl.demo.evaluate import Score, score
-from tpru_verl.demo.page import CORRELATION, LEAST_CORRELATION, draw_curve, write_page
+from tpru_verl.demo.page import draw_curve, write_page
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.run import watch
+from tpru_verl.runs.alarms import LEAST_AGREEMENT
+from tpru_verl.runs.history import HistoryReader
+from tpru_verl.runs.logs import RunFiles
 from tpru_verl.terminal import percent
 from tpru_verl.trainers import versions_of
 
@@ -163,9 +166,10 @@ class _Demo:
 
     def report(self) -> None:
         before, after = score(self.out / "before.jsonl"), score(self.out / "after.jsonl")
-        found = [line["data"].get(CORRELATION) for line in _metrics(self.out / "metrics.jsonl")]
-        # The logger writes NaN as null: no correlation is as bad as none at all.
-        correlations = [0.0 if value is None else value for value in found]
+        steps = _reader(self.out / "metrics.jsonl").update().trained
+        # NaN, and no correlation at all, are as bad as one of 0.
+        correlations = [value if (value := step.get("agreement")) else 0.0 for step in steps]
+        correlations = [0.0 if math.isnan(value) else value for value in correlations]
         self.seconds["total"] = sum(self.seconds.values())
         summary = {
             "before": before,
@@ -207,7 +211,7 @@ class _Progress:
     """A bar from the trainer's metrics file; `started_after` is the start-up in seconds."""
 
     def __init__(self, metrics: Path, steps: int, started: float) -> None:
-        self.metrics, self.started = metrics, started
+        self._reader, self.started = _reader(metrics), started
         self.started_after = 0.0
         self._bar = Progress(
             SpinnerColumn(),
@@ -229,27 +233,22 @@ class _Progress:
         self._bar.stop()
 
     def __call__(self) -> None:
-        lines = [line for line in _metrics(self.metrics) if "timing_s/step" in line["data"]]
-        if not lines:
+        steps = self._reader.update().trained
+        if not steps:
             return
-        last = lines[-1]
+        last = steps[-1].number
         if not self.started_after:
-            first = lines[0]["data"]["timing_s/step"]
-            self.started_after = time.monotonic() - self.started - first
-        recent = [line["data"]["critic/score/mean"] for line in lines[-10:]]
-        label = f"reward {sum(recent) / len(recent):.3f}"
-        self._bar.update(self._task, completed=last["step"], description=label)
+            self.started_after = time.monotonic() - self.started - (steps[0].get("seconds") or 0.0)
+        label = f"reward {fmean(step.get('reward') or 0.0 for step in steps[-10:]):.3f}"
+        self._bar.update(self._task, completed=last, description=label)
         # Where nobody sees a bar (CI, a pipe), a line now and then.
-        if not console.is_terminal and last["step"] >= self._said + 10:
-            self._said = last["step"]
-            console.print(f"  step {last['step']}: {label}")
+        if not console.is_terminal and last >= self._said + 10:
+            self._said = last
+            console.print(f"  step {last}: {label}")
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    # The trainer may be in the middle of its last line.
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+def _reader(metrics: Path) -> HistoryReader:
+    return HistoryReader(RunFiles("demo", metrics, None, None))
 
 
 def _interval(score: Score) -> str:
@@ -276,10 +275,10 @@ def _table(before: dict[str, Score], after: dict[str, Score]) -> Table:
 
 
 def _judge(before: Score, after: Score, correlation: float) -> None:
-    if correlation < LEAST_CORRELATION:
+    if correlation < LEAST_AGREEMENT:
         raise RuntimeError(
             f"rollout and actor disagree: their probabilities correlated at {correlation:.3f}, at least "
-            f"{LEAST_CORRELATION} expected; vLLM saw other pictures or weights than the trainer, so these "
+            f"{LEAST_AGREEMENT} expected; vLLM saw other pictures or weights than the trainer, so these "
             "results mean nothing"
         )
     if after["low"] <= before["high"]:

@@ -139,7 +139,8 @@ def _graded_charts(runs: Sequence[Run], missing: dict[str, str]) -> list[Chart]:
 def _by_task(runs: Sequence[Run], title: str, lines: Callable[[Run], dict[str, Series]]) -> list[Chart]:
     """One chart with a line a task; for several runs a chart a task with a line a run."""
     found = {run.name: lines(run) for run in runs}
-    caption = "Bands are 95 % intervals, clustered by prompt."
+    banded = any(line.low for run in found.values() for line in run.values())
+    caption = "Bands are 95 % intervals, clustered by prompt." if banded else ""
     if len(runs) == 1:
         series = list(found[runs[0].name].values())
         return [Chart(title, series, whole=True, caption=caption)] if series else []
