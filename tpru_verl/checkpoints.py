@@ -23,6 +23,11 @@ class Checkpoint(NamedTuple):
 
     def lack(self) -> str:
         """What is missing or empty, as a save that was cut off leaves it; "" for a whole checkpoint."""
+        if (self.actor / "dist_ckpt").is_dir():
+            return (
+                f"{self.actor}: found shards of Megatron, expected those of FSDP; veRL's own merger joins "
+                "them: python -m verl.model_merger merge --backend megatron --help"
+            )
         if not self.ranks:
             return f"{self.actor}: found no shards (model_world_size_N_rank_R.pt)"
         for rank in range(self.ranks):

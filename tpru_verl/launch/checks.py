@@ -130,7 +130,7 @@ def model_is_there(key: str, path: str) -> None:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{key}={path}: no config.json in it, expected a Hugging Face folder "
-            "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
+            "(a checkpoint in shards becomes one with `tpru export`)"
         )
 
 

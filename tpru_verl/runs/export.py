@@ -1,7 +1,7 @@
-"""`tpru export`: the model of a checkpoint, merged, compared with the shards it came from, ready to be served.
+"""`tpru export`: the model of a checkpoint, merged, compared with its shards, ready to be served.
 
 veRL's merger joins the shards. Beside an adapter it writes the weights that the adapter was trained on, not
-the trained ones: whoever serves those serves the model of before. Here an adapter is merged, or written alone.
+the trained ones: whoever serves those serves the model of before. Here an adapter is merged, or kept alone.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tpru_verl.checkpoints import Checkpoint, checkpoints_of
-from tpru_verl.files import UNFINISHED, companion, locked, write_json
+from tpru_verl.files import UNFINISHED, companion, locked, write_json, write_text
 from tpru_verl.launch.apart import ask
-from tpru_verl.runs import likelihood
+from tpru_verl.runs import weights
+from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, validated
+from tpru_verl.runs.model_card import card, serve_command
+from tpru_verl.terminal import line_of
 
 HOUR = 3600.0
 ADAPTER = "lora_adapter"  # where veRL's merger puts it
-# Mean difference of log-probabilities, in nats. Joined shards are the same numbers. A merged adapter is rounded
-# to bf16 with its layer, and vLLM rounds at other places than transformers.
+# Mean difference of log-probabilities, in nats. Joined shards are the same numbers. A merged adapter is
+# rounded to bf16 with its layer, and vLLM rounds at other places than transformers.
 SAME, ROUNDED = 1e-3, 0.1
 UNSAFE = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -41,8 +42,11 @@ class Exported:
     lines: list[str] = field(default_factory=list)
 
 
-def chosen(run: Path, step: int | None) -> Checkpoint:
-    """The checkpoint of `step`, else the last whole one. Raises ValueError where there is none."""
+def chosen(run: Path, *, step: int | None = None, best: bool = False) -> Checkpoint:
+    """The checkpoint of `step`, the `best` by validation accuracy, else the last whole one.
+
+    Raises ValueError where there is none, OSError for a path that cannot be read.
+    """
     found = checkpoints_of(run)
     if not found:
         raise ValueError(
@@ -57,14 +61,41 @@ def chosen(run: Path, step: int | None) -> Checkpoint:
     lacks = [checkpoint.lack() for checkpoint in found]
     whole = [checkpoint for checkpoint, lack in zip(found, lacks, strict=True) if not lack]
     if not whole:
-        raise ValueError(f"{lacks[-1]}; expected a whole checkpoint of FSDP")
-    return whole[-1]
+        raise ValueError(lacks[-1])
+    if not best:
+        return whole[-1]
+    scores = {number: score for number, score in _validations(run).items() if score == score}
+    judged = [checkpoint for checkpoint in whole if checkpoint.step in scores]
+    if not judged:
+        steps = ", ".join(str(checkpoint.step) for checkpoint in whole)
+        raise ValueError(
+            f"{run}: found no validation at the steps of the checkpoints ({steps}), expected one to tell "
+            "the best; name a checkpoint with --step"
+        )
+    return max(judged, key=lambda checkpoint: scores[checkpoint.step or 0])
+
+
+def _validations(run: Path) -> dict[int, float]:
+    return {step.number: score for step in _steps(run) if (score := validated(step)) is not None}
+
+
+def _steps(run: Path) -> list[Step]:
+    """Of the run's metrics; none where nothing was logged beside the checkpoints."""
+    files = _files(run)
+    return MetricsReader(files.metrics).update() if files and files.metrics else []
+
+
+def _files(run: Path) -> RunFiles | None:
+    try:
+        return RunFiles.find(run)
+    except FileNotFoundError:
+        return None
 
 
 def export(
-    checkpoint: Checkpoint, out: Path, *, adapter: bool, vllm: bool, say: Callable[[str], None]
+    run: Path, checkpoint: Checkpoint, out: Path, *, adapter: bool, vllm: bool, say: Callable[[str], None]
 ) -> Exported:
-    """Write the model to the folder `out`, which appears whole or not at all.
+    """Write the model of a checkpoint of `run` to the folder `out`, which appears whole or not at all.
 
     With `adapter` the adapter alone, else a whole model. `say` takes a line before each step that takes time.
 
@@ -75,8 +106,7 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: found other files, expected a new or empty folder")
-    base = _trained_from(checkpoint)
-    made = Exported(out, checkpoint, adapter, base)
+    made = Exported(out, checkpoint, adapter, _trained_from(checkpoint))
     with locked(out):
         unfinished = companion(out, UNFINISHED)
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -84,6 +114,7 @@ def export(
             say(f"joining {checkpoint.ranks} shards of {checkpoint.actor}")
             _merge(checkpoint, unfinished)
             _finish(made, unfinished, vllm=vllm, say=say)
+            write_text(unfinished / "README.md", _card(made, run))
             _as_the_users(unfinished)
             out.parent.mkdir(parents=True, exist_ok=True)
             unfinished.replace(out)
@@ -99,12 +130,7 @@ def _merge(checkpoint: Checkpoint, out: Path) -> None:
             (Path(view) / path.name).symlink_to(path)
         if not (Path(view) / "fsdp_config.json").exists():
             write_json(Path(view) / "fsdp_config.json", {"FSDP_version": 1, "world_size": checkpoint.ranks})
-        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        command += ["--local_dir", view, "--target_dir", str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise RuntimeError(f"{checkpoint.actor}: veRL's merger ended with code {done.returncode}: {last}")
+        ask(weights.join, {"shards": view, "out": str(out)}, seconds=HOUR)
 
 
 def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], None]) -> None:
@@ -121,11 +147,12 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
             request["adapter"] = str(adapter)
         else:
             say("merging the adapter")
-            ask(likelihood.fuse, {**request, "adapter": str(adapter)}, seconds=HOUR)
-            shutil.rmtree(adapter)
+            fused = companion(folder, ".fused")
+            ask(weights.fuse, {**request, "adapter": str(adapter), "out": str(fused)}, seconds=HOUR)
+            _take_weights(fused, folder)
             rounding = ROUNDED
     say("comparing the model with the shards, in transformers")
-    found = ask(likelihood.compare, request, seconds=HOUR)
+    found = ask(weights.compare, request, seconds=HOUR)
     made.lines.append(_same("transformers", found["model"], "the shards", found["shards"], rounding))
     made.lines += _end_token(folder, found["template"], found["stops"])
     if made.adapter:
@@ -135,12 +162,22 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
             raise ValueError(f"{folder}: found {unsafe[0]}, expected weights as safetensors alone")
         if vllm:
             say("comparing vLLM with transformers")
-            served = ask(likelihood.of_vllm, {"model": str(folder)}, seconds=HOUR)
+            served = ask(weights.of_vllm, {"model": str(folder)}, seconds=HOUR)
             made.lines.append(_same("vLLM", served, "transformers", found["model"], ROUNDED))
 
 
+def _take_weights(new: Path, folder: Path) -> None:
+    """Put the weights of `new` in the place of those in `folder`; the rest of `folder` stays."""
+    shutil.rmtree(folder / ADAPTER)
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    for path in new.glob("*.safetensors*"):
+        path.replace(folder / path.name)
+    shutil.rmtree(new)
+
+
 def _same(name: str, found: Sequence[float], other: str, expected: Sequence[float], most: float) -> str:
-    """A line about two lists of log-probabilities. Raises ValueError where they differ by more than `most`."""
+    """A line about two lists of log-probabilities. Raises ValueError where they differ by over `most`."""
     if len(found) != len(expected):
         raise ValueError(f"{name} has {len(found)} tokens of an answer, {other} {len(expected)}")
     mean = sum(abs(a - b) for a, b in zip(found, expected, strict=True)) / len(found)
@@ -155,7 +192,7 @@ def _name_layers(adapter: Path, base: str) -> None:
     from safetensors import safe_open
 
     with safe_open(adapter / "adapter_model.safetensors", framework="numpy") as file:
-        layers = likelihood.adapted(file.keys())
+        layers = weights.adapted(file.keys())
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     if not config.get("lora_alpha"):
         raise ValueError(f"{adapter}: found no lora_alpha, expected lora_train_meta.json beside the shards")
@@ -190,6 +227,59 @@ def _as_the_users(folder: Path) -> None:
     folder.chmod(0o777 & ~mask)
     for path in folder.rglob("*"):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _card(made: Exported, run: Path) -> str:
+    files = _files(run)
+    step = made.checkpoint.step
+    seen = [found for found in _steps(run) if found.number == step and validated(found) is not None]
+    return card(
+        made.out.name,
+        base=made.base,
+        adapter=made.adapter,
+        step=step,
+        settings=files.settings() if files else {},
+        versions=_versions(run),
+        validation=seen[-1] if seen else None,
+        checks=made.lines,
+    )
+
+
+def _versions(run: Path) -> dict[str, str]:
+    try:
+        found = json.loads((run / "versions.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
+
+
+def next_commands(made: Exported, run: Path) -> list[str]:
+    """What serves the model, and what evaluates it."""
+    from tpru_verl.eval.engines.local import on_cpu
+
+    files = _files(run)
+    settings = files.settings() if files else {}
+    served = serve_command(made.out, adapter=made.adapter, base=made.base, settings=settings, cpu=on_cpu())
+    return [served] if made.adapter else [served, f"tpru eval run {shlex.quote(str(made.out))}"]
+
+
+def push(folder: Path, name: str, *, public: bool) -> str:
+    """Put the folder on the Hub as the model `name`, and return its address.
+
+    Raises RuntimeError in one line where the Hub refuses, as without a token (`hf auth login`).
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        address = api.create_repo(name, private=not public, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name)
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise RuntimeError(
+            f"{name}: the Hub refused: {line_of(error)}; log in with `hf auth login`; {folder} is complete"
+        ) from error
+    return str(address)
 
 
 def _trained_from(checkpoint: Checkpoint) -> str:

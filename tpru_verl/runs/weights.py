@@ -1,17 +1,44 @@
-"""Log-probabilities of one made answer to one made picture, by shards, by transformers and by vLLM.
+"""What `tpru export` asks of processes with torch (`launch.apart`): join shards, merge an adapter, compare.
 
-`tpru export` compares them: a model that lost weights, or that sees pictures otherwise, gives other numbers.
-Each function is asked in a process of its own (`launch.apart`), because it imports torch.
+Compared are the log-probabilities of one made answer to one made picture, by the shards, by transformers and
+by vLLM. A model that lost weights, or that sees pictures otherwise, gives other numbers.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 ANSWER = "The pictures show <answer>B</answer>, the second order <answer>3 1 2 4</answer>."
+
+
+def join(request: Mapping[str, str]) -> None:
+    """Write the model of the shards in the folder `request["shards"]` to the folder `request["out"]`.
+
+    By veRL's merger, in bf16; an adapter goes to `lora_adapter` in it. Raises ValueError for a shard that
+    would run code when the merger reads it.
+    """
+    from torch.serialization import get_unsafe_globals_in_checkpoint
+    from verl.model_merger.base_model_merger import ModelMergerConfig
+    from verl.model_merger.fsdp_model_merger import FSDPModelMerger
+
+    for shard in sorted(Path(request["shards"]).glob("model_world_size_*_rank_*.pt")):
+        if unsafe := get_unsafe_globals_in_checkpoint(str(shard)):
+            raise ValueError(f"{shard.resolve()}: found {unsafe[0]}, expected tensors alone: it may run code")
+    huggingface = str(Path(request["shards"]) / "huggingface")
+    config = ModelMergerConfig(
+        "merge",
+        "fsdp",
+        target_dir=request["out"],
+        local_dir=request["shards"],
+        hf_model_config_path=huggingface,
+    )
+    merger = FSDPModelMerger(config)
+    merger.merge_and_save()
+    merger.cleanup()
 
 
 def compare(request: Mapping[str, str]) -> dict[str, Any]:
@@ -45,14 +72,27 @@ def _of_model(folder: Path, adapter: str | None) -> list[float]:
     return _log_probs(model, folder)
 
 
-def of_vllm(request: Mapping[str, Any]) -> list[float]:
-    """Of the Hugging Face folder `request["model"]`, as vLLM serves it; `request["options"]` go to vLLM."""
+def of_vllm(request: Mapping[str, str]) -> list[float]:
+    """By the folder `request["model"]`, as vLLM serves it."""
+    from tpru_verl.eval.engines.local import on_cpu
+    from tpru_verl.launch.checks import VLLM_ON_CPU
+
+    if on_cpu():
+        for name, value in VLLM_ON_CPU.items():
+            os.environ.setdefault(name, value)
     from vllm import LLM, SamplingParams
 
     folder = Path(request["model"])
     text, picture = _prompt(folder)
-    llm = LLM(model=str(folder), dtype="bfloat16", enforce_eager=True, **request["options"])
+    llm: Any = LLM(
+        model=str(folder),
+        dtype="bfloat16",
+        enforce_eager=True,
+        max_model_len=1024,  # a longer one would need a cache for nothing
+        limit_mm_per_prompt={"image": 1},
+    )
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
+    output: Any
     (output,) = llm.generate([{"prompt": text, "multi_modal_data": {"image": [picture]}}], params)
     steps = output.prompt_logprobs[-_answer_tokens(folder) :]
     found = [next(iter(step.values())).logprob for step in steps]
@@ -61,13 +101,12 @@ def of_vllm(request: Mapping[str, Any]) -> list[float]:
 
 
 def fuse(request: Mapping[str, str]) -> None:
-    """Write the adapter `request["adapter"]` into the weights of the folder `request["model"]`."""
-    import torch
+    """Write the model of the folder `request["model"]` with the adapter `request["adapter"]` in its weights
+    to the folder `request["out"]`."""
     from peft import PeftModel
-    from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(request["model"], dtype=torch.bfloat16)
-    PeftModel.from_pretrained(model, request["adapter"]).merge_and_unload().save_pretrained(request["model"])
+    model = PeftModel.from_pretrained(_loaded(Path(request["model"])), request["adapter"])
+    model.merge_and_unload().save_pretrained(request["out"])
 
 
 def _end_tokens(folder: Path) -> dict[str, Any]:
@@ -135,7 +174,8 @@ def _loaded(folder: Path, state: Mapping[str, Any] | None = None) -> Any:
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
     config = AutoConfig.from_pretrained(folder)
-    made, said = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)].from_pretrained(
+    kind: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    made, said = kind.from_pretrained(
         None if state else folder,
         config=config,
         state_dict=state,
