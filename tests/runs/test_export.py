@@ -180,3 +180,19 @@ class TestOut:
         assert isinstance(said, str)
         assert len(said.splitlines()) == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_verls_callback_exports_and_never_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.checkpoint_callback import build_checkpoint_callback
+
+    from tpru_verl.plugin import export_on_save
+
+    name = f"{export_on_save.__name__}.ExportOnSave"
+    callback = build_checkpoint_callback(OmegaConf.create({"trainer": {"checkpoint_callback_class": name}}))
+    made = []
+    monkeypatch.setattr(export_on_save, "export", lambda run, checkpoint, out, **more: made.append(out))
+    for shards in (1, 0):  # a whole checkpoint, then one without shards
+        folder = step_of(tmp_path, 5 + shards, shards=shards).parent
+        callback.on_save(trainer=None, global_step=5, checkpoint_dir=str(folder), async_save=False)
+    assert made == [tmp_path / "exported/global_step_6"]
