@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import easyr1
+from tpru_verl.launch import easyr1, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
+from tpru_verl.recipes.overlays import taken
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
     """The run that `tpru train RECIPE OVERRIDES` starts.
 
     Raises:
-        ValueError: an unknown recipe or key, one of the other trainer, a value that it refuses.
+        FileNotFoundError: an adapter that is none.
+        ValueError: an unknown recipe, overlay or key, one of the other trainer, a value that it refuses, and
+            settings that do not go together (`launch.overlays`).
         RuntimeError: no trainer, both, or EasyR1 beside a package that breaks it.
     """
     trainer = trainers.find()
@@ -57,10 +60,16 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
     from omegaconf import OmegaConf
 
     overrides = [recipes.quoted(item) for item in overrides]
+    chosen = taken(overrides)
+    if chosen and not any(item.startswith("trainer.experiment_name=") for item in overrides):
+        # An overlay gives its own name, and so one folder of checkpoints to all recipes.
+        overrides.append(f"trainer.experiment_name={'_'.join([recipe, *chosen])}")
     # Those of Hydra itself, such as hydra.run.dir, are none of a recipe's.
     config = recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
+    overlays.check(settings.config)
+    overlays.check_size(settings, chosen)
     command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
     return Plan(trainer, settings, command, launch.environment(config))

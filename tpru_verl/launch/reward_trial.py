@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import prompts, trainers
 from tpru_verl.launch.apart import ask
+from tpru_verl.launch.overlays import reward_keys
 from tpru_verl.sample import parse_options
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def try_reward(settings: Settings) -> TrialResult:
         "name": settings.text("reward_name"),
         "kwargs": settings["reward_kwargs"] or {},
         "type": settings["reward_type"],
+        "asked": reward_keys(settings.config),
         "cases": [asdict(case) for case in cases],
     }
     try:
@@ -196,6 +198,7 @@ def scores_of(request: Mapping[str, object]) -> list[float]:
     if request["trainer"] == trainers.VERL:
         results = [_call_verl(function, case, kwargs) for case in cases]
         key = "score"
+        _has_asked(results, cast("Mapping[str, str]", request["asked"]))
     else:
         results = _call_easyr1(
             function, cases, kwargs, request["type"] or getattr(module, "REWARD_TYPE", "batch")
@@ -258,6 +261,17 @@ def _numbers(results: Sequence[object], key: str, *, plain: bool) -> list[float]
                 raise ValueError(f"{name}: found {result[name]!r}, expected a number")
         scores.append(float(cast(float, result[key])))
     return scores
+
+
+def _has_asked(results: Sequence[object], asked: Mapping[str, str]) -> None:
+    """Raises ValueError where a result lacks what a setting of the run asks of it."""
+    for result in results:
+        found = list(result) if isinstance(result, Mapping) else ["score"]
+        for name, setting in asked.items():
+            if name not in found:
+                raise ValueError(
+                    f"found keys {', '.join(map(str, found))}, expected {name!r} among them, as {setting} asks"
+                )
 
 
 def _is_number(value: object) -> bool:
