@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from tpru_verl.launch.settings import Settings, value_at
-from tpru_verl.models import shape_of
+from tpru_verl.shapes import shape_of
 
 GIB = 1024**3
 _MODEL = "actor_rollout_ref.model"
