@@ -3,7 +3,7 @@
     python benchmarks/overlays.py                     # all overlays
     python benchmarks/overlays.py --only lora dapo    # these, beside the plain recipe
 
-Each line is one run. Seconds are those of its last step, and include waiting for whatever else the machine does.
+Each line is one run. Seconds are those of its last step; other work on the machine stretches them.
 The correlation is veRL's, of the probabilities of vLLM and the actor. `lora` saves a checkpoint and goes on
 from it in a second run. On a GPU the balance differs, because there the model's arithmetic counts more.
 """

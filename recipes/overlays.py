@@ -30,9 +30,7 @@ def taken(overrides: Sequence[str]) -> list[str]:
 
     Raises ValueError, in one line, for two overrides with overlays: Hydra takes one list.
     """
-    values = [
-        item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == "tpru"
-    ]
+    values = [item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == "tpru"]
     found = [name.strip() for value in values for name in value.strip("[] ").split(",") if name.strip()]
     if len(values) > 1:
         raise ValueError(f"+tpru: found {len(values)} times, expected one list: +tpru=[{','.join(found)}]")
@@ -58,8 +56,9 @@ def check(overrides: Sequence[str]) -> None:
             key = apart[0]
             more = f" and {len(apart) - 1} more keys that differ" if apart[1:] else ""
             raise ValueError(
-                f"+tpru=[{one},{other}]: found {key}={first[key]} in {one} and {second[key]} in {other}{more}, "
-                f"expected overlays that agree; take one, or give {' '.join(f'{key}=...' for key in apart)}"
+                f"+tpru=[{one},{other}]: found {key}={first[key]} in {one} and {second[key]} in {other}"
+                f"{more}, expected overlays that agree; take one, or give "
+                f"{' '.join(f'{key}=...' for key in apart)}"
             )
 
 
@@ -95,4 +94,3 @@ def _leaves(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-

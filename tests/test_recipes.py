@@ -6,6 +6,7 @@ import sys
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2 import Template
@@ -170,7 +171,9 @@ def test_overlay_passes_verls_checks_and_fills_its_dataclasses(overlay: str, che
     launch.check(config)
     fills_dataclasses(config)
     added = keys(config.reward) - keys(composed("tpru_7b").reward)
-    length = {f"reward_kwargs.overlong_buffer_cfg.{key}" for key in ("enable", "len", "penalty_factor", "log")}
+    length = {
+        f"reward_kwargs.overlong_buffer_cfg.{key}" for key in ("enable", "len", "penalty_factor", "log")
+    }
     dapo = {"reward_kwargs", "reward_kwargs.max_resp_len", "reward_kwargs.overlong_buffer_cfg", *length}
     assert added == (dapo if overlay == "dapo" else set())
 
@@ -193,7 +196,7 @@ def test_dapo_manager_of_verl_takes_the_length_off(checkpoint: Path) -> None:
     from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
 
     config = composed("tpru_7b", "+tpru=dapo")
-    manager = DAPORewardManager(config, AutoTokenizer.from_pretrained(checkpoint), None)
+    manager: Any = DAPORewardManager(config, AutoTokenizer.from_pretrained(checkpoint), None)
     assert (manager.max_resp_len, manager.overlong_buffer_cfg.len) == (1024, 256)
 
 
@@ -280,10 +283,22 @@ def test_verl_is_not_shadowed_inside_the_recipes_folder(root: Path) -> None:
         ("tpru_7b", ["data.trainfiles=x"], "Could not override 'data.trainfiles'"),
         ("tpru_7b", ["+tpru=papre"], "+tpru: found 'papre', expected one of paper, dapo, sdpa"),
         ("tpru_7b", ["+tpru=[lora,dappo]"], "+tpru: found 'dappo', expected one of dapo"),
-        ("tpru_7b", ["+tpru=lora", "+tpru=dapo"], "+tpru: found 2 times, expected one list: +tpru=[lora,dapo]"),
+        (
+            "tpru_7b",
+            ["+tpru=lora", "+tpru=dapo"],
+            "+tpru: found 2 times, expected one list: +tpru=[lora,dapo]",
+        ),
         ("tpru_7b", ["+tpru=[gspo,cispo]"], "loss_mode=gspo in gspo and cispo in cispo"),
-        ("tpru_7b", ["+tpru=[gspo,drgrpo]"], "loss_agg_mode=seq-mean-token-mean in gspo and seq-mean-token-sum"),
-        ("tpru_7b", ["+tpru=[one_gpu_24,one_gpu_48]"], "ppo_micro_batch_size_per_gpu=1 in one_gpu_24 and 2 in"),
+        (
+            "tpru_7b",
+            ["+tpru=[gspo,drgrpo]"],
+            "loss_agg_mode=seq-mean-token-mean in gspo and seq-mean-token-sum",
+        ),
+        (
+            "tpru_7b",
+            ["+tpru=[one_gpu_24,one_gpu_48]"],
+            "ppo_micro_batch_size_per_gpu=1 in one_gpu_24 and 2 in",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(name: str, overrides: list[str], message: str) -> None:

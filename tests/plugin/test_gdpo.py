@@ -66,8 +66,9 @@ def test_stock_verl_hands_over_none() -> None:
 def test_other_estimators_ask_for_nothing() -> None:
     from verl.trainer.ppo.v1 import trainer_base
 
+    patched: Any = trainer_base
     data = batch()
-    found = trainer_base.compute_advantage_for_multi_trajectories(
+    found = patched.compute_advantage_for_multi_trajectories(
         data, ["a_0_0", "a_1_0", "b_0_0", "b_1_0"], "grpo", norm_adv_by_std_in_grpo=True, config=CONFIG
     )
     assert "prompts" not in found.batch

@@ -17,8 +17,8 @@ from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.workers.utils import losses
 
 from tpru_verl import recipes
-from tpru_verl.recipes import overlays
 from tpru_verl.plugin import on_policy
+from tpru_verl.recipes import overlays
 
 LENGTHS = [5, 3, 4]
 PROMPT = 2

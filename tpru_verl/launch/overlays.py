@@ -1,4 +1,4 @@
-"""Settings that veRL would ignore, or die of after minutes, most of them from overlays: told before the start."""
+"""Settings that veRL would ignore, or end with after minutes, told before the start; most are of overlays."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from tpru_verl.launch.settings import Settings, value_at
 from tpru_verl.shapes import shape_of
@@ -44,8 +43,9 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
     engine = shape.parameters * _HALF / GIB
     if engine > share * size:
         raise ValueError(
-            f"+tpru=one_gpu_{size}: found {engine:.0f} GiB of weights for vLLM ({model} in bf16), expected at "
-            f"most {share * size:.0f}, {settings.said('gpu_memory')} of {size}; take a smaller model or a larger GPU"
+            f"+tpru=one_gpu_{size}: found {engine:.0f} GiB of weights for vLLM ({model} in bf16), expected "
+            f"at most {share * size:.0f}, {settings.said('gpu_memory')} of {size}; take a smaller model or "
+            "a larger GPU"
         )
     adapters = bool(value_at(settings.config, f"{_MODEL}.lora_rank"))
     states = shape.parameters * (_FROZEN if adapters else _TRAINED) / GIB
@@ -53,8 +53,8 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
     if states > size and not value_at(settings.config, key):
         instead = "" if adapters else "add the overlay lora, or "
         raise ValueError(
-            f"+tpru=one_gpu_{size}: found {states:.0f} GiB of weights{'' if adapters else ' and optimizer'} to "
-            f"train {model}, expected less than {size}; {instead}keep them in host memory with {key}=true"
+            f"+tpru=one_gpu_{size}: found {states:.0f} GiB of weights{'' if adapters else ' and optimizer'} "
+            f"to train {model}, expected less than {size}; {instead}keep them in host memory with {key}=true"
         )
 
 
@@ -63,7 +63,7 @@ def reward_keys(config: Mapping) -> dict[str, str]:
     asked: dict[str, str] = {}
     if value_at(config, "algorithm.adv_estimator") == "gdpo":
         key = "algorithm.gdpo_reward_keys"
-        asked |= {str(name): key for name in cast("Sequence[object]", value_at(config, key) or ())}
+        asked |= {str(name): key for name in value_at(config, key) or ()}
     metric = value_at(config, "algorithm.filter_groups.metric")
     if value_at(config, "algorithm.filter_groups.enable") and metric != "reward":
         asked[str(metric)] = "algorithm.filter_groups.metric"
@@ -92,7 +92,9 @@ def _adapter(config: Mapping) -> None:
     if not is_local(str(path)):  # veRL hands the path to PEFT, which also takes Hub ids
         found = None
     elif not file.is_file():
-        raise FileNotFoundError(f"{key}={path}: found no adapter_config.json in it, expected an adapter of PEFT")
+        raise FileNotFoundError(
+            f"{key}={path}: found no adapter_config.json in it, expected an adapter of PEFT"
+        )
     else:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))["r"]
@@ -112,10 +114,13 @@ def _decoupled_rewards(config: Mapping) -> None:
     key = "algorithm.gdpo_reward_keys"
     rewards, weights = value_at(config, key), value_at(config, "algorithm.gdpo_reward_weights")
     if not rewards:
-        raise ValueError(f"{key}: found none, expected what the reward returns beside score, as +tpru=gdpo has it")
+        raise ValueError(
+            f"{key}: found none, expected what the reward returns beside score, as +tpru=gdpo has it"
+        )
     if weights is not None and len(weights) != len(rewards):
         raise ValueError(
-            f"algorithm.gdpo_reward_weights: found {len(weights)}, expected {len(rewards)}, one for each of {key}"
+            f"algorithm.gdpo_reward_weights: found {len(weights)}, expected {len(rewards)}, "
+            f"one for each of {key}"
         )
 
 
@@ -129,4 +134,3 @@ def _overlong(config: Mapping) -> None:
             f"{key}.len: found {length}, expected 1 to {longest}, the longest response; give {key}.len=..., "
             "such as a quarter of it"
         )
-

@@ -270,7 +270,8 @@ def _has_asked(results: Sequence[object], asked: Mapping[str, str]) -> None:
         for name, setting in asked.items():
             if name not in found:
                 raise ValueError(
-                    f"found keys {', '.join(map(str, found))}, expected {name!r} among them, as {setting} asks"
+                    f"found keys {', '.join(map(str, found))}, expected {name!r} among them, "
+                    f"as {setting} asks"
                 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpru_verl import trainers
 
@@ -86,9 +86,9 @@ KEYS = {
 }
 
 
-def value_at(config: Mapping[str, object], key: str) -> object:
+def value_at(config: Mapping[str, object], key: str) -> Any:
     """The value under a trainer's dotted key, None where there is none."""
-    value: object = config
+    value: Any = config
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value

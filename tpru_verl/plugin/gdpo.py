@@ -31,4 +31,6 @@ def hand_over_rewards(trainer_base: ModuleType) -> None:
             data.batch["attention_mask"] = mask
         return original(data, batch_keys, adv_estimator, **settings)
 
-    replace(trainer_base, "compute_advantage_for_multi_trajectories", compute_advantage_for_multi_trajectories)
+    replace(
+        trainer_base, "compute_advantage_for_multi_trajectories", compute_advantage_for_multi_trajectories
+    )
