@@ -47,10 +47,10 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
             f"at most {share * size:.0f}, {settings.said('gpu_memory')} of {size}; take a smaller model or "
             "a larger GPU"
         )
-    adapters = bool(value_at(settings.config, f"{_MODEL}.lora_rank"))
+    adapters = settings.integer("lora_rank") > 0
     states = shape.parameters * (_FROZEN if adapters else _TRAINED) / GIB
-    key = "actor_rollout_ref.actor.fsdp_config.offload_policy"
-    if states > size and not value_at(settings.config, key):
+    key = settings.key("offload_policy")
+    if states > size and not settings["offload_policy"]:
         instead = "" if adapters else "add the overlay lora, or "
         raise ValueError(
             f"+tpru=one_gpu_{size}: found {states:.0f} GiB of weights{'' if adapters else ' and optimizer'} "
