@@ -15,7 +15,7 @@ import math
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROWS = 8  # of the training data, spread over its first pieces
 SECONDS = 120  # for all of it: a reward that asks a server may take some
+OTHER_MODEL = "train another model, or make rows for this one; tpru_tiny_cpu is for the rows of `tpru demo`"
 _TAGS, _BOXED = "<think>...</think><answer>{}</answer>", "\\boxed{{}}"
 _SAMPLES = ("", "I see a dog.", "<think>" + "and then " * 400)  # empty, off topic, cut off
 
@@ -50,18 +51,23 @@ class Case:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What the reward said. `right` and `wrong`: mean scores of such answers, written in `form`."""
+    """What the reward said. `right` and `wrong`: mean scores of such answers, written in `form`.
+
+    `words`: why the model will hardly answer rightly, as `words_warning` has it.
+    """
 
     rows: int
     right: float
     wrong: float
     form: str
+    words: str = ""
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.rows} rows of the data: a right answer, written as {self.form}, earns {self.right:g}, "
             f"a wrong one {self.wrong:g}"
         )
+        return f"{said}\nwarning: {self.words}; {OTHER_MODEL}" if self.words else said
 
 
 def try_reward(settings: Settings) -> TrialResult:
@@ -103,7 +109,19 @@ def try_reward(settings: Settings) -> TrialResult:
             f"the template {settings.template} asks ({best.form}), expected more for right ones; template "
             "and reward have to agree on the form of an answer"
         )
-    return best
+    return replace(best, words=words_warning(settings, rows))
+
+
+def words_warning(settings: Settings, rows: Sequence[Row] | None = None) -> str:
+    """What is wrong where the model does not know the words of the rows; "" elsewhere.
+
+    `rows`: those of `first_rows` where they have been read. Raises as that does.
+    """
+    from tpru_verl.data.tokens.words import spelled_words
+
+    found = first_rows(settings) if rows is None else rows
+    said = spelled_words(settings.text("model"), (str(row.problem) for row in found))
+    return f"{settings.said('model')}: {said}" if said else ""
 
 
 def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int) -> TrialResult:
