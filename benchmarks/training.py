@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.plan import Plan, compose
-from tpru_verl.launch.run import watch
+from tpru_verl.launch.watch import watch
 
 # A run that is only measured: no validation, no checkpoint.
 MEASURED = (

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer.main
+from support.rows import reordering, write_parquet
 from typer.testing import CliRunner
 
 import tpru_verl
@@ -46,9 +47,8 @@ def test_train_prints_the_command_with_the_cpu_environment(
     code, out, _ = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA, "--dry-run")
     assert code == 0
     assert "VERL_PLATFORM=cpu" in out
-    assert out.endswith(
-        f"{sys.executable} -m verl.trainer.main_ppo --config-name tpru_tiny_cpu {' '.join(DATA)}\n"
-    )
+    assert f"{sys.executable} -m verl.trainer.main_ppo --config-name tpru_tiny_cpu " in out
+    assert out.endswith(f" {' '.join(DATA)}\n")
 
 
 def test_train_on_a_gpu_leaves_the_platform_to_verl(
@@ -57,28 +57,34 @@ def test_train_on_a_gpu_leaves_the_platform_to_verl(
     code, out, _ = tpru(capfd, monkeypatch, "train", "tpru_7b", "+tpru=paper", "--dry-run")
     assert code == 0
     assert "VERL_PLATFORM" not in out
-    assert out.endswith("--config-name tpru_7b +tpru=paper\n")
+    assert "--config-name tpru_7b " in out
+    assert out.endswith(" +tpru=paper\n")
 
 
-def test_train_checks_then_runs_and_hands_the_exit_code_over(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_train_checks_then_runs_in_a_folder_and_hands_the_exit_code_over(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    started: list[tuple[Plan, Path, float]] = []
+    started: list[tuple[Plan, Path, dict[str, Any]]] = []
 
-    def run(plan: Plan, log: Path, *, stall_timeout: float) -> int:
-        started.append((plan, log, stall_timeout))
+    def run(plan: Plan, place: Path, **options: Any) -> int:
+        started.append((plan, place, options))
         return 7
 
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    data = ["data.train_files=rows.parquet", "data.val_files=rows.parquet"]
     monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(train, "check", lambda plan: "fine")
-    code, out, err = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA, "--stall-timeout", "9")
+    code, out, err = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *data, "--stall-timeout", "9")
     assert code == 7
-    assert err == "reward: fine\n"
-    ((plan, log, stall_timeout),) = started
-    assert plan.command[-len(DATA) :] == DATA
+    ((plan, place, options),) = started
+    assert err == f"reward: fine\nfolder: {place}\n"
+    assert plan.command[-len(data) :] == data
     assert plan.environment["VERL_PLATFORM"] == "cpu"
     assert out == f"{plan}\n"
-    assert (log.parent, log.name[:14], stall_timeout) == (Path("outputs"), "tpru_tiny_cpu-", 9)
+    assert place.parent == tmp_path / "outputs"
+    assert options["stall_timeout"] == 9
+    assert "train" in options["commands"]
 
 
 def test_train_names_what_is_missing_before_anything_starts(

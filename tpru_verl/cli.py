@@ -6,7 +6,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -69,7 +68,6 @@ def demo(
     run(out=out, seed=seed, steps=steps, eval_rows=eval_rows)
 
 
-Recipe = Annotated[str, typer.Argument(help="Name of a recipe, such as tpru_7b.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes: Hydra's syntax for veRL, OmegaConf's for EasyR1."),
@@ -79,12 +77,27 @@ Overrides = Annotated[
 @app.command(
     epilog="Examples:\n\n"
     "- `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
-    "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`"
+    "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`\n\n"
+    "- `tpru train --resume outputs/tpru_7b-20260101-120000 trainer.total_epochs=4`"
 )
 def train(
-    recipe: Recipe,
+    recipe: Annotated[
+        str | None, typer.Argument(help="Name of a recipe, such as tpru_7b; `tpru recipes` lists them.")
+    ] = None,
     overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for all of the run. Default: outputs/RECIPE-DATE-TIME")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder, as it was started.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after printing the command.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show the trainer's own output instead of a progress line.")
+    ] = False,
+    stop_on: Annotated[
+        list[str] | None, typer.Option(metavar="ALARM", help="End the run on this alarm; may be repeated.")
+    ] = None,
     stall_timeout: Annotated[
         float,
         typer.Option(
@@ -92,28 +105,35 @@ def train(
             help="End a run that finishes no rollout and no step for so many seconds; 0 waits for ever.",
         ),
     ] = 3600,
-    log: Annotated[
-        Path | None,
-        typer.Option(help="File that keeps all output of the run. Default: outputs/RECIPE-DATE-TIME.log"),
-    ] = None,
+    grace: Annotated[
+        float, typer.Option(min=0, help="Seconds in which a checkpoint may be saved after SIGTERM.")
+    ] = 120,
 ) -> None:
     """Check a recipe, print the exact command that trains it, and run that command.
 
-    The trainer is veRL or EasyR1, whichever is installed. The reward is tried on real rows first. You can
-    also copy the command and run it by hand. Signals and the exit code are passed on. If the run fails, the
-    first error of all workers is named.
+    The trainer is veRL or EasyR1, whichever is installed. The reward is tried on real rows first. All of the
+    run lies in one folder. SIGTERM saves a checkpoint. If the run fails, the first error of all workers is
+    named. Exit codes: 0 done, 3 nothing was left to train, 4 ended by an alarm, 128 + N by signal N, else
+    the trainer's.
     """
-    from tpru_verl.launch import plan
+    from tpru_verl.launch import train as work
 
-    planned = plan.compose(recipe, overrides or [])
-    typer.echo(str(planned))
-    if dry_run:
-        return
-    from tpru_verl.launch import run as work
-
-    typer.echo(f"reward: {work.check(planned)}", err=True)
-    default = Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}.log"
-    raise typer.Exit(work.run(planned, log or default, stall_timeout=stall_timeout))
+    given = overrides or []
+    if recipe and "=" in recipe:  # with --resume the recipe is known
+        recipe, given = None, [recipe, *given]
+    code = work.train(
+        recipe,
+        given,
+        out=out,
+        resume=resume,
+        dry_run=dry_run,
+        stall_timeout=stall_timeout,
+        grace=grace,
+        verbose=verbose,
+        stop_on=stop_on or [],
+        commands=[command.callback.__name__ for command in app.registered_commands if command.callback],
+    )
+    raise typer.Exit(code)
 
 
 @app.command(
@@ -211,60 +231,6 @@ def report(
     from tpru_verl.runs import commands as work
 
     work.report(runs, out, text=text, watch=watch, rollouts=rollouts, validation=validation)
-
-
-@app.command(
-    epilog="Examples:\n\n"
-    "- `tpru export outputs/tpru_7b-20261125-120000 models/mine`\n\n"
-    "- `tpru export checkpoints/tpru/tpru_7b models/mine --step 70 --adapter`"
-)
-def export(
-    run: Annotated[
-        Path,
-        typer.Argument(help="A run's folder, a trainer's folder of global_step_N, or one of these."),
-    ],
-    out: Annotated[Path, typer.Argument(help="New folder for the model.")],
-    step: Annotated[int | None, typer.Option(help="The checkpoint of this step. Default: the last.")] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="The checkpoint with the best validation accuracy.")
-    ] = False,
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="Write the LoRA adapter alone, not merged into the model.")
-    ] = False,
-    vllm: Annotated[bool, typer.Option(help="Also load the model in vLLM and compare.")] = True,
-    push: Annotated[
-        str | None, typer.Option(metavar="ORG/NAME", help="Upload the model to the Hub, too: private.")
-    ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
-) -> None:
-    """Turn a checkpoint into a model that transformers and vLLM load, and check that it is the trained one.
-
-    Checkpoints of veRL and EasyR1 (FSDP) are in shards. The model gets a card, and its log-probabilities
-    are compared with those of the shards. Then the command that serves it is printed.
-    """
-    from tpru_verl.runs import export as work
-    from tpru_verl.terminal import messages
-
-    if step is not None and best:
-        raise ValueError("found --step and --best, expected one of them")
-    checkpoint = work.chosen(run, step=step, best=best)
-    with messages.status("") as status:
-
-        def say(line: str) -> None:
-            status.update(f"{line} ...")
-            if not messages.is_terminal:
-                messages.print(line)
-
-        made = work.export(run, checkpoint, out, adapter=adapter, vllm=vllm, say=say)
-        if push:
-            say(f"uploading to {push}")
-            made.lines.append(f"uploaded to {work.push(out, push, public=public)}")
-    typer.echo(f"{out}: the model of step {checkpoint.step}" if checkpoint.step else f"{out}: the model")
-    for line in made.lines:
-        typer.echo(f"- {line}")
-    typer.echo("Next:")
-    for command in work.next_commands(made, run):
-        typer.echo(f"  {command}")
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ time.sleep(300)
 STARTER = """
 import sys
 from pathlib import Path
-from tpru_verl.launch import run
-end = run.watch([sys.executable, "trainer.py"], {}, Path("run.log"))
+from tpru_verl.launch import watch
+end = watch.watch([sys.executable, "trainer.py"], {}, Path("run.log"))
 print(end)
 sys.exit(end.code)
 """

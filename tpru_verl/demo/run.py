@@ -30,7 +30,7 @@ from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch.first_error import first_error
-from tpru_verl.launch.run import watch
+from tpru_verl.launch.watch import watch
 from tpru_verl.runs.alarms import LEAST_AGREEMENT
 from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import RunFiles

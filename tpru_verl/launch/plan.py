@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import easyr1, overlays
+from tpru_verl.launch import easyr1, folder
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
-from tpru_verl.recipes.overlays import taken
+
+MOST_ANSWERS = 64  # of a step, that are kept; of a validation four times as many (`plugin.records`)
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,18 @@ class Plan:
         check_resume(self.settings, rows=rows)
 
 
-def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
-    """The run that `tpru train RECIPE OVERRIDES` starts.
+def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None = None) -> Plan:
+    """The run of `RECIPE OVERRIDES`, which writes into `run_folder`; without one, where the trainer does.
 
     Raises:
-        FileNotFoundError: an adapter that is none.
-        ValueError: an unknown recipe, overlay or key, one of the other trainer, a value that it refuses, and
-            settings that do not go together (`launch.overlays`).
+        ValueError: an unknown recipe or key, one of the other trainer, a value that it refuses.
         RuntimeError: no trainer, both, or EasyR1 beside a package that breaks it.
     """
     trainer = trainers.find()
     if broken := trainers.broken_pins(trainer):
         raise RuntimeError("\n".join(broken))
+    if run_folder:
+        overrides = [*_placed(trainer.name, run_folder), *overrides]
     if trainer.name == trainers.EASYR1:
         arguments = recipes.easyr1_arguments(recipe, overrides)
         settings = Settings(trainer.name, easyr1.compose(arguments))
@@ -60,16 +63,30 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Plan:
     from omegaconf import OmegaConf
 
     overrides = [recipes.quoted(item) for item in overrides]
-    chosen = taken(overrides)
-    if chosen and not any(item.startswith("trainer.experiment_name=") for item in overrides):
-        # An overlay gives its own name, and so one folder of checkpoints to all recipes.
-        overrides.append(f"trainer.experiment_name={'_'.join([recipe, *chosen])}")
     # Those of Hydra itself, such as hydra.run.dir, are none of a recipe's.
     config = recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
-    overlays.check(settings.config)
-    overlays.check_size(settings, chosen)
     command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
-    return Plan(trainer, settings, command, launch.environment(config))
+    environment = launch.environment(config)
+    if run_folder:
+        most = os.environ.get("TPRU_MOST_ANSWERS", MOST_ANSWERS)
+        environment |= {
+            "VERL_FILE_LOGGER_PATH": str(run_folder / folder.METRICS),
+            "TPRU_MOST_ANSWERS": str(most),
+        }
+    return Plan(trainer, settings, command, environment)
+
+
+def _placed(trainer: str, run_folder: Path) -> list[str]:
+    """Overrides by which the trainer writes into a run's folder; those of the user come after them."""
+    if trainer == trainers.EASYR1:
+        return [f"trainer.save_checkpoint_path={run_folder / folder.CHECKPOINTS}"]
+    places = {
+        "trainer.default_local_dir": folder.CHECKPOINTS,
+        "trainer.rollout_data_dir": folder.ROLLOUTS,
+        "trainer.validation_data_dir": folder.VALIDATION,
+        "hydra.run.dir": folder.HYDRA,
+    }
+    return [f"{key}={run_folder / name}" for key, name in places.items()]

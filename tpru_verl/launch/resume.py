@@ -8,34 +8,42 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from tpru_verl import trainers
-from tpru_verl.files import write_json
+from tpru_verl.files import write_json, write_text
 from tpru_verl.launch import checks
 from tpru_verl.launch.settings import Settings
 
 logger = logging.getLogger("tpru_verl")
 
+TRACKER = "latest_checkpointed_iteration.txt"  # veRL's: the step of the checkpoint that it resumes
 NOTE = "tpru_run.json"  # beside the checkpoints: what a run of `tpru train` was started with
 _NOTED = ("model", "train_files")
+
+
+class NothingLeftError(ValueError):
+    """A checkpoint would be resumed that has no step left to train."""
 
 
 def check_resume(settings: Settings, *, rows: int | None) -> None:
     """`rows`: usable rows of the training data, None where they are not known.
 
-    Raises ValueError where a checkpoint would be resumed with no step left to train, or one of other data or
-    another model.
+    Raises:
+        NothingLeftError: a checkpoint would be resumed that has no step left to train.
+        ValueError: it is of other data or another model.
     """
     step, folder = last_step(settings), Path(settings.text("checkpoints"))
     if step is None:
         return
-    steps = _total_steps(settings, rows)
+    steps = total_steps(settings, rows)
     fix = f"give another {settings.key('checkpoints')}, or start anew with {_anew(settings)}"
     found = f"{settings.said('checkpoints')}: found a checkpoint of step {step}, which would be resumed"
     if steps and step >= steps:
-        raise ValueError(
+        raise NothingLeftError(
             f"{found} with nothing left to train: the run ends at step {steps}; "
             f"{fix}, or train longer with {settings.key('total_steps')}"
         )
@@ -61,7 +69,7 @@ def last_step(settings: Settings) -> int | None:
     if settings.trainer == trainers.VERL:
         if settings.text("resume") != "auto":
             return None
-        tracker, name = folder / "latest_checkpointed_iteration.txt", ""
+        tracker, name = folder / TRACKER, ""
     else:
         if not settings["resume"] or settings["load_checkpoint"]:
             return None
@@ -72,6 +80,53 @@ def last_step(settings: Settings) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if (folder / f"global_step_{step}").is_dir() else None
+
+
+def mend_tracker(settings: Settings) -> str | None:
+    """Let veRL resume the newest whole checkpoint where its tracker names none, and say so in one sentence.
+
+    A run that is killed while it saves may leave such a tracker: veRL removes the checkpoint before, and then
+    writes the new one's step. On several nodes only the tracker's folder is looked for.
+    """
+    if settings.trainer != trainers.VERL or settings.text("resume") != "auto":
+        return None
+    folder = Path(settings.text("checkpoints"))
+    found = steps_of(folder)
+    whole = [step for step, path in found.items() if is_whole(path, all_ranks=settings.integer("nodes") <= 1)]
+    try:
+        named = (folder / TRACKER).read_text(encoding="utf-8").strip()
+    except OSError:
+        named = ""
+    if not whole or (named.isdigit() and int(named) in whole):
+        return None
+    write_text(folder / TRACKER, str(whole[-1]))
+    before = f"named step {named}, which is no whole checkpoint" if named else "named no step"
+    return f"{folder / TRACKER} {before}; it names step {whole[-1]} now, the newest whole one"
+
+
+def steps_of(folder: Path) -> dict[int, Path]:
+    """veRL's checkpoints in `folder` by their steps, in order."""
+    found = {path.name.removeprefix("global_step_"): path for path in folder.glob("global_step_*")}
+    return {int(step): found[step] for step in sorted(filter(str.isdigit, found), key=int)}
+
+
+def is_whole(checkpoint: Path, *, all_ranks: bool = True) -> bool:
+    """Whether a checkpoint of veRL's FSDP has all its files, each with its end; `data.pt` is written last.
+
+    torch saves a zip file, whose list of contents is at its end. `all_ranks`: the shards of all ranks are
+    looked for, which may lie on other nodes.
+    """
+    shards = sorted((checkpoint / "actor").glob("*_world_size_*_rank_*.pt"))
+    if not shards or not all(map(zipfile.is_zipfile, [*shards, checkpoint / "data.pt"])):
+        return False
+    kinds: dict[tuple[str, int], set[int]] = {}
+    for shard in shards:
+        kind, size, rank = _SHARD.fullmatch(shard.stem).groups()  # type: ignore[union-attr]
+        kinds.setdefault((kind, int(size)), set()).add(int(rank))
+    return not all_ranks or all(len(ranks) == size for (_, size), ranks in kinds.items())
+
+
+_SHARD = re.compile(r"(.+)_world_size_(\d+)_rank_(\d+)")
 
 
 def note_run(settings: Settings) -> None:
@@ -100,7 +155,7 @@ def _noted(folder: Path) -> Mapping[str, object]:
     return noted if isinstance(noted, dict) else {}
 
 
-def _total_steps(settings: Settings, rows: int | None) -> int:
+def total_steps(settings: Settings, rows: int | None) -> int:
     """Steps of the whole run, 0 where they are not known."""
     if given := settings.integer("total_steps"):
         return given

@@ -1,38 +1,24 @@
-"""`tpru train`: the run of a plan, watched: its output kept, signals handed on, its first error found."""
+"""The run of a plan: checked, started, watched, and its end told."""
 
 from __future__ import annotations
 
-import os
+import shlex
 import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
+from tpru_verl.launch import folder
+from tpru_verl.launch.checks import row_count
 from tpru_verl.launch.first_error import first_error
-from tpru_verl.launch.guard import ENDING, FORWARDED
+from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.plan import Plan
-from tpru_verl.launch.progress import Progress
-from tpru_verl.launch.resume import note_run
+from tpru_verl.launch.resume import last_step, note_run, total_steps
 from tpru_verl.launch.reward_trial import try_reward
-from tpru_verl.launch.stacks import dump_stacks
+from tpru_verl.launch.watch import End, Stop, watch
 
-
-@dataclass(frozen=True)
-class End:
-    """How a command ended. `code`: its exit code, 128 + n after signal n, as a shell has it.
-
-    `asked`: a signal to us asked it to end. `stalled`: why it was ended for its lack of progress, or "".
-    """
-
-    code: int
-    asked: bool
-    stalled: str
+ALARM = 4  # exit code of a run that an alarm of `--stop-on` ended
+GRACE = 120.0  # seconds that a trainer has to save before it ends
 
 
 def check(plan: Plan) -> str:
@@ -44,113 +30,72 @@ def check(plan: Plan) -> str:
     return str(try_reward(plan.settings))
 
 
-def run(plan: Plan, log: Path, *, stall_timeout: float = 0.0) -> int:
-    """Train to the end and return the exit code, 128 + n for a run that signal n ended.
+def run(
+    plan: Plan,
+    place: Path,
+    *,
+    stall_timeout: float = 0.0,
+    grace: float = GRACE,
+    verbose: bool = False,
+    stop_on: Sequence[str] = (),
+    commands: Sequence[str] = (),
+) -> int:
+    """Train to the end and return the exit code: the trainer's, 128 + n after signal n, ALARM.
 
-    All output is passed on and kept in `log`. A run without progress (`launch.progress`) for `stall_timeout`
-    seconds is ended, after the stacks of its processes were written beside the log; 0 waits for ever. Where
-    a run fails, the first error of the log is printed on standard error.
+    `place`: the run's folder, which keeps the output in `train.log`; `verbose` prints it, too. A run without
+    progress (`launch.progress`) for `stall_timeout` seconds is ended, after the stacks of its processes were
+    written; 0 waits for ever. After SIGTERM, or an alarm of `stop_on`, veRL has `grace` seconds to save a
+    checkpoint. Where a run fails, the first error of the log is printed on standard error. `commands`: those
+    of `tpru` that are named at the end.
     """
     note_run(plan.settings)
-    end = watch(plan.command, plan.environment, log, stall_timeout=stall_timeout)
-    if end.code and not end.asked:
-        # An error before a hang seldom says why the run hangs: it is shown, but second.
-        error = f"before: {first_error(log)}" if end.stalled else first_error(log)
-        lines = [end.stalled, error, f"the whole log: {log}"]
-        print("\n".join(f"tpru: {line}" for line in lines if line), file=sys.stderr)
-    return end.code
-
-
-def watch(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    log: Path,
-    *,
-    echo: bool = True,
-    stall_timeout: float = 0.0,
-    each_second: Callable[[], None] | None = None,
-) -> End:
-    """Run `command` to its end with `environment` added to ours. Nothing that it started is left then.
-
-    `echo`: pass its output on to our standard output, beside `log`. Call it from the main thread: SIGINT,
-    SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 reach the command through us while it runs.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    guarded = [sys.executable, "-m", "tpru_verl.launch.guard", *command]
-    whole = {**os.environ, **environment, "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as kept:
-        # A session of its own: Ctrl-C of the terminal reaches it through us alone, and once.
-        process = subprocess.Popen(
-            guarded,
-            env=whole,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+    log, stop_file = place / folder.LOG, place / folder.STOP
+    stop_file.unlink(missing_ok=True)
+    environment = {**plan.environment, "TPRU_STOP_FILE": str(stop_file)}
+    total = plan.settings.integer("total_steps") or total_steps(plan.settings, row_count(plan.settings))
+    with Monitor(place, plan.settings, total=total, line=not verbose, stop_on=stop_on) as monitor:
+        end = watch(
+            plan.command,
+            environment,
+            log,
+            echo=verbose,
+            stall_timeout=stall_timeout,
+            stacks=place / folder.STACKS,
+            each_second=monitor,
+            stop=Stop(stop_file, grace),
         )
-        watched = _Watched(process, kept, echo)
-        try:
-            with watched.forwarding():
-                watched.to_the_end(log, stall_timeout, each_second)
-        finally:
-            if process.stdin is not None:  # where we fail, this tells the guard to end all
-                process.stdin.close()
-            process.wait()
-            watched.reader.join(timeout=5)
-    code = process.returncode
-    return End(128 - code if code < 0 else code, watched.asked, watched.stalled)
+    stop_file.unlink(missing_ok=True)
+    code = _exit_code(end, stopped=monitor.stopped)
+    for line in _last_words(plan, end, code, log):
+        print(f"tpru: {line}", file=sys.stderr)
+    monitor.end(code, _next(place, code, commands))
+    return code
 
 
-@dataclass
-class _Watched:
-    process: subprocess.Popen[bytes]
-    kept: IO[bytes]
-    echo: bool
-    asked: bool = False
-    stalled: str = ""
-    _moved: float = field(default_factory=time.monotonic)  # when it last showed progress
+def _exit_code(end: End, *, stopped: bool) -> int:
+    if end.asked:  # whatever a trainer makes of it
+        return 128 + end.asked if end.code else 0
+    return ALARM if stopped else end.code
 
-    def __post_init__(self) -> None:
-        self.reader = threading.Thread(target=self._pass_on, daemon=True)
-        self.reader.start()
 
-    def to_the_end(
-        self, log: Path, stall_timeout: float, each_second: Callable[[], None] | None = None
-    ) -> None:
-        while self.process.poll() is None:
-            still = time.monotonic() - self._moved
-            if stall_timeout and still > stall_timeout and not (self.asked or self.stalled):
-                said = dump_stacks(self.process.pid, log.with_suffix(".stacks.txt"))
-                self.stalled = f"no progress for {still:.0f} s (--stall-timeout): the run was ended; {said}"
-                self.process.send_signal(signal.SIGTERM)
-            if each_second:
-                each_second()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout=1)
+def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
+    """Why the run has ended, where it was not done."""
+    if not code:
+        return []
+    step = last_step(plan.settings)
+    saved = f"the checkpoint of step {step} is there" if step else "there is no checkpoint"
+    if end.asked:
+        return [f"ended by {signal.Signals(end.asked).name}; {saved}"]
+    if end.reason:
+        # An error before a hang seldom says why the run hangs: it is shown, but second.
+        found = [f"before: {first_error(log)}"] if code != ALARM else []
+        return [end.reason, *found, saved, f"the whole log: {log}"]
+    return [first_error(log), saved, f"the whole log: {log}"]
 
-    def _pass_on(self) -> None:
-        source = self.process.stdout
-        progress = Progress()
-        for chunk in iter(lambda: source.read1(65536), b""):  # type: ignore[union-attr]
-            if progress.read(chunk):
-                self._moved = time.monotonic()
-            self.kept.write(chunk)
-            self.kept.flush()
-            if self.echo:
-                with suppress(OSError, ValueError):  # whoever listened has gone, as in `tpru train | head`
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.buffer.flush()
 
-    @contextmanager
-    def forwarding(self) -> Iterator[None]:
-        def forward(number: int, _: object) -> None:
-            if self.process.poll() is None:
-                self.process.send_signal(number)
-            self.asked = self.asked or number in ENDING
-
-        before = {number: signal.signal(number, forward) for number in FORWARDED}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+def _next(place: Path, code: int, commands: Sequence[str]) -> list[str]:
+    """Where a run lies that has ended, and what to do with it, as lines of a shell."""
+    name = shlex.quote(str(place))
+    lines = [f"all of the run is in {place}"] + ([f"tpru train --resume {name}"] if code else [])
+    lines += [f"tpru report {name}"] if "report" in commands else []
+    return lines + ([f"tpru export {name} {name}/model"] if "export" in commands and not code else [])

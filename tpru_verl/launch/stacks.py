@@ -32,6 +32,7 @@ def dump_stacks(pid: int, out: Path) -> str:
             if worker or process.pid in programs:
                 state = process.status()
                 dumped.append(f"== {title[:200]} (pid {process.pid}, {state})\n{_stack(tool, process.pid)}\n")
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("".join(dumped), encoding="utf-8")
     return f"stacks of {len(dumped)} processes are in {out}"
 

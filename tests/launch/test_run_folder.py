@@ -1,0 +1,131 @@
+"""The folder of a run: what lies in it, and that no second run is mixed into it."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.rows import reordering, write_parquet
+
+from tpru_verl.launch import folder, run, train
+from tpru_verl.launch.plan import Plan
+
+RECIPE = "tpru_tiny_cpu"
+ROWS = ["data.train_files=rows.parquet", "data.val_files=rows.parquet"]
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """The plans of the runs that were started; nothing trains."""
+    plans: list[Plan] = []
+
+    def start(plan: Plan, place: Path, **_: Any) -> int:
+        plans.append(plan)
+        (place / folder.LOG).write_text(f"start {len(plans)}\n")
+        return 0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "run", start)
+    monkeypatch.setattr(run, "check", lambda plan: plan.check() or "fine")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    return plans
+
+
+def checkpoint(place: Path, step: int) -> None:
+    saved = place / f"checkpoints/global_step_{step}"
+    saved.mkdir(parents=True)
+    (saved.parent / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def test_all_of_a_run_lies_in_one_folder(started: list[Plan], tmp_path: Path) -> None:
+    place = tmp_path / "a run, with = and #"
+    assert train.train(RECIPE, ROWS, out=place) == 0
+    settings = started[0].settings.config
+    for key in ("default_local_dir", "rollout_data_dir", "validation_data_dir"):
+        assert Path(settings["trainer"][key]).parent == place  # type: ignore[index]
+    assert started[0].environment["VERL_FILE_LOGGER_PATH"] == str(place / "metrics.jsonl")
+    assert yaml.safe_load((place / "recipe.yaml").read_text())["data"]["train_batch_size"] == 16
+    assert json.loads((place / "versions.json").read_text())["trainer"] == str(started[0].trainer)
+    assert json.loads((place / "run.json").read_text())["overrides"] == ROWS
+
+
+def test_command_sh_is_the_command_as_it_ran(
+    started: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", "/some where")
+    train.train(RECIPE, ROWS, out=tmp_path / "run")
+    script = tmp_path / "run/command.sh"
+    assert os.access(script, os.X_OK)
+    text = script.read_text().replace("exec ", 'printf \'%s\\n\' "$PWD" "$HF_HOME" "$VERL_PLATFORM" ')
+    script.write_text(text)
+    done = subprocess.run([str(script)], cwd="/", env={}, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(tmp_path), "/some where", "cpu", *started[0].command]
+
+
+def test_a_folder_with_another_run_or_other_files_is_left_alone(started: list[Plan], tmp_path: Path) -> None:
+    train.train(RECIPE, ROWS, out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"found a run in it.*tpru train --resume"):
+        train.train(RECIPE, ROWS, out=tmp_path / "run")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").touch()
+    with pytest.raises(ValueError, match="found other files in it"):
+        train.train(RECIPE, ROWS, out=tmp_path / "mine")
+    (tmp_path / "empty").mkdir()
+    train.train(RECIPE, ROWS, out=tmp_path / "empty")
+    assert len(started) == 2
+
+
+def test_a_run_is_continued_as_it_was_started_with_changes_named(
+    started: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "run"
+    train.train(RECIPE, [*ROWS, "data.seed=7"], out=place)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capfd.readouterr()
+    assert train.train(None, [], resume=place) == 0
+    assert "changed" not in capfd.readouterr().err
+    assert started[1].command == started[0].command
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(20)])
+    assert train.train(RECIPE, ["data.seed=8"], resume=place) == 0
+    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("changed")]
+    assert told == ["changed: data.seed: 7 -> 8", f"changed: {tmp_path / 'rows.parquet'}: other rows"]
+    assert (place / "train.log").read_text() == "start 3\n"
+    assert [(place / f"train.{n}.log").read_text() for n in (1, 2)] == ["start 1\n", "start 2\n"]
+    assert len(json.loads((place / "run.json").read_text())["times"]) == 3
+
+
+def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(
+    started: list[Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "run"
+    train.train(RECIPE, [*ROWS, "trainer.total_training_steps=4"], out=place)
+    checkpoint(place, 4)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    assert train.train(None, [], resume=place) == train.NOTHING_LEFT == 3
+    assert "nothing left to train: the run ends at step 4" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
+    assert train.train(None, ["trainer.total_training_steps=5"], resume=place) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"resume": Path("nothing")}, "--resume .*/nothing: found no run.json in it"),
+        ({"resume": Path("x"), "out": Path("y")}, "found --out and --resume"),
+        ({}, "found no recipe"),
+    ],
+)
+def test_mistakes_are_one_line(given: dict[str, Any], said: str, started: list[Plan]) -> None:
+    with pytest.raises(ValueError, match=said):
+        train.train(None, [], **given)
+    assert not started
+
+
+def test_dry_run_makes_nothing(started: list[Plan], tmp_path: Path) -> None:
+    assert train.train(RECIPE, ROWS, dry_run=True) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.parquet"]

