@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from tpru_verl import trainers
 from tpru_verl.models import family_of
+from tpru_verl.recipes import overlays
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 VERL = Path(__file__).parent / "verl"
 EASYR1 = Path(__file__).parent / "easyr1"
-PAPER = "+tpru=paper"  # the published reward and prompt on top of any recipe, in Hydra's words
 
 
 def names(trainer: str = trainers.VERL) -> list[str]:
@@ -47,8 +47,8 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     Hydra's own compose over veRL's own files, without importing veRL (which imports torch).
 
     Raises:
-        ValueError: no such recipe, an override that Hydra refuses, or a path left to fill in;
-            the message is one line.
+        ValueError: no such recipe or overlay, overlays that contradict each other, an override that Hydra
+            refuses, or a path left to fill in; the message is one line.
         RuntimeError: veRL is not installed, or the `verl` that is installed is EasyR1.
     """
     trainer = trainers.find()
@@ -57,6 +57,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
             f"found {trainer} in {trainer.folder}, expected veRL 0.9: use recipes/easyr1 there"
         )
     check_name(recipe, trainer)
+    overlays.check(overrides)
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
@@ -120,7 +121,7 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     EasyR1 goes on without a file that it does not find. `+tpru=paper` becomes the two keys that it changes.
 
     Raises:
-        ValueError: no such recipe, or one that this EasyR1 is too old for.
+        ValueError: no such recipe, one that this EasyR1 is too old for, or an overlay that is for veRL.
         RuntimeError: what is installed is not EasyR1.
     """
     from tpru_verl.recipes.for_easyr1 import PAPER as PAPER_CHANGES
@@ -129,12 +130,13 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     if trainer.name != trainers.EASYR1:
         raise RuntimeError(f"found {trainer} in {trainer.folder}, expected EasyR1")
     check_name(recipe, trainer)
+    overlays.check_easyr1(overrides, trainer)
     family = family_of(_easyr1_model(recipe, overrides))
     if family and not trainer.knows(family):
         known_by = f"EasyR1 {family.easyr1}" if family.easyr1 else "veRL"
         raise ValueError(f"{recipe}: found {trainer}, expected {known_by}, which knows {family.name}")
     package = Path(trainers.__file__).parent
-    paper = PAPER in overrides
+    paper = bool(overlays.taken(overrides))
     settings = {
         "data.format_prompt": f"{package}/prompts/{'paper' if paper or 'paper' in recipe else 'tpru'}.jinja",
         "worker.reward.reward_function": f"{package}/reward_fns/easyr1.py:compute_score",
@@ -142,7 +144,7 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     if paper:
         settings |= {key: change.value for key, change in PAPER_CHANGES.items() if key not in settings}
         settings["trainer.experiment_name"] = "paper"
-    given = [item for item in overrides if item != PAPER]
+    given = [item for item in overrides if item.partition("=")[0].lstrip("+") != "tpru"]
     taken = {item.partition("=")[0] for item in given}
     ours = [f"{key}={value}" for key, value in settings.items() if key not in taken]
     return [f"config={EASYR1 / f'{recipe}.yaml'}", *ours, *given]

@@ -1,10 +1,12 @@
 """Every recipe composes and passes veRL's own checks and dataclasses."""
 
+import re
 import subprocess
 import sys
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jinja2 import Template
@@ -17,6 +19,8 @@ from verl.utils.import_utils import load_class_from_fqn, load_extern_object
 from verl.workers.config import FSDPActorConfig, HFModelConfig, RolloutConfig
 
 from tpru_verl import recipes
+from tpru_verl.launch import overlays as launch
+from tpru_verl.recipes import overlays
 
 DATA = ["data.train_files=train.parquet", "data.val_files=test.parquet"]
 BIG = [name for name in recipes.names() if name != "tpru_tiny_cpu"]
@@ -34,7 +38,14 @@ def composed(name: str, *overrides: str) -> DictConfig:
 
 
 def test_all_promised_recipes_are_there() -> None:
-    assert recipes.names() == ["tpru_32b", "tpru_3b", "tpru_7b", "tpru_qwen3vl_4b", "tpru_tiny_cpu"]
+    assert recipes.names() == [
+        *("tpru_32b", "tpru_3b", "tpru_7b", "tpru_qwen35_4b", "tpru_qwen35_9b"),
+        *("tpru_qwen3vl_2b", "tpru_qwen3vl_32b", "tpru_qwen3vl_4b", "tpru_qwen3vl_8b", "tpru_tiny_cpu"),
+    ]
+    assert overlays.names() == [
+        *("cispo", "dapo", "drgrpo", "gdpo", "gspo", "lora", "one_gpu_24", "one_gpu_48", "one_gpu_80"),
+        *("paper", "sdpa", "tis"),
+    ]
 
 
 @everyone
@@ -48,6 +59,12 @@ def test_recipe_passes_verls_own_validation(name: str) -> None:
 @everyone
 def test_recipe_fills_verls_dataclasses(name: str, checkpoint: Path) -> None:
     config = composed(name, f"actor_rollout_ref.model.path={checkpoint}")
+    fills_dataclasses(config)
+    assert config.actor_rollout_ref.rollout.limit_images == 7
+
+
+def fills_dataclasses(config: DictConfig) -> None:
+    """A key that these classes do not have is an error of theirs."""
     OmegaConf.resolve(config)
     parts = config.actor_rollout_ref
     with open_dict(parts.ref):  # what ActorRolloutRefWorker.init_model does before
@@ -63,7 +80,6 @@ def test_recipe_fills_verls_dataclasses(name: str, checkpoint: Path) -> None:
         assert part.fsdp_config.dtype == "bfloat16"
     rollout = omega_conf_to_dataclass(parts.rollout)
     assert isinstance(rollout, RolloutConfig)
-    assert rollout.limit_images == 7
     model = omega_conf_to_dataclass(parts.model)
     assert isinstance(model, HFModelConfig)
     assert model.processor is not None
@@ -147,6 +163,43 @@ def test_published_settings(name: str) -> None:
     assert config.data.train_files != config.data.val_files
 
 
+@pytest.mark.parametrize("overlay", overlays.names())
+@pytest.mark.filterwarnings("ignore:Disabled critic")
+def test_overlay_passes_verls_checks_and_fills_its_dataclasses(overlay: str, checkpoint: Path) -> None:
+    config = composed("tpru_7b", f"+tpru={overlay}", f"actor_rollout_ref.model.path={checkpoint}")
+    validate_config(config, need_reference_policy(config), use_critic=False)
+    launch.check(config)
+    fills_dataclasses(config)
+    added = keys(config.reward) - keys(composed("tpru_7b").reward)
+    length = {
+        f"reward_kwargs.overlong_buffer_cfg.{key}" for key in ("enable", "len", "penalty_factor", "log")
+    }
+    dapo = {"reward_kwargs", "reward_kwargs.max_resp_len", "reward_kwargs.overlong_buffer_cfg", *length}
+    assert added == (dapo if overlay == "dapo" else set())
+
+
+def test_several_overlays_at_once() -> None:
+    config = composed("tpru_qwen3vl_8b", "+tpru=[lora,dapo,tis,sdpa,one_gpu_24,paper]")
+    parts = config.actor_rollout_ref
+    assert (parts.model.lora_rank, parts.actor.optim.lr) == (64, 1e-5)
+    assert config.algorithm.filter_groups.enable
+    assert config.algorithm.rollout_correction.rollout_is == "token"
+    assert not parts.model.use_remove_padding
+    assert (config.trainer.n_gpus_per_node, parts.actor.ppo_micro_batch_size_per_gpu) == (1, 1)
+    assert parts.actor.fsdp_config.offload_policy  # of one_gpu_48, which one_gpu_24 stands on
+    assert config.data.prompt_template == "paper"
+    assert config.data.image_patch_size == 16
+
+
+def test_dapo_manager_of_verl_takes_the_length_off(checkpoint: Path) -> None:
+    from transformers import AutoTokenizer
+    from verl.experimental.reward_loop.reward_manager.dapo import DAPORewardManager
+
+    config = composed("tpru_7b", "+tpru=dapo")
+    manager: Any = DAPORewardManager(config, AutoTokenizer.from_pretrained(checkpoint), None)
+    assert (manager.max_resp_len, manager.overlong_buffer_cfg.len) == (1024, 256)
+
+
 def test_published_batches_and_pixels_of_7b() -> None:
     config = composed("tpru_7b")
     assert (config.data.min_pixels, config.data.max_pixels) == (16384, 36864)
@@ -155,10 +208,37 @@ def test_published_batches_and_pixels_of_7b() -> None:
     assert config.actor_rollout_ref.rollout.tensor_model_parallel_size == 2
 
 
-def test_qwen3vl_sees_as_many_tokens_as_qwen25vl() -> None:
-    older, newer = composed("tpru_7b").data, composed("tpru_qwen3vl_4b").data
+@pytest.mark.parametrize("name", [name for name in BIG if "qwen3" in name])
+def test_other_families_see_as_many_tokens_as_qwen25vl(name: str) -> None:
+    older, newer = composed("tpru_7b").data, composed(name).data
     for bound in ("min_pixels", "max_pixels"):
         assert round(older[bound] / 28**2) == newer[bound] / 32**2
+        assert newer.mm_processor_kwargs[bound] == newer[bound]
+    assert newer.image_patch_size == 16
+
+
+# peft's `all-linear` with the overlay's regular expression, on the real classes of the families.
+@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"])
+def test_lora_adapts_the_language_model_alone(model_type: str) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    lora = composed("tpru_7b", "+tpru=lora").actor_rollout_ref.model
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type))
+        linear = {name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+        settings = LoraConfig(
+            r=lora.lora_rank,
+            lora_alpha=lora.lora_alpha,
+            target_modules=lora.target_modules,
+            exclude_modules=lora.exclude_modules,
+        )
+        adapted = get_peft_model(model, settings).get_base_model()
+    found = {name for name, part in adapted.named_modules() if hasattr(part, "lora_A")}
+    assert found == {name for name in linear if ".visual." not in name and name != "lm_head"}
+    assert any(".visual." in name for name in linear)
+    assert any(name.endswith("o_proj") for name in found)
 
 
 @everyone
@@ -201,13 +281,37 @@ def test_verl_is_not_shadowed_inside_the_recipes_folder(root: Path) -> None:
         ("tpru_tiny_cpu", [], "no value for data.train_files, data.val_files; add data.train_files="),
         ("tpru_7b", ["actor_rollout_ref.model.path=null"], "no value for actor_rollout_ref.model.path"),
         ("tpru_7b", ["data.trainfiles=x"], "Could not override 'data.trainfiles'"),
-        ("tpru_7b", ["+tpru=papre"], "papre"),
+        ("tpru_7b", ["+tpru=papre"], "+tpru: found 'papre', expected one of paper, dapo, sdpa"),
+        ("tpru_7b", ["+tpru=[lora,dappo]"], "+tpru: found 'dappo', expected one of dapo"),
+        (
+            "tpru_7b",
+            ["+tpru=lora", "+tpru=dapo"],
+            "+tpru: found 2 times, expected one list: +tpru=[lora,dapo]",
+        ),
+        ("tpru_7b", ["+tpru=[gspo,cispo]"], "loss_mode=gspo in gspo and cispo in cispo"),
+        (
+            "tpru_7b",
+            ["+tpru=[gspo,drgrpo]"],
+            "loss_agg_mode=seq-mean-token-mean in gspo and seq-mean-token-sum",
+        ),
+        (
+            "tpru_7b",
+            ["+tpru=[one_gpu_24,one_gpu_48]"],
+            "ppo_micro_batch_size_per_gpu=1 in one_gpu_24 and 2 in",
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(name: str, overrides: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message.replace("+", r"\+")) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         recipes.compose(name, overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_line_settles_what_overlays_disagree_on() -> None:
+    both = ["+tpru=[drgrpo,gspo]", "actor_rollout_ref.actor.loss_agg_mode=token-mean"]
+    config = composed("tpru_7b", *both)
+    assert config.actor_rollout_ref.actor.loss_agg_mode == "token-mean"
+    assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "gspo"
 
 
 def test_easyr1_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -233,6 +233,60 @@ def report(
     work.report(runs, out, text=text, watch=watch, rollouts=rollouts, validation=validation)
 
 
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tpru export outputs/tpru_7b-20261125-120000 models/mine`\n\n"
+    "- `tpru export checkpoints/tpru/tpru_7b models/mine --step 70 --adapter`"
+)
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(help="A run's folder, a trainer's folder of global_step_N, or one of these."),
+    ],
+    out: Annotated[Path, typer.Argument(help="New folder for the model.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint of this step. Default: the last.")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="The checkpoint with the best validation accuracy.")
+    ] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write the LoRA adapter alone, not merged into the model.")
+    ] = False,
+    vllm: Annotated[bool, typer.Option(help="Also load the model in vLLM and compare.")] = True,
+    push: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Upload the model to the Hub, too: private.")
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: everybody may read it.")] = False,
+) -> None:
+    """Turn a checkpoint into a model that transformers and vLLM load, and check that it is the trained one.
+
+    Checkpoints of veRL and EasyR1 (FSDP) are in shards. The model gets a card, and its log-probabilities
+    are compared with those of the shards. Then the command that serves it is printed.
+    """
+    from tpru_verl.runs import export as work
+    from tpru_verl.terminal import messages
+
+    if step is not None and best:
+        raise ValueError("found --step and --best, expected one of them")
+    checkpoint = work.chosen(run, step=step, best=best)
+    with messages.status("") as status:
+
+        def say(line: str) -> None:
+            status.update(f"{line} ...")
+            if not messages.is_terminal:
+                messages.print(line)
+
+        made = work.export(run, checkpoint, out, adapter=adapter, vllm=vllm, say=say)
+        if push:
+            say(f"uploading to {push}")
+            made.lines.append(f"uploaded to {work.push(out, push, public=public)}")
+    typer.echo(f"{out}: the model of step {checkpoint.step}" if checkpoint.step else f"{out}: the model")
+    for line in made.lines:
+        typer.echo(f"- {line}")
+    typer.echo("Next:")
+    for command in work.next_commands(made, run):
+        typer.echo(f"  {command}")
+
+
 def main() -> None:
     """Entry point. A mistake of the user is one line, or one for each finding, and exit code 1."""
     try:

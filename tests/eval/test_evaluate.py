@@ -451,13 +451,12 @@ class TestLocal:
             self.local(tmp_path)
 
     @pytest.mark.parametrize("place", ["", "actor", "actor/huggingface", ".."])
-    def test_a_checkpoint_in_shards_says_how_to_merge_it(self, tmp_path: Path, place: str) -> None:
+    def test_a_checkpoint_in_shards_says_how_to_export_it(self, tmp_path: Path, place: str) -> None:
         step = tmp_path / "checkpoints/global_step_60"
         (step / "actor/huggingface").mkdir(parents=True)
         (step / "actor/huggingface/config.json").write_text("{}")
         (step / "actor/model_world_size_1_rank_0.pt").touch()
-        command = "python -m verl.model_merger merge --backend fsdp --local_dir .*global_step_60/actor"
-        with pytest.raises(ValueError, match=command):
+        with pytest.raises(ValueError, match=r"`tpru export .*checkpoints.* OUT` and evaluate OUT"):
             self.local(step / place)
 
     def test_a_model_trained_on_is_another_one(self, checkpoint: Path, tmp_path: Path) -> None:

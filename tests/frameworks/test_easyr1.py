@@ -6,6 +6,7 @@ not used before that check; all else is real.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,7 @@ from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.settings import Settings
 from tpru_verl.models import FAMILIES
 from tpru_verl.prompts import render
+from tpru_verl.recipes import overlays
 from tpru_verl.recipes.for_easyr1 import PAPER
 
 CHECKOUT = os.environ.get("TPRU_EASYR1", "")
@@ -148,6 +150,30 @@ class TestConfiguration:
         with pytest.raises(ValueError, match=message) as caught:
             plan.compose("tpru_7b", [item])
         assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("overlay", "message"),
+        [
+            ("tis", r"\+tpru=tis: found EasyR1 .*, expected veRL, .*; EasyR1 .* has no keys for it"),
+            ("[paper,dapo]", r"\+tpru=dapo: .*; with EasyR1 .*, set algorithm\.online_filtering=true"),
+            ("papre", r"\+tpru: found 'papre', expected paper, the overlay for EasyR1"),
+        ],
+    )
+    def test_overlays_for_verl_are_told(self, overlay: str, message: str) -> None:
+        with pytest.raises(ValueError, match=message) as caught:
+            plan.compose("tpru_7b", [f"+tpru={overlay}"])
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("overlay", ["lora", "gspo"])
+    def test_a_version_with_keys_of_its_own_is_told_them(self, overlay: str) -> None:
+        keys, word = overlays._EASYR1[overlay]
+        trainer = trainers.find()
+        config = (trainer.folder / "workers/actor/config.py").read_text(encoding="utf-8")
+        told = rf"set {re.escape(keys)}" if word in config else "has no keys for it"
+        with pytest.raises(ValueError, match=told):
+            plan.compose("tpru_7b", [f"+tpru={overlay}"])
+        if word in config:
+            assert configured(recipes.easyr1_arguments("tpru_7b", keys.split()))
 
     def test_recipes_of_the_other_host_or_version_are_refused(self) -> None:
         with pytest.raises(ValueError, match="'tpru_tiny_cpu', a recipe for veRL alone, beside EasyR1"):

@@ -144,3 +144,12 @@ def test_a_reward_that_does_not_answer(rows: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(preflight, "SECONDS", 1)
     with pytest.raises(ValueError, match="found no answer in 1 s"):
         preflight.try_reward(verl(rows, str(own(tmp_path, "import time; time.sleep(30)"))))
+
+
+def test_a_model_that_does_not_know_the_words_of_the_rows_is_named(rows: Path, checkpoint: Path) -> None:
+    known = verl(rows)
+    tiny = Settings("veRL", {**known.config, "actor_rollout_ref": {"model": {"path": str(checkpoint)}}})
+    assert "warning" not in str(preflight.try_reward(known))
+    said = str(preflight.try_reward(tiny))
+    assert f"warning: actor_rollout_ref.model.path={checkpoint}: its tokenizer does not know" in said
+    assert "tpru_tiny_cpu is for the rows of `tpru demo`" in said

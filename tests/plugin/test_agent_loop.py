@@ -1,8 +1,7 @@
 """Our group rollout writes to TransferQueue what stock veRL's worker writes, field by field."""
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
     """Run a worker class on two prompts."""
     write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
 
-    def run(worker_class: type, model: Path = checkpoint, overrides: Sequence[str] = ()) -> Rollouts:
+    def run(worker_class: type, model: Path = checkpoint, *overrides: str) -> Rollouts:
         config = recipes.compose(
             "tpru_tiny_cpu",
             [
@@ -66,21 +65,6 @@ def test_group_rollout_writes_what_stock_verl_writes(rollout: Callable) -> None:
         for name in row.keys() & ours[key].keys() - {"metrics", "raw_prompt"}:
             assert same(ours[key][name], row[name]), (key, name, ours[key][name], row[name])
     assert other.server.images == N * one.server.images
-
-
-def test_the_row_of_each_prompt_is_noted_beside_the_responses(rollout: Callable, tmp_path: Path) -> None:
-    folder = tmp_path / "kept" / "rollouts"
-    rollout(TPRUAgentLoopWorker, overrides=[f"trainer.rollout_data_dir={folder}"])
-    (file,) = folder.glob("rows-*.jsonl")
-    rows = [f"{tmp_path / 'rows.parquet'} row {i}" for i in range(2)]
-    noted = [json.loads(line) for line in file.read_text().splitlines()]
-    assert noted == [{"uid": f"row{i}", "place": place} for i, place in enumerate(rows)]
-
-
-def test_a_folder_without_room_for_notes_is_no_end_of_the_run(rollout: Callable, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    found = rollout(TPRUAgentLoopWorker, overrides=[f"trainer.rollout_data_dir={tmp_path / 'file'}"])
-    assert len(found.fields) == 2 * N
 
 
 def test_tokens_that_stand_for_images_are_never_sampled(rollout: Callable) -> None:
@@ -188,7 +172,7 @@ def gemma(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_features_of_a_processor_without_grids_reach_the_update(rollout: Callable, gemma: Path) -> None:
     longer = ("data.max_prompt_length=900", "actor_rollout_ref.rollout.max_model_len=932")
-    ours, stock = (rollout(kind, gemma, longer).fields for kind in (TPRUAgentLoopWorker, _StockWorker))
+    ours, stock = (rollout(kind, gemma, *longer).fields for kind in (TPRUAgentLoopWorker, _StockWorker))
     assert len(ours) == 2 * N
     for key, row in stock.items():
         assert len(ours[key]["multi_modal_inputs"]["pixel_values"]) > 1

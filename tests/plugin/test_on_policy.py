@@ -1,24 +1,30 @@
 """With one update a step its own log-probabilities are the old ones: same gradient, same metrics."""
 
+from copy import deepcopy
+from functools import lru_cache
 from typing import Any
 
 import pytest
 
 pytest.importorskip("verl")
 import torch
+from omegaconf import open_dict
 from tensordict import TensorDict
 from verl import DataProto
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils import tensordict_utils as tu
 from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.workers.utils import losses
 
 from tpru_verl import recipes
 from tpru_verl.plugin import on_policy
+from tpru_verl.recipes import overlays
 
 LENGTHS = [5, 3, 4]
 PROMPT = 2
 
 
+@lru_cache
 def config(*overrides: str) -> Any:
     return recipes.compose("tpru_tiny_cpu", ["data.train_files=a", "data.val_files=b", *overrides])
 
@@ -28,11 +34,13 @@ def config(*overrides: str) -> Any:
     [
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         "actor_rollout_ref.actor.ppo_epochs=2",
-        "actor_rollout_ref.actor.entropy_coeff=0.01",
-        "actor_rollout_ref.actor.policy_loss.loss_mode=gspo",
+        "actor_rollout_ref.actor.calculate_sum_pi_squared=true",
+        "+actor_rollout_ref.actor.megatron.router_replay.mode=R2",
         "actor_rollout_ref.rollout.calculate_log_probs=false",
         "algorithm.rollout_correction.bypass_mode=true",
         "algorithm.rollout_correction.rollout_is=token",
+        "algorithm.rollout_correction.rollout_rs=token_k1",
+        "algorithm.adv_estimator=optimal_token_baseline",
         "algorithm.use_kl_in_reward=true",
         "trainer.v1.trainer_mode=colocate_async",
     ],
@@ -40,6 +48,20 @@ def config(*overrides: str) -> Any:
 def test_only_where_nothing_else_needs_the_old_pass(override: str) -> None:
     assert on_policy.is_on_policy(config())
     assert not on_policy.is_on_policy(config(override))
+
+
+@pytest.mark.parametrize(
+    ("overlay", "saves"),
+    [(name, name != "tis") for name in overlays.names() if not name.startswith("one_gpu")],
+)
+def test_overlays_that_save_the_pass(overlay: str, saves: bool) -> None:
+    assert on_policy.is_on_policy(config(f"+tpru={overlay}")) is saves
+
+
+def test_one_gpu_saves_the_pass_that_the_big_recipe_needs() -> None:
+    files = ["data.train_files=a", "data.val_files=b"]
+    assert not on_policy.is_on_policy(recipes.compose("tpru_7b", files))
+    assert on_policy.is_on_policy(recipes.compose("tpru_7b", [*files, "+tpru=[lora,one_gpu_80]"]))
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:
@@ -62,18 +84,24 @@ def micro_batch(old: list[torch.Tensor], **flags: object) -> TensorDict:
     return data
 
 
-def test_gradient_and_metrics_are_those_of_a_pass_of_its_own(checkpoint: Any) -> None:
+LOSSES = sorted(set(POLICY_LOSS_REGISTRY) - {"bypass_mode"})
+
+
+@pytest.mark.parametrize("loss_mode", LOSSES)
+def test_gradient_and_metrics_are_those_of_a_pass_of_its_own(loss_mode: str, checkpoint: Any) -> None:
     from verl.utils import omega_conf_to_dataclass
 
-    actor = omega_conf_to_dataclass(
-        config(f"actor_rollout_ref.model.path={checkpoint}").actor_rollout_ref.actor
-    )
+    settings = deepcopy(config(f"actor_rollout_ref.model.path={checkpoint}")).actor_rollout_ref.actor
+    with open_dict(settings.policy_loss):
+        settings.policy_loss |= {"loss_mode": loss_mode, "dro_beta": 0.1}
+    actor = omega_conf_to_dataclass(settings)
     torch.manual_seed(0)
     sampled = [-torch.rand(n) for n in LENGTHS]  # what vLLM said
     values = [-torch.rand(PROMPT + n) for n in LENGTHS]  # what the actor says: of each next token
     said = [row[PROMPT - 1 : -1] for row in values]
     grads, found = [], {}
     for flags, old in ({}, said), ({on_policy.FLAG: True}, sampled):
+        torch.manual_seed(1)  # clip_cov draws the tokens that it clips
         leaves = [row.clone().requires_grad_() for row in values]
         loss, metrics = losses.ppo_loss(actor, {"log_probs": nested(leaves)}, micro_batch(old, **flags))
         loss.backward()

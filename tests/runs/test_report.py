@@ -125,11 +125,13 @@ def test_rows_are_found_again_with_scene_and_pictures(tmp_path: Path) -> None:
     assert [said.right for said in became.rows[0].said] == [False, True]
 
 
-def test_rows_of_one_text_are_told_apart_by_the_place_that_was_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("named", ["", "second", "PLACE"])
+def test_rows_of_one_text_are_told_apart_by_the_id_or_place_in_the_dump(tmp_path: Path, named: str) -> None:
     folder = write_run(tmp_path / "run")
     write_rows(folder)
     row = replace(make_rows(1, seed=1)[0], problem="Episode 0. Which one?", answer="A")
     write_parquet([row, replace(row, row_id="second", scene="elsewhere")], folder / "rows.parquet")
+    row_id = named.replace("PLACE", f"{folder / 'rows.parquet'} row 1")
     for step in (1, STEPS):
         answer = {
             "input": "user\nEpisode 0. Which one?\n",
@@ -138,12 +140,10 @@ def test_rows_of_one_text_are_told_apart_by_the_place_that_was_noted(tmp_path: P
             "score": 1,
             "step": step,
         }
-        (folder / f"validation/{step}.jsonl").write_text(json.dumps(answer | {"uid": f"u{step}_0_0"}) + "\n")
-    assert not Report(RunFiles.find(folder)).grades[0].by_scene
-    place = f"{folder / 'rows.parquet'} row 1"
-    noted = "".join(json.dumps({"uid": f"u{step}", "place": place}) + "\n" for step in (1, STEPS))
-    (folder / "validation/rows-1.jsonl").write_text(noted + '{"uid": "cut of')
-    assert [line.name for line in Report(RunFiles.find(folder)).grades[0].by_scene] == ["elsewhere"]
+        line = json.dumps(answer | {"uid": f"u{step}_0_0", "row_id": row_id or None})
+        (folder / f"validation/{step}.jsonl").write_text(line + "\n")
+    scenes = [line.name for line in Report(RunFiles.find(folder)).grades[0].by_scene]
+    assert scenes == (["elsewhere"] if named else [])
 
 
 def test_what_is_not_recorded_is_said_with_what_records_it(tmp_path: Path) -> None:

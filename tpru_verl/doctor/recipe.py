@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -52,6 +54,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine, gpu_memor
         *_tensor_parallel(settings),
         *budget_lines(settings),
         judged("reward", lambda: _reward(settings), "correct the reward function, or choose another"),
+        *_words(settings),
         *_gpus(settings, seen),
         *memory_lines(settings, seen, found.longest, gpu_memory),
     ]
@@ -265,7 +268,7 @@ def budget_lines(settings: Settings) -> Iterator[Check]:
 def _reward(settings: Settings) -> str:
     """On rows of the data; on made ones where the data are on the Hub, which a look does not fetch."""
     if any(is_local(name) for name in settings.files("train_files")):
-        return str(preflight.try_reward(settings))
+        return str(replace(preflight.try_reward(settings), words=""))  # which has a line of its own
     from tpru_verl.demo.scenes import make_rows, write_parquet
 
     with TemporaryDirectory() as folder:
@@ -274,8 +277,16 @@ def _reward(settings: Settings) -> str:
         data = settings.config.get("data")
         assert isinstance(data, dict)
         made = Settings(settings.trainer, {**settings.config, "data": {**data, "train_files": str(rows)}})
-        said = str(preflight.try_reward(made)).replace("rows of the data", "made rows")
+        said = str(replace(preflight.try_reward(made), words="")).replace("rows of the data", "made rows")
     return f"{said} (the data are on the Hub; `tpru train` tries it on them)"
+
+
+def _words(settings: Settings) -> Iterator[Check]:
+    """Whether the tokenizer knows the words of the rows; other lines say where these cannot be read."""
+    with suppress(OSError, RuntimeError, ValueError):
+        local = all(is_local(name) for name in settings.files("train_files"))
+        if local and (said := preflight.words_warning(settings)):
+            yield Check("words", WARN, said, preflight.OTHER_MODEL)
 
 
 def _gpus(settings: Settings, seen: Machine) -> Iterator[Check]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tpru_verl import trainers
 from tpru_verl.cores import available_cores
+from tpru_verl.launch import overlays
 from tpru_verl.launch.settings import Settings
 from tpru_verl.models import processor_of, read_config, verl_refusal
 
@@ -58,13 +59,15 @@ def check(recipe: Mapping) -> None:
 
     Raises:
         FileNotFoundError: the model path, or a data file, is a path and not there.
-        ValueError: a data file is unreadable or lacks columns, or has fewer rows than a batch takes; or veRL
-            does not know the model's processor, or the engine of the rollouts.
+        ValueError: a data file is unreadable or lacks columns, or has fewer rows than a batch takes; veRL
+            does not know the model's processor, or the engine of the rollouts; or settings do not go
+            together (`launch.overlays`).
         OSError: too little room for checkpoints or in shared memory.
         RuntimeError: the engine is not installed; or a Ray cluster of an earlier run would be joined instead
             of a fresh one started.
     """
     settings, model = Settings(trainers.VERL, recipe), recipe["actor_rollout_ref"]["model"]["path"]
+    overlays.check(recipe)
     model_is_there("actor_rollout_ref.model.path", model)
     sees_images(settings)
     engine_is_there(recipe)
@@ -130,7 +133,7 @@ def model_is_there(key: str, path: str) -> None:
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{key}={path}: no config.json in it, expected a Hugging Face folder "
-            "(veRL's checkpoints become one with `python -m verl.model_merger merge`)"
+            "(a checkpoint in shards becomes one with `tpru export`)"
         )
 
 

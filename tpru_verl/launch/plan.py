@@ -11,9 +11,10 @@ from pathlib import Path
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import easyr1, folder
+from tpru_verl.launch import easyr1, folder, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
+from tpru_verl.recipes.overlays import taken
 
 MOST_ANSWERS = 64  # of a step, that are kept; of a validation four times as many (`plugin.records`)
 
@@ -48,7 +49,9 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     """The run of `RECIPE OVERRIDES`, which writes into `run_folder`; without one, where the trainer does.
 
     Raises:
-        ValueError: an unknown recipe or key, one of the other trainer, a value that it refuses.
+        FileNotFoundError: an adapter that is none.
+        ValueError: an unknown recipe, overlay or key, one of the other trainer, a value that it refuses, and
+            settings that do not go together (`launch.overlays`).
         RuntimeError: no trainer, both, or EasyR1 beside a package that breaks it.
     """
     trainer = trainers.find()
@@ -63,11 +66,17 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     from omegaconf import OmegaConf
 
     overrides = [recipes.quoted(item) for item in overrides]
+    chosen = taken(overrides)
+    if chosen and not any(item.startswith("trainer.experiment_name=") for item in overrides):
+        # An overlay gives its own name, and so one folder of checkpoints to all recipes.
+        overrides.append(f"trainer.experiment_name={'_'.join([recipe, *chosen])}")
     # Those of Hydra itself, such as hydra.run.dir, are none of a recipe's.
     config = recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
+    overlays.check(settings.config)
+    overlays.check_size(settings, chosen)
     command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
     environment = launch.environment(config)
     if run_folder:

@@ -15,7 +15,7 @@ import math
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import prompts, trainers
 from tpru_verl.launch.apart import ask
+from tpru_verl.launch.overlays import reward_keys
 from tpru_verl.sample import parse_options
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 ROWS = 8  # of the training data, spread over its first pieces
 SECONDS = 120  # for all of it: a reward that asks a server may take some
+OTHER_MODEL = "train another model, or make rows for this one; tpru_tiny_cpu is for the rows of `tpru demo`"
 _TAGS, _BOXED = "<think>...</think><answer>{}</answer>", "\\boxed{{}}"
 _SAMPLES = ("", "I see a dog.", "<think>" + "and then " * 400)  # empty, off topic, cut off
 
@@ -49,18 +51,23 @@ class Case:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What the reward said. `right` and `wrong`: mean scores of such answers, written in `form`."""
+    """What the reward said. `right` and `wrong`: mean scores of such answers, written in `form`.
+
+    `words`: why the model will hardly answer rightly, as `words_warning` has it.
+    """
 
     rows: int
     right: float
     wrong: float
     form: str
+    words: str = ""
 
     def __str__(self) -> str:
-        return (
+        said = (
             f"{self.rows} rows of the data: a right answer, written as {self.form}, earns {self.right:g}, "
             f"a wrong one {self.wrong:g}"
         )
+        return f"{said}\nwarning: {self.words}; {OTHER_MODEL}" if self.words else said
 
 
 def try_reward(settings: Settings) -> TrialResult:
@@ -83,6 +90,7 @@ def try_reward(settings: Settings) -> TrialResult:
         "name": settings.text("reward_name"),
         "kwargs": settings["reward_kwargs"] or {},
         "type": settings["reward_type"],
+        "asked": reward_keys(settings.config),
         "cases": [asdict(case) for case in cases],
     }
     try:
@@ -101,7 +109,19 @@ def try_reward(settings: Settings) -> TrialResult:
             f"the template {settings.template} asks ({best.form}), expected more for right ones; template "
             "and reward have to agree on the form of an answer"
         )
-    return best
+    return replace(best, words=words_warning(settings, rows))
+
+
+def words_warning(settings: Settings, rows: Sequence[Row] | None = None) -> str:
+    """What is wrong where the model does not know the words of the rows; "" elsewhere.
+
+    `rows`: those of `first_rows` where they have been read. Raises as that does.
+    """
+    from tpru_verl.data.tokens.words import spelled_words
+
+    found = first_rows(settings) if rows is None else rows
+    said = spelled_words(settings.text("model"), (str(row.problem) for row in found))
+    return f"{settings.said('model')}: {said}" if said else ""
 
 
 def _report(form: str, cases: Sequence[Case], scores: Sequence[float], rows: int) -> TrialResult:
@@ -196,6 +216,7 @@ def scores_of(request: Mapping[str, object]) -> list[float]:
     if request["trainer"] == trainers.VERL:
         results = [_call_verl(function, case, kwargs) for case in cases]
         key = "score"
+        _has_asked(results, cast("Mapping[str, str]", request["asked"]))
     else:
         results = _call_easyr1(
             function, cases, kwargs, request["type"] or getattr(module, "REWARD_TYPE", "batch")
@@ -258,6 +279,18 @@ def _numbers(results: Sequence[object], key: str, *, plain: bool) -> list[float]
                 raise ValueError(f"{name}: found {result[name]!r}, expected a number")
         scores.append(float(cast(float, result[key])))
     return scores
+
+
+def _has_asked(results: Sequence[object], asked: Mapping[str, str]) -> None:
+    """Raises ValueError where a result lacks what a setting of the run asks of it."""
+    for result in results:
+        found = list(result) if isinstance(result, Mapping) else ["score"]
+        for name, setting in asked.items():
+            if name not in found:
+                raise ValueError(
+                    f"found keys {', '.join(map(str, found))}, expected {name!r} among them, "
+                    f"as {setting} asks"
+                )
 
 
 def _is_number(value: object) -> bool:

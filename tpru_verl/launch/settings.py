@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpru_verl import trainers
 
@@ -86,6 +86,14 @@ KEYS = {
 }
 
 
+def value_at(config: Mapping[str, object], key: str) -> Any:
+    """The value under a trainer's dotted key, None where there is none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
 class Settings:
     """A complete configuration of a trainer, read by our names. `config`: plain dictionaries, resolved."""
 
@@ -98,10 +106,7 @@ class Settings:
 
     def __getitem__(self, name: str) -> object:
         """The value, None where the trainer has no such key."""
-        value: object = self.config
-        for part in self.key(name).split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        return value
+        return value_at(self.config, self.key(name))
 
     def text(self, name: str) -> str:
         value = self[name]

@@ -35,7 +35,6 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
-from tpru_verl.plugin.noted_rows import RowNotes
 from tpru_verl.plugin.waiting import ERROR, watch
 from tpru_verl.terminal import line_of
 
@@ -81,8 +80,6 @@ class TPRUAgentLoopWorker(_StockWorker):
             data_config=DictConfigWrap(config.data),
         )
         self._single_turn.loop.set_default_executor(_Executor())
-        trainer = config.trainer
-        self._notes = RowNotes(trainer.get("rollout_data_dir"), trainer.get("validation_data_dir"))
         self._groups = self._runs_groups()
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
@@ -104,7 +101,6 @@ class TPRUAgentLoopWorker(_StockWorker):
     async def _run_prompt(
         self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False
     ) -> None:
-        self._notes.note(prompt, trajectory["validate"])
         single_turn = prompt.get("agent_name") == "single_turn_agent"
         if not self._groups or not single_turn or self.distillation_enabled:
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 FLAG = "tpru_on_policy"
 PREFIX = "tpru_sum_"
+# The only advantages that veRL computes from the old log-probabilities.
+_FROM_OLD = ("optimal_token_baseline", "tir_optimal_token_baseline")
 
 
 def is_on_policy(config: Mapping[str, Any]) -> bool:
-    """Whether each step is one update of the weights that sampled it, and nothing else needs the old pass."""
+    """Whether each step is one update of the weights that sampled it, and nothing else needs the old pass.
+
+    Any loss will do: all of veRL's are functions of the new and the old log-probabilities, which are equal.
+    """
     actor, rollout = config["actor_rollout_ref"]["actor"], config["actor_rollout_ref"]["rollout"]
     algorithm = config["algorithm"]
     correction = algorithm.get("rollout_correction") or {}
@@ -35,14 +40,20 @@ def is_on_policy(config: Mapping[str, Any]) -> bool:
         config["trainer"]["v1"]["trainer_mode"] == "sync"
         and actor["ppo_epochs"] == 1
         and actor["ppo_mini_batch_size"] >= config["data"]["train_batch_size"]
-        and actor["policy_loss"]["loss_mode"] == "vanilla"
-        and actor["entropy_coeff"] == 0
+        and not actor.get("calculate_sum_pi_squared")
+        and not _replays_routes(actor)
         and bool(rollout["calculate_log_probs"])
-        and algorithm["adv_estimator"] == "grpo"
+        and algorithm["adv_estimator"] not in _FROM_OLD
         and not algorithm["use_kl_in_reward"]
         and not any(correction.get(key) for key in ("bypass_mode", "rollout_is", "rollout_rs"))
         and not distillation.get("enabled")
     )
+
+
+def _replays_routes(actor: Mapping[str, Any]) -> bool:
+    """Whether the update repeats the choice of experts that the old pass recorded (Megatron and VeOmni)."""
+    engines = [actor.get(name) or {} for name in ("megatron", "veomni")]
+    return any((engine.get("router_replay") or {}).get("mode") == "R2" for engine in engines)
 
 
 def skip_old_log_probs(trainer_base: ModuleType) -> None:

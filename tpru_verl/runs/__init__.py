@@ -1,1 +1,1 @@
-"""A run afterwards and from outside: its logs read, alarms, report."""
+"""A run afterwards and from outside: its logs read, its alarms, its report, its model."""

@@ -100,6 +100,16 @@ class History:
         return [step for step in self.steps if step.trained]
 
 
+def validated(step: Step) -> float | None:
+    """Mean accuracy over the data sources of a validation; None for a step without one.
+
+    veRL: `val-core/SOURCE/acc/mean@N`; EasyR1: `val/accuracy_reward`.
+    """
+    names = [name for name in step.data if name.startswith("val-core/") and "/acc/mean@" in name]
+    names = names or [name for name in ("val/accuracy_reward",) if name in step.data]
+    return sum(step.data[name] for name in names) / len(names) if names else None
+
+
 def clipped(step: Step, limit: int | None) -> float | None:
     """Share of responses that ended at the limit; None where the limit or the lengths are not known."""
     longest, share = step.get("longest response"), step.get("share of longest")

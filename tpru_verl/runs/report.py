@@ -70,7 +70,7 @@ class Report:
 
     @cached_property
     def rows(self) -> RunRows:
-        return RunRows(self._reader.settings, (self.files.rollouts, self.files.validation))
+        return RunRows(self._reader.settings)
 
     @cached_property
     def alarms(self) -> list[Alarm]:
@@ -117,7 +117,7 @@ class Report:
 
     def _placed(self, answers: Sequence[Graded]) -> list[tuple[Graded, str, str]]:
         """Each with the scene of its row and what that was cut from, the prompt where it is not known."""
-        rows = {a.group: self.rows.find(a.prompt, a.answer, a.group) for a in answers}
+        rows = {a.group: self.rows.find(a) for a in answers}
         found: list[tuple[Graded, str, str]] = []
         for answer in answers:
             row = rows[answer.group]

@@ -27,7 +27,7 @@ class Rollout:
     """One response of a dump.
 
     `recorded` is the score it was trained with, `group` the prompt it answers, `place` the file, the row and
-    the key of its right answer. `step` is None where the dump names none.
+    the key of its right answer. `row` is the id or the place of the row, which our plugin adds.
     """
 
     prompt: str
@@ -36,7 +36,7 @@ class Rollout:
     recorded: float | None
     group: str
     place: str
-    step: int | None = None
+    row: str = ""
 
     @property
     def task(self) -> Task | None:
@@ -113,7 +113,7 @@ def _rollout(record: Mapping[str, object], place: str) -> Rollout:
         raise ValueError(
             f"{place}: found keys {', '.join(record)}; expected text in one of {', '.join(missing)}"
         )
-    score, step = record.get("score"), record.get("step")
+    score = record.get("score")
     uid = str(record.get("uid") or "")
     prompt = str(record[prompt_key]) if prompt_key else ""
     group = _UID_END.sub("", uid) if uid else prompt or place
@@ -124,7 +124,7 @@ def _rollout(record: Mapping[str, object], place: str) -> Rollout:
         float(score) if isinstance(score, (int, float)) else None,
         f"{record.get('step', '')}/{group}",
         f"{place}, {answer_key}",
-        step if isinstance(step, int) else None,
+        str(record.get("row_id") or ""),
     )
 
 
@@ -158,6 +158,7 @@ class Graded:
     parsed: str | None
     answer: str
     prompt: str  # one object for all responses of a prompt
+    row: str = ""  # its id or place, where the dump names it
 
 
 def graded(rollouts: Iterable[Rollout]) -> Iterator[Graded]:
@@ -175,6 +176,7 @@ def graded(rollouts: Iterable[Rollout]) -> Iterator[Graded]:
             found.parsed,
             rollout.answer,
             sys.intern(rollout.prompt),
+            rollout.row,
         )
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.sample import IMAGE_TAG
@@ -15,9 +13,9 @@ if TYPE_CHECKING:
     from tpru_verl.data.source.forms import Source
     from tpru_verl.data.source.rows import Row
     from tpru_verl.data.view import ShownText
+    from tpru_verl.runs.rollouts import Graded
 
 SIDE = 224  # pixels of a thumbnail
-PROMPT_ROWS = "rows-*.jsonl"  # in a folder of rollouts: which row each prompt was made from
 _SEARCHES = 20  # through all rows, for prompts that are wrapped otherwise than those before
 
 Place = tuple[str, int]  # a row's file and its number in it
@@ -32,21 +30,19 @@ class KnownRow:
 
 
 class RunRows:
-    """The rows of a run's data files, found by the place that our agent loop notes, else by their text.
+    """The rows of a run's data files, found by the id or place that our plugin dumps, else by their text.
 
-    A dump names no row. The text of its prompt without images and spaces holds that of the row; several rows
-    may have the same text and answer, and are then not told apart.
+    Stock veRL and EasyR1 name no row. The text of a prompt without images and spaces holds that of its row;
+    several rows may have the same text and answer, and are then not told apart.
     """
 
-    def __init__(self, settings: Mapping[str, Any], dumps: Iterable[Path | None] = ()) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         self.notes: list[str] = []
         self._sources: list[Source] = []
         self._by_text: dict[tuple[str, str], list[KnownRow]] = {}
-        self._by_place: dict[str, KnownRow] = {}
+        self._by_name: dict[str, list[KnownRow]] = {}
         self._wraps: list[tuple[str, str]] = []  # what stands before and after a row's text in a prompt
         self._searches = _SEARCHES
-        self._places = _noted_places(folder for folder in dumps if folder is not None and folder.is_dir())
-        self.ambiguous = 0
         if not settings:
             self.notes.append("no recipe beside the metrics: rows, scenes and pictures are not known")
             return
@@ -70,21 +66,19 @@ class RunRows:
                 )  # pictures are most of a file, and not looked at here
             for row in read_rows(unit, form):
                 known = KnownRow((row.file, row.number), row.row_id, row.field("scene"), row.source_id)
-                self._by_place[row.place] = known
+                for name in {known.id, row.place}:
+                    self._by_name.setdefault(name, []).append(known)
                 key = _squeezed(str(row.problem)), str(row.answer).strip()
                 self._by_text.setdefault(key, []).append(known)
 
-    def find(self, prompt: str, answer: str, group: str) -> KnownRow | None:
-        """The row that a prompt was made from; None where it is not known, or is one of several.
-
-        `group`: as in `Graded`, a step and veRL's id of the prompt.
-        """
-        noted = self._places.get(group.rpartition("/")[2])
-        if noted is not None and noted in self._by_place:
-            return self._by_place[noted]
-        text = _squeezed(prompt)
-        found = self._named(text, answer) or self._searched(text, answer)
-        self.ambiguous += len(found) > 1
+    def find(self, answer: Graded) -> KnownRow | None:
+        """The row that a response answers; None where it is not known, or is one of several."""
+        text = _squeezed(answer.prompt)
+        found = (
+            self._by_name.get(answer.row)
+            or self._named(text, answer.answer)
+            or self._searched(text, answer.answer)
+        )
         return found[0] if len(found) == 1 else None
 
     def _named(self, text: str, answer: str) -> list[KnownRow]:
@@ -144,20 +138,6 @@ def _shown(row: Row) -> ShownText:
 
 def _squeezed(text: str) -> str:
     return "".join(text.replace(IMAGE_TAG, "").split())
-
-
-def _noted_places(folders: Iterable[Path]) -> dict[str, str]:
-    """veRL's id of a prompt -> "FILE row N", from the files that our agent loop writes."""
-    found: dict[str, str] = {}
-    for folder in folders:
-        for file in folder.glob(PROMPT_ROWS):
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                    found[record["uid"]] = record["place"]
-                except (ValueError, TypeError, KeyError):  # cut off by a kill
-                    continue
-    return found
 
 
 def _data_files(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -84,7 +84,7 @@ def sections_of(reader: HistoryReader, rows: RunRows) -> list[Section]:
         for *_, picks, _ in picked
         for pick in picks
         for _, answer in pick
-        if (row := rows.find(answer.prompt, answer.answer, answer.group))
+        if (row := rows.find(answer))
     }
     texts = rows.shown(row.place for row in known.values())
     return [
@@ -128,7 +128,7 @@ def _pairs(before: Sequence[Graded], after: Sequence[Graded], rows: RunRows) -> 
 def _by_row(answers: Sequence[Graded], rows: RunRows) -> dict[Key, Graded]:
     found: dict[Key, Graded | None] = {}
     for answer in answers:
-        row = rows.find(answer.prompt, answer.answer, answer.group)
+        row = rows.find(answer)
         key: Key = row.place if row else (answer.prompt, answer.answer)
         same = found.get(key)
         if key not in found:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
@@ -240,33 +242,17 @@ def _check_folder(model: str) -> None:
             f"{model}: no such folder, expected one in Hugging Face's format, or a Hub id such as "
             "Qwen/Qwen2.5-VL-7B-Instruct; with --base-url any name that the endpoint serves"
         )
-    if actor := _unmerged(folder):
-        backend = "fsdp" if _is_fsdp(actor) else "megatron"
+    if not _has_weights(folder) and checkpoints_of(folder):
         raise ValueError(
-            f"{model}: found a veRL checkpoint in shards, expected a Hugging Face folder; merge it with "
-            f"`python -m verl.model_merger merge --backend {backend} --local_dir {actor} --target_dir "
-            f"{actor.parent / 'merged'}` and evaluate the result"
+            f"{model}: found a checkpoint in shards, expected a Hugging Face folder; make one with "
+            f"`tpru export {shlex.quote(model)} OUT` and evaluate OUT"
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{model}: no config.json in it, expected a Hugging Face folder or Hub id")
 
 
-def _unmerged(folder: Path) -> Path | None:
-    """The `actor` folder of a veRL checkpoint whose shards have to be merged first.
-
-    `folder` is that folder, its `huggingface`, its `global_step_N`, or the folder of all of these.
-    """
-    if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
-        return None
-    steps = sorted(folder.glob("global_step_*"), key=lambda path: (len(path.name), path.name))
-    for actor in (folder, folder / "actor", folder.parent, *(step / "actor" for step in steps[-1:])):
-        if _is_fsdp(actor) or (actor / "dist_ckpt").is_dir():
-            return actor
-    return None
-
-
-def _is_fsdp(actor: Path) -> bool:
-    return any(actor.glob("model_world_size_*_rank_*.pt"))
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
 def _processor(model: str) -> Any:

@@ -1,0 +1,96 @@
+"""Overlays: a few settings for one purpose on top of any recipe, `+tpru=NAME` or `+tpru=[NAME,NAME]`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import combinations
+from pathlib import Path
+
+from tpru_verl.trainers import Trainer
+
+FOLDER = Path(__file__).parent / "verl" / "tpru"
+# The keys of EasyR1's own for the same purpose, and a word of its configuration by which a version shows that
+# it has them.
+_EASYR1 = {
+    "lora": ("worker.actor.model.lora.rank=64 worker.actor.optim.lr=1e-5", "class LoraConfig"),
+    "gspo": ("worker.actor.loss_type=gspo worker.actor.loss_avg_mode=seq", "loss_type:"),
+    "cispo": ("worker.actor.loss_type=cispo", "loss_type:"),
+    "dapo": ("algorithm.online_filtering=true algorithm.disable_kl=true", "online_filtering:"),
+}
+
+
+def names() -> list[str]:
+    """Names of the overlays for veRL."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def taken(overrides: Sequence[str]) -> list[str]:
+    """The overlays that the overrides of a command line name, in their order.
+
+    Raises ValueError, in one line, for two overrides with overlays: Hydra takes one list.
+    """
+    values = [item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == "tpru"]
+    found = [name.strip() for value in values for name in value.strip("[] ").split(",") if name.strip()]
+    if len(values) > 1:
+        raise ValueError(f"+tpru: found {len(values)} times, expected one list: +tpru=[{','.join(found)}]")
+    return found
+
+
+def check(overrides: Sequence[str]) -> None:
+    """Raise ValueError, in one line, for overlays that are not there or that contradict each other.
+
+    Two overlays contradict each other where they give one key two values that the command line does not
+    settle by a value of its own.
+    """
+    known, chosen = names(), taken(overrides)
+    for name in chosen:
+        if name not in known:
+            nearest = sorted(known, key=lambda other: -SequenceMatcher(None, name, other).ratio())
+            raise ValueError(f"+tpru: found {name!r}, expected one of {', '.join(nearest)}")
+    settled = {item.partition("=")[0].lstrip("+") for item in overrides} | {"trainer.experiment_name"}
+    for one, other in combinations(chosen, 2):
+        first, second = dict(_settings(one)), dict(_settings(other))
+        apart = [key for key in first if key in second and first[key] != second[key] and key not in settled]
+        if apart:
+            key = apart[0]
+            more = f" and {len(apart) - 1} more keys that differ" if apart[1:] else ""
+            raise ValueError(
+                f"+tpru=[{one},{other}]: found {key}={first[key]} in {one} and {second[key]} in {other}"
+                f"{more}, expected overlays that agree; take one, or give "
+                f"{' '.join(f'{key}=...' for key in apart)}"
+            )
+
+
+def check_easyr1(overrides: Sequence[str], trainer: Trainer) -> None:
+    """Raise ValueError, in one line, for an overlay that EasyR1 cannot take: all but `paper`."""
+    for name in taken(overrides):
+        if name == "paper":
+            continue
+        if name not in names():
+            raise ValueError(f"+tpru: found {name!r}, expected paper, the overlay for {trainer}")
+        keys, word = _EASYR1.get(name, ("", ""))
+        files = (trainer.folder / "workers/actor/config.py", trainer.folder / "trainer/config.py")
+        has = keys and any(word in file.read_text(encoding="utf-8") for file in files if file.is_file())
+        instead = f"with {trainer}, set {keys}" if has else f"{trainer} has no keys for it"
+        raise ValueError(f"+tpru={name}: found {trainer}, expected veRL, which its keys are for; {instead}")
+
+
+def _settings(name: str) -> Iterator[tuple[str, object]]:
+    """Dotted keys and values of an overlay; those of the overlays below it come first."""
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    assert isinstance(config, dict)
+    for below in config.pop("defaults", []):
+        if below != "_self_":
+            yield from _settings(below)
+    yield from _leaves(config)
+
+
+def _leaves(config: Mapping, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,198 @@
+"""Checkpoints become models: found, joined, compared, and refused where they are not what was trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from support.checkpoints import ALPHA, RANK, write_checkpoint
+
+from tpru_verl import cli
+from tpru_verl.checkpoints import checkpoints_of
+from tpru_verl.launch.apart import ask
+from tpru_verl.runs import export, weights
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str | int | None:
+    """`tpru export ARGUMENTS` in this process; what it exits with."""
+    monkeypatch.setattr(sys, "argv", ["tpru", "export", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code
+
+
+def step_of(folder: Path, number: int, *, ranks: int = 1, shards: int | None = None) -> Path:
+    """An empty checkpoint of a step: names alone."""
+    actor = folder / f"global_step_{number}/actor"
+    (actor / "huggingface").mkdir(parents=True)
+    (actor / "huggingface/config.json").write_text("{}")
+    for rank in range(ranks if shards is None else shards):
+        (actor / f"model_world_size_{ranks}_rank_{rank}.pt").write_bytes(b"x")
+    return actor
+
+
+class TestWhichCheckpoint:
+    def test_the_last_one_that_is_whole(self, tmp_path: Path) -> None:
+        step_of(tmp_path, 5)
+        step_of(tmp_path, 10)
+        step_of(tmp_path, 100, ranks=2, shards=1)  # a save that was cut off
+        assert export.chosen(tmp_path).step == 10
+
+    def test_of_a_named_step(self, tmp_path: Path) -> None:
+        for number in (5, 10):
+            step_of(tmp_path, number)
+        assert export.chosen(tmp_path, step=5).step == 5
+        with pytest.raises(ValueError, match="found no checkpoint of step 7, expected one of 5, 10"):
+            export.chosen(tmp_path, step=7)
+
+    def test_the_best_by_validation(self, tmp_path: Path) -> None:
+        for number in (5, 10, 15):
+            step_of(tmp_path / "checkpoints", number)
+        lines = [
+            {"step": step, "data": {"val-core/a/acc/mean@1": a, "val-core/b/acc/mean@1": b}}
+            for step, a, b in [(0, 0.9, 0.9), (5, 0.4, 0.6), (10, 0.7, 0.5), (15, float("nan"), 0.9)]
+        ]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        assert export.chosen(tmp_path, best=True).step == 10
+
+    def test_no_validation_tells_no_best(self, tmp_path: Path) -> None:
+        step_of(tmp_path, 5)
+        with pytest.raises(ValueError, match="found no validation at the steps of the checkpoints"):
+            export.chosen(tmp_path, best=True)
+
+    @pytest.mark.parametrize(
+        "place", ["", "global_step_5", "global_step_5/actor", "global_step_5/actor/huggingface"]
+    )
+    def test_named_by_any_of_its_folders(self, tmp_path: Path, place: str) -> None:
+        step_of(tmp_path, 5)
+        assert export.chosen(tmp_path / place).step == 5
+
+    def test_one_that_was_cut_off_is_named(self, tmp_path: Path) -> None:
+        actor = step_of(tmp_path, 5, ranks=4, shards=3)
+        with pytest.raises(ValueError, match=rf"{actor}/model_world_size_4_rank_3.pt: missing or empty"):
+            export.chosen(tmp_path)
+
+    def test_shards_of_megatron_are_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "global_step_5/actor/dist_ckpt").mkdir(parents=True)
+        with pytest.raises(ValueError, match=r"found shards of Megatron, expected those of FSDP"):
+            export.chosen(tmp_path)
+
+    def test_a_model_holds_no_checkpoint(self, checkpoint: Path) -> None:
+        assert checkpoints_of(checkpoint) == []
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapted")
+    write_checkpoint(folder / "global_step_3/actor", ranks=1, adapter=True)
+    return folder
+
+
+def test_shards_of_two_ranks_become_a_model_that_ends_its_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As EasyR1 leaves them: without fsdp_config.json, and with an end token that no turn has."""
+    actor = tmp_path / "run/global_step_7/actor"
+    write_checkpoint(actor, ranks=2, adapter=False)
+    generation = actor / "huggingface/generation_config.json"
+    stops = json.loads(generation.read_text())["eos_token_id"]
+    generation.write_text(json.dumps({"eos_token_id": stops[1:]}))
+    (tmp_path / "run/tpru_run.json").write_text(json.dumps({"model": "Qwen/Qwen2.5-VL-3B-Instruct"}))
+
+    out = tmp_path / "out"
+    assert not run(monkeypatch, tmp_path / "run", out, "--no-vllm")
+    said = capsys.readouterr().out
+    assert "transformers and the shards: log-probabilities of 32 tokens differ by 0.0000" in said
+    assert f"python -m vllm.entrypoints.openai.api_server --model {out}" in said
+    assert json.loads((out / "generation_config.json").read_text())["eos_token_id"] == stops
+    assert not [path for path in out.rglob("*") if path.suffix in export.UNSAFE]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in out.iterdir()} == {0o666 & ~mask}
+    card = (out / "README.md").read_text()
+    assert "base_model: Qwen/Qwen2.5-VL-3B-Instruct" in card
+    assert str(tmp_path) not in card
+
+
+def test_an_adapter_is_merged_into_the_weights(adapted: Path, tmp_path: Path) -> None:
+    made = export.export(
+        adapted, export.chosen(adapted), tmp_path / "out", adapter=False, vllm=False, say=lambda line: None
+    )
+    assert not (tmp_path / "out/lora_adapter").exists()
+    assert "transformers and the shards" in made.lines[0]
+
+
+def test_an_adapter_alone_names_its_layers(adapted: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export.export(adapted, export.chosen(adapted), out, adapter=True, vllm=False, say=lambda line: None)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (RANK, ALPHA)
+    assert config["target_modules"]
+    assert all("language_model.layers" in name for name in config["target_modules"])
+    assert {path.name for path in out.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+
+
+def test_a_shard_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    import torch
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return (os.system, (f"touch {tmp_path / 'ran'}",))
+
+    actor = step_of(tmp_path, 5)
+    torch.save({"weight": Evil()}, actor / "model_world_size_1_rank_0.pt")
+    with pytest.raises(ValueError, match=r"found posix.system, expected tensors alone"):
+        ask(weights.join, {"shards": str(actor), "out": str(tmp_path / "out")}, seconds=300)
+    assert not (tmp_path / "ran").exists()
+
+
+class TestOut:
+    def test_a_folder_in_use_is_left_alone(self, tmp_path: Path) -> None:
+        step_of(tmp_path / "run", 5)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out/mine").write_text("mine")
+        with pytest.raises(FileExistsError, match="found other files, expected a new or empty folder"):
+            export.export(
+                tmp_path,
+                export.chosen(tmp_path / "run"),
+                tmp_path / "out",
+                adapter=False,
+                vllm=False,
+                say=print,
+            )
+
+    @pytest.mark.parametrize("found", [[-1.0, -2.3], [-1.0, float("nan")]])
+    def test_another_model_is_refused(self, found: list[float]) -> None:
+        with pytest.raises(ValueError, match="this is not the model that was trained"):
+            export._same("vLLM", found, "transformers", [-1.0, -2.0], export.ROUNDED)
+
+    def test_a_failed_export_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        step_of(tmp_path / "run", 5)  # its shard is no file of torch
+        said = run(monkeypatch, tmp_path / "run", tmp_path / "out", "--no-vllm")
+        assert isinstance(said, str)
+        assert len(said.splitlines()) == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_verls_callback_exports_and_never_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.checkpoint_callback import build_checkpoint_callback
+
+    from tpru_verl.plugin import export_on_save
+
+    name = f"{export_on_save.__name__}.ExportOnSave"
+    callback = build_checkpoint_callback(OmegaConf.create({"trainer": {"checkpoint_callback_class": name}}))
+    made = []
+    monkeypatch.setattr(export_on_save, "export", lambda run, checkpoint, out, **more: made.append(out))
+    for shards in (1, 0):  # a whole checkpoint, then one without shards
+        folder = step_of(tmp_path, 5 + shards, shards=shards).parent
+        callback.on_save(trainer=None, global_step=5, checkpoint_dir=str(folder), async_save=False)
+    assert made == [tmp_path / "exported/global_step_6"]

@@ -1,0 +1,136 @@
+"""Settings that veRL would ignore, or end with after minutes, told before the start; most are of overlays."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tpru_verl.launch.settings import Settings, value_at
+from tpru_verl.shapes import shape_of
+
+GIB = 1024**3
+_MODEL = "actor_rollout_ref.model"
+# Bytes a parameter: fp32 weights, with their gradients and Adam's two moments where all are trained.
+_FROZEN, _TRAINED, _HALF = 4, 16, 2
+
+
+def check(config: Mapping) -> None:
+    """Raise, in one line, for settings of veRL that contradict each other.
+
+    Raises:
+        FileNotFoundError: an adapter to start from that is none.
+        ValueError: a key that veRL 0.9.1 would ignore, or one that needs another.
+    """
+    _frozen(config)
+    _adapter(config)
+    _decoupled_rewards(config)
+    _overlong(config)
+
+
+def check_size(settings: Settings, names: Sequence[str]) -> None:
+    """Raise ValueError, in one line, for a model that cannot fit the GPU which an overlay `one_gpu_N` names.
+
+    By the bytes of weights and optimizer alone; `tpru doctor` estimates the rest.
+    """
+    sizes = [int(found[1]) for name in names if (found := re.fullmatch(r"one_gpu_(\d+)", name))]
+    shape = shape_of(settings.text("model"))
+    if not sizes or shape is None:
+        return
+    size, model = sizes[-1], settings.text("model")
+    share = float(str(settings["gpu_memory"]))
+    engine = shape.parameters * _HALF / GIB
+    if engine > share * size:
+        raise ValueError(
+            f"+tpru=one_gpu_{size}: found {engine:.0f} GiB of weights for vLLM ({model} in bf16), expected "
+            f"at most {share * size:.0f}, {settings.said('gpu_memory')} of {size}; take a smaller model or "
+            "a larger GPU"
+        )
+    adapters = settings.integer("lora_rank") > 0
+    states = shape.parameters * (_FROZEN if adapters else _TRAINED) / GIB
+    key = settings.key("offload_policy")
+    if states > size and not settings["offload_policy"]:
+        instead = "" if adapters else "add the overlay lora, or "
+        raise ValueError(
+            f"+tpru=one_gpu_{size}: found {states:.0f} GiB of weights{'' if adapters else ' and optimizer'} "
+            f"to train {model}, expected less than {size}; {instead}keep them in host memory with {key}=true"
+        )
+
+
+def reward_keys(config: Mapping) -> dict[str, str]:
+    """What the reward of a run has to return beside its score, with the key of veRL that asks for it."""
+    asked: dict[str, str] = {}
+    if value_at(config, "algorithm.adv_estimator") == "gdpo":
+        key = "algorithm.gdpo_reward_keys"
+        asked |= {str(name): key for name in value_at(config, key) or ()}
+    metric = value_at(config, "algorithm.filter_groups.metric")
+    if value_at(config, "algorithm.filter_groups.enable") and metric != "reward":
+        asked[str(metric)] = "algorithm.filter_groups.metric"
+    return asked
+
+
+def _frozen(config: Mapping) -> None:
+    """veRL 0.9.1 has the key in its configuration and reads it nowhere."""
+    key = "actor_rollout_ref.actor.freeze_vision_tower"
+    if value_at(config, key):
+        raise ValueError(
+            f"{key}: found true, expected false: veRL 0.9.1 ignores it and would train the vision tower; "
+            "+tpru=lora leaves the tower as it is"
+        )
+
+
+def _adapter(config: Mapping) -> None:
+    """veRL 0.9.1 loads an adapter only where `lora_rank` is set, and gives vLLM room for that rank."""
+    key, rank = f"{_MODEL}.lora_adapter_path", value_at(config, f"{_MODEL}.lora_rank")
+    path = value_at(config, key)
+    if not path:
+        return
+    from tpru_verl.data.source.parts import is_local
+
+    file = Path(str(path)).expanduser() / "adapter_config.json"
+    if not is_local(str(path)):  # veRL hands the path to PEFT, which also takes Hub ids
+        found = None
+    elif not file.is_file():
+        raise FileNotFoundError(
+            f"{key}={path}: found no adapter_config.json in it, expected an adapter of PEFT"
+        )
+    else:
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))["r"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file}: found no rank `r` ({error}), expected an adapter of PEFT") from error
+    if not rank or (found is not None and found != rank):
+        expected = found if found is not None else "the rank of the adapter"
+        raise ValueError(
+            f"{_MODEL}.lora_rank: found {rank or 0}, expected {expected}, the rank of {key}={path}; "
+            "with 0 veRL would train all weights without the adapter"
+        )
+
+
+def _decoupled_rewards(config: Mapping) -> None:
+    if value_at(config, "algorithm.adv_estimator") != "gdpo":
+        return
+    key = "algorithm.gdpo_reward_keys"
+    rewards, weights = value_at(config, key), value_at(config, "algorithm.gdpo_reward_weights")
+    if not rewards:
+        raise ValueError(
+            f"{key}: found none, expected what the reward returns beside score, as +tpru=gdpo has it"
+        )
+    if weights is not None and len(weights) != len(rewards):
+        raise ValueError(
+            f"algorithm.gdpo_reward_weights: found {len(weights)}, expected {len(rewards)}, "
+            f"one for each of {key}"
+        )
+
+
+def _overlong(config: Mapping) -> None:
+    """veRL's DAPO reward manager asserts this in each of its workers, after the first responses."""
+    key = "reward.reward_kwargs.overlong_buffer_cfg"
+    longest = value_at(config, "reward.reward_kwargs.max_resp_len")
+    length = value_at(config, f"{key}.len")
+    if value_at(config, f"{key}.enable") and not 0 < int(length or 0) <= int(longest or 0):
+        raise ValueError(
+            f"{key}.len: found {length}, expected 1 to {longest}, the longest response; give {key}.len=..., "
+            "such as a quarter of it"
+        )

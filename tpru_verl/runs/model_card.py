@@ -1,0 +1,126 @@
+"""What goes with an exported model: its card, and the commands that serve and evaluate it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tpru_verl import __version__
+from tpru_verl.runs.logs import Step, validated
+from tpru_verl.terminal import percent
+
+
+def card(
+    name: str,
+    *,
+    base: str,
+    adapter: bool,
+    step: int | None,
+    settings: Mapping[str, Any],
+    versions: Mapping[str, str],
+    validation: Step | None,
+    checks: Sequence[str],
+) -> str:
+    """README.md of a model: what a reader on the Hub needs. Folders of the machine that trained stay out."""
+    hub = base if _is_hub_id(base) else ""
+    head = ["---", "library_name: " + ("peft" if adapter else "transformers")]
+    head += [f"base_model: {hub}"] if hub else []
+    head += ["pipeline_tag: image-text-to-text", "tags:", "- tpru", "- grpo", "---", ""]
+    kind = "An adapter (LoRA)" if adapter else "A model"
+    body = [
+        f"# {name}",
+        "",
+        f"{kind} for temporal and procedural questions about pictures, trained from "
+        f"{hub or 'a model in a folder'} with GRPO, exported by tpru-verl {__version__}.",
+        "",
+        "## Training",
+        "",
+        *_table(_training(settings, step)),
+        *_table({f"version of {package}": version for package, version in versions.items()}),
+        "",
+    ]
+    if validation is not None:
+        body += ["## Validation during training", "", *_table(_accuracies(validation)), ""]
+    body += ["## Checks of the export", "", *[f"- {line}" for line in checks], ""]
+    return "\n".join([*head, *body])
+
+
+def _training(settings: Mapping[str, Any], step: int | None) -> dict[str, object]:
+    keys = {
+        "training rows": "data.train_files",
+        "prompts a step": "data.train_batch_size",
+        "samples a prompt": "actor_rollout_ref.rollout.n",
+        "advantage": "algorithm.adv_estimator",
+        "learning rate": "actor_rollout_ref.actor.optim.lr",
+        "rank of the adapter": "actor_rollout_ref.model.lora_rank",
+        "least pixels of a picture": "data.min_pixels",
+        "most pixels of a picture": "data.max_pixels",
+        "prompt template": "data.prompt_template",
+        "seed": "data.seed",
+    }
+    found = {name: value for name, key in keys.items() if (value := at(settings, key)) not in (None, "", 0)}
+    if "training rows" in found:
+        rows = found["training rows"]
+        names = [str(name) for name in (rows if isinstance(rows, list) else [rows])]
+        found["training rows"] = ", ".join(name if _is_hub_id(name) else Path(name).name for name in names)
+    return {"steps": step, **found} if step is not None else found
+
+
+def _accuracies(step: Step) -> dict[str, object]:
+    rows = {name.split("/")[1]: percent(value) for name, value in step.data.items() if _is_accuracy(name)}
+    return {f"accuracy, {name}, step {step.number}": value for name, value in rows.items()} or {
+        f"accuracy, step {step.number}": percent(validated(step))
+    }
+
+
+def _is_accuracy(name: str) -> bool:
+    return name.startswith("val-core/") and "/acc/mean@" in name
+
+
+def _table(rows: Mapping[str, object]) -> list[str]:
+    return (
+        ["| | |", "| --- | --- |", *[f"| {name} | {value} |" for name, value in rows.items()], ""]
+        if rows
+        else []
+    )
+
+
+def at(settings: Mapping[str, Any], key: str) -> Any:
+    """The value under a dotted key, None where there is none."""
+    found: Any = settings
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str, Any], cpu: bool) -> str:
+    """What serves the model with vLLM, with pictures of the sizes that it was trained on."""
+    options: list[str] = []
+    bounds = {name: at(settings, f"data.{name}") for name in ("min_pixels", "max_pixels")}
+    if all(bounds.values()):
+        options += ["--mm-processor-kwargs", json.dumps(bounds)]
+    if images := at(settings, "actor_rollout_ref.rollout.limit_images"):
+        options += ["--limit-mm-per-prompt", json.dumps({"image": images})]
+    if length := at(settings, "actor_rollout_ref.rollout.max_model_len"):
+        options += ["--max-model-len", str(length)]
+    model = base or "BASE" if adapter else str(out)
+    if adapter:
+        rank = at(settings, "actor_rollout_ref.model.lora_rank") or 64
+        options += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{out.name}={out}"]
+    else:
+        options += ["--served-model-name", out.name]
+    if not cpu:
+        return shlex.join(["vllm", "serve", model, *options])
+    from tpru_verl.launch.checks import VLLM_ON_CPU
+
+    # `vllm serve` asks for a distribution called vllm, which the CPU build is not.
+    set_ = [f"{name}={value}" for name, value in VLLM_ON_CPU.items()]
+    module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+    return " ".join([*set_, shlex.join([*module, "--dtype", "bfloat16", "--enforce-eager", *options])])
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
