@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["support.builds", "support.commands"]
+pytest_plugins = ["support.builds", "support.commands", "support.tiny_models"]
 
 # Before torch and Ray are imported anywhere: tests must be quiet guests on a small machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -11,7 +11,7 @@ import transformers
 from omegaconf import OmegaConf
 
 pytest.importorskip("verl")
-from support.rollouts import Rollouts
+from support.rollouts import Rollouts, same
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -43,14 +43,6 @@ def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
         return rollouts
 
     return run
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    return bool(a == b)
 
 
 def test_group_rollout_writes_what_stock_verl_writes(rollout: Callable) -> None:

@@ -149,3 +149,12 @@ def _value(column: Any, i: int) -> Any:
     if isinstance(column, torch.Tensor):
         return column.unbind()[i]
     return column[i].data if isinstance(column, NonTensorStack) else column.data
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two values of a field are equal, and of one type."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    return bool(a == b)

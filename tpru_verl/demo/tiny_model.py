@@ -29,6 +29,7 @@ from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoP
 from tpru_verl.demo.scenes import SIZE
 
 PATCH = 14
+WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 VOCABULARY = 900  # at most; the demo's few words give about 420
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -68,18 +69,17 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on `texts`.
+def build_tokenizer(texts: Iterable[str], words: str = WORDS) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE on `texts`, which are cut by the regular expression `words` first.
 
-    Digits stay together, unlike Qwen's: an order such as "3142" is one token, so that choosing the option
-    that spells it is one look-up, which a model of three layers can learn.
+    With the default digits stay together, unlike Qwen's: an order such as "3142" is one token, so that
+    choosing the option that spells it is one look-up, which a model of three layers can learn.
     """
     bpe = Tokenizer(models.BPE())
     bpe.normalizer = normalizers.NFC()
-    words = Regex(r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(words, "isolated"),
+            pre_tokenizers.Split(Regex(words), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -31,6 +31,8 @@ VLLM_ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # vLLM would pin itself to cores that the trainer needs, too.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # vllm-cpu 0.28 asks every model for MLA, and ends in an IndexError on Qwen3-VL's language model.
+    "VLLM_MLA_DISABLE": "1",
 }
 
 
