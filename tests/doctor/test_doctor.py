@@ -318,6 +318,17 @@ class TestMemory:
         assert memory.state_bytes(SHAPES["Qwen/Qwen3-VL-4B-Instruct"]) == 0
 
 
+def test_a_table_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    from tpru_verl.terminal import results
+
+    results().print(doctor.table([Check("key", OK, "found [/x] and [red]", "+tpru=[lora,dapo]")]))
+    shown = capsys.readouterr().out.splitlines()[3]
+    assert [cell.strip() for cell in shown.split("│")[1:-1]] == [
+        *("ok", "key", "found [/x] and [red]"),
+        "+tpru=[lora,dapo]",
+    ]
+
+
 class TestCommand:
     def test_a_run_that_would_start(self, root: Path, tmp_path: Path) -> None:
         """For real, in a process of its own."""

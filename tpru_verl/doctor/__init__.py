@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import machine_lines
@@ -37,9 +37,8 @@ def table(lines: Sequence[Check]) -> Table:
     for column in ("", "check", "found", "to do"):
         made.add_column(column, overflow="fold")
     for line in lines:
-        made.add_row(
-            f"[{_STYLE[line.status]}]{line.status}[/]", line.check, escape(line.found), escape(line.fix)
-        )
+        # Texts are no markup for the command's console.
+        made.add_row(Text(line.status, style=_STYLE[line.status]), line.check, line.found, line.fix)
     return made
 
 
