@@ -7,8 +7,8 @@ import a package `verl` lying there in place of the real one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from difflib import SequenceMatcher
+from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,17 +62,40 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    try:
-        with initialize_config_dir(config_dir=str(trainer.folder / "trainer/config"), version_base=None):
+    with initialize_config_dir(config_dir=str(trainer.folder / "trainer/config"), version_base=None):
+        try:
             config = compose(recipe, overrides=[quoted(item) for item in overrides])
-    except HydraException as error:
-        raise ValueError(f"{recipe}: {' '.join(str(error).split())}") from error
+        except HydraException as error:
+            said = " ".join(str(error).split())
+            if unknown := re.search(r"Could not override '([^']+)'", said):
+                known = leaves(OmegaConf.to_container(compose(recipe)))
+                said = unknown_key(unknown[1], list(known))
+            raise ValueError(f"{recipe}: {said}") from error
     # Null in a recipe: OmegaConf lets `???` leave veRL's own default, a path on its author's disk, in force.
     needed = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
     missing = [key for key in needed if not OmegaConf.select(config, key)]
     if missing:
         raise ValueError(f"{recipe}: no value for {', '.join(missing)}; add {missing[0]}=...")
     return config
+
+
+def leaves(config: object, prefix: str = "") -> dict[str, object]:
+    """The values of a nested configuration by their whole keys, `data.train_files`."""
+    if not isinstance(config, Mapping):
+        return {}
+    found: dict[str, object] = {}
+    for key, value in config.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def unknown_key(key: str, known: Sequence[str]) -> str:
+    """What is wrong with a key that a trainer has not, and the nearest that it has."""
+    last = key.rpartition(".")[2]
+    same = [one for one in known if one.rpartition(".")[2] == last]
+    near = get_close_matches(key, same, 3, 0.0) or get_close_matches(key, known, 1, 0.7)
+    meant = f", expected {' or '.join(near)}" if near else ", and none like it"
+    return f"found no key {key!r}{meant}"
 
 
 def quoted(override: str) -> str:

@@ -1,5 +1,6 @@
 """The `tpru` command: what it prints, what it starts, and how it fails."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from support.rows import reordering, write_parquet
 from typer.testing import CliRunner
 
 import tpru_verl
-from tpru_verl import cli
+from tpru_verl import cli, recipes
 from tpru_verl.launch import run as train
 from tpru_verl.launch.plan import Plan
 
@@ -58,7 +59,7 @@ def test_train_on_a_gpu_leaves_the_platform_to_verl(
     assert code == 0
     assert "VERL_PLATFORM" not in out
     assert "--config-name tpru_7b " in out
-    assert out.endswith(" +tpru=paper\n")
+    assert out.endswith(" +tpru=paper trainer.experiment_name=tpru_7b_paper\n")
 
 
 def test_train_checks_then_runs_in_a_folder_and_hands_the_exit_code_over(
@@ -101,7 +102,10 @@ def test_train_names_what_is_missing_before_anything_starts(
     [
         (["train", "tpru_8b"], "tpru: recipe: found 'tpru_8b', expected one of "),
         (["train", "tpru_tiny_cpu"], "tpru: tpru_tiny_cpu: no value for data.train_files"),
-        (["train", "tpru_7b", "data.trainfiles=x"], "tpru: tpru_7b: Could not override 'data.trainfiles'."),
+        (
+            ["train", "tpru_7b", "data.trainfiles=x"],
+            "tpru: tpru_7b: found no key 'data.trainfiles', expected data.train_files",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_a_bad_exit_code(
@@ -112,6 +116,34 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(
     assert code.startswith(message)
     assert "\n" not in code
     assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ("trainer.total_trainig_steps=3", "trainer.total_training_steps"),
+        ("train_files=x", "data.train_files"),
+        ("actor_rollout_ref.rollout.tensor_model_parallel=2", "tensor_model_parallel_size"),
+    ],
+)
+def test_a_key_that_is_not_there_names_its_neighbour(
+    given: str, key: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, _ = tpru(capfd, monkeypatch, "train", "tpru_7b", given, "--dry-run")
+    assert str(code).startswith(f"tpru: tpru_7b: found no key '{given.partition('=')[0]}', expected ")
+    assert key in str(code)
+
+
+def test_recipes_are_listed_with_a_line_each(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, listed, _ = tpru(capfd, monkeypatch, "recipes")
+    assert code == 0
+    assert all(f" {name} " in listed for name in recipes.names())
+    assert "+tpru=paper" in listed
+    assert re.search(r"tpru_3b +\S +tpru_7b with Qwen2.5-VL-3B", listed)
+    code, out, _ = tpru(capfd, monkeypatch, "train")
+    assert (str(code), out) == ("tpru: found no recipe, expected the name of one (`tpru recipes`)", listed)
 
 
 def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,7 @@ def test_verl_is_not_shadowed_inside_the_recipes_folder(root: Path) -> None:
         ("tpru_8b", DATA, "recipe: found 'tpru_8b', expected one of tpru_3b, tpru_7b"),
         ("tpru_tiny_cpu", [], "no value for data.train_files, data.val_files; add data.train_files="),
         ("tpru_7b", ["actor_rollout_ref.model.path=null"], "no value for actor_rollout_ref.model.path"),
-        ("tpru_7b", ["data.trainfiles=x"], "Could not override 'data.trainfiles'"),
+        ("tpru_7b", ["data.trainfiles=x"], "found no key 'data.trainfiles', expected data.train_files"),
         ("tpru_7b", ["+tpru=papre"], "+tpru: found 'papre', expected one of paper, dapo, sdpa"),
         ("tpru_7b", ["+tpru=[lora,dappo]"], "+tpru: found 'dappo', expected one of dapo"),
         (

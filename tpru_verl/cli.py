@@ -119,6 +119,8 @@ def train(
     from tpru_verl.launch import train as work
 
     given = overrides or []
+    if recipe is None and resume is None and not given:
+        recipes()
     if recipe and "=" in recipe:  # with --resume the recipe is known
         recipe, given = None, [recipe, *given]
     code = work.train(
@@ -134,6 +136,21 @@ def train(
         commands=[command.callback.__name__ for command in app.registered_commands if command.callback],
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes for the trainer that is installed, with a line each, and the overlays for them."""
+    from tpru_verl import trainers
+    from tpru_verl.recipes.described import table
+    from tpru_verl.terminal import results
+
+    try:
+        found = [trainers.find().name]
+    except RuntimeError:  # none is installed, or both
+        found = [trainers.VERL, trainers.EASYR1]
+    for trainer in found:
+        results().print(table(trainer))
 
 
 @app.command(

@@ -142,7 +142,10 @@ class TestConfiguration:
     @pytest.mark.parametrize(
         ("item", "message"),
         [
-            ("data.trainfiles=x", r"Key 'trainfiles' not in 'DataConfig' \(data.trainfiles\)"),
+            (
+                "data.trainfiles=x",
+                r"Key 'trainfiles' .*: found no key 'data.trainfiles', expected data.train_files",
+            ),
             ("worker.rollout.n=many", r"'many' .* could not be converted to Integer \(worker.rollout.n\)"),
         ],
     )

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any, cast
 
 from tpru_verl.launch.apart import ask
+from tpru_verl.recipes import leaves, unknown_key
 
 
 def compose(arguments: Sequence[str]) -> dict[str, object]:
@@ -33,7 +34,7 @@ def merged(arguments: list[str]) -> dict[str, object]:
     sampler.__dict__["vLLMRollout"] = object
     sys.modules[sampler.__name__] = sampler
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
     from verl.trainer.config import PPOConfig  # pyright: ignore  # EasyR1's
 
     given = OmegaConf.from_cli(list(arguments))
@@ -43,6 +44,9 @@ def merged(arguments: list[str]) -> dict[str, object]:
         config = cast(Any, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         first = str(error).splitlines()[0]
+        if isinstance(error, ConfigKeyError) and error.full_key:
+            known = leaves(OmegaConf.to_container(OmegaConf.structured(PPOConfig())))
+            raise ValueError(f"{first}: {unknown_key(error.full_key, list(known))}") from error
         where = f" ({error.full_key})" if error.full_key and error.full_key not in first else ""
         raise ValueError(f"{first}{where}") from error
     config.deep_post_init()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tpru_verl import __version__, trainers
 from tpru_verl.files import write_json, write_text
+from tpru_verl.recipes import leaves
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
@@ -146,26 +147,16 @@ def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:
     import yaml
 
     try:
-        old = _leaves(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) or {})
+        old = leaves(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError):
         old = {}
-    new = _leaves(json.loads(json.dumps(plan.settings.config, default=str)))
+    new = leaves(json.loads(json.dumps(plan.settings.config, default=str)))
     lines = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     if recipe != before.recipe:
         lines.insert(0, f"recipe: {before.recipe} -> {recipe}")
     now = fingerprints(plan.settings)
     lines += [f"{name}: other rows" for name, value in before.data.items() if now.get(name, value) != value]
     return lines if old else [*lines, f"{folder / RECIPE}: not readable, so changes of keys are not known"]
-
-
-def _leaves(config: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            found |= _leaves(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
 
 
 def fingerprints(settings: Settings) -> dict[str, str]:

@@ -50,7 +50,7 @@ def train(
     elif recipe:
         place = folder.new(out, recipe)
     else:
-        raise ValueError("found no recipe, expected the name of one; `tpru recipes` lists them")
+        raise ValueError("found no recipe, expected the name of one (`tpru recipes`)")
     if unknown := set(stop_on) - set(alarms.NAMES):
         raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
     planned = plan.compose(recipe, overrides, place)
