@@ -73,7 +73,7 @@ def line_of(name: str, steps: int) -> list[str]:
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--only", nargs="+", default=overlays.names(), choices=overlays.names())
+    parser.add_argument("--only", nargs="*", default=overlays.names(), choices=overlays.names())
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--without-plain", action="store_true", help="leave out the run without an overlay")
     args = parser.parse_args()
