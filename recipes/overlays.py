@@ -50,7 +50,7 @@ def check(overrides: Sequence[str]) -> None:
             raise ValueError(f"+tpru: found {name!r}, expected one of {', '.join(nearest)}")
     settled = {item.partition("=")[0].lstrip("+") for item in overrides} | {"trainer.experiment_name"}
     for one, other in combinations(chosen, 2):
-        first, second = dict(_settings(one)), dict(_settings(other))
+        first, second = dict(settings(one)), dict(settings(other))
         apart = [key for key in first if key in second and first[key] != second[key] and key not in settled]
         if apart:
             key = apart[0]
@@ -76,7 +76,7 @@ def check_easyr1(overrides: Sequence[str], trainer: Trainer) -> None:
         raise ValueError(f"+tpru={name}: found {trainer}, expected veRL, which its keys are for; {instead}")
 
 
-def _settings(name: str) -> Iterator[tuple[str, object]]:
+def settings(name: str) -> Iterator[tuple[str, object]]:
     """Dotted keys and values of an overlay; those of the overlays below it come first."""
     from omegaconf import OmegaConf
 
@@ -84,7 +84,7 @@ def _settings(name: str) -> Iterator[tuple[str, object]]:
     assert isinstance(config, dict)
     for below in config.pop("defaults", []):
         if below != "_self_":
-            yield from _settings(below)
+            yield from settings(below)
     yield from _leaves(config)
 
 

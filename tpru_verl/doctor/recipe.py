@@ -22,6 +22,7 @@ from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import Settings
+from tpru_verl.recipes import overlays
 from tpru_verl.shapes import Shape, shape_of
 
 GIB = 1024**3
@@ -63,7 +64,7 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine, gpu_memor
 def _keys(plan: Plan, recipe: str, overrides: Sequence[str]) -> Iterator[Check]:
     """EasyR1 and Hydra refuse unknown keys, but `+key=value` lets Hydra take any."""
     added = plan.trainer.name == trainers.VERL and any(item.startswith("+") for item in overrides)
-    unknown = _unknown_keys(plan, recipe) if added else {}
+    unknown = _unknown_keys(plan, recipe, overlays.taken(overrides)) if added else {}
     for key, near in unknown.items():
         fix = f"meant {near}?" if near else "leave it out"
         yield Check("key", WARN, f"{key}: veRL has no such key, and nothing here reads it", fix)
@@ -71,9 +72,9 @@ def _keys(plan: Plan, recipe: str, overrides: Sequence[str]) -> Iterator[Check]:
         yield Check("recipe", OK, f"{recipe} for {plan.trainer}")
 
 
-def _unknown_keys(plan: Plan, recipe: str) -> dict[str, str]:
-    """Keys that neither veRL's own defaults nor our recipes have, with the nearest that there is."""
-    known = {
+def _unknown_keys(plan: Plan, recipe: str, chosen: Sequence[str]) -> dict[str, str]:
+    """Keys that neither veRL's defaults nor our recipes and overlays have, with the nearest that there is."""
+    known = {key for name in chosen for key, _ in overlays.settings(name)} | {
         leaf
         for name in {recipe, "tpru_7b"}
         for leaf in _leaves(plans.compose(name, _ANY_DATA).settings.config)
