@@ -144,6 +144,16 @@ def test_a_config_that_transformers_saves_is_read(model_type: str, tmp_path: Pat
     assert shape.parameters == pytest.approx(built(tmp_path).num_parameters(), rel=0.01)
 
 
+def test_the_page_of_models_has_these_shapes(root: Path) -> None:
+    page = (root / "docs/models.md").read_text()
+    lines = [line for line in page.partition("Sizes that are known")[2].splitlines() if line.startswith("|")]
+    assert lines[2:] == [
+        f"| {model} | {shape.parameters / 1e9:.2f} | {shape.active / 1e9:.2f} "
+        f"| {shape.kv_layers} of {shape.layers} |"
+        for model, shape in SHAPES.items()
+    ]
+
+
 def test_a_model_that_is_not_known() -> None:
     assert shape_of("someone/else") is None
 

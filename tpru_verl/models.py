@@ -34,8 +34,8 @@ class Family(NamedTuple):
     model_type: str  # in config.json, and the name of its folder in transformers
     processor: str  # class of transformers
     patch: int  # side of a patch of an image, in pixels
+    vision_tower: str  # class of transformers, whose input is shared (`plugin/vision.py`)
     merge: int = 2  # merge x merge patches become one visual token
-    vision_tower: str = ""  # class of transformers; "" where its input is not shared (`plugin/vision.py`)
     words: str = QWEN2_WORDS  # how the tokenizer cuts text into words
     # The first EasyR1 that can train it ("" where none can yet), and a file that tells such an EasyR1.
     easyr1: str = "0.3.2"
@@ -55,7 +55,13 @@ class Family(NamedTuple):
 FAMILIES = {
     family.model_type: family
     for family in (
-        Family("Qwen2-VL", "qwen2_vl", "Qwen2VLProcessor", patch=14),
+        Family(
+            "Qwen2-VL",
+            "qwen2_vl",
+            "Qwen2VLProcessor",
+            patch=14,
+            vision_tower="Qwen2VisionTransformerPretrainedModel",
+        ),
         Family(
             "Qwen2.5-VL",
             "qwen2_5_vl",

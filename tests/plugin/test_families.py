@@ -146,12 +146,11 @@ def test_the_update_encodes_each_image_once(
     one["position_ids"] = torch.cat([text, positions])
     two = {key: torch.cat([value] * 2, dim=int(key == "position_ids")) for key, value in one.items()}
     verls_forward(model)
-    if family.vision_tower:
-        share_images(import_module(family.modeling))
+    share_images(import_module(family.modeling))
     seen: list[int] = []
     model.model.visual.patch_embed.register_forward_pre_hook(lambda _, pixels: seen.append(len(pixels[0])))
     with torch.no_grad():
         alone, both = (model(**inputs, use_cache=False).logits for inputs in (one, two))
     patches = int(grids.prod(-1).sum())
-    assert seen == [patches, patches if family.vision_tower else 2 * patches]
+    assert seen == [patches, patches]
     torch.testing.assert_close(both, torch.cat([alone] * 2), rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ SMALL: dict[str, Any] = {
     **{"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 48},
     **{"window_size": 56, "fullatt_block_indexes": [1]},
     **{"deepstack_visual_indexes": [0], "num_position_embeddings": 64},
+    **{"embed_dim": 32, "mlp_ratio": 1},  # Qwen2-VL's names
 }
 COPIES = [0, 1, 0, 2, 1, 3, 3, 0]  # images 0 and 3 are of one size, and differ
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 # Module of transformers -> its vision tower.
-TOWERS = {family.modeling: family.vision_tower for family in FAMILIES.values() if family.vision_tower}
+TOWERS = {family.modeling: family.vision_tower for family in FAMILIES.values()}
 
 
 def share_images(modeling: ModuleType) -> None:
