@@ -77,6 +77,7 @@ Overrides = Annotated[
 @app.command(
     epilog="Examples:\n\n"
     "- `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
+    "- `tpru train tpru_qwen3vl_8b '+tpru=[lora,one_gpu_48]'`\n\n"
     "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`\n\n"
     "- `tpru train --resume outputs/tpru_7b-20260101-120000 trainer.total_epochs=4`"
 )
