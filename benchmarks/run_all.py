@@ -35,6 +35,7 @@ PARTS = {
     "evaluation": (),
     "scale": ("--check", "--timed"),
     "ranks": (),
+    "overlays": (),
     "tuning": ("--steps", "6"),
     "learning": ("--steps", "40", "--every", "5"),
 }
