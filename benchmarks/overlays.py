@@ -24,10 +24,17 @@ from tpru_verl.recipes import overlays
 RECIPE, PROMPTS = "tpru_tiny_cpu", 16
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
 # What shows that an overlay does its work.
-SIGNS = ("training/filter_groups/evicted_samples", "rollout_corr/rollout_is_mean", "actor/pg_clipfrac")
+SIGNS = (
+    "actor/kl_loss",
+    "training/filter_groups/evicted_samples",
+    "rollout_corr/rollout_is_mean",
+    "actor/pg_clipfrac",
+)
 _SMALL = [f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}"]
-# The tiny recipe's responses have 32 tokens and its batches 16 prompts.
+# The tiny recipe's responses have 32 tokens and its batches 16 prompts; it has no KL term, whose reference with
+# adapters is the actor.
 NEEDED = {
+    "lora": ["actor_rollout_ref.actor.use_kl_loss=true"],
     "dapo": ["reward.reward_kwargs.overlong_buffer_cfg.len=8"],
     **{name: _SMALL for name in overlays.names() if name.startswith("one_gpu")},
 }
