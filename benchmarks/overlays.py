@@ -31,8 +31,8 @@ SIGNS = (
     "actor/pg_clipfrac",
 )
 _SMALL = [f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}"]
-# The tiny recipe's responses have 32 tokens and its batches 16 prompts; it has no KL term, whose reference with
-# adapters is the actor.
+# The tiny recipe has responses of 32 tokens, batches of 16 prompts and no KL term. With LoRA the reference of a
+# KL term is the actor without its adapters.
 NEEDED = {
     "lora": ["actor_rollout_ref.actor.use_kl_loss=true"],
     "dapo": ["reward.reward_kwargs.overlong_buffer_cfg.len=8"],
