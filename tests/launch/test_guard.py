@@ -6,10 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import shared_memory
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tpru_verl.launch import guard
 
 # A trainer as Ray and vLLM make one: it starts a process in a session of its own, whose parent then ends, so
 # that nothing but its number leads to it.
@@ -64,3 +67,37 @@ def test_no_process_is_left_after(number: signal.Signals, code: int, tmp_path: P
     starter.send_signal(number)
     assert until(lambda: all(map(gone, pids)), 25)
     assert starter.wait(timeout=10) == code or (number == signal.SIGINT and starter.returncode == 1)
+
+
+ORPHAN = """
+import os, signal
+from multiprocessing import resource_tracker, shared_memory
+memory = shared_memory.SharedMemory(create=True, size=1000)
+resource_tracker.unregister(memory._name, "shared_memory")
+print(memory.name, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="Linux")
+def test_shared_memory_of_a_killed_process_goes_and_of_a_living_one_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    since = time.time() - 1
+    done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, check=False)
+    orphan = Path("/dev/shm") / done.stdout.strip()
+    assert orphan.is_file()
+    living = shared_memory.SharedMemory(create=True, size=1000)
+    try:
+        guard.forget_shared_memory(since)
+        assert orphan.exists()  # somebody might be about to use it
+        monkeypatch.setattr(guard, "SETTLED", -1)
+        guard.forget_shared_memory(time.time() + 9)
+        assert orphan.exists()  # it was there before
+        guard.forget_shared_memory(since)
+        assert not orphan.exists()
+        assert (Path("/dev/shm") / living.name).exists()
+    finally:
+        living.close()
+        living.unlink()
+        orphan.unlink(missing_ok=True)

@@ -9,27 +9,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
 
 import psutil
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from tpru_verl.demo.evaluate import Score, score
 from tpru_verl.demo.page import draw_curve, write_page
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
+from tpru_verl.launch import folder
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch.first_error import first_error
+from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.watch import watch
 from tpru_verl.runs.alarms import LEAST_AGREEMENT
 from tpru_verl.runs.history import HistoryReader
@@ -79,9 +71,10 @@ class _Demo:
         self._memory = psutil.virtual_memory().used
         self.peak_gib = 0.0
         # Results of an earlier run would be taken for this one's; models trained are kept until replaced.
-        for file in (out / "summary.json", *out.glob("*.jsonl")):
+        for file in (out / "summary.json", out / folder.LOG, *out.glob("*.jsonl")):
             file.unlink(missing_ok=True)
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        for name in (folder.CHECKPOINTS, folder.ROLLOUTS, folder.VALIDATION):
+            shutil.rmtree(out / name, ignore_errors=True)
         out.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
@@ -117,22 +110,16 @@ class _Demo:
             # The demo measures accuracy itself, on all held-out rows and with intervals.
             "trainer.val_before_train=false",
             "trainer.test_freq=-1",
-            "trainer.resume_mode=disable",
-            f"trainer.default_local_dir={self.out / 'checkpoints'}",
-            f"hydra.run.dir={self.out / 'hydra'}",
         ]
-        plan = plans.compose(RECIPE, overrides)
+        plan = plans.compose(RECIPE, overrides, self.out)
         plan.check()
-        (self.out / "command.sh").write_text(f"{plan}\n")
+        folder.begin(self.out, plan, RECIPE, overrides, None)
         console.print(f"  training: the command is in {self.out.name}/command.sh, its log in train.log")
         started = time.monotonic()
-        metrics = self.out / "metrics.jsonl"
-        first_step = _Progress(metrics, self.steps, started)
-        environment = {**plan.environment, "VERL_FILE_LOGGER_PATH": str(metrics)}
-        with first_step:
-            self._call("train", plan.command, environment, first_step)
-        self.seconds["start"] = first_step.started_after
-        self.seconds["grpo"] = time.monotonic() - started - first_step.started_after
+        with Monitor(self.out, plan.settings, total=self.steps) as monitor:
+            self._call("train", plan.command, plan.environment, monitor)
+        self.seconds["grpo"] = sum(step.get("seconds") or 0.0 for step in monitor.history.trained)
+        self.seconds["start"] = time.monotonic() - started - self.seconds["grpo"]
 
     def merge(self) -> None:
         actor = self.out / f"checkpoints/global_step_{self.steps}/actor"
@@ -147,7 +134,7 @@ class _Demo:
         name: str,
         command: Sequence[str],
         environment: Mapping[str, str],
-        each_second: Callable[[], None] | None = None,
+        each_second: Callable[[], object] | None = None,
     ) -> None:
         """Run to the end with its output in OUT/NAME.log. Raises RuntimeError with the first error there."""
         log = self.out / f"{name}.log"
@@ -202,49 +189,9 @@ class _Demo:
     def _next_commands(self) -> list[str]:
         return [
             f"tpru demo --seed {self.seed + 1} --out outputs/demo-{self.seed + 1}",
-            f"bash {self.out / 'command.sh'}",
+            f"tpru report {self.out}",
             "tpru train tpru_7b --dry-run data.train_files=... actor_rollout_ref.model.path=...",
         ]
-
-
-class _Progress:
-    """A bar from the trainer's metrics file; `started_after` is the start-up in seconds."""
-
-    def __init__(self, metrics: Path, steps: int, started: float) -> None:
-        self._reader, self.started = _reader(metrics), started
-        self.started_after = 0.0
-        self._bar = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-        )
-        self._task = self._bar.add_task("Ray, FSDP and vLLM start", total=steps)
-        self._said = 0
-
-    def __enter__(self) -> None:
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self) -> None:
-        steps = self._reader.update().trained
-        if not steps:
-            return
-        last = steps[-1].number
-        if not self.started_after:
-            self.started_after = time.monotonic() - self.started - (steps[0].get("seconds") or 0.0)
-        label = f"reward {fmean(step.get('reward') or 0.0 for step in steps[-10:]):.3f}"
-        self._bar.update(self._task, completed=last, description=label)
-        # Where nobody sees a bar (CI, a pipe), a line now and then.
-        if not console.is_terminal and last >= self._said + 10:
-            self._said = last
-            console.print(f"  step {last}: {label}")
 
 
 def _reader(metrics: Path) -> HistoryReader:

@@ -17,11 +17,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 GRACE = 30.0  # seconds that the program has to end after a signal, before it is killed
 OUTLIVES = 10.0  # seconds that its processes have to end by themselves once it has
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SETTLED = 60.0  # seconds since shared memory was last made or resized
 _POLL = 0.1  # seconds
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -29,6 +31,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 def guard(command: list[str]) -> int:
     """Run `command` to the end, then end what it left; returns its exit code, 128 + n after signal n."""
     _adopt_orphans()
+    started = time.time()
     end_by = float("inf")
     program = 0
 
@@ -56,6 +59,7 @@ def guard(command: list[str]) -> int:
                 os.kill(program, signal.SIGKILL)
         time.sleep(_POLL)
     _end_descendants(min(end_by, time.monotonic() + OUTLIVES))
+    forget_shared_memory(started)
     return 128 - code if code < 0 else code
 
 
@@ -91,6 +95,26 @@ def _end_descendants(kill_at: float) -> None:
                     process.kill()
         time.sleep(_POLL)
         _exit_code(0)
+
+
+def forget_shared_memory(since: float, folder: Path = Path("/dev/shm")) -> None:
+    """Remove what this user's processes have left there since a time: vLLM's queues stay when it is killed.
+
+    A file goes that has Python's name for shared memory, is not in use by any process, and is `SETTLED`
+    seconds old, so that nobody is about to use it.
+    """
+    left = set()
+    for file in folder.glob("psm_*"):
+        with suppress(OSError):
+            found = file.stat()
+            if found.st_uid == os.getuid() and since < found.st_mtime < time.time() - SETTLED:
+                left.add(str(file))
+    for maps in Path("/proc").glob("[0-9]*/maps") if left else ():
+        with suppress(OSError):  # it has ended, or is another user's
+            in_use = maps.read_text(errors="replace")
+            left = {name for name in left if name not in in_use}
+    for name in left:
+        Path(name).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
