@@ -73,7 +73,7 @@ def test_the_page_needs_nothing_beside_itself(tmp_path: Path) -> None:
     assert "default-src 'none'" in page
     links = re.findall(r'(?:src|srcset|href)="([^"]*)"', page)
     assert all(link.startswith(("data:", "#")) for link in links)
-    assert {"reward.png", "agreement.png"} <= {file.name for file in (folder / "report").iterdir()}
+    assert {"reward.png", "agreement.png"} <= {file.name for file in (folder / "report-curves").iterdir()}
     assert not re.search(r"#[0-9a-f]{6}", "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL)))
     words = words_of(page)
     assert "12 training steps" in words

@@ -169,7 +169,7 @@ def _share(answers: Sequence[_Named], what: str) -> Share:
 def write_report(reports: Sequence[Report], out: Path) -> Path:
     """Write `out`, one HTML file that holds all that it shows, and a PNG of each curve in a folder beside it.
 
-    The folder is called like `out`, without `.html`. Raises OSError where nothing can be written there.
+    The folder is called like `out`, with `-curves` for `.html`. Raises OSError where nothing can be written there.
     """
     from tpru_verl.data.view import page_environment
 
@@ -187,7 +187,7 @@ def write_report(reports: Sequence[Report], out: Path) -> Path:
     )
     write_text(out, html)
     for chart, _, png in drawn:
-        write_bytes(out.with_suffix("") / f"{_file_name(chart)}.png", png)
+        write_bytes(out.with_name(f"{out.stem}-curves") / f"{_file_name(chart)}.png", png)
     return out
 
 
