@@ -69,7 +69,7 @@ def test_a_resumed_run_goes_back_and_the_later_steps_count(tmp_path: Path) -> No
     assert [step.get("reward") for step in steps] == [0.1] * 5 + [0.9]
     assert reader.notes == [
         "metrics.jsonl, line 9: unreadable, left out",
-        "metrics.jsonl: steps 6 to 8 stand there twice (a resumed run); the later ones count",
+        "metrics.jsonl: steps 6 to 8 were trained again by a resumed run; the later lines count",
     ]
 
 

@@ -125,6 +125,16 @@ def test_rows_are_found_again_with_scene_and_pictures(tmp_path: Path) -> None:
     assert [said.right for said in became.rows[0].said] == [False, True]
 
 
+def test_relative_paths_begin_where_the_run_was_started(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    write_rows(folder)
+    recipe = {"actor_rollout_ref": {}, "data": {"train_files": "rows.parquet", "val_files": ["rows.parquet"]}}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert not Report(RunFiles.find(folder)).grades[0].by_scene
+    (folder / "run.json").write_text(json.dumps({"folder": str(folder)}))
+    assert Report(RunFiles.find(folder)).grades[0].by_scene
+
+
 @pytest.mark.parametrize("named", ["", "second", "PLACE"])
 def test_rows_of_one_text_are_told_apart_by_the_id_or_place_in_the_dump(tmp_path: Path, named: str) -> None:
     folder = write_run(tmp_path / "run")
@@ -169,7 +179,7 @@ def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     for title in ("Reward", "Accuracy in training: temporal reordering"):
         assert f"{title} " in words
     assert words.count("first second") > 10  # the names below each curve's title
-    assert "first: First Last second: First Last" in words
+    assert "first: first 6 last 6 second: first 6 last 6" in words
 
 
 def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def sample_answers(trainer_base: ModuleType) -> None:
     """Stock veRL writes every answer of every step, decoded one by one, and none says which row it answers.
 
     With the variable MOST_ANSWERS, whole groups are drawn from each step before anything is decoded, and the
-    same rows from each validation. Answers have the `row_id` of their row where it has one.
+    same rows from each validation. Answers have the `row_id` of their row, or its place where it has none.
     """
     trainer = trainer_base.PPOTrainer
     require(trainer, "fit", "_log_rollout_data", "_dump_generations")
@@ -169,7 +169,11 @@ def _row_ids(prompts: TensorDict) -> dict[str, object]:
     if "uid" not in prompts or "extra_info" not in prompts:
         return {}
     uids, infos = _as_list(prompts["uid"]), _as_list(prompts["extra_info"])
-    return {str(uid): info.get("row_id") for uid, info in zip(uids, infos, strict=True) if info}
+    return {
+        str(uid): info.get("row_id") or info.get("place")
+        for uid, info in zip(uids, infos, strict=True)
+        if info
+    }
 
 
 def _as_list(column: Any) -> list[Any]:

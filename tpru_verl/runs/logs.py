@@ -155,8 +155,8 @@ class MetricsReader:
             found.append(f"{self.path.name}: the last line is cut off, as by a run that was killed; left out")
         if self._repeated:
             first, last = min(self._repeated), max(self._repeated)
-            which = f"step {first}" if first == last else f"steps {first} to {last}"
-            found.append(f"{self.path.name}: {which} stand there twice (a resumed run); the later ones count")
+            which = f"step {first} was" if first == last else f"steps {first} to {last} were"
+            found.append(f"{self.path.name}: {which} trained again by a resumed run; the later lines count")
         return found
 
     def _add(self, line: bytes) -> None:
@@ -173,7 +173,9 @@ class MetricsReader:
             self._repeated.update(later)
             for step in later:
                 del self.steps[step]
-        if number in self.steps and any(key in self.steps[number].data for key in data):
+        read = Step(number, data)
+        # A resumed run validates the step of its checkpoint once more, which is no training.
+        if number in self.steps and self.steps[number].trained and read.trained:
             self._repeated.add(number)
         self.steps.setdefault(number, Step(number)).data.update(data)
 
@@ -252,6 +254,15 @@ class RunFiles:
         except Exception as error:  # yaml's errors have a base class of their own
             raise ValueError(f"{self.config}: {line_of(error)}, expected the recipe of the run") from error
         return found if isinstance(found, dict) else {}
+
+    @property
+    def started_in(self) -> Path | None:
+        """The folder that relative paths of the recipe begin in, which `tpru train` notes; else None."""
+        try:
+            found = json.loads((self.config.parent / "run.json").read_text()) if self.config else {}
+        except (OSError, ValueError):
+            return None
+        return Path(found["folder"]) if isinstance(found, dict) and "folder" in found else None
 
 
 def _folder(path: Path) -> Path | None:

@@ -70,7 +70,7 @@ class Report:
 
     @cached_property
     def rows(self) -> RunRows:
-        return RunRows(self._reader.settings)
+        return RunRows(self._reader.settings, self.files.started_in)
 
     @cached_property
     def alarms(self) -> list[Alarm]:
@@ -81,13 +81,18 @@ class Report:
         return [*self.history.notes, *self.rows.notes]
 
     @property
+    def end(self) -> int:
+        """Steps that `ends` averages over: ENDS, in short runs half of them."""
+        return max(1, min(ENDS, len(self.history.trained) // 2))
+
+    @property
     def ends(self) -> list[tuple[str, float, float]]:
-        """Metric, its mean over the first and over the last ENDS steps."""
+        """Metric, its mean over the first and over the last steps."""
         found: list[tuple[str, float, float]] = []
         for name in ("reward", "accuracy", "format rate", "response length", "entropy", "seconds"):
             values = [v for step in self.history.trained if (v := step.get(name)) is not None and v == v]
             if values:
-                found.append((name, fmean(values[:ENDS]), fmean(values[-ENDS:])))
+                found.append((name, fmean(values[: self.end]), fmean(values[-self.end :])))
         return found
 
     @cached_property
@@ -169,7 +174,7 @@ def _share(answers: Sequence[_Named], what: str) -> Share:
 def write_report(reports: Sequence[Report], out: Path) -> Path:
     """Write `out`, one HTML file that holds all that it shows, and a PNG of each curve in a folder beside it.
 
-    The folder is called like `out`, with `-curves` for `.html`. Raises OSError where nothing can be written there.
+    The folder is called like `out`, with `-curves` for `.html`. Raises OSError where nothing can be written.
     """
     from tpru_verl.data.view import page_environment
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.sample import IMAGE_TAG
@@ -36,7 +37,7 @@ class RunRows:
     several rows may have the same text and answer, and are then not told apart.
     """
 
-    def __init__(self, settings: Mapping[str, Any]) -> None:
+    def __init__(self, settings: Mapping[str, Any], started_in: Path | None = None) -> None:
         self.notes: list[str] = []
         self._sources: list[Source] = []
         self._by_text: dict[tuple[str, str], list[KnownRow]] = {}
@@ -48,7 +49,7 @@ class RunRows:
             return
         for name, keys in _data_files(settings):
             try:
-                self._read(name, keys)
+                self._read(_found(name, started_in), keys)
             except (OSError, ValueError) as error:
                 self.notes.append(f"{line_of(error)}: rows of this file are shown without scene and pictures")
 
@@ -138,6 +139,14 @@ def _shown(row: Row) -> ShownText:
 
 def _squeezed(text: str) -> str:
     return "".join(text.replace(IMAGE_TAG, "").split())
+
+
+def _found(name: str, started_in: Path | None) -> str:
+    """A relative path as it was meant where the run was started."""
+    path = name.partition("@")[0]  # FOLDER@SPLIT
+    if started_in is None or Path(path).exists() or not (started_in / path).exists():
+        return name
+    return str(started_in / name)
 
 
 def _data_files(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:

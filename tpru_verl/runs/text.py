@@ -48,7 +48,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _ends(report: Report) -> Table:
-    table = _table("First and last steps", "mean of 10 steps", "first", "last")
+    table = _table("First and last steps", "means", f"first {report.end}", f"last {report.end}")
     for name, first, last in report.ends:
         table.add_row(name, figure(first), figure(last))
     return table
