@@ -298,7 +298,7 @@ class TestMemory:
         assert found.trained < shape.parameters / 50
         assert found.states == bytes_each * (shape.parameters + 4 * found.trained)
         assert found.adam_step == bytes_each * found.trained
-        assert found.host < 2.1 * shape.parameters + GIB  # vLLM's sleeping weights, no reference model
+        assert found.host < 2.1 * shape.parameters + 2 * GIB  # vLLM's sleeping weights, no reference model
         # To hand a model with adapters to vLLM, veRL loads the whole of it.
         moved = memory.estimate(
             settings(lora_rank=16, gpus=1, tensor_parallel=1, model_dtype=dtype, params_offload=True), shape
