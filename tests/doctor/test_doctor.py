@@ -12,7 +12,7 @@ from support.rows import reordering, write_parquet
 from typer.testing import CliRunner
 
 from tpru_verl import cli, doctor
-from tpru_verl.doctor import machine, memory, prompts, recipe
+from tpru_verl.doctor import machine, memory, packages, prompts, recipe, room
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.probe import Device, Probe, probe
 from tpru_verl.launch.settings import KEYS, Settings
@@ -190,7 +190,7 @@ class TestRecipe:
         ]
         assert not failed(recipe._gpus(settings(gpus=4), four))
         small = machine.Machine(None, probed(devices=[Device(name="L4", bytes=24 * GIB)] * 8))
-        checks = {line.check: line for line in recipe.memory_lines(settings(checkpoints="x"), small, 700, 0)}
+        checks = {line.check: line for line in room.memory_lines(settings(checkpoints="x"), small, 700, 0)}
         assert checks["GPU memory"].status == FAIL
         assert "micro_batch_size_per_gpu=1" in checks["GPU memory"].fix
 
@@ -224,11 +224,31 @@ class TestRecipe:
     ) -> None:
         """For GPUs that are not here."""
         nothing = machine.Machine(None, probed())
-        lines = recipe.memory_lines(settings(checkpoints="x", **change), nothing, 700, gpu)
+        lines = room.memory_lines(settings(checkpoints="x", **change), nothing, 700, gpu)
         line = next(line for line in lines if line.check == "GPU memory")
         assert line.status == FAIL
         assert f"of {gpu:.0f} (--gpu-memory)" in line.found
         assert fix in line.fix
+
+    def test_a_package_that_makes_a_run_slow(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        hybrid = settings(model="Qwen/Qwen3.5-4B")
+        monkeypatch.setattr(packages.trainers, "version_of", lambda name: None)
+        (line,) = packages._linear_attention(hybrid)
+        assert line.status == WARN
+        assert line.fix == "pip install --no-build-isolation flash-linear-attention causal-conv1d"
+        assert not [*packages._linear_attention(settings())]
+        monkeypatch.setattr(packages.trainers, "version_of", lambda name: "1")
+        assert [line.status for line in packages._linear_attention(hybrid)] == [OK]
+
+    @pytest.mark.parametrize(("text", "lines"), [("wake_up()", 1), ("self._drain_vllm_encoder_cache()", 0)])
+    def test_an_easyr1_that_keeps_the_features_of_all_images(
+        self, text: str, lines: int, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "workers/sharding_manager/fsdp_vllm.py"
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+        found = [*packages._encoder_cache(Trainer("EasyR1", "0.3.2", tmp_path))]
+        assert [line.status for line in found] == [WARN] * lines
 
 
 class TestMemory:

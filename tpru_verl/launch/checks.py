@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tpru_verl import trainers
 from tpru_verl.cores import available_cores
 from tpru_verl.launch import overlays
+from tpru_verl.launch.needs import joins_a_cluster
 from tpru_verl.launch.settings import Settings
 from tpru_verl.models import processor_of, read_config, verl_refusal
 
@@ -179,7 +180,7 @@ def engine_is_there(recipe: Mapping) -> None:
         raise ValueError(
             f"{said}: found trainer.device=cpu with it, expected vllm, the one engine that was tried on a CPU"
         )
-    if not _joins_a_cluster(recipe) and importlib.util.find_spec(ENGINES[name]) is None:
+    if not joins_a_cluster(recipe) and importlib.util.find_spec(ENGINES[name]) is None:
         raise RuntimeError(
             f"{said}: found no package {ENGINES[name]}, expected it installed; install it as veRL's extra "
             f"does (pip install 'verl[{name}]'), or set actor_rollout_ref.rollout.name=vllm"
@@ -265,7 +266,7 @@ def gpu_is_there(settings: Settings) -> None:
 
     A cluster of Ray that the run joins has its GPUs elsewhere.
     """
-    if settings["device"] == "cpu" or _joins_a_cluster(settings.config):
+    if settings["device"] == "cpu" or joins_a_cluster(settings.config):
         return
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     if hidden or not has_gpu():
@@ -276,14 +277,6 @@ def gpu_is_there(settings: Settings) -> None:
             f"{device}: {found}, expected one; train on a machine with GPUs{instead}, or set RAY_ADDRESS to "
             "join a Ray cluster that has them"
         )
-
-
-def _joins_a_cluster(config: Mapping) -> bool:
-    """Whether the run joins a cluster of Ray, whose packages and GPUs may be elsewhere."""
-    init = config.get("ray_kwargs")
-    ray_init = init.get("ray_init") if isinstance(init, Mapping) else None
-    address = ray_init.get("address") if isinstance(ray_init, Mapping) else None
-    return bool(os.environ.get("RAY_ADDRESS")) or address not in (None, "local")
 
 
 def has_gpu() -> bool:

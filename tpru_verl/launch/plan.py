@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import easyr1, folder, overlays
+from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import taken
@@ -33,11 +33,19 @@ class Plan:
         return " ".join([*variables, shlex.join(self.command)])
 
     def check(self) -> None:
-        """Look at GPU, model, data, each row, disk, Ray and old checkpoints, before anything starts.
+        """Look at GPU, packages, CPUs and all that `check_data` looks at, before anything starts.
+
+        Raises RuntimeError for what is missing here, and as `check_data` does.
+        """
+        launch.gpu_is_there(self.settings)
+        needs.check(self.settings)
+        self.check_data()
+
+    def check_data(self) -> None:
+        """Look at model, data, each row, disk, Ray and old checkpoints.
 
         Raises as `checks.check`, `checks.usable_rows` and `resume.check_resume` do.
         """
-        launch.gpu_is_there(self.settings)
         look = launch.check if self.trainer.name == trainers.VERL else launch.check_easyr1
         look(self.settings.config)
         rows = launch.usable_rows(self.settings)

@@ -1,0 +1,130 @@
+"""Whether GPUs, the host and the disk have room for a run, by the estimates of `memory`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from tpru_verl import trainers
+from tpru_verl.doctor import memory
+from tpru_verl.doctor.check import FAIL, OK, WARN, Check
+from tpru_verl.doctor.machine import Machine
+from tpru_verl.launch.settings import Settings
+from tpru_verl.shapes import Shape, shape_of
+
+GIB = 1024**3
+
+
+def known_shape(settings: Settings) -> Shape | None:
+    """None also for a model whose config.json the line `model` reports."""
+    try:
+        return shape_of(settings.text("model"))
+    except ValueError:
+        return None
+
+
+def memory_lines(settings: Settings, seen: Machine, longest: int, gpu_memory: float) -> Iterator[Check]:
+    shape = known_shape(settings)
+    if shape is None:
+        fix = "give a folder with its config.json"
+        yield Check("memory", WARN, f"not estimated: {settings.text('model')} is not known here", fix)
+        return
+    found = memory.estimate(settings, shape, prompt_tokens=min(longest, settings.integer("prompt_length")))
+    if settings["device"] != "cpu":
+        gpu = _Gpu.of(seen, gpu_memory)
+        yield _gpu_memory(settings, gpu, found)
+        yield _cache(settings, gpu, found)
+    yield _host_memory(settings, found)
+    yield _disk(settings, found)
+
+
+class _Gpu(NamedTuple):
+    """`said`: where its bytes come from, "" for a GPU of this machine."""
+
+    bytes: int
+    said: str
+
+    @classmethod
+    def of(cls, seen: Machine, told: float) -> _Gpu:
+        sizes = [device["bytes"] for device in seen.probe["devices"]]
+        if told:
+            return cls(int(told * GIB), " (--gpu-memory)")
+        return cls(min(sizes), "") if sizes else cls(80 * GIB, " (assumed)")
+
+    @property
+    def too_small(self) -> str:
+        """The status of what does not fit: an assumed size is no reason to fail."""
+        return WARN if "assumed" in self.said else FAIL
+
+
+def _gpu_memory(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
+    rollout = found.rollout(gpu.bytes, _share(settings))
+    adapters = (
+        f", {found.trained / 1e6:.0f} million of them trained" if found.trained < found.parameters else ""
+    )
+    text = (
+        f"estimated {found.update / GIB:.0f} GiB in the update ({found.states / GIB:.0f} states{adapters}, "
+        f"{found.gathered / GIB:.0f} gathered weights, {found.activations / GIB:.0f} activations, "
+        f"{found.logits / GIB:.0f} logits, {found.adam_step / GIB:.0f} AdamW's step, "
+        f"{memory.RESERVE / GIB:.0f} allowed for the rest), {rollout / GIB:.0f} in the rollout, "
+        f"of {gpu.bytes / GIB:.0f}{gpu.said}"
+    )
+    if found.update > gpu.bytes:
+        return Check("GPU memory", gpu.too_small, text, _smaller_update(settings, gpu, found))
+    if rollout > gpu.bytes:
+        fix = f"lower {settings.key('gpu_memory')}, or {settings.key('optimizer_offload')}=true"
+        return Check("GPU memory", gpu.too_small, text, fix)
+    return Check("GPU memory", OK, text)
+
+
+def _smaller_update(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> str:
+    """What would help first: the optimizer's step, the micro-batch, or fewer states."""
+    verl = settings.trainer == trainers.VERL
+    beside = found.update - found.adam_step + found.gathered + found.activations + found.logits
+    if verl and found.adam_step and beside <= gpu.bytes:
+        return f"+{settings.key('optimizer_options')}={{fused:true}}"
+    parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
+    if verl and found.states + memory.RESERVE > gpu.bytes:
+        parts += ["+tpru=lora"] if found.trained == found.parameters else []
+        parts.append(f"{settings.key('offload_policy')}=true")
+    return ", or ".join([*parts, "more GPUs"])
+
+
+def _share(settings: Settings) -> float:
+    return float(str(settings["gpu_memory"] or 0))
+
+
+def _cache(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
+    need = settings.integer("prompt_length") + settings.integer("response_length")
+    fit = found.sequences(gpu.bytes, _share(settings), need)
+    text = f"estimated room for {max(0, fit)} sequences of {need} tokens, the longest, in vLLM's cache"
+    if fit < 1:
+        fix = f"raise {settings.key('gpu_memory')} or {settings.key('tensor_parallel')}"
+        return Check("vLLM cache", gpu.too_small, text, fix)
+    return Check("vLLM cache", OK, text)
+
+
+def _host_memory(settings: Settings, found: memory.Estimate) -> Check:
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    text = f"estimated {found.host / GIB:.0f} of {have / GIB:.0f} GiB a node"
+    if found.host > have:
+        return Check(
+            "host memory", WARN, text, f"lower {settings.key('batch')}, or more nodes; estimated, so try"
+        )
+    return Check("host memory", OK, text)
+
+
+def _disk(settings: Settings, found: memory.Estimate) -> Check:
+    folder = Path(settings.text("checkpoints")).absolute()
+    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    kept = max(1, settings.integer("keep")) + 1  # the new one is written before the oldest goes
+    text = f"{free / GIB:.0f} GiB free, {kept} checkpoints of {found.checkpoint / GIB:.1f} GiB at {folder}"
+    if free < found.checkpoint:
+        return Check("disk", FAIL, text, f"{settings.key('checkpoints')}=FOLDER on a larger disk")
+    if free < kept * found.checkpoint:
+        fix = f"{settings.key('keep')}=1, or {settings.key('checkpoints')}=FOLDER on a larger disk"
+        return Check("disk", WARN, text, fix)
+    return Check("disk", OK, text)
