@@ -34,7 +34,10 @@ _SMALL = [f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.actor.ppo_mini
 # The tiny recipe has responses of 32 tokens, batches of 16 prompts and no KL term. With LoRA the reference of a
 # KL term is the actor without its adapters.
 NEEDED = {
-    "lora": ["actor_rollout_ref.actor.use_kl_loss=true"],
+    "lora": [
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "+actor_rollout_ref.actor.checkpoint.save_lora_only=true",
+    ],
     "dapo": ["reward.reward_kwargs.overlong_buffer_cfg.len=8"],
     **{name: _SMALL for name in overlays.names() if name.startswith("one_gpu")},
 }
@@ -63,8 +66,8 @@ def line_of(name: str, steps: int) -> list[str]:
         write_parquet(make_rows(3, seed=2), folder / "val.parquet")
         if name == "lora":
             saved = run(name, steps, folder, f"trainer.save_freq={steps}")
-            kept = sorted(path.name for path in (folder / f"checkpoints/global_step_{steps}/actor").iterdir())
-            print(*kept, file=sys.stderr)
+            for path in sorted((folder / f"checkpoints/global_step_{steps}/actor").glob("*.*")):
+                print(f"{path.name}: {path.stat().st_size:,} bytes", file=sys.stderr)
             found = [*saved, *run(name, steps + 1, folder, "trainer.resume_mode=auto")]
         else:
             found = run(name, steps, folder)
