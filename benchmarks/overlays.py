@@ -31,8 +31,8 @@ SIGNS = (
     "actor/pg_clipfrac",
 )
 _SMALL = [f"data.train_batch_size={PROMPTS}", f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}"]
-# The tiny recipe has responses of 32 tokens, batches of 16 prompts and no KL term. With LoRA the reference of a
-# KL term is the actor without its adapters.
+# The tiny recipe has responses of 32 tokens, batches of 16 prompts and no KL term. With LoRA the reference of
+# a KL term is the actor without its adapters.
 NEEDED = {
     "lora": [
         "actor_rollout_ref.actor.use_kl_loss=true",
@@ -89,7 +89,10 @@ def main() -> None:
     args = parser.parse_args()
     rows = [["overlay", "steps", "s, the last step", "lowest correlation", "signs"]]
     for name in [*([] if args.without_plain else [""]), *args.only]:
-        rows.append(line_of(name, args.steps + (name == "lora")))
+        try:
+            rows.append(line_of(name, args.steps + (name == "lora")))
+        except SystemExit as end:
+            rows.append([name, "", "", "", str(end)])
         print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
     print(measure.markdown(rows, f"Tiny recipe, {PROMPTS} prompts x 8"))
 
