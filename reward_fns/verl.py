@@ -1,10 +1,10 @@
-"""Reward for veRL (0.5 and later; read in 0.9.1).
+"""Reward for veRL (0.7.0 and later; tested with 0.7.0, 0.8.0, 0.9.0 and 0.9.1).
 
     reward.custom_reward_function.path=pkg://tpru_verl.reward_fns.verl
     reward.custom_reward_function.name=compute_score
     +reward.custom_reward_function.reward_kwargs.preset=tpru
 
-veRL 0.7.0 and before have these keys without `reward.`: `custom_reward_function.path=...`.
+veRL 0.7.0 has these keys without `reward.`: `custom_reward_function.path=...`.
 
 Task and options come from `extra_info`, and so does `opened_think`, which `TPRUDataset` sets where the
 model's chat template opens `<think>`; with another data set, set `+...reward_kwargs.opened_think=true`.

@@ -39,7 +39,8 @@ def test_verl_is_recognised() -> None:
     found = trainers.find()
     assert (found.name, found.version, found.module) == ("veRL", "0.9.1", "verl.trainer.main_ppo")
     assert trainers.owners_of(found.folder) == ["verl"]
-    assert trainers.broken_pins(found) == []
+    assert trainers.unfit(found) == []
+    assert trainers.untested(found) == ""
     assert all(found.knows(family) for family in FAMILIES.values())
 
 
@@ -89,6 +90,25 @@ def test_easyr1_beside_what_breaks_it_names_the_pin(
     monkeypatch.setattr(trainers, "version_of", versions.get)
     with pytest.raises(RuntimeError, match=f"{package}: found {version}, expected {pin} for EasyR1 0.3.2"):
         plan.compose("tpru_7b")
+
+
+@pytest.mark.parametrize("version", ["0.5.0", "0.7.0", "0.7.1", "0.8.0"])
+def test_a_verl_without_plugins_is_refused(install: Install, version: str) -> None:
+    install("trainer/main_ppo.py", version=version)
+    message = (
+        rf"^verl: found veRL {version}, which loads no plugins .*; pip install 'verl==0\.9\.1', or train"
+    )
+    with pytest.raises(RuntimeError, match=message) as error:
+        plan.compose("tpru_7b")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["0.9.0", "0.10.0.dev", "1.0", "of unknown version"])
+def test_a_verl_that_was_not_tested_is_named_and_goes_on(install: Install, version: str) -> None:
+    install("trainer/main_ppo.py", version=version)
+    found = trainers.find()
+    assert trainers.unfit(found) == []
+    assert trainers.untested(found).startswith(f"found veRL {version}, tested with 0.9.1; ")
 
 
 def test_each_trainer_is_told_of_the_others_recipes(install: Install) -> None:

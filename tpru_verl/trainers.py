@@ -15,6 +15,10 @@ from tpru_verl.models import Family
 VERL, EASYR1 = "veRL", "EasyR1"
 # A file that one of them has and the other has not: the module that starts a training.
 _ENTRY = {VERL: "trainer/main_ppo.py", EASYR1: "trainer/main.py"}
+# The versions that were run, or whose own code ran in a test; docs/versions.md has what runs with others.
+TESTED = {VERL: ("0.9.1",), EASYR1: ("0.3.2", "0.3.3")}
+# The first veRL that loads plugins (entry points `verl.plugins`), on which the data set and the recipes rest.
+FIRST_VERL = (0, 9)
 # What breaks every EasyR1 so far: the first version that does, the pin that helps, and how it shows.
 EASYR1_PINS = {
     "omegaconf": ((2, 4), "omegaconf<2.4", "its configuration classes no longer merge"),
@@ -109,16 +113,36 @@ def versions_of(distributions: Sequence[str]) -> dict[str, str]:
     return {"python": platform.python_version(), **found}
 
 
-def broken_pins(trainer: Trainer) -> list[str]:
-    """Packages here with which every EasyR1 breaks, each as one line that names the pin; none for veRL."""
-    if trainer.name != EASYR1:
-        return []
+def unfit(trainer: Trainer) -> list[str]:
+    """Why no run of ours can start with this trainer, each reason as one line that ends in what to do."""
+    if trainer.name == VERL:
+        return [reason] if (reason := too_old(trainer.version)) else []
     lines = []
     for name, (first_bad, pin, how) in EASYR1_PINS.items():
         version = version_of(name)
         if version and numbers(version) >= first_bad:
             lines.append(f"{name}: found {version}, expected {pin} for {trainer}: {how}; pip install '{pin}'")
     return lines
+
+
+def too_old(verl: str) -> str:
+    """Why the data set, recipes and patches do not run with this version of veRL; "" where they do."""
+    if not numbers(verl) or numbers(verl)[: len(FIRST_VERL)] >= FIRST_VERL:
+        return ""
+    tested = TESTED[VERL][0]
+    return (
+        f"verl: found veRL {verl}, which loads no plugins (0.9.0 was the first to), expected veRL {tested}; "
+        f"pip install 'verl=={tested}', or train with veRL's own recipe and data set on rows of `tpru data "
+        "prepare`, and our reward by its path (docs/versions.md)"
+    )
+
+
+def untested(trainer: Trainer) -> str:
+    """What to know of a version that runs and was not tested; "" for one that was."""
+    tested = TESTED[trainer.name]
+    if trainer.version.startswith(tested):
+        return ""
+    return f"found {trainer}, tested with {' and '.join(tested)}; what differs is in docs/versions.md"
 
 
 def numbers(version: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from support.old_verl import for_transformers_4
 from support.responses import SCORES
 from support.rows import picture, reordering, write_parquet
 
@@ -52,13 +53,7 @@ Config = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model as transformers 4 writes it down."""
-    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("model") / "tiny")
-    file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text())
-    config["additional_special_tokens"] = config.pop("extra_special_tokens")
-    file.write_text(json.dumps({**config, "tokenizer_class": "Qwen2TokenizerFast"}))
-    return folder
+    return for_transformers_4(checkpoint, tmp_path_factory.mktemp("model") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -345,7 +340,7 @@ def test_the_real_trainer_starts_and_ends_at_its_check_for_gpus(
 
 def test_the_environment_is_the_one_that_is_promised() -> None:
     assert TRAINER.name == trainers.EASYR1
-    assert trainers.broken_pins(TRAINER) == []
+    assert trainers.unfit(TRAINER) == []
     assert TRAINER.version.startswith("0.3.3" if CHECKOUT else "0.3.2")
 
 

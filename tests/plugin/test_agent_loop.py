@@ -15,7 +15,13 @@ from support.rollouts import Rollouts, same
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
-from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker, _check_lists, _StockWorker, _training_features
+from tpru_verl.plugin.agent_loop import (
+    TPRUAgentLoopManager,
+    TPRUAgentLoopWorker,
+    _check_lists,
+    _StockWorker,
+    _training_features,
+)
 from tpru_verl.plugin.dataset import TPRUDataset
 from tpru_verl.plugin.waiting import ERROR
 
@@ -57,6 +63,14 @@ def test_group_rollout_writes_what_stock_verl_writes(rollout: Callable) -> None:
         for name in row.keys() & ours[key].keys() - {"metrics", "raw_prompt"}:
             assert same(ours[key][name], row[name]), (key, name, ours[key][name], row[name])
     assert other.server.images == N * one.server.images
+
+
+def test_the_agent_loop_of_the_tested_verl_takes_all_that_ours_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    from verl.experimental.agent_loop import AgentLoopManager
+
+    monkeypatch.setattr(AgentLoopManager, "__init__", lambda self: None)
+    manager: Any = TPRUAgentLoopManager()
+    assert manager.agent_loop_workers_class.__ray_metadata__.class_name == "TPRUAgentLoopWorker"
 
 
 def test_tokens_that_stand_for_images_are_never_sampled(rollout: Callable) -> None:

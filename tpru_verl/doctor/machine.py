@@ -31,7 +31,6 @@ TESTED: Mapping[str, Mapping[str, str]] = {
     },
     "EasyR1": {"torch": "2.13.0", "transformers": "4.57.6", "omegaconf": "2.3.1", "ray": "2.60.0"},
 }
-TESTED_TRAINER = {trainers.VERL: ("0.9.1",), trainers.EASYR1: ("0.3.2", "0.3.3")}
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def machine_lines(*, needs_gpu: bool) -> tuple[list[Check], Machine]:
         profile = "veRL on a CPU"
     if trainer:
         lines += _plugin(trainer, seen.probe)
-        lines += [Check("pin", FAIL, *_parted(text)) for text in trainers.broken_pins(trainer)]
+        lines += [Check("version", FAIL, *_parted(text)) for text in trainers.unfit(trainer)]
     lines += _packages(profile, seen.probe)
     lines += [_torchvision(seen.probe), _gpu(seen.probe, profile, needs_gpu), _ray(), _shared_memory()]
     return lines, seen
@@ -78,11 +77,9 @@ def _python() -> Check:
 
 
 def _trainer_line(trainer: trainers.Trainer) -> Check:
-    tested = TESTED_TRAINER[trainer.name]
-    if trainer.version.startswith(tested):
-        return Check("verl", OK, f"{trainer} in {trainer.folder}")
-    fix = f"not tested: {trainer.name} {' and '.join(tested)} are; `make test` of a clone tells"
-    return Check("verl", WARN, f"{trainer} in {trainer.folder}", fix)
+    found = f"{trainer} in {trainer.folder}"
+    _, _, differs = trainers.untested(trainer).partition(", ")
+    return Check("verl", WARN, found, differs) if differs else Check("verl", OK, found)
 
 
 def _plugin(trainer: trainers.Trainer, found: Probe) -> Iterator[Check]:
@@ -92,6 +89,8 @@ def _plugin(trainer: trainers.Trainer, found: Probe) -> Iterator[Check]:
         )
     elif trainer.name == trainers.EASYR1:
         yield Check("plugin", OK, "not needed: EasyR1 takes our files by path, and nothing of it is patched")
+    elif trainers.unfit(trainer):
+        return  # the line of the version says it
     elif found["plugin"] == "loaded":
         yield Check("plugin", OK, "loaded into veRL (entry point verl.plugins: tpru)")
     elif found["plugin"] == "off":
@@ -100,7 +99,9 @@ def _plugin(trainer: trainers.Trainer, found: Probe) -> Iterator[Check]:
         fix = "pip install tpru-verl into this environment: veRL finds it by its entry point"
         yield Check("plugin", FAIL, "veRL did not load it", fix)
     else:
-        yield Check("plugin", WARN, found["plugin"], "install the tested versions")
+        yield Check(
+            "plugin", WARN, found["plugin"], f"pip install 'verl=={trainers.TESTED[trainers.VERL][0]}'"
+        )
 
 
 def _packages(profile: str, found: Probe) -> Iterator[Check]:

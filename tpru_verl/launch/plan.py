@@ -60,11 +60,11 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
         FileNotFoundError: an adapter that is none.
         ValueError: an unknown recipe, overlay or key, one of the other trainer, a value that it refuses, and
             settings that do not go together (`launch.overlays`).
-        RuntimeError: no trainer, both, or EasyR1 beside a package that breaks it.
+        RuntimeError: no trainer, both, a veRL that is too old, or EasyR1 beside a package that breaks it.
     """
     trainer = trainers.find()
-    if broken := trainers.broken_pins(trainer):
-        raise RuntimeError("\n".join(broken))
+    if reasons := trainers.unfit(trainer):
+        raise RuntimeError("\n".join(reasons))
     if run_folder:
         overrides = [*_placed(trainer.name, run_folder), *overrides]
     if trainer.name == trainers.EASYR1:

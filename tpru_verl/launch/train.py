@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from tpru_verl import trainers
 from tpru_verl.files import locked
 from tpru_verl.launch import folder, plan, run
 from tpru_verl.launch.resume import NothingLeftError, mend_tracker
@@ -54,6 +55,8 @@ def train(
     if unknown := set(stop_on) - set(alarms.NAMES):
         raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
     planned = plan.compose(recipe, overrides, place)
+    if warning := trainers.untested(planned.trainer):
+        _say([f"tpru: {warning}"])
     print(planned, flush=True)
     if dry_run:
         return 0

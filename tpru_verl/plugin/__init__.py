@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from pathlib import Path
 from types import ModuleType
 
 from tpru_verl.plugin.hooks import when_imported
 
 logger = logging.getLogger("tpru_verl")
 
-TESTED_VERL = "0.9.1"
 _ANNOUNCED = "TPRU_PLUGIN_ANNOUNCED"
 
 
@@ -37,6 +38,8 @@ def register() -> None:
         # Children inherit the variable, so a run says this once and not once per worker.
         os.environ[_ANNOUNCED] = "1"
         logger.info("tpru plugin %s loaded into veRL: %s", _version(), ", ".join(loaded))
+        if warning := _untested():
+            logger.warning("tpru plugin: %s", warning)
 
 
 def _load(part: str) -> bool:
@@ -46,11 +49,7 @@ def _load(part: str) -> bool:
         import_module(f"{__name__}.{part}").register()
     except Exception as error:
         logger.warning(
-            "tpru plugin: %s could not be loaded and is skipped (%s: %s); tested with verl %s",
-            part,
-            type(error).__name__,
-            error,
-            TESTED_VERL,
+            "tpru plugin: %s could not be loaded and is skipped (%s: %s)", part, type(error).__name__, error
         )
         return False
     return True
@@ -60,6 +59,17 @@ def _version() -> str:
     from tpru_verl import __version__
 
     return __version__
+
+
+def _untested() -> str:
+    """That this veRL is not the one that was tested; asked once a run, as the import takes milliseconds."""
+    from tpru_verl import trainers
+
+    verl = sys.modules.get("verl")
+    version = getattr(verl, "__version__", None)  # veRL sets it before it loads plugins
+    if verl is None or version is None:
+        return ""
+    return trainers.untested(trainers.Trainer(trainers.VERL, str(version), Path(str(verl.__file__)).parent))
 
 
 def _log_visibly() -> None:

@@ -7,12 +7,16 @@ the reward worker and one write to TransferQueue. The tensors are the same (test
 
 A recipe chooses it with `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Stock veRL still runs
 agent loops with tools or several turns, distillation, engines other than vLLM, and processors of a family
-that `tpru_verl.models` does not have.
+that `tpru_verl.models` does not have. In a veRL whose agent loop differs (0.9.0) it runs all.
 """
 
 from __future__ import annotations
 
+import tpru_verl.plugin.required  # noqa: F401
+
+# isort: split
 import asyncio
+import inspect
 import logging
 import random
 from collections.abc import Callable, Mapping
@@ -25,10 +29,16 @@ import numpy as np
 import ray
 import torch
 import transfer_queue as tq
+import verl
 from omegaconf import DictConfig, OmegaConf
 from tensordict import NonTensorData, TensorDict
 from transformers import BatchFeature
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
+from verl.experimental.agent_loop.agent_loop import (
+    AgentLoopBase,
+    AgentLoopMetrics,
+    AgentLoopOutput,
+    DictConfigWrap,
+)
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.protocol import DataProto
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
@@ -37,6 +47,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from tpru_verl.models import FAMILIES
 from tpru_verl.plugin.waiting import ERROR, watch
 from tpru_verl.terminal import line_of
+from tpru_verl.trainers import TESTED, VERL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -371,12 +382,32 @@ def _repeat(value: object, n: int) -> np.ndarray:
     return _objects([copy(value) for _ in range(n)])
 
 
+def _missing() -> list[str]:
+    """Parameters of veRL's agent loop that `TPRUAgentLoopWorker` gives and this veRL does not take."""
+    build = getattr(AgentLoopBase, "ct_build_initial_tokens", None)
+    taken = {AgentLoopBase.__init__: "hf_model_type", build: "mm_inputs_out"}
+    return [
+        name
+        for function, name in taken.items()
+        if function is None or name not in inspect.signature(function).parameters
+    ]
+
+
 class TPRUAgentLoopManager(AgentLoopManagerTQ):
     """veRL's manager with our worker. It names the workers that the trainer watches while it waits."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(TPRUAgentLoopWorker)
+        if missing := _missing():
+            logger.warning(
+                "tpru plugin: stock veRL prepares each sample apart: veRL %s has no %s in its agent loop, "
+                "which ours needs (veRL %s has it)",
+                verl.__version__,
+                ", ".join(missing),
+                TESTED[VERL][0],
+            )
+        else:
+            self.agent_loop_workers_class = ray.remote(TPRUAgentLoopWorker)
 
     async def _init_agent_loop_workers(self) -> None:
         await super()._init_agent_loop_workers()

@@ -3,6 +3,9 @@
 Imported by veRL alone (`data.custom_cls.path=pkg://tpru_verl.plugin.dataset`), because its imports are heavy.
 """
 
+import tpru_verl.plugin.required  # noqa: F401
+
+# isort: split
 import base64
 import io
 import logging
