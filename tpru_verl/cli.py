@@ -269,6 +269,9 @@ def export(
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Write the LoRA adapter alone, not merged into the model.")
     ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="The model that the run began with, where its folder does not say it.")
+    ] = None,
     vllm: Annotated[bool, typer.Option(help="Also load the model in vLLM and compare.")] = True,
     push: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="Upload the model to the Hub, too: private.")
@@ -293,7 +296,7 @@ def export(
             if not messages.is_terminal:
                 messages.print(line)
 
-        made = work.export(run, checkpoint, out, adapter=adapter, vllm=vllm, say=say)
+        made = work.export(run, checkpoint, out, adapter=adapter, base=base, vllm=vllm, say=say)
         if push:
             say(f"uploading to {push}")
             made.lines.append(f"uploaded to {work.push(out, push, public=public)}")

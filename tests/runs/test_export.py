@@ -13,7 +13,6 @@ from support.checkpoints import ALPHA, RANK, write_checkpoint
 
 from tpru_verl import cli
 from tpru_verl.checkpoints import checkpoints_of
-from tpru_verl.launch.apart import ask
 from tpru_verl.runs import export, weights
 
 
@@ -85,10 +84,16 @@ class TestWhichCheckpoint:
         assert checkpoints_of(checkpoint) == []
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked of processes with torch is done here, which imports torch once."""
+    monkeypatch.setattr(export, "ask", lambda function, request, seconds: function(dict(request)))
+
+
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapted")
-    write_checkpoint(folder / "global_step_3/actor", ranks=1, adapter=True)
+    write_checkpoint(folder / "global_step_3/actor", adapter=True)
     return folder
 
 
@@ -97,7 +102,7 @@ def test_shards_of_two_ranks_become_a_model_that_ends_its_answers(
 ) -> None:
     """As EasyR1 leaves them: without fsdp_config.json, and with an end token that no turn has."""
     actor = tmp_path / "run/global_step_7/actor"
-    write_checkpoint(actor, ranks=2, adapter=False)
+    write_checkpoint(actor, ranks=2)
     generation = actor / "huggingface/generation_config.json"
     stops = json.loads(generation.read_text())["eos_token_id"]
     generation.write_text(json.dumps({"eos_token_id": stops[1:]}))
@@ -118,14 +123,14 @@ def test_shards_of_two_ranks_become_a_model_that_ends_its_answers(
     assert str(tmp_path) not in card
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_adapter_is_merged_into_the_weights(adapted: Path, tmp_path: Path) -> None:
-    made = export.export(
-        adapted, export.chosen(adapted), tmp_path / "out", adapter=False, vllm=False, say=lambda line: None
-    )
+    made = export.export(adapted, export.chosen(adapted), tmp_path / "out", vllm=False, say=lambda line: None)
     assert not (tmp_path / "out/lora_adapter").exists()
     assert "transformers and the shards" in made.lines[0]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_an_adapter_alone_names_its_layers(adapted: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     export.export(adapted, export.chosen(adapted), out, adapter=True, vllm=False, say=lambda line: None)
@@ -140,6 +145,16 @@ def test_an_adapter_alone_names_its_layers(adapted: Path, tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.usefixtures("in_process")
+def test_adapters_without_the_model_need_to_know_it(checkpoint: Path, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "global_step_3/actor", alone=True)
+    chosen, out = export.chosen(tmp_path), tmp_path / "out"
+    with pytest.raises(ValueError, match=r"found adapters alone \(save_lora_only\).* name it with --base"):
+        export.export(tmp_path, chosen, out, vllm=False, say=lambda line: None)
+    export.export(tmp_path, chosen, out, base=str(checkpoint), vllm=False, say=lambda line: None)
+    assert (out / "model.safetensors").is_file()
+
+
 def test_a_shard_that_would_run_code_is_refused(tmp_path: Path) -> None:
     import torch
 
@@ -150,7 +165,7 @@ def test_a_shard_that_would_run_code_is_refused(tmp_path: Path) -> None:
     actor = step_of(tmp_path, 5)
     torch.save({"weight": Evil()}, actor / "model_world_size_1_rank_0.pt")
     with pytest.raises(ValueError, match=r"found posix.system, expected tensors alone"):
-        ask(weights.join, {"shards": str(actor), "out": str(tmp_path / "out")}, seconds=300)
+        weights.join({"shards": str(actor), "base": "", "out": str(tmp_path / "out")})
     assert not (tmp_path / "ran").exists()
 
 
@@ -174,6 +189,7 @@ class TestOut:
         with pytest.raises(ValueError, match="this is not the model that was trained"):
             export._same("vLLM", found, "transformers", [-1.0, -2.0], export.ROUNDED)
 
+    @pytest.mark.usefixtures("in_process")
     def test_a_failed_export_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         step_of(tmp_path / "run", 5)  # its shard is no file of torch
         said = run(monkeypatch, tmp_path / "run", tmp_path / "out", "--no-vllm")

@@ -14,10 +14,10 @@ MODEL = Path(__file__).parents[2] / "tpru_verl/demo/checkpoint"
 RANK, ALPHA = 4, 8
 
 
-def write_checkpoint(actor: Path, *, ranks: int, adapter: bool) -> None:
-    """Write the folder `actor`: shards of `ranks` ranks, with an adapter (LoRA) if asked."""
+def write_checkpoint(actor: Path, *, ranks: int = 1, adapter: bool = False, alone: bool = False) -> None:
+    """Write the folder `actor`: shards of `ranks` ranks, with an adapter (LoRA), or that alone, if asked."""
     # In a process of its own: torch's process group must not stay in that of the tests.
-    given = json.dumps({"actor": str(actor), "ranks": ranks, "adapter": adapter})
+    given = json.dumps({"actor": str(actor), "ranks": ranks, "adapter": adapter or alone, "alone": alone})
     subprocess.run([sys.executable, __file__, given], check=True)
 
 
@@ -31,6 +31,8 @@ def _write(request: Mapping[str, Any]) -> None:
     actor.mkdir(parents=True)
     shutil.copytree(MODEL, actor / "huggingface", ignore=shutil.ignore_patterns("*.safetensors"))
     state = _state(adapter=request["adapter"])
+    if request["alone"]:  # veRL's `save_lora_only`
+        state = {name: tensor for name, tensor in state.items() if ".lora_" in name}
     torch.distributed.init_process_group("fake", rank=0, world_size=ranks, store=FakeStore())
     mesh = init_device_mesh("cpu", (ranks,), mesh_dim_names=("fsdp",))
     for rank in range(ranks):

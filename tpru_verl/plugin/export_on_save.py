@@ -30,6 +30,6 @@ class ExportOnSave(CheckpointCallback):
         folder = Path(checkpoint_dir)
         out = folder.parent / "exported" / folder.name
         try:
-            export(folder.parent, chosen(folder), out, adapter=False, vllm=False, say=logger.info)
+            export(folder.parent, chosen(folder), out, vllm=False, say=logger.info)
         except (OSError, RuntimeError, ValueError) as error:
             logger.warning("%s was not exported: %s", folder, error)

@@ -93,11 +93,19 @@ def _files(run: Path) -> RunFiles | None:
 
 
 def export(
-    run: Path, checkpoint: Checkpoint, out: Path, *, adapter: bool, vllm: bool, say: Callable[[str], None]
+    run: Path,
+    checkpoint: Checkpoint,
+    out: Path,
+    *,
+    adapter: bool = False,
+    base: str | None = None,
+    vllm: bool = True,
+    say: Callable[[str], None],
 ) -> Exported:
     """Write the model of a checkpoint of `run` to the folder `out`, which appears whole or not at all.
 
-    With `adapter` the adapter alone, else a whole model. `say` takes a line before each step that takes time.
+    With `adapter` the adapter alone, else a whole model. `base`: the model that the run began with, where
+    the note beside its checkpoints does not say it. `say` takes a line before each step that takes time.
 
     Raises:
         ValueError: not a checkpoint of an adapter, or the model is not that of the shards.
@@ -106,13 +114,13 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: found other files, expected a new or empty folder")
-    made = Exported(out, checkpoint, adapter, _trained_from(checkpoint))
+    made = Exported(out, checkpoint, adapter, base or _trained_from(checkpoint))
     with locked(out):
         unfinished = companion(out, UNFINISHED)
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
             say(f"joining {checkpoint.ranks} shards of {checkpoint.actor}")
-            _merge(checkpoint, unfinished)
+            _merge(checkpoint, made.base, unfinished)
             _finish(made, unfinished, vllm=vllm, say=say)
             write_text(unfinished / "README.md", _card(made, run))
             _as_the_users(unfinished)
@@ -123,14 +131,14 @@ def export(
     return made
 
 
-def _merge(checkpoint: Checkpoint, out: Path) -> None:
+def _merge(checkpoint: Checkpoint, base: str, out: Path) -> None:
     with TemporaryDirectory(prefix="tpru-export-") as view:
         # EasyR1 writes no fsdp_config.json, which veRL's merger reads the number of ranks from.
         for path in checkpoint.actor.absolute().iterdir():
             (Path(view) / path.name).symlink_to(path)
         if not (Path(view) / "fsdp_config.json").exists():
             write_json(Path(view) / "fsdp_config.json", {"FSDP_version": 1, "world_size": checkpoint.ranks})
-        ask(weights.join, {"shards": view, "out": str(out)}, seconds=HOUR)
+        ask(weights.join, {"shards": view, "base": base, "out": str(out)}, seconds=HOUR)
 
 
 def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], None]) -> None:
@@ -140,7 +148,7 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
         raise ValueError(
             f"{made.checkpoint.actor}: found no adapter (LoRA), expected one; leave out --adapter"
         )
-    request = {"model": str(folder), "shards": str(made.checkpoint.actor)}
+    request = {"model": str(folder), "shards": str(made.checkpoint.actor), "base": made.base}
     if adapter.is_dir():
         _name_layers(adapter, made.base)
         if made.adapter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ ANSWER = "The pictures show <answer>B</answer>, the second order <answer>3 1 2 4
 def join(request: Mapping[str, str]) -> None:
     """Write the model of the shards in the folder `request["shards"]` to the folder `request["out"]`.
 
-    By veRL's merger, in bf16; an adapter goes to `lora_adapter` in it. Raises ValueError for a shard that
-    would run code when the merger reads it.
+    By veRL's merger, in bf16; an adapter goes to `lora_adapter` in it. Shards of adapters alone
+    (`save_lora_only`) get the weights of `request["base"]`. Raises ValueError where that is missing, and for
+    a shard that would run code when the merger reads it.
     """
     from torch.serialization import get_unsafe_globals_in_checkpoint
     from verl.model_merger.base_model_merger import ModelMergerConfig
@@ -37,8 +39,19 @@ def join(request: Mapping[str, str]) -> None:
         hf_model_config_path=huggingface,
     )
     merger = FSDPModelMerger(config)
-    merger.merge_and_save()
-    merger.cleanup()
+    state = _joined(Path(request["shards"]))
+    if not all(".lora_" in name for name in state):
+        del state
+        merger.merge_and_save()
+        return
+    if not request["base"]:
+        raise ValueError(
+            f"{request['shards']}: found adapters alone (save_lora_only), expected the model that they were "
+            "trained on; name it with --base"
+        )
+    shutil.copytree(huggingface, request["out"], dirs_exist_ok=True)
+    _loaded(Path(request["base"])).save_pretrained(request["out"])
+    merger.save_lora_adapter(state)
 
 
 def compare(request: Mapping[str, str]) -> dict[str, Any]:
@@ -48,16 +61,16 @@ def compare(request: Mapping[str, str]) -> dict[str, Any]:
     Raises ValueError for weights that are missing, unknown or of other sizes.
     """
     model = Path(request["model"])
-    shards = _of_shards(Path(request["shards"]))
+    shards = _of_shards(Path(request["shards"]), request["base"])
     found = _of_model(model, request.get("adapter"))
     return {"shards": shards, "model": found, **_end_tokens(model)}
 
 
-def _of_shards(actor: Path) -> list[float]:
-    """In bf16; an adapter stays apart from its layers. The shards are read without pickle."""
+def _of_shards(actor: Path, base: str) -> list[float]:
+    """In bf16; an adapter stays apart from its layers. `base`: the model of shards that lack its weights."""
     folder, state = actor / "huggingface", _joined(actor)
-    base = {_plain(name): tensor for name, tensor in state.items() if ".lora_" not in name}
-    model = _loaded(folder, base)
+    whole = {_plain(name): tensor for name, tensor in state.items() if ".lora_" not in name}
+    model = _loaded(folder, whole) if whole else _loaded(Path(base))
     if adapter := {name: tensor for name, tensor in state.items() if ".lora_" in name}:
         model = _with_adapter(model, adapter, folder.parent)
     return _log_probs(model, folder)
@@ -134,7 +147,7 @@ def _added(tokenizer: Any) -> list[int]:
 
 
 def _joined(actor: Path) -> dict[str, Any]:
-    """The tensors of all ranks in bf16, each joined along the dimension that FSDP split."""
+    """The tensors of all ranks in bf16, each joined along the dimension that FSDP split; without pickle."""
     import torch
     from torch.distributed.tensor import DTensor, Shard
 
