@@ -53,6 +53,14 @@ def test_all_of_a_run_lies_in_one_folder(started: list[Plan], tmp_path: Path) ->
     assert json.loads((place / "run.json").read_text())["overrides"] == ROWS
 
 
+@pytest.mark.parametrize("given", ["console", "[console,wandb]"])
+def test_metrics_are_kept_whatever_the_loggers(given: str, started: list[Plan], tmp_path: Path) -> None:
+    train.train(RECIPE, [*ROWS, f"trainer.logger={given}"], out=tmp_path / "run")
+    loggers = [*given.strip("[]").split(","), "file"]
+    assert started[0].settings["logger"] == loggers
+    assert started[0].command[-1] == f"trainer.logger=[{','.join(loggers)}]"
+
+
 def test_command_sh_is_the_command_as_it_ran(
     started: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

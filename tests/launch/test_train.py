@@ -23,7 +23,8 @@ TRAINER = trainers.Trainer(trainers.VERL, "0.9.1", Path("verl"))
 
 def planned(code: str, steps: int = 0, **environment: str) -> Plan:
     settings = Settings(
-        trainers.VERL, {"trainer": {"total_training_steps": steps}, "data": {"train_files": "a/hub-id"}}
+        trainers.VERL,
+        {"trainer": {"total_training_steps": steps, "logger": ["file"]}, "data": {"train_files": "a/hub-id"}},
     )
     return Plan(TRAINER, settings, [sys.executable, "-c", code], environment)
 

@@ -93,6 +93,11 @@ def earlier(folder: Path) -> Start:
         raise ValueError(f"--resume {folder}: {START} is not readable: {error}") from error
 
 
+def metrics(folder: Path, trainer: str) -> Path:
+    """The file of metrics. EasyR1 names it, where `trainer.logger` has `file`, which only its head knows."""
+    return folder / METRICS if trainer == trainers.VERL else folder / CHECKPOINTS / "experiment_log.jsonl"
+
+
 def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
     """The overrides of a run that is continued: those it was started with, and `given` in place of theirs."""
     taken = {_key(item) for item in given}
@@ -111,8 +116,8 @@ def begin(folder: Path, plan: Plan, recipe: str, overrides: Sequence[str], befor
     times = [*(before.times if before else []), datetime.now().isoformat(timespec="seconds")]
     start = Start(recipe, list(overrides), str(Path.cwd()), times, fingerprints(plan.settings))
     folder.mkdir(parents=True, exist_ok=True)
-    for made in (CHECKPOINTS, ROLLOUTS, VALIDATION, STACKS):
-        (folder / made).mkdir(exist_ok=True)
+    for made in (ROLLOUTS, VALIDATION) if plan.trainer.name == trainers.VERL else ():
+        (folder / made).mkdir(exist_ok=True)  # `tpru report --watch` looks for them before the first step
     if (folder / LOG).exists():
         (folder / LOG).replace(folder / f"train.{len(times) - 1}.log")
     write_text(folder / RECIPE, _yaml(plan.settings.config))

@@ -20,10 +20,12 @@ from contextlib import suppress
 from pathlib import Path
 
 GRACE = 30.0  # seconds that the program has to end after a signal, before it is killed
-OUTLIVES = 10.0  # seconds that its processes have to end by themselves once it has
+# Seconds that its processes have to end by themselves once it has: a dead worker ends the run within 10 s.
+OUTLIVES = 3.0
+DIES = 10.0  # seconds that the system may take to end a process that was killed
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SETTLED = 60.0  # seconds since shared memory was last made or resized
+SETTLED = 10.0  # seconds since shared memory was last made or resized
 _POLL = 0.1  # seconds
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -87,7 +89,7 @@ def _end_descendants(kill_at: float) -> None:
     """Wait until none is left; from `kill_at` (of the monotonic clock) on, kill them."""
     import psutil
 
-    give_up_at = kill_at + OUTLIVES  # the system may be unable to end a process that waits for a disk
+    give_up_at = kill_at + DIES  # the system may be unable to end a process that waits for a disk
     while (left := psutil.Process().children(recursive=True)) and time.monotonic() < give_up_at:
         if time.monotonic() > kill_at:
             for process in left:

@@ -37,7 +37,9 @@ class Monitor:
     ) -> None:
         self.place, self.total, self.stop_on = place, total, stop_on
         self.history = History(response_limit=response_limit(settings.config))
-        self._reader = MetricsReader(place / folder.METRICS)
+        self._reader = MetricsReader(folder.metrics(place, settings.trainer))
+        self._seen = (0, 0)  # number and size of the file
+        self._trained: list[Step] = []
         self._started = time.monotonic()
         self._resumed_at = self._read() and self._last
         self.stopped = False  # by an alarm
@@ -77,18 +79,22 @@ class Monitor:
 
     @property
     def _last(self) -> int:
-        return self.history.trained[-1].number if self.history.trained else 0
+        return self._trained[-1].number if self._trained else 0
 
     def _read(self) -> bool:
         """Whether there is a new step."""
         before = self._last
         with suppress(OSError):  # no step was logged yet
-            self.history.steps = self._reader.update()
+            found = self._reader.path.stat()
+            if (found.st_ino, found.st_size) != self._seen:
+                self._seen = (found.st_ino, found.st_size)
+                self.history.steps = self._reader.update()
+                self._trained = self.history.trained
         return self._last != before
 
     def _grade(self) -> None:
         """Grade the answers of the new steps, where the run keeps some."""
-        for step in [step for step in self.history.trained if step.number > self._graded]:
+        for step in [step for step in self._trained if step.number > self._graded]:
             self._graded = step.number
             try:
                 found = list(graded(read_rollouts(self.place / folder.ROLLOUTS / f"{step.number}.jsonl")))
@@ -108,10 +114,9 @@ class Monitor:
 
     def line(self) -> str:
         """Step of steps, reward, accuracy of each task, seconds a step, time left."""
-        done = [step for step in self.history.trained if step.number > self._resumed_at]
-        if not done:
+        recent = [step for step in self._trained[-RECENT:] if step.number > self._resumed_at]
+        if not recent:
             return f"starting Ray, model and rollout engine: {_duration(time.monotonic() - self._started)}"
-        recent = done[-RECENT:]
         parts = [f"step {self._last}" + (f" of {self.total}" if self.total else "")]
         rewards = [value for step in recent if (value := step.get("reward")) is not None]
         if rewards:
@@ -126,7 +131,7 @@ class Monitor:
 
     def summary(self, code: int) -> dict[str, object]:
         """What `summary.json` holds."""
-        trained = self.history.trained
+        trained = self._trained
         some = max(1, min(RECENT, len(trained) // 2))
         phases: dict[str, float] = {}
         for step in trained:
@@ -147,7 +152,7 @@ class Monitor:
         """Write `summary.json`; where a step was done, print a table and what to do next."""
         summary = self.summary(code)
         write_json(self.place / folder.SUMMARY, summary)
-        if not self.history.trained:
+        if not self._trained:
             return
         console = results()
         console.print(self._table(summary))

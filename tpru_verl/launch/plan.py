@@ -82,6 +82,11 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     config = recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
+    loggers = plain["trainer"]["logger"]
+    if run_folder and "file" not in loggers:  # the run's line and its report read that file
+        loggers = [*([loggers] if isinstance(loggers, str) else loggers), "file"]
+        plain["trainer"]["logger"] = loggers
+        overrides.append(f"trainer.logger=[{','.join(loggers)}]")
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
     overlays.check(settings.config)
     overlays.check_size(settings, chosen)

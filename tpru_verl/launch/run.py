@@ -53,6 +53,8 @@ def run(
     stop_file.unlink(missing_ok=True)
     environment = {**plan.environment, "TPRU_STOP_FILE": str(stop_file)}
     total = plan.settings.integer("total_steps") or total_steps(plan.settings, row_count(plan.settings))
+    logger = plan.settings.text("logger")
+    verbose = verbose or "file" not in logger  # there is nothing to make a line of
     with Monitor(place, plan.settings, total=total, line=not verbose, stop_on=stop_on) as monitor:
         end = watch(
             plan.command,

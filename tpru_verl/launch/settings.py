@@ -75,6 +75,7 @@ KEYS = {
     "total_steps": ("trainer.total_training_steps", "trainer.max_steps"),
     "epochs": ("trainer.total_epochs", "trainer.total_epochs"),
     "most_rows": ("data.train_max_samples", ""),
+    "logger": ("trainer.logger", "trainer.logger"),
     "keep": ("trainer.max_actor_ckpt_to_keep", "trainer.save_limit"),
     "reward_file": ("reward.custom_reward_function.path", "worker.reward.reward_function"),
     "reward_name": ("reward.custom_reward_function.name", "worker.reward.reward_function_name"),

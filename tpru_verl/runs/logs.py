@@ -223,10 +223,13 @@ class RunFiles:
                 raise FileNotFoundError(f"{given}: found nothing there, expected files of a run")
         folder = path if path.is_dir() else path.parent
         names = METRICS_FILES if path.is_dir() else (path.name,)
-        metrics = next((folder / name for name in names if (folder / name).is_file()), None)
-        generations = folder / EASYR1_GENERATIONS
+        places = (folder, folder / "checkpoints")  # EasyR1 writes beside its checkpoints
+        metrics = next((at / name for at in places for name in names if (at / name).is_file()), None)
+        generations = next(
+            (at / EASYR1_GENERATIONS for at in places if (at / EASYR1_GENERATIONS).is_file()), None
+        )
         if validation is None:
-            validation = _folder(folder / "validation") or (generations if generations.is_file() else None)
+            validation = _folder(folder / "validation") or generations
         rollouts = rollouts or _folder(folder / "rollouts")
         if metrics is None and rollouts is None and any(file.stem.isdigit() for file in path.glob("*.jsonl")):
             rollouts = path  # veRL's `trainer.rollout_data_dir`
