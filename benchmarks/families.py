@@ -22,6 +22,13 @@ from tpru_verl.demo.tiny_families import overrides, save
 from tpru_verl.models import FAMILIES, Family
 
 CORRELATION = "training/rollout_actor_probs_pearson_corr"
+# Random models earn nothing, so entropy gives the gradient. With steps so large, vLLM would not agree with
+# the actor in the second step unless the new weights had reached it.
+LARGE_STEPS = (
+    "actor_rollout_ref.actor.entropy_coeff=0.1",
+    "actor_rollout_ref.actor.optim.lr=3e-3",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+)
 
 
 def run(family: Family, folder: Path, steps: int, told: list[str]) -> list[dict[str, float]]:
@@ -32,6 +39,7 @@ def run(family: Family, folder: Path, steps: int, told: list[str]) -> list[dict[
         f"data.val_files={folder.parent}/test.parquet",
         f"trainer.total_training_steps={steps}",
         *MEASURED,
+        *LARGE_STEPS,
         f"trainer.default_local_dir={folder}/checkpoints",
         f"hydra.run.dir={folder}/hydra",
     ]
