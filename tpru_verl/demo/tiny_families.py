@@ -30,7 +30,7 @@ HIDDEN, HEADS, HEAD = 128, 4, 32
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
 _INTERLEAVED = {"rope_parameters": {**_ROPE, "mrope_interleaved": True}}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-# A layer with linear attention between two with full attention, in which a quarter of a head of 64 is rotated.
+# Linear attention between two layers with full attention, in which a quarter of a head of 64 is rotated.
 _HYBRID = {
     "num_hidden_layers": 3,
     "layer_types": ["full_attention", "linear_attention", "full_attention"],
