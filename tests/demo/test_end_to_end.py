@@ -205,6 +205,22 @@ def test_merged_weights_answer_in_vllm(runs: Runs) -> None:
     assert all(row["samples"][0]["response"] for row in read_results(answers))
 
 
+def test_qwen3_vl_trains(root: Path, tmp_path: Path) -> None:
+    """A tiny model of random weights, by the benchmark of all families."""
+    command = [sys.executable, str(root / "benchmarks/families.py"), "--only", "qwen3_vl"]
+    small = ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
+    done = subprocess.run(
+        [*command, "--keep", str(tmp_path), *small], timeout=500, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (tmp_path / "qwen3_vl/metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["data"] for line in lines]
+    assert [step["training/global_step"] for step in steps] == [1, 2], done.stdout
+    assert min(step["actor/grad_norm"] for step in steps) > 0
+    # With pictures of another row it would be 0.92.
+    assert min(step[CORRELATION] for step in steps) > 0.99
+
+
 def wait_until(condition, process: subprocess.Popen, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
