@@ -51,6 +51,12 @@ def test_easyr1_is_recognised(install: Install) -> None:
     assert found.module == "verl.trainer.main"
     assert found.knows(FAMILIES["qwen2_5_vl"])
     assert not found.knows(FAMILIES["qwen3_vl"])
+    (folder / "models/transformers").mkdir(parents=True)
+    (folder / "models/transformers/qwen3_vl.py").touch()  # EasyR1's head
+    assert [name for name, family in FAMILIES.items() if not found.knows(family)] == [
+        "qwen3_5",
+        "qwen3_5_moe",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,10 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
+from tpru_verl.data.tokens.text import DEMO_WORDS
 from tpru_verl.demo.scenes import SIZE
 
 PATCH = 14
-WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
 VOCABULARY = 900  # at most; the demo's few words give about 420
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -69,7 +69,7 @@ CHAT_TEMPLATE = """\
 """
 
 
-def build_tokenizer(texts: Iterable[str], words: str = WORDS) -> PreTrainedTokenizerFast:
+def build_tokenizer(texts: Iterable[str], words: str = DEMO_WORDS) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE on `texts`, which are cut by the regular expression `words` first.
 
     With the default digits stay together, unlike Qwen's: an order such as "3142" is one token, so that

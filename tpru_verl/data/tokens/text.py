@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, cast
 
 from tpru_verl.data.tokens.processors import Processor, UnsupportedProcessorError
-from tpru_verl.models import FAMILIES, QWEN35_WORDS
+from tpru_verl.models import FAMILIES
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,9 +18,7 @@ KNOWN_PIECES = 65_536  # pieces of text whose number of tokens is kept: tens of 
 # feed to a letter or from a letter to a space, and none looks back. A match that ends in a letter, or in a
 # line feed after a non-space, does not depend on the text behind it. So text keeps its tokens when cut there.
 DEMO_WORDS = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+"
-WORD_PATTERNS = tuple(
-    dict.fromkeys((*(family.words for family in FAMILIES.values()), QWEN35_WORDS, DEMO_WORDS))
-)
+WORD_PATTERNS = tuple(dict.fromkeys((*(family.words for family in FAMILIES.values()), DEMO_WORDS)))
 
 _LINE_END = re.compile(r"\n(?<=\S\n)(?=[A-Za-z])")
 _WORD_END = re.compile(r" (?<=[A-Za-z] )(?=[A-Za-z])")
