@@ -182,6 +182,19 @@ def test_several_runs_are_laid_over_each_other(tmp_path: Path) -> None:
     assert "first: first 6 last 6 second: first 6 last 6" in words
 
 
+def test_runs_of_one_name_are_told_apart_by_their_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_run(tmp_path / name / "run")
+    monkeypatch.chdir(tmp_path)
+    assert tpru(monkeypatch, "a/run", "b/run", "--text") == 0
+    said = capsys.readouterr().out
+    assert "a/run: 12 training steps" in said
+    assert "b/run: 12 training steps" in said
+
+
 def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     report = Report(RunFiles.find(folder))
@@ -199,6 +212,7 @@ def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:
         (["."], "found no metrics.jsonl or experiment_log.jsonl and no rollouts"),
         (["empty.jsonl"], "empty.jsonl: found no step"),
         (["run", "run", "--rollouts", "run/rollouts"], "found 2 runs, expected one with --rollouts"),
+        (["run", "run"], "found run 2 times, expected different runs"),
         (["run", "--text", "--out", "x.html"], "found --text and --out"),
     ],
 )

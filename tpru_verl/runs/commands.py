@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tpru_verl.runs.logs import RunFiles
@@ -28,23 +29,29 @@ def report(
         raise ValueError(f"found {len(runs)} runs, expected one with --rollouts or --validation")
     if text and out is not None:
         raise ValueError("found --text and --out, expected one of them: --text writes no page")
-    reports = [Report(RunFiles.find(run, rollouts, validation)) for run in runs]
+    found = [RunFiles.find(run, rollouts, validation) for run in runs]
+    names = [files.name for files in found]
+    if len(set(names)) < len(names):  # of folders in different places
+        names = [str(run) for run in runs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"found {twice} {names.count(twice)} times, expected different runs")
+    reports = [Report(replace(files, name=name)) for files, name in zip(found, names, strict=True)]
     page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
-    _show(reports, page, text)
+    _show(reports, page, text, watch)
     while watch:
         time.sleep(LOOK)
         renewed = [report.renew() for report in reports]  # each of them
         if any(renewed):
-            _show(reports, page, text)
+            _show(reports, page, text, watch)
 
 
-def _show(reports: Sequence[Report], page: Path, text: bool) -> None:
+def _show(reports: Sequence[Report], page: Path, text: bool, watch: bool) -> None:
     if text:
         console = results()
         for part in texts(reports):
             console.print(part, soft_wrap=not hasattr(part, "columns"))
         return
-    write_report(reports, page)
+    write_report(reports, page, renewed=LOOK if watch else 0)
     alarms = [alarm.name for report in reports for alarm in report.alarms]
     messages.print(f"alarms: {', '.join(alarms) or 'none'}", highlight=False, soft_wrap=True)
     results().print(str(page), highlight=False, soft_wrap=True)

@@ -171,9 +171,10 @@ def _share(answers: Sequence[_Named], what: str) -> Share:
     return share([getattr(a, what) for _, a, _ in answers], [source for _, _, source in answers])
 
 
-def write_report(reports: Sequence[Report], out: Path) -> Path:
+def write_report(reports: Sequence[Report], out: Path, *, renewed: float = 0) -> Path:
     """Write `out`, one HTML file that holds all that it shows, and a PNG of each curve in a folder beside it.
 
+    `renewed`: seconds after which a browser reads the page again; 0 for a run that has ended.
     The folder is called like `out`, with `-curves` for `.html`. Raises OSError where nothing can be written.
     """
     from tpru_verl.data.view import page_environment
@@ -189,6 +190,7 @@ def write_report(reports: Sequence[Report], out: Path) -> Path:
         colours=COLOURS,
         missing=missing,
         rare=RARE_PHASES,
+        renewed=round(renewed),
     )
     write_text(out, html)
     for chart, _, png in drawn:

@@ -74,13 +74,15 @@ class RunRows:
 
     def find(self, answer: Graded) -> KnownRow | None:
         """The row that a response answers; None where it is not known, or is one of several."""
-        text = _squeezed(answer.prompt)
-        found = (
-            self._by_name.get(answer.row)
-            or self._named(text, answer.answer)
-            or self._searched(text, answer.answer)
-        )
+        found = self.candidates(answer)
         return found[0] if len(found) == 1 else None
+
+    def candidates(self, answer: Graded) -> list[KnownRow]:
+        """The rows that a response may answer."""
+        if named := self._by_name.get(answer.row):
+            return named
+        text = _squeezed(answer.prompt)
+        return self._named(text, answer.answer) or self._searched(text, answer.answer)
 
     def _named(self, text: str, answer: str) -> list[KnownRow]:
         for before, after in self._wraps:

@@ -128,8 +128,10 @@ def _pairs(before: Sequence[Graded], after: Sequence[Graded], rows: RunRows) -> 
 def _by_row(answers: Sequence[Graded], rows: RunRows) -> dict[Key, Graded]:
     found: dict[Key, Graded | None] = {}
     for answer in answers:
-        row = rows.find(answer)
-        key: Key = row.place if row else (answer.prompt, answer.answer)
+        candidates = rows.candidates(answer)
+        if len(candidates) > 1:
+            continue
+        key: Key = candidates[0].place if candidates else (answer.prompt, answer.answer)
         same = found.get(key)
         if key not in found:
             found[key] = answer
