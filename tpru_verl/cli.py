@@ -106,6 +106,9 @@ def train(
             help="End a run that finishes no rollout and no step for so many seconds; 0 waits for ever.",
         ),
     ] = 3600,
+    restarts: Annotated[
+        int, typer.Option(min=0, help="Continue a run that fails from its last checkpoint, so often.")
+    ] = 0,
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds in which a checkpoint may be saved after SIGTERM.")
     ] = 120,
@@ -114,8 +117,8 @@ def train(
 
     The trainer is veRL or EasyR1, whichever is installed. The reward is tried on real rows first. All of the
     run lies in one folder. SIGTERM saves a checkpoint. If the run fails, the first error of all workers is
-    named. Exit codes: 0 done, 3 nothing was left to train, 4 ended by an alarm, 128 + N by signal N, else
-    the trainer's.
+    named. Exit codes: 0 done, 3 nothing was left to train, 4 ended by an alarm, 5 no progress, 128 + N ended
+    by signal N, else the trainer's.
     """
     from tpru_verl.launch import train as work
 
@@ -134,6 +137,7 @@ def train(
         grace=grace,
         verbose=verbose,
         stop_on=stop_on or [],
+        restarts=restarts,
         commands=[command.callback.__name__ for command in app.registered_commands if command.callback],
     )
     raise typer.Exit(code)

@@ -107,6 +107,29 @@ def test_a_run_is_continued_as_it_was_started_with_changes_named(
     assert len(json.loads((place / "run.json").read_text())["times"]) == 3
 
 
+@pytest.mark.parametrize(
+    ("codes", "starts", "end"),
+    [([1, 137, 0], 3, 0), ([1, 1, 1, 1], 3, 1), ([5, 143], 2, 143), ([130], 1, 130), ([4], 1, 4)],
+)
+def test_a_run_that_fails_is_started_again_so_often(
+    codes: list[int],
+    starts: int,
+    end: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    started: list[Plan],
+) -> None:
+    times: list[int] = []
+
+    def fails(plan: Plan, place: Path, **_: Any) -> int:
+        times.append(len(json.loads((place / "run.json").read_text())["times"]))
+        return codes[len(times) - 1]
+
+    monkeypatch.setattr(run, "run", fails)
+    assert train.train(RECIPE, ROWS, out=tmp_path / "run", restarts=2) == end
+    assert times == list(range(1, starts + 1))
+
+
 def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(
     started: list[Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

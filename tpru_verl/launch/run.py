@@ -18,6 +18,7 @@ from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.watch import End, Stop, watch
 
 ALARM = 4  # exit code of a run that an alarm of `--stop-on` ended
+STALLED = 5  # exit code of a run that was ended because it made no progress
 GRACE = 120.0  # seconds that a trainer has to save before it ends
 
 
@@ -40,7 +41,7 @@ def run(
     stop_on: Sequence[str] = (),
     commands: Sequence[str] = (),
 ) -> int:
-    """Train to the end and return the exit code: the trainer's, 128 + n after signal n, ALARM.
+    """Train to the end and return the exit code: the trainer's, 128 + n after signal n, ALARM, STALLED.
 
     `place`: the run's folder, which keeps the output in `train.log`; `verbose` prints it, too. A run without
     progress (`launch.progress`) for `stall_timeout` seconds is ended, after the stacks of its processes were
@@ -77,7 +78,9 @@ def run(
 def _exit_code(end: End, *, stopped: bool) -> int:
     if end.asked:  # whatever a trainer makes of it
         return 128 + end.asked if end.code else 0
-    return ALARM if stopped else end.code
+    if stopped:
+        return ALARM
+    return STALLED if end.reason else end.code
 
 
 def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:

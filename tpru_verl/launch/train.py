@@ -10,11 +10,14 @@ from pathlib import Path
 from tpru_verl import trainers
 from tpru_verl.files import locked
 from tpru_verl.launch import folder, plan, run
+from tpru_verl.launch.guard import ENDING
 from tpru_verl.launch.resume import NothingLeftError, mend_tracker
 from tpru_verl.runs import alarms
 from tpru_verl.terminal import messages
 
 NOTHING_LEFT = 3  # exit code of a run whose steps are done
+# Exit codes of a run that was to end: none of them is a failure.
+_WANTED = (0, run.ALARM, *(128 + number for number in ENDING))
 
 
 def train(
@@ -28,12 +31,14 @@ def train(
     grace: float = run.GRACE,
     verbose: bool = False,
     stop_on: Sequence[str] = (),
+    restarts: int = 0,
     commands: Sequence[str] = (),
 ) -> int:
     """Print the command of a run, and train unless `dry_run`; returns the exit code.
 
     `resume`: the folder of a run that is continued with its recipe and overrides, and with these in place of
-    the same keys. `out`: the folder of a new run. The others are as in `run.run`.
+    the same keys. `out`: the folder of a new run. `restarts`: how often a run is continued that has failed.
+    The others are as in `run.run`.
 
     Raises:
         ValueError: a mistake in recipe, overrides or folders; the message is one line.
@@ -72,17 +77,24 @@ def train(
             return NOTHING_LEFT
         if before is None:
             stack.enter_context(locked(place))
-        folder.begin(place, planned, recipe, overrides, before)
-        _say([f"folder: {place}"])
-        return run.run(
-            planned,
-            place,
-            stall_timeout=stall_timeout,
-            grace=grace,
-            verbose=verbose,
-            stop_on=stop_on,
-            commands=commands,
-        )
+        code = 0
+        for left in range(restarts, -1, -1):
+            folder.begin(place, planned, recipe, overrides, before)
+            _say([f"folder: {place}"])
+            code = run.run(
+                planned,
+                place,
+                stall_timeout=stall_timeout,
+                grace=grace,
+                verbose=verbose,
+                stop_on=stop_on,
+                commands=commands,
+            )
+            if code in _WANTED or not left:
+                break
+            before = folder.earlier(place)
+            _say([f"tpru: started again (--restarts): {left - 1} left", mend_tracker(planned.settings)])
+        return code
 
 
 def _say(lines: Iterable[str | None]) -> None:
