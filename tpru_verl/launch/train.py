@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tpru_verl import trainers
@@ -44,57 +46,75 @@ def train(
         ValueError: a mistake in recipe, overrides or folders; the message is one line.
         RuntimeError: no trainer, or another `tpru train` writes into the folder.
     """
-    before = None
+    if unknown := set(stop_on) - set(alarms.NAMES):
+        raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
+    chosen = _choose(recipe, overrides, out, resume)
+    planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
+    if warning := trainers.untested(planned.trainer):
+        _say([f"tpru: {warning}"])
+    print(planned, flush=True)
+    if dry_run:
+        return 0
+    start = partial(
+        run.run,
+        planned,
+        chosen.place,
+        stall_timeout=stall_timeout,
+        grace=grace,
+        verbose=verbose,
+        stop_on=stop_on,
+        commands=commands,
+    )
+    with ExitStack() as stack:
+        if chosen.before:
+            stack.enter_context(locked(chosen.place))
+            changes = folder.changes(chosen.place, planned, chosen.recipe, chosen.before)
+            _say([*(f"changed: {line}" for line in changes), mend_tracker(planned.settings)])
+        try:
+            _say([f"reward: {run.check(planned)}"])
+        except NothingLeftError as error:
+            _say([f"tpru: {error}"])
+            return NOTHING_LEFT
+        if chosen.before is None:  # a run that is refused makes no folder, and so no lock
+            stack.enter_context(locked(chosen.place))
+        return _start(start, planned, chosen, restarts)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A run before it is composed. `before`: what it was started with, where it is continued."""
+
+    recipe: str
+    overrides: list[str]
+    place: Path
+    before: folder.Start | None
+
+
+def _choose(recipe: str | None, overrides: Sequence[str], out: Path | None, resume: Path | None) -> _Chosen:
     if resume:
         if out:
             raise ValueError("found --out and --resume, expected one: a continued run stays in its folder")
         place = resume.expanduser().absolute()
         before = folder.earlier(place)
         os.chdir(before.folder)  # its data may have relative paths
-        overrides = folder.merged(before.overrides, overrides)
-        recipe = recipe or before.recipe
-    elif recipe:
-        place = folder.new(out, recipe)
-    else:
+        return _Chosen(recipe or before.recipe, folder.merged(before.overrides, overrides), place, before)
+    if not recipe:
         raise ValueError("found no recipe, expected the name of one (`tpru recipes`)")
-    if unknown := set(stop_on) - set(alarms.NAMES):
-        raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
-    planned = plan.compose(recipe, overrides, place)
-    if warning := trainers.untested(planned.trainer):
-        _say([f"tpru: {warning}"])
-    print(planned, flush=True)
-    if dry_run:
-        return 0
-    with ExitStack() as stack:
-        if before:
-            stack.enter_context(locked(place))
-            _say(f"changed: {line}" for line in folder.changes(place, planned, recipe, before))
-            _say([mend_tracker(planned.settings)])
-        try:
-            _say([f"reward: {run.check(planned)}"])
-        except NothingLeftError as error:
-            _say([f"tpru: {error}"])
-            return NOTHING_LEFT
-        if before is None:
-            stack.enter_context(locked(place))
-        code = 0
-        for left in range(restarts, -1, -1):
-            folder.begin(place, planned, recipe, overrides, before)
-            _say([f"folder: {place}"])
-            code = run.run(
-                planned,
-                place,
-                stall_timeout=stall_timeout,
-                grace=grace,
-                verbose=verbose,
-                stop_on=stop_on,
-                commands=commands,
-            )
-            if code in _WANTED or not left:
-                break
-            before = folder.earlier(place)
-            _say([f"tpru: started again (--restarts): {left - 1} left", mend_tracker(planned.settings)])
-        return code
+    return _Chosen(recipe, list(overrides), folder.new(out, recipe), None)
+
+
+def _start(start: Callable[[], int], planned: plan.Plan, chosen: _Chosen, restarts: int) -> int:
+    """Train, and again after a failure; returns the last exit code."""
+    before = chosen.before
+    for left in range(restarts, -1, -1):
+        folder.begin(chosen.place, planned, chosen.recipe, chosen.overrides, before)
+        _say([f"folder: {chosen.place}"])
+        code = start()
+        if code in _WANTED or not left:
+            return code
+        before = folder.earlier(chosen.place)
+        _say([f"tpru: started again (--restarts): {left - 1} left", mend_tracker(planned.settings)])
+    raise AssertionError("the last start returns")
 
 
 def _say(lines: Iterable[str | None]) -> None:

@@ -1,0 +1,77 @@
+"""What a person sees of a run while it goes: from the metrics and answers in its folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tpru_verl.launch.monitor import Monitor
+from tpru_verl.launch.settings import Settings
+
+QUESTION = "Reorder the frames. Frame 1: Frame 2: Frame 3: Frame 4: Options: A. 2134 B. 1324 C. 2314 D. 4123"
+
+
+def add(place: Path, step: int, *, reward: float = 0.5, right: int | None = None, **more: float) -> None:
+    """A step as the trainer logs it, with four answers to one row, of which `right` are right."""
+    if right is not None:
+        (place / "rollouts").mkdir(exist_ok=True)
+        answers = [
+            {"input": QUESTION, "output": f"<answer>{'A' if i < right else 'B'}</answer>", "gts": "A"}
+            for i in range(4)
+        ]
+        lines = (json.dumps({**answer, "score": 0.5, "uid": f"u_{i}_0"}) for i, answer in enumerate(answers))
+        (place / f"rollouts/{step}.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    data = {"critic/score/mean": reward, "critic/score/max": reward, "timing_s/step": 2.0, **more}
+    with (place / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "data": data}) + "\n")
+
+
+def monitor(place: Path, total: int = 10, **options: list[str]) -> Monitor:
+    return Monitor(place, Settings("veRL", {"data": {"max_response_length": 32}}), total=total, **options)
+
+
+def test_the_line_has_step_reward_accuracy_of_each_task_seconds_and_time_left(tmp_path: Path) -> None:
+    shown = monitor(tmp_path)
+    assert shown.line().startswith("starting Ray")
+    add(tmp_path, 1, reward=0.25, right=1)
+    shown()
+    add(tmp_path, 2, reward=0.75, right=2, **{"timing_s/testing": 4.0})
+    shown()
+    assert shown.line() == (
+        "step 2 of 10 · reward 0.500 · temporal reordering 37.5 % · 4.0 s a step · 32 s left"
+    )
+
+
+def test_an_unfinished_line_and_missing_answers_are_no_trouble(tmp_path: Path) -> None:
+    shown = monitor(tmp_path)
+    add(tmp_path, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "da')
+    shown()
+    assert shown.line().startswith("step 1 of 10 · reward 0.500 · 2.0 s a step")
+
+
+def test_a_continued_run_counts_its_own_steps_and_tells_old_alarms_no_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in range(1, 7):
+        add(tmp_path, step, reward=0.0)
+    shown = monitor(tmp_path)
+    assert shown.line().startswith("starting Ray")
+    add(tmp_path, 7, reward=0.5)
+    assert shown() is None
+    assert "alarm" not in capsys.readouterr().err
+    assert shown.line().startswith("step 7 of 10 · reward 0.500")
+    assert shown.summary(0)["step"] == 7
+
+
+def test_an_alarm_is_told_once_and_ends_the_run_that_asked_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told, ends = monitor(tmp_path), monitor(tmp_path, stop_on=["no-reward"])
+    for step in range(1, 8):
+        add(tmp_path, step, reward=0.0)
+        assert told() is None
+    assert capsys.readouterr().err.count("alarm no-reward, step 5") == 1
+    assert str(ends()).startswith("alarm no-reward (--stop-on) at step 7")
+    assert ends.stopped
