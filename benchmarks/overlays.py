@@ -2,6 +2,7 @@
 
     python benchmarks/overlays.py                     # all overlays
     python benchmarks/overlays.py --only lora dapo    # these, beside the plain recipe
+    python benchmarks/overlays.py --only lora,dapo    # both in one run
 
 Each line is one run. Seconds are those of its last step; other work on the machine stretches them.
 The correlation is veRL's, of the probabilities of vLLM and the actor. `lora` saves a checkpoint and goes on
@@ -44,13 +45,14 @@ NEEDED = {
 
 
 def run(name: str, steps: int, folder: Path, *extra: str) -> list[dict[str, float]]:
-    """The metrics of each step of a run with the overlay `name`, "" for none."""
+    """The metrics of each step of a run with the overlay `name`, several with commas, "" for none."""
     files = [f"data.{split}_files={folder / f'{split}.parquet'}" for split in ("train", "val")]
-    chosen = [f"+tpru={name}"] if name else []
+    chosen = [f"+tpru=[{name}]"] if name else []
+    needed = [item for each in name.split(",") for item in NEEDED.get(each, [])]
     limits = [f"trainer.total_training_steps={steps}", f"trainer.default_local_dir={folder / 'checkpoints'}"]
     hydra = [f"hydra.run.dir={folder / 'hydra'}"]
     metrics = folder / f"steps-{steps}.jsonl"
-    overrides = [*files, *chosen, *limits, *MEASURED, *NEEDED.get(name, []), *hydra, *extra]
+    overrides = [*files, *chosen, *limits, *MEASURED, *needed, *hydra, *extra]
     plan = planned(RECIPE, overrides, metrics)
     plan.check()
     train(plan, folder / f"{steps}.log")
@@ -83,7 +85,7 @@ def line_of(name: str, steps: int) -> list[str]:
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--only", nargs="*", default=overlays.names(), choices=overlays.names())
+    parser.add_argument("--only", nargs="*", default=overlays.names(), metavar="OVERLAY")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--without-plain", action="store_true", help="leave out the run without an overlay")
     args = parser.parse_args()
