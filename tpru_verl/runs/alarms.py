@@ -84,8 +84,8 @@ def _without_variance(history: History) -> Found:
             yield (
                 number,
                 (
-                    f"{share:.0%} of the groups of {WINDOW} steps had equal rewards throughout, so that they "
-                    "taught nothing"
+                    f"{_percent(share)} of the groups of {WINDOW} steps had equal rewards throughout, "
+                    "so that they taught nothing"
                 ),
             )
 
@@ -101,7 +101,7 @@ def _format_falls(history: History) -> Found:
     best = 0.0
     for number, mean in _means(history, lambda step: step.get("format rate")):
         if mean < best - FORMAT_FALL:
-            yield number, f"{mean:.0%} of the responses are well-formed, {best:.0%} were at best"
+            yield number, f"{_percent(mean)} of the responses are well-formed, {_percent(best)} were at best"
         best = max(best, mean)
 
 
@@ -112,8 +112,8 @@ def _one_letter(history: History) -> Found:
             yield (
                 number,
                 (
-                    f"{share:.0%} of the answers are the same one, which {right.get(number, 0.0):.0%} of the "
-                    "rows have at most"
+                    f"{_percent(share)} of the answers are the same one, which "
+                    f"{_percent(right.get(number, 0.0))} of the rows have at most"
                 ),
             )
 
@@ -121,7 +121,8 @@ def _one_letter(history: History) -> Found:
 def _at_limit(history: History) -> Found:
     for number, share in _means(history, lambda step: clipped(step, history.response_limit)):
         if share > MOST_CLIPPED:
-            yield number, f"{share:.0%} of the responses end at {history.response_limit} tokens, the limit"
+            limit = history.response_limit
+            yield number, f"{_percent(share)} of the responses end at {limit} tokens, the limit"
 
 
 def _entropy_collapses(history: History) -> Found:
@@ -199,6 +200,10 @@ def _means(history: History, value: Callable[[Step], float | None]) -> Iterator[
     known = [(step.number, v) for step in history.trained if (v := value(step)) is not None and v == v]
     for window in _windows(known, WINDOW):
         yield window[-1][0], fmean(v for _, v in window)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _windows(items: Sequence, length: int) -> Iterator[Sequence]:
