@@ -71,12 +71,32 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
                 known = leaves(OmegaConf.to_container(compose(recipe)))
                 said = unknown_key(unknown[1], list(known))
             raise ValueError(f"{recipe}: {said}") from error
+    _check_types(config, overrides, [trainer.folder / _VERL_DEFAULTS, VERL / f"{recipe}.yaml"])
     # Null in a recipe: OmegaConf lets `???` leave veRL's own default, a path on its author's disk, in force.
     needed = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
     missing = [key for key in needed if not OmegaConf.select(config, key)]
     if missing:
         raise ValueError(f"{recipe}: no value for {', '.join(missing)}; add {missing[0]}=...")
     return config
+
+
+_VERL_DEFAULTS = "trainer/config/_generated_ppo_trainer.yaml"
+
+
+def _check_types(config: DictConfig, overrides: Sequence[str], defaults: Sequence[Path]) -> None:
+    """Raise ValueError for text in the place of a number or a truth value: Hydra takes anything."""
+    import yaml
+    from omegaconf import OmegaConf
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    known: dict[str, object] = {}
+    for file in defaults:
+        known |= leaves(yaml.load(file.read_text(encoding="utf-8"), loader))  # a safe one
+    for key in [item.partition("=")[0] for item in overrides]:
+        default = known.get(key)
+        if isinstance(default, (bool, int, float)) and isinstance(OmegaConf.select(config, key), str):
+            expected = "true or false" if isinstance(default, bool) else "a number"
+            raise ValueError(f"{key}={OmegaConf.select(config, key)}: found text, expected {expected}")
 
 
 def leaves(config: object, prefix: str = "") -> dict[str, object]:

@@ -134,6 +134,25 @@ def test_a_key_that_is_not_there_names_its_neighbour(
     assert key in str(code)
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("actor_rollout_ref.actor.optim.lr=fast", "a number"),
+        ("data.train_batch_size=8k", "a number"),
+        ("trainer.total_training_steps=many", "a number"),
+        ("actor_rollout_ref.actor.use_kl_loss=maybe", "true or false"),
+    ],
+)
+def test_text_in_the_place_of_a_number_is_refused(
+    given: str, expected: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, _ = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA, given, "--dry-run")
+    assert code == f"tpru: {given}: found text, expected {expected}"
+    fine = ["actor_rollout_ref.actor.optim.lr=1e-6", "data.train_batch_size=32", "trainer.val_only=true"]
+    code, _, _ = tpru(capfd, monkeypatch, "train", "tpru_tiny_cpu", *DATA, *fine, "--dry-run")
+    assert code == 0
+
+
 def test_recipes_are_listed_with_a_line_each(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """What a person sees of a run while it goes: from the metrics and answers in its folder."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,10 @@ def add(place: Path, step: int, *, reward: float = 0.5, right: int | None = None
         file.write(json.dumps({"step": step, "data": data}) + "\n")
 
 
-def monitor(place: Path, total: int = 10, **options: list[str]) -> Monitor:
-    return Monitor(place, Settings("veRL", {"data": {"max_response_length": 32}}), total=total, **options)
+def monitor(place: Path, total: int = 10, stop_on: Sequence[str] = ()) -> Monitor:
+    return Monitor(
+        place, Settings("veRL", {"data": {"max_response_length": 32}}), total=total, stop_on=stop_on
+    )
 
 
 def test_the_line_has_step_reward_accuracy_of_each_task_seconds_and_time_left(tmp_path: Path) -> None:
