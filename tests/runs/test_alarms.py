@@ -1,7 +1,9 @@
 """Each alarm on a run that has its fault, and none on a run that has not."""
 
 import math
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from support.runs import HEALTHY
@@ -34,6 +36,11 @@ def from_step(first: int, **data: float) -> dict[int, dict[str, float]]:
 
 def test_a_healthy_run_has_none() -> None:
     assert alarms(run()) == []
+
+
+def test_the_page_lists_them(root: Path) -> None:
+    table = (root / "docs/report.md").read_text().partition("| alarm | when |")[2].partition("\n\n")[0]
+    assert tuple(re.findall(r"^\| `([a-z-]+)`", table, re.MULTILINE)) == NAMES
 
 
 def test_nothing_is_said_of_what_is_not_recorded() -> None:

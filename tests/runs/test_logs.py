@@ -126,6 +126,15 @@ def test_a_run_that_has_not_begun_has_no_steps(tmp_path: Path) -> None:
     assert len(reader.update().steps) == 1
 
 
+def test_a_folder_of_responses_or_a_file_of_it_stands_for_a_run(tmp_path: Path) -> None:
+    dump(tmp_path / "kept/1.jsonl", 1)
+    dump(tmp_path / "kept/2.jsonl", 2)
+    for path in (tmp_path / "kept", tmp_path / "kept/1.jsonl"):
+        files = RunFiles.find(path)
+        assert (files.name, files.metrics, files.rollouts) == ("kept", None, tmp_path / "kept")
+        assert [step.number for step in HistoryReader(files).update().trained] == [1, 2]
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"found no metrics\.jsonl or experiment_log\.jsonl and no"):
         RunFiles.find(tmp_path)

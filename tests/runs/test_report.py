@@ -125,6 +125,14 @@ def test_rows_are_found_again_with_scene_and_pictures(tmp_path: Path) -> None:
     assert [said.right for said in became.rows[0].said] == [False, True]
 
 
+def test_numbers_that_no_axis_can_hold_are_not_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(metrics_line(STEPS + 1, actor__grad_norm=1e308, critic__score__mean=-1e300))
+    page_of(folder)
+    assert [alarm.name for alarm in Report(RunFiles.find(folder)).alarms] == ["gradient-explodes"]
+
+
 def test_relative_paths_begin_where_the_run_was_started(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     write_rows(folder)

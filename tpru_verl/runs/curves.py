@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 WINDOW = 11  # steps that a smoothed curve averages over, the step itself in the middle
 BINS, LEAST_BINS = 24, 4  # points of a curve with intervals
+LARGEST = 1e30  # of a value that is drawn: NaN and infinities are not, nor what no axis can hold
 _ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+|val/(accuracy)_reward")
 _INK, _GRID, _LIMIT = "#3d4350", "#e3e6ec", "#b42318"
 # Of series, light; the page replaces each by a variable of its style, which has a dark value, too.
@@ -117,7 +118,7 @@ def _points(run: Run, title: str) -> tuple[list[int], list[float]]:
 
 
 def _finite(steps: Iterable[Step], value: Callable[[Step], float | None]) -> tuple[list[int], list[float]]:
-    found = [(step.number, v) for step in steps if (v := value(step)) is not None and math.isfinite(v)]
+    found = [(step.number, v) for step in steps if (v := value(step)) is not None and abs(v) < LARGEST]
     return [number for number, _ in found], [v for _, v in found]
 
 

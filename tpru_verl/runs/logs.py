@@ -221,6 +221,8 @@ class RunFiles:
         for given in (path, rollouts, validation):
             if given is not None and not given.exists():
                 raise FileNotFoundError(f"{given}: found nothing there, expected files of a run")
+        if path.is_file() and path.stem.isdigit():  # one step of a folder of rollouts
+            path = path.parent
         folder = path if path.is_dir() else path.parent
         names = METRICS_FILES if path.is_dir() else (path.name,)
         places = (folder, folder / "checkpoints")  # EasyR1 writes beside its checkpoints
