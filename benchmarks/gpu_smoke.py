@@ -1,10 +1,11 @@
 """Five steps of the tiny model through a GPU recipe: do CUDA, vLLM, FSDP2 and bf16 work on this machine?
 
     python benchmarks/gpu_smoke.py                 # one GPU
-    python benchmarks/gpu_smoke.py --recipe tpru_tiny_cpu --steps 2    # the same script without a GPU
+    python benchmarks/gpu_smoke.py --device cpu --steps 2              # the same script without a GPU
     python benchmarks/gpu_smoke.py --out smoke                         # rows and metrics are kept there
 
-It prints seconds of each phase, memory, and how much vLLM's probabilities differ from the trainer's.
+It prints seconds of each phase, memory, and how much vLLM's probabilities differ from the trainer's. Without
+the package flash-attn it takes PyTorch's attention.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import measure
-from training import MEASURED, planned, train
+from training import MEASURED, device_option, planned, train
 
 from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -33,6 +34,7 @@ SHOWN = (
     "training/rollout_probs_diff_max",
     "training/rollout_actor_probs_pearson_corr",
 )
+RECIPES = {"cuda": "tpru_7b", "cpu": "tpru_tiny_cpu"}
 # The tiny model and its 56 x 56 pictures in place of the recipe's own; everything else stays the recipe's.
 TINY = [
     f"actor_rollout_ref.model.path={CHECKPOINT}",
@@ -78,7 +80,8 @@ def report(metrics: Path) -> measure.Rows:
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--recipe", default="tpru_7b", help="tpru_7b (GPU) or tpru_tiny_cpu")
+    device_option(parser)
+    parser.add_argument("--recipe", help="default: tpru_7b on cuda, tpru_tiny_cpu on cpu")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--out", type=Path, help="a new folder, to keep rows and metrics in")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, as Hydra has them")
@@ -91,7 +94,8 @@ def main() -> None:
         write_parquet(make_rows(16 * arguments.steps, seed=1), folder / "train.parquet")
         write_parquet(make_rows(15, seed=2), folder / "test.parquet")
         overrides = [*overrides_of(folder, arguments.steps), *arguments.overrides]
-        train(planned(arguments.recipe, overrides, folder / "metrics.jsonl"), folder / "log", echo=True)
+        recipe = arguments.recipe or RECIPES[arguments.device]
+        train(planned(recipe, overrides, folder / "metrics.jsonl"), folder / "log", echo=True)
         print(measure.markdown(report(folder / "metrics.jsonl"), "Tiny model, 16 prompts x 8"))
 
 

@@ -2,14 +2,14 @@
 
     python benchmarks/gpu_update.py                                   # one GPU of 80 GB, 60 GB of host memory
     python benchmarks/gpu_update.py --gpus 8 --shape Qwen/Qwen2.5-VL-7B-Instruct
-    python benchmarks/gpu_update.py --recipe tpru_tiny_cpu --shape small --steps 2        # without a GPU
+    python benchmarks/gpu_update.py --device cpu --shape small --steps 2                  # without a GPU
 
-Weights are random and nothing is downloaded, so answers are noise of the full length: only times and memory
-mean anything. Rows have five pictures of 640 x 480. The script prints tokens a second of the update, model
-FLOPs utilization and the peak of a GPU's memory. Utilization is a share of an H100's dense bf16 speed; its
-operations are those of `benchmarks/scale.py` for pictures of the largest size. On one GPU the weights and
-Adam's moments lie in host memory between updates: the measured update contains their way there and back, the
-estimated one does not.
+Weights are random and nothing is downloaded, so answers are noise; they do not end before the full length.
+Only times and memory mean anything. Without the package flash-attn the run takes PyTorch's attention. Rows
+have five pictures of 640 x 480. The script prints tokens a second of the update, model FLOPs utilization and
+the peak of a GPU's memory. Utilization is a share of an H100's dense bf16 speed; its operations are those of
+`benchmarks/scale.py` for pictures of the largest size. On one GPU the weights and Adam's moments lie in host
+memory between updates: the measured update contains their way there and back, the estimated one does not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from made_rows import IMAGES, picture, sample, write
 from scale import PEAK, SMALL, TRAINING, Rows, forward, model_of, see, settings_of, step_of
-from training import MEASURED, planned, train
+from training import MEASURED, device_option, planned, train
 from transformers import AutoProcessor, GenerationConfig
 
 from tpru_verl.demo import tiny_model
@@ -38,12 +38,15 @@ from tpru_verl.shapes import SHAPES, Shape
 PROMPTS, SAMPLES, RESPONSE = 32, 5, 400
 
 
-def write_model(shape: Shape, folder: Path) -> None:
-    """Random weights in bf16, with the demo's tokenizer: of its special tokens alone the ids matter."""
+def write_model(shape: Shape, folder: Path, device: str = "cpu") -> None:
+    """Random weights in bf16, with the demo's tokenizer: of its special tokens alone the ids matter.
+
+    They are made on `device`: those of a 3B model take minutes of one core.
+    """
     processor = AutoProcessor.from_pretrained(CHECKPOINT)
     processor.image_processor.size = {"shortest_edge": 16384, "longest_edge": 36864}
     torch.manual_seed(0)
-    model = model_of(shape, "cpu")
+    model = model_of(shape, device)
     ids = processor.tokenizer.get_vocab()
     for name, token in {
         "image_token_id": "<|image_pad|>",
@@ -70,11 +73,16 @@ def overrides_of(folder: Path, steps: int, gpus: int) -> list[str]:
         f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS * gpus}",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=5",
         "actor_rollout_ref.actor.use_kl_loss=false",
+        # One kernel: the default's temporaries, 4 bytes a parameter, would be the peak on one GPU.
+        "actor_rollout_ref.actor.optim.override_optimizer_config={fused:true}",
         # On one GPU Adam's moments leave no room for vLLM.
         f"actor_rollout_ref.actor.fsdp_config.param_offload={gpus == 1}",
         f"actor_rollout_ref.actor.fsdp_config.optimizer_offload={gpus == 1}",
         f"actor_rollout_ref.rollout.n={SAMPLES}",
         "actor_rollout_ref.rollout.max_model_len=2048",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=5",
+        # Random weights would end a response after some 260 of 400 tokens.
+        "actor_rollout_ref.rollout.ignore_eos=true",
         "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
         f"trainer.n_gpus_per_node={gpus}",
         f"trainer.total_training_steps={steps}",
@@ -126,7 +134,8 @@ def report(metrics: Path, settings: Settings, shape: Shape) -> measure.Rows:
 
 def main() -> None:
     parser = measure.parser(__doc__)
-    parser.add_argument("--recipe", default="tpru_3b")
+    device_option(parser)
+    parser.add_argument("--recipe", help="default: tpru_3b on cuda, tpru_tiny_cpu on cpu")
     shapes = {"small": SMALL, **{name: shape for name, shape in SHAPES.items() if "2.5" in name}}
     parser.add_argument("--shape", choices=shapes, default="Qwen/Qwen2.5-VL-3B-Instruct")
     parser.add_argument("--gpus", type=int, default=1, help="of one machine")
@@ -141,9 +150,10 @@ def main() -> None:
         pictures = [picture(rng) for _ in range(40)]
         rows = [sample(i, pictures) for i in range(PROMPTS * args.gpus * args.steps)]
         write(folder / "train.parquet", rows)
-        write_model(shapes[args.shape], folder / "model")
+        write_model(shapes[args.shape], folder / "model", args.device)
         overrides = [*overrides_of(folder, args.steps, args.gpus), *args.overrides]
-        plan = planned(args.recipe, overrides, folder / "metrics.jsonl")
+        recipe = args.recipe or {"cuda": "tpru_3b", "cpu": "tpru_tiny_cpu"}[args.device]
+        plan = planned(recipe, overrides, folder / "metrics.jsonl")
         train(plan, folder / "log", echo=True)
         settings = settings_of(plan.settings, args.gpus, grown=False)
         title = f"{PROMPTS * args.gpus} prompts x {SAMPLES} a step"

@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import mean, median
 
 import measure
-from training import planned, train
+from training import device_option, planned, train
 
+from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
 
 RECIPE = "tpru_tiny_cpu"
@@ -72,6 +73,7 @@ def run(setting: str, seed: int, args: argparse.Namespace) -> Path:
         "trainer.resume_mode=disable",
         f"trainer.default_local_dir={folder}/checkpoints",
         f"hydra.run.dir={folder}/hydra",
+        *moved_to(args.device),
         *SETTINGS[setting],
     ]
     unfinished = folder / "metrics.unfinished.jsonl"
@@ -111,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=300, help="held-out rows")
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.55])
     parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
+    device_option(parser)
     args = parser.parse_args()
     args.out = args.out.absolute()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import measure
 import torch
 from scale import SMALL, exchanged, model_of
 from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
@@ -52,7 +53,8 @@ def rank_of(rank: int, world: int, folder: str) -> None:
     torch.manual_seed(0)
     model = model_of(SHAPE, "cpu").float()
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    apply_fsdp2(model, {"mp_policy": policy, "reshard_after_forward": True}, {})
+    mesh = init_device_mesh("cpu", (world,))  # without one FSDP2 takes a GPU that it sees
+    apply_fsdp2(model, {"mesh": mesh, "mp_policy": policy, "reshard_after_forward": True}, {})
     adam = torch.optim.AdamW(model.parameters(), lr=1e-6)
     model.config.image_token_id = SHAPE.vocabulary - 1
     ids = torch.randint(0, SHAPE.vocabulary - 1, (1, TOKENS))

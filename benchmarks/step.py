@@ -3,9 +3,10 @@
     python benchmarks/step.py
     python benchmarks/step.py --steps 40 --only plugin actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
 
-Both run the tiny recipe of the demo, 16 prompts x 8. "Stock" uses veRL's own agent loop and keeps only the
-patches without which veRL does not run on a CPU (benchmarks/stock). Further arguments are overrides for both.
-CPU seconds are those of all processes of the run: other work on the machine changes them less than seconds.
+Both run the tiny recipe of the demo, 16 prompts x 8, on `--device`. "Stock" uses veRL's own agent loop and
+keeps only the patches without which veRL does not run there (benchmarks/stock). Further arguments are
+overrides for both. CPU seconds are those of all processes of the run: other work on the machine changes them
+less than seconds.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from threading import Event
 
 import measure
 import psutil
-from training import MEASURED, planned, train
+from training import MEASURED, device_option, planned, train
 
 from tpru_verl import recipes
+from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
 
 RECIPE = "tpru_tiny_cpu"
@@ -78,16 +80,18 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=20, help=f"counted; {WARM_UP} more come first")
     parser.add_argument("--only", choices=(STOCK, PLUGIN))
+    device_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
     kinds = [args.only] if args.only else [STOCK, PLUGIN]
+    overrides = [*moved_to(args.device), *args.overrides]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_parquet(make_rows(16 * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
         write_parquet(make_rows(3, seed=2), folder / "test.parquet")
-        config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *args.overrides])
+        config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *overrides])
         batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
-        found = {kind: run(kind, args.steps, folder, args.overrides) for kind in kinds}
+        found = {kind: run(kind, args.steps, folder, overrides) for kind in kinds}
     rows = [["", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", *measure.SPREAD]]
     for kind, (steps, spent) in found.items():
         phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)

@@ -1,12 +1,19 @@
-"""Runs of veRL's trainer for the benchmarks, composed and started as `tpru train` does."""
+"""Runs of veRL's trainer for the benchmarks, composed and started as `tpru train` does.
+
+All benchmarks take their device here: `device_option` asks for it, and `planned` does without flash-attn
+where it is not installed. `tpru_verl.demo.run.moved_to` has what the tiny recipe needs on another device.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tpru_verl.demo.run import DEVICES, device_here
+from tpru_verl.launch import needs
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.plan import Plan, compose
 from tpru_verl.launch.watch import watch
@@ -20,9 +27,29 @@ MEASURED = (
 )
 
 
+# What the overlay `sdpa` sets; as overrides, since a command may name another overlay.
+WITHOUT_FLASH_ATTN = (
+    "actor_rollout_ref.model.use_remove_padding=false",
+    "++actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+)
+
+
+def device_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument("--device", choices=DEVICES, default=device_here(), help="default: %(default)s")
+
+
 def planned(recipe: str, overrides: Sequence[str], metrics: Path) -> Plan:
-    """The run of a recipe that writes its metrics to a file. Raises as `launch.plan.compose`."""
+    """The run of a recipe that writes its metrics to a file; without flash-attn where it is not installed.
+
+    Raises as `launch.plan.compose`.
+    """
     plan = compose(recipe, overrides)
+    try:
+        needs.flash_attn(plan.settings)
+    except RuntimeError:
+        print("flash-attn is not installed: PyTorch's attention, sequences padded", file=sys.stderr)
+        plan = compose(recipe, [*overrides, *WITHOUT_FLASH_ATTN])
     return replace(plan, environment={**plan.environment, "VERL_FILE_LOGGER_PATH": str(metrics)})
 
 

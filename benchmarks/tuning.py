@@ -1,7 +1,8 @@
-"""What each setting of the tiny recipe costs or saves in a step, through veRL's own main_ppo on a CPU.
+"""What each setting of the tiny recipe costs or saves in a step, through veRL's own main_ppo.
 
     python benchmarks/tuning.py                       # all settings
     python benchmarks/tuning.py --only mini-batches "prefix caching"
+    python benchmarks/tuning.py --device cuda
 
 Each line is one run of the recipe with one change. CPU seconds are those of all processes of the run; seconds
 are medians. On a machine that others share, trust the CPU seconds. On a GPU the balance differs: there the
@@ -17,7 +18,9 @@ from statistics import median
 
 import measure
 from step import PLUGIN, WARM_UP, run
+from training import device_option
 
+from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
@@ -51,6 +54,7 @@ def main() -> None:
         default=[""],
         help="lines that have one of these in their name, beside the recipe",
     )
+    device_option(parser)
     args = parser.parse_args()
     rows = [["", "rollout, s", "update, s", "step, s", "CPU s a step", "times the recipe's CPU s"]]
     base = 0.0
@@ -61,7 +65,7 @@ def main() -> None:
             # Filtering may ask for more prompts than a step has.
             write_parquet(make_rows(48 * (args.steps + WARM_UP), seed=1), Path(folder, "train.parquet"))
             write_parquet(make_rows(3, seed=2), Path(folder, "test.parquet"))
-            steps, spent = run(PLUGIN, args.steps, Path(folder), overrides)
+            steps, spent = run(PLUGIN, args.steps, Path(folder), [*moved_to(args.device), *overrides])
         base = base or spent
         seconds = [
             f"{median(s.get(f'timing_s/{phase}', 0.0) for s in steps):.2f}"

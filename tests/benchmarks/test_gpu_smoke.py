@@ -45,6 +45,51 @@ def test_the_command_passes_verls_own_checks(
     assert config["actor_rollout_ref"]["actor"]["ppo_mini_batch_size"] == 16
 
 
+def test_without_flash_attn_a_gpu_recipe_pads_its_sequences(
+    smoke: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tpru_verl import trainers
+
+    versions = {"flash-attn": "2.8.3"}
+    monkeypatch.setattr(trainers, "version_of", versions.get)
+    overrides = smoke.overrides_of(tmp_path, steps=2)
+    assert smoke.planned("tpru_7b", overrides, tmp_path).settings["remove_padding"] is True
+    assert not capsys.readouterr().err
+    versions.clear()
+    settings = smoke.planned("tpru_7b", overrides, tmp_path).settings
+    assert (settings["remove_padding"], settings["attention"]) == (False, "sdpa")
+    assert "flash-attn is not installed" in capsys.readouterr().err
+    tiny = smoke.planned("tpru_tiny_cpu", overrides, tmp_path).settings
+    assert (tiny["attention"], capsys.readouterr().err) == ("eager", "")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_tiny_recipe_on_each_device_passes_verls_own_checks(device: str, tmp_path: Path) -> None:
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    from tpru_verl import recipes
+    from tpru_verl.demo.run import moved_to
+    from tpru_verl.launch.plan import compose
+
+    overrides = ["data.train_files=x", "data.val_files=x", *moved_to(device)]
+    config = recipes.compose("tpru_tiny_cpu", overrides)
+    validate_config(config, need_reference_policy(config), need_critic(config))
+    rollout = config.actor_rollout_ref.rollout
+    assert rollout.free_cache_engine == rollout.enable_sleep_mode == (device == "cuda")
+    assert ("VERL_PLATFORM" in compose("tpru_tiny_cpu", overrides).environment) == (device == "cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu_smoke", "gpu_update", "step", "tuning", "learning"])
+def test_every_benchmark_that_trains_can_be_sent_to_a_device(
+    name: str, smoke: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--device", "tpu"])
+    with pytest.raises(SystemExit):
+        import_module(name).main()
+    assert "argument --device: invalid choice: 'tpu' (choose from" in capsys.readouterr().err
+
+
 def test_the_table_shows_what_was_logged_and_no_run_is_an_error(smoke: ModuleType, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     steps = [{"timing_s/step": value, "timing_s/gen": 1.0} for value in (9.0, 2.0, 3.0)]
@@ -104,6 +149,7 @@ def test_an_update_is_shown_beside_its_estimate(small: Path, tmp_path: Path) -> 
         config = recipes.compose("tpru_3b", overrides)
         validate_config(config, need_reference_policy(config), need_critic(config))
         assert config.actor_rollout_ref.actor.fsdp_config.param_offload == (gpus == 1)
+        assert config.actor_rollout_ref.rollout.ignore_eos  # else random weights end their answers early
     settings = update.settings_of(update.planned("tpru_3b", overrides, tmp_path).settings, 8, grown=False)
     step = {
         "timing_s/step": 9.0,

@@ -200,7 +200,7 @@ class TestRecipe:
             (
                 {"micro_batch": 1, "gpus": 2},
                 75,
-                "+actor_rollout_ref.actor.optim.override_optimizer_config={fused:true}",
+                "actor_rollout_ref.actor.optim.override_optimizer_config={fused:true}",
             ),
             (
                 {"micro_batch": 4},
@@ -235,7 +235,7 @@ class TestRecipe:
         monkeypatch.setattr(packages.trainers, "version_of", lambda name: None)
         (line,) = packages._linear_attention(hybrid)
         assert line.status == WARN
-        assert line.fix == "pip install --no-build-isolation flash-linear-attention causal-conv1d"
+        assert line.fix == "pip install --no-build-isolation flash-linear-attention==0.5.2 causal-conv1d"
         assert not [*packages._linear_attention(settings())]
         monkeypatch.setattr(packages.trainers, "version_of", lambda name: "1")
         assert [line.status for line in packages._linear_attention(hybrid)] == [OK]

