@@ -27,9 +27,13 @@ def add(place: Path, step: int, *, reward: float = 0.5, right: int | None = None
         file.write(json.dumps({"step": step, "data": data}) + "\n")
 
 
-def monitor(place: Path, total: int = 10, stop_on: Sequence[str] = ()) -> Monitor:
+def monitor(place: Path, resumed_at: int = 0, stop_on: Sequence[str] = ()) -> Monitor:
     return Monitor(
-        place, Settings("veRL", {"data": {"max_response_length": 32}}), total=total, stop_on=stop_on
+        place,
+        Settings("veRL", {"data": {"max_response_length": 32}}),
+        total=10,
+        resumed_at=resumed_at,
+        stop_on=stop_on,
     )
 
 
@@ -57,14 +61,19 @@ def test_an_unfinished_line_and_missing_answers_are_no_trouble(tmp_path: Path) -
 def test_a_continued_run_counts_its_own_steps_and_tells_old_alarms_no_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for step in range(1, 7):
+    for step in range(1, 9):
         add(tmp_path, step, reward=0.0)
-    shown = monitor(tmp_path)
+    shown = monitor(tmp_path, resumed_at=6)  # steps 7 and 8 were not saved
+    assert shown.line().startswith("starting Ray")
+    kept = "".join((tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:6])
+    (tmp_path / "new").write_text(kept)
+    (tmp_path / "new").replace(tmp_path / "metrics.jsonl")  # as `plugin.records` does
+    shown()
     assert shown.line().startswith("starting Ray")
     add(tmp_path, 7, reward=0.5)
     assert shown() is None
     assert "alarm" not in capsys.readouterr().err
-    assert shown.line().startswith("step 7 of 10 · reward 0.500")
+    assert shown.line().startswith("step 7 of 10 · reward 0.500 · ")
     assert shown.summary(0)["step"] == 7
 
 

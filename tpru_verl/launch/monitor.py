@@ -29,11 +29,19 @@ _ACCURACY = ("val-core/", "/acc/")  # how a task's accuracy in a validation begi
 class Monitor:
     """Reads a run's folder each second: a progress line, alarms as they come, and the summary.
 
-    `total`: steps of the whole run, 0 where they are not known. `stop_on`: names of alarms that end the run.
+    `total`: steps of the whole run, 0 where they are not known. `resumed_at`: the step of the checkpoint that
+    this start goes on from. `stop_on`: names of alarms that end the run.
     """
 
     def __init__(
-        self, place: Path, settings: Settings, *, total: int, line: bool = True, stop_on: Sequence[str] = ()
+        self,
+        place: Path,
+        settings: Settings,
+        *,
+        total: int,
+        resumed_at: int = 0,
+        line: bool = True,
+        stop_on: Sequence[str] = (),
     ) -> None:
         self.place, self.total, self.stop_on = place, total, stop_on
         self.history = History(response_limit=response_limit(settings.config))
@@ -41,7 +49,11 @@ class Monitor:
         self._seen = (0, 0)  # number and size of the file
         self._trained: list[Step] = []
         self._started = time.monotonic()
-        self._resumed_at = self._read() and self._last
+        self._resumed_at = resumed_at
+        self._read()
+        # Later steps belong to the start before; the trainer takes them out when it logs its first one.
+        self.history.steps = [step for step in self.history.steps if step.number <= resumed_at]
+        self._trained = self.history.trained
         self.stopped = False  # by an alarm
         self._said: set[str] = set()
         self._reported = self._resumed_at

@@ -56,7 +56,10 @@ def run(
     total = plan.settings.integer("total_steps") or total_steps(plan.settings, row_count(plan.settings))
     logger = plan.settings.text("logger")
     verbose = verbose or "file" not in logger  # there is nothing to make a line of
-    with Monitor(place, plan.settings, total=total, line=not verbose, stop_on=stop_on) as monitor:
+    resumed_at = last_step(plan.settings) or 0
+    with Monitor(
+        place, plan.settings, total=total, resumed_at=resumed_at, line=not verbose, stop_on=stop_on
+    ) as monitor:
         end = watch(
             plan.command,
             environment,
