@@ -16,7 +16,7 @@ from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import RARE_PHASES, History, RunFiles
 from tpru_verl.runs.rollouts import Graded
 from tpru_verl.runs.rows import RunRows
-from tpru_verl.runs.shown import Section, sections_of
+from tpru_verl.runs.shown import Section, sections_of, steps_of
 from tpru_verl.statistics import Share, share
 
 ENDS = 10  # steps that the first and the last value of a table average over
@@ -109,7 +109,7 @@ class Report:
         if steps := sorted(self._reader.rollouts):
             late = steps[-max(1, len(steps) // 4) :]
             answers = [answer for step in late for answer in self._reader.rollouts[step]]
-            tables.append(self._grades(f"Training, steps {late[0]} to {late[-1]}", answers, [], ""))
+            tables.append(self._grades(f"Training, {steps_of(late)}", answers, [], ""))
         return tables
 
     def _grades(self, title: str, answers: Sequence[Graded], before: Sequence[Graded], named: str) -> Grades:

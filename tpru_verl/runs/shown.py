@@ -66,7 +66,8 @@ def sections_of(reader: HistoryReader, rows: RunRows) -> list[Section]:
     steps = sorted(reader.rollouts)
     late = [(step, a) for step in steps[-max(1, len(steps) // 4) :] for a in reader.rollouts[step]]
     if late:
-        about = f"Of the {len(late):,} responses to steps {late[0][0]} to {late[-1][0]}, one for each prompt."
+        when = steps_of([step for step, _ in late])
+        about = f"Of the {len(late):,} responses to {when}, one for each prompt."
         for title, sign in (("Best responses", -1), ("Worst responses", 1)):
             picks = [[pair] for pair in _extreme(late, sign)]
             picked.append((title, about, len(late), picks, reader.files.rollouts))
@@ -92,6 +93,12 @@ def sections_of(reader: HistoryReader, rows: RunRows) -> list[Section]:
         for title, about, of, picks, path in picked
         if picks
     ]
+
+
+def steps_of(numbers: Sequence[int]) -> str:
+    """In words, for numbers in order."""
+    first, last = numbers[0], numbers[-1]
+    return f"step {first}" if first == last else f"steps {first} to {last}"
 
 
 def _extreme(answers: Sequence[tuple[int, Graded]], sign: int) -> list[tuple[int, Graded]]:
