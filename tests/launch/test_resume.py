@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tpru_verl.launch import resume
 from tpru_verl.launch.resume import check_resume, last_step, note_run
 from tpru_verl.launch.settings import Settings
 
@@ -83,3 +84,15 @@ class TestResume:
         check_resume(settings(trainer, tmp_path, steps=9), rows=64)
         with pytest.raises(ValueError, match=r"found a checkpoint of step 4.* of a run with"):
             check_resume(settings(trainer, tmp_path, steps=9, **changed), rows=64)
+
+
+def test_verls_own_command_is_warned_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(resume.logger, "warning", lambda form, *values: said.append(form % values))
+    recipe = settings("veRL", tmp_path, steps=4, train=["a/hub-id"]).config
+    resume.warn_of_resume(recipe)
+    assert said == []
+    checkpoint(tmp_path, 4)
+    resume.warn_of_resume(recipe)
+    assert len(said) == 1
+    assert "nothing left to train: the run ends at step 4" in said[0]

@@ -55,8 +55,10 @@ def check_resume(settings: Settings, *, rows: int | None) -> None:
 
 
 def warn_of_resume(recipe: Mapping) -> None:
-    """Log what `check_resume` says of veRL's own command, which may resume on purpose."""
+    """Log what `mend_tracker` and `check_resume` say of veRL's own command, which may resume on purpose."""
     settings = Settings(trainers.VERL, recipe)
+    if mended := mend_tracker(settings):
+        logger.warning("%s", mended)
     try:
         check_resume(settings, rows=checks.row_count(settings))
     except ValueError as error:
