@@ -135,6 +135,15 @@ def test_a_folder_of_responses_or_a_file_of_it_stands_for_a_run(tmp_path: Path) 
         assert [step.number for step in HistoryReader(files).update().trained] == [1, 2]
 
 
+@pytest.mark.parametrize("text", ["a: [1", "\t- x: y: z", "{"])
+def test_an_unreadable_recipe_is_one_line_that_names_it(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(metrics_line(1))
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe\.yaml: .*, expected the recipe of the run") as raised:
+        HistoryReader(RunFiles.find(tmp_path)).update()
+    assert "\n" not in str(raised.value)
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"found no metrics\.jsonl or experiment_log\.jsonl and no"):
         RunFiles.find(tmp_path)

@@ -248,15 +248,11 @@ class RunFiles:
         """The run's composed recipe; empty where there is none. Raises ValueError for an unreadable one."""
         if self.config is None:
             return {}
-        text = self.config.read_text(encoding="utf-8")
-        try:
-            if self.config.suffix == ".json":
-                found = json.loads(text)
-            else:
-                import yaml  # every environment with a trainer has it
+        import yaml  # every environment with a trainer has it; JSON is YAML, too
 
-                found = yaml.safe_load(text)
-        except Exception as error:  # yaml's errors have a base class of their own
+        try:
+            found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"{self.config}: {line_of(error)}, expected the recipe of the run") from error
         return found if isinstance(found, dict) else {}
 
