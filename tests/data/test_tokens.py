@@ -410,9 +410,17 @@ class TestUnsupported:
         with pytest.raises(UnsupportedProcessorError, match="found Mine, expected Qwen2VLProcessor"):
             PromptCounter(known)
 
-    def test_processor_that_counts_otherwise_is_refused(self, make: Make) -> None:
+    def test_processor_that_counts_otherwise_is_refused(
+        self, make: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         processor = make("qwen2.5")
-        processor.replace_image_token = lambda image_inputs, image_idx: "<|image_pad|>" * 3  # type: ignore[attr-defined]
+        call = type(processor).__call__
+
+        def with_a_token_more(self: ProcessorMixin, *args: Any, **kwargs: Any) -> Any:
+            made = call(self, *args, **kwargs)
+            return {**made, "input_ids": [[*ids, 0] for ids in made["input_ids"]]}
+
+        monkeypatch.setattr(type(processor), "__call__", with_a_token_more)
         with pytest.raises(UnsupportedProcessorError, match=r"found \d+ tokens of a sample, expected \d+"):
             PromptCounter(processor)
 

@@ -66,7 +66,8 @@ def pixel_bounds(
 def _processor_bounds(processor: object, told: Mapping[str, object]) -> tuple[int | None, int | None]:
     """The least and most pixels that the processor itself resizes to. Raises ValueError for half a pair.
 
-    Qwen's processors (transformers 5.10) take a pair from the call, and ignore one bound without the other.
+    Qwen's processors take a pair from the call. One bound without the other is ignored by transformers 5.10,
+    and used by 5.24.
     """
     own = getattr(processor, "image_processor", None)
     size = told.get("size") or getattr(own, "size", None)
@@ -77,7 +78,7 @@ def _processor_bounds(processor: object, told: Mapping[str, object]) -> tuple[in
     if len(given) == 1:
         (found,) = given
         raise ValueError(
-            f"data.mm_processor_kwargs: found {found} alone, which the processor ignores; expected both "
+            f"data.mm_processor_kwargs: found {found} alone, which transformers 5.10 ignores; expected both "
             "min_pixels and max_pixels"
         )
     for key, value in given.items():
