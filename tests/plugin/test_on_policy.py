@@ -93,7 +93,7 @@ def test_gradient_and_metrics_are_those_of_a_pass_of_its_own(loss_mode: str, che
 
     settings = deepcopy(config(f"actor_rollout_ref.model.path={checkpoint}")).actor_rollout_ref.actor
     with open_dict(settings.policy_loss):
-        settings.policy_loss |= {"loss_mode": loss_mode, "dro_beta": 0.1}
+        settings.policy_loss.update({"loss_mode": loss_mode, "dro_beta": 0.1})
     actor = omega_conf_to_dataclass(settings)
     torch.manual_seed(0)
     sampled = [-torch.rand(n) for n in LENGTHS]  # what vLLM said
