@@ -115,8 +115,12 @@ def test_answers_are_drawn_before_they_are_decoded_and_have_the_id_of_their_row(
         config = SimpleNamespace(trainer={"rollout_data_dir": "r", "validation_data_dir": "v"})
 
         def fit(self, manager: Any) -> None:
-            manager.generate_sequences({"uid": ["000", "001"], "extra_info": [{"row_id": "a"}, {}]})
-            manager.generate_sequences({"uid": ["002"], "extra_info": [{"row_id": "c"}], "validate": True})
+            manager.generate_sequences(
+                {"uid": ["000", "001"], "extra_info": [{"row_id": "a", "place": "x"}, {}]}
+            )
+            manager.generate_sequences(
+                {"uid": ["002"], "extra_info": [{"place": "FILE row 3"}], "validate": True}
+            )
             batch = Batch(keys(2, 4), [{}] * 8, "train")
             self._log_rollout_data(batch, {}, "r")
             extra = {"uid": ["002_0_0"], "reward": [1.0]}
@@ -134,7 +138,7 @@ def test_answers_are_drawn_before_they_are_decoded_and_have_the_id_of_their_row(
     Trainer().fit(SimpleNamespace(generate_sequences=lambda prompts: None))
     assert written == [
         {"n": 4, "extra": {"uid": keys(1, 4), "row_id": ["a"] * 4}, "to": "r"},
-        {"n": 1, "extra": {"uid": ["002_0_0"], "reward": [1.0], "row_id": ["c"]}, "to": "v"},
+        {"n": 1, "extra": {"uid": ["002_0_0"], "reward": [1.0], "row_id": ["FILE row 3"]}, "to": "v"},
     ]
 
 
