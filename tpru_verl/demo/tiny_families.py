@@ -29,17 +29,24 @@ HIDDEN, HEADS, HEAD = 128, 4, 32
 # A head of 32 has 16 angles for time, height and width.
 _ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
 _INTERLEAVED = {"rope_parameters": {**_ROPE, "mrope_interleaved": True}}
-_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+# `norm_topk_prob` is in the released files and asked for by vLLM; transformers always normalises.
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
 # Linear attention between two layers with full attention, in which a quarter of a head of 64 is rotated.
 _HYBRID = {
     "num_hidden_layers": 3,
     "layer_types": ["full_attention", "linear_attention", "full_attention"],
     "head_dim": 64,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "mamba_ssm_dtype": "float32",  # vLLM's kernel for a CPU takes states of no other type
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    # As released. vLLM's kernel for a CPU takes no smaller heads, and states of no other type.
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "mamba_ssm_dtype": "float32",
     "rope_parameters": {
         **_INTERLEAVED["rope_parameters"],
         "mrope_section": [3, 3, 2],
