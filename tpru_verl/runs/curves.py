@@ -222,7 +222,7 @@ def svg_and_png(chart: Chart) -> tuple[str, bytes]:
         if len(chart.series) > 1:
             axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
         png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=160, facecolor="white")
+        figure.savefig(png, format="png", dpi=200, facecolor="white")
     return _inline(text.getvalue()), png.getvalue()
 
 
