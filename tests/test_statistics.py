@@ -1,5 +1,6 @@
 """Verdicts and statistics: against formulas worked by hand, other implementations, and simulation."""
 
+import math
 from itertools import product
 
 import numpy as np
@@ -15,6 +16,7 @@ from tpru_verl.statistics import (
     design_effect,
     holm,
     mcnemar,
+    mean_of,
     paired,
     share,
     standard_error,
@@ -171,6 +173,16 @@ class TestPaired:
     def test_rows_that_do_not_pair(self) -> None:
         with pytest.raises(ValueError, match="found 1 and 2, expected the same"):
             paired([1.0], [1.0, 0.0], [""])
+
+
+def test_a_mean_has_students_interval_over_sources() -> None:
+    values = [1.0, 3.0, 5.0, 7.0]
+    found = mean_of(values, [""] * 4)
+    half = stats.t.interval(0.95, 3, scale=stats.sem(values))[1]
+    assert (found.mean, found.low, found.high) == pytest.approx((4.0, 4 - half, 4 + half))
+    twice = mean_of(values * 2, list("abcd") * 2)
+    assert (twice.low, twice.high) == pytest.approx((found.low, found.high))  # copies tell nothing new
+    assert mean_of(values, ["one"] * 4).high == math.inf
 
 
 @settings(deadline=None)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,6 +98,22 @@ def share(scores: Sequence[float] | Scores, sources: Sequence[str]) -> Share:
     z = float(special.stdtrit(groups - 1, 0.975)) if groups > 1 else float("inf")
     low, high = wilson(mean * effective, effective, z) if groups > 1 else (0.0, 1.0)
     return Share(mean, max(0.0, low), min(1.0, high), len(values), groups, error)
+
+
+def mean_of(values: Sequence[float], sources: Sequence[str]) -> Share:
+    """The mean of numbers of any range, with Student's interval over the clusters.
+
+    One source alone tells nothing of others: its interval is infinite. Raises ValueError for no values.
+    """
+    from scipy import special
+
+    if not len(values):
+        raise ValueError("values: found 0, expected at least 1")
+    numbers, clusters = np.asarray(values, float), clusters_of(sources)
+    groups, centre = int(clusters.max()) + 1, float(numbers.mean())
+    error = standard_error(numbers, clusters)
+    half = float(special.stdtrit(groups - 1, 0.975)) * error if groups > 1 else inf
+    return Share(centre, centre - half, centre + half, len(numbers), groups, error)
 
 
 def paired(

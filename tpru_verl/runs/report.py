@@ -17,7 +17,7 @@ from tpru_verl.runs.logs import RARE_PHASES, History, RunFiles
 from tpru_verl.runs.rollouts import Graded
 from tpru_verl.runs.rows import RunRows
 from tpru_verl.runs.shown import Section, sections_of, steps_of
-from tpru_verl.statistics import Share, share
+from tpru_verl.statistics import Share, mean_of, share
 
 ENDS = 10  # steps that the first and the last value of a table average over
 
@@ -27,6 +27,7 @@ class Line:
     """Grades of one task or scene."""
 
     name: str
+    reward: Share
     accuracy: Share
     partial: Share
     format: float
@@ -158,6 +159,7 @@ def _lines(answers: Sequence[_Named], before: Sequence[_Named]) -> list[Line]:
     return [
         Line(
             name,
+            mean_of([answer.reward for _, answer, _ in now], [source for _, _, source in now]),
             _share(now, "accuracy"),
             _share(now, "partial"),
             fmean(answer.format for _, answer, _ in now),

@@ -59,12 +59,20 @@ def _grades(grades: Grades) -> Iterator[Table]:
     for kind, lines in (("task", grades.by_task), ("scene", grades.by_scene)):
         if lines:
             table = _table(
-                grades.title, kind, "responses", *before, "accuracy", "partial credit", "well-formed"
+                grades.title,
+                kind,
+                "responses",
+                "reward",
+                *before,
+                "accuracy",
+                "partial credit",
+                "well-formed",
             )
             for line in lines:
                 was = [_share(line.before)] if before else []
                 shares = (*was, _share(line.accuracy), _share(line.partial), percent(line.format))
-                table.add_row(line.name.replace("_", " "), f"{line.accuracy.n:,}", *shares)
+                reward = figure(line.reward.mean)
+                table.add_row(line.name.replace("_", " "), f"{line.accuracy.n:,}", reward, *shares)
             yield table
 
 
