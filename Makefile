@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum < pyproject.toml | tr ' ' '-')
 ARGS ?=
 
-.PHONY: help demo test frameworks lint clean
+.PHONY: help demo test frameworks lint resolve clean
 help:
 	@echo 'make demo    train the tiny model on a CPU with veRL and show that it got better (outputs/demo)'
 	@echo 'make test    run all tests; quick ones only: make test ARGS="-m '"'not e2e'"'"'
 	@echo 'make lint    ruff and pyright'
+	@echo 'make resolve what pip would install for each extra on Python 3.10 to 3.12; fetches gigabytes'
 	@echo 'make clean   remove .venv and caches; outputs/ is kept'
 	@echo 'Options go in ARGS, as in: make demo ARGS="--seed 2". Another Python: make PYTHON=python3.12 demo'
 
@@ -36,6 +37,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+resolve: $(STAMP)
+	$(BIN)/python benchmarks/resolve.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
