@@ -168,13 +168,13 @@ def test_recipes_are_listed_with_a_line_each(
 def test_demo_hands_its_options_over(monkeypatch: pytest.MonkeyPatch) -> None:
     handed: dict[str, object] = {}
     run = ModuleType("tpru_verl.demo.run")
-    run.__dict__["run"] = lambda **options: handed.update(options)
+    run.__dict__.update(run=lambda **options: handed.update(options), device_here=lambda: "cuda")
     monkeypatch.setitem(sys.modules, "tpru_verl.demo.run", run)
     result = CliRunner().invoke(
         cli.app, ["demo", "--out", "x", "--seed", "3", "--steps", "5", "--eval-rows", "30"]
     )
     assert result.exit_code == 0
-    assert handed == {"out": Path("x"), "seed": 3, "steps": 5, "eval_rows": 30}
+    assert handed == {"out": Path("x"), "seed": 3, "steps": 5, "eval_rows": 30, "device": "cuda"}
 
 
 def test_a_missing_package_is_one_line_with_its_extra(tmp_path: Path) -> None:
