@@ -61,7 +61,7 @@ def ray_cpus(settings: Settings) -> str:
     fewer = have - A_GPU * gpus - CONTROLLER
     lower = f"set {_UNITS}={min(fewer, 2)}, or " if fewer > 0 and units else ""
     raise RuntimeError(
-        f"{_CPUS}={told}: found {have} CPUs for Ray, expected {need} ({A_GPU} for each of {gpus} GPUs, "
+        f"{_CPUS}={told}: found {have} CPUs for Ray, expected {need} ({A_GPU} for each GPU, "
         f"{CONTROLLER} for TransferQueue and {units} for its storage), without which veRL waits for ever; "
         f"{lower}let Ray count more than there are with {_CPUS}={need}"
     )
