@@ -65,6 +65,8 @@ def main() -> None:
             try:
                 steps = run(FAMILIES[name], folder / name, args.steps, told)
             except SystemExit as end:
+                if not isinstance(end.code, str):  # a signal
+                    raise
                 table.append([FAMILIES[name].name, str(end), "", ""])
                 continue
             told_of = [

@@ -94,6 +94,8 @@ def main() -> None:
         try:
             rows.append(line_of(name, args.steps + (name == "lora")))
         except SystemExit as end:
+            if not isinstance(end.code, str):  # a signal
+                raise
             rows.append([name, "", "", "", str(end)])
         print(*rows[-1], sep=", ", file=sys.stderr, flush=True)
     print(measure.markdown(rows, f"Tiny recipe, {PROMPTS} prompts x 8"))

@@ -54,7 +54,9 @@ def planned(recipe: str, overrides: Sequence[str], metrics: Path) -> Plan:
 
 
 def train(plan: Plan, log: Path, *, echo: bool = False) -> None:
-    """Train to the end. A run that fails ends the benchmark with its first error."""
+    """Train to the end. A run that fails ends the benchmark with its first error; a signal ends it, too."""
     end = watch(plan.command, plan.environment, log, echo=echo)
+    if end.asked:
+        sys.exit(128 + end.asked)
     if end.code:
         sys.exit(f"the trainer ended with exit code {end.code}: {first_error(log)}")
