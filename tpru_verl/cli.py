@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -296,6 +297,8 @@ def export(
 
     if step is not None and best:
         raise ValueError("found --step and --best, expected one of them")
+    if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise ValueError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
     checkpoint = work.chosen(run, step=step, best=best)
     with messages.status("") as status:
 

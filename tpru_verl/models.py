@@ -40,6 +40,7 @@ class Family(NamedTuple):
     # The first EasyR1 that can train it ("" where none can yet), and a file that tells such an EasyR1.
     easyr1: str = "0.3.2"
     easyr1_file: str = ""
+    refused: str = ""  # why veRL 0.9.1 does not train it; "" where it does
 
     @property
     def modeling(self) -> str:
@@ -51,6 +52,13 @@ class Family(NamedTuple):
         """Side, in pixels, of what becomes one visual token."""
         return self.patch * self.merge
 
+
+# benchmarks/families.py: vLLM samples from other weights than the actor's (correlation 0.22), or fails to
+# load them. transformers 5 keeps all experts of a layer in one tensor.
+_EXPERTS = (
+    "a model with experts, expected one without: with veRL 0.9.1 and transformers 5, vLLM did not get the "
+    "actor's experts (docs/models.md)"
+)
 
 FAMILIES = {
     family.model_type: family
@@ -86,6 +94,7 @@ FAMILIES = {
             vision_tower="Qwen3VLMoeVisionModel",
             easyr1="0.3.3 (its head)",
             easyr1_file="models/transformers/qwen3_vl.py",
+            refused=_EXPERTS,
         ),
         Family(
             "Qwen3.5",
@@ -104,6 +113,7 @@ FAMILIES = {
             vision_tower="Qwen3_5MoeVisionModel",
             words=QWEN35_WORDS,
             easyr1="",
+            refused=_EXPERTS,
         ),
     )
 }

@@ -69,6 +69,14 @@ def test_a_model_of_text_is_refused(tmp_path: Path) -> None:
     launch.check(sound)
 
 
+@pytest.mark.parametrize("kind", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_a_family_that_vllm_got_other_weights_of_is_refused(tmp_path: Path, kind: str) -> None:
+    sound = recipe(tmp_path)
+    (tmp_path / "model/config.json").write_text(f'{{"model_type": "{kind}", "vision_config": {{}}}}')
+    with pytest.raises(ValueError, match=r"found Qwen3.*-MoE, a model with experts, expected one without"):
+        launch.check(sound)
+
+
 def test_bounds_that_the_processor_would_not_keep_are_refused(tmp_path: Path) -> None:
     sound = recipe(tmp_path)
     sound["data"] |= {"min_pixels": 16384, "max_pixels": 36864}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -194,6 +195,7 @@ class TestOut:
         step_of(tmp_path / "run", 5)  # its shard is no file of torch
         said = run(monkeypatch, tmp_path / "run", tmp_path / "out", "--no-vllm")
         assert isinstance(said, str)
+        assert re.search(r"rank_0\.pt: found no whole file of torch .* earlier checkpoint with --step", said)
         assert len(said.splitlines()) == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 

@@ -16,7 +16,7 @@ from tpru_verl.cores import available_cores
 from tpru_verl.launch import overlays
 from tpru_verl.launch.needs import joins_a_cluster
 from tpru_verl.launch.settings import Settings
-from tpru_verl.models import processor_of, read_config, verl_refusal
+from tpru_verl.models import family_of, processor_of, read_config, verl_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import TrainerKeys
@@ -141,13 +141,16 @@ def model_is_there(key: str, path: str) -> None:
 
 
 def sees_images(settings: Settings) -> None:
-    """Raises ValueError for a model of text, a processor that veRL does not know, bounds that cannot hold.
+    """Raises ValueError for a family that is refused, a model of text, a processor that veRL does not know,
+    bounds that cannot hold.
 
     Of a Hub id the small files are fetched, as the run would; where the Hub is out of reach, nothing is said.
     """
     from tpru_verl.data.tokens.pictures import named_processor, pixel_bounds
 
     model, said = settings.text("model"), settings.said("model")
+    if (family := family_of(model)) and family.refused:
+        raise ValueError(f"{said}: found {family.name}, {family.refused}")
     folder = model if Path(model).expanduser().is_dir() else _small_files(model)
     if not folder:
         return

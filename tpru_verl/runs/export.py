@@ -25,6 +25,7 @@ from tpru_verl.terminal import line_of
 
 HOUR = 3600.0
 ADAPTER = "lora_adapter"  # where veRL's merger puts it
+ADAPTED = "lora_train_meta.json"  # veRL writes it beside the shards of a model with adapters
 # Mean difference of log-probabilities, in nats. Joined shards are the same numbers. A merged adapter is
 # rounded to bf16 with its layer, and vLLM rounds at other places than transformers.
 SAME, ROUNDED = 1e-3, 0.1
@@ -112,6 +113,8 @@ def export(
         FileExistsError: `out` holds something.
         RuntimeError: the merger or a check ended without an answer; the message has its last words.
     """
+    if adapter and not (checkpoint.actor / ADAPTED).is_file():
+        raise ValueError(f"{checkpoint.actor}: found no adapter (LoRA), expected one; leave out --adapter")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: found other files, expected a new or empty folder")
     made = Exported(out, checkpoint, adapter, base or _trained_from(checkpoint))
@@ -144,10 +147,6 @@ def _merge(checkpoint: Checkpoint, base: str, out: Path) -> None:
 def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], None]) -> None:
     """From what the merger wrote to what is served, compared at each step."""
     adapter, rounding = folder / ADAPTER, SAME
-    if made.adapter and not adapter.is_dir():
-        raise ValueError(
-            f"{made.checkpoint.actor}: found no adapter (LoRA), expected one; leave out --adapter"
-        )
     request = {"model": str(folder), "shards": str(made.checkpoint.actor), "base": made.base}
     if adapter.is_dir():
         _name_layers(adapter, made.base)

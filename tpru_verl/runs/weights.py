@@ -27,8 +27,17 @@ def join(request: Mapping[str, str]) -> None:
     from verl.model_merger.base_model_merger import ModelMergerConfig
     from verl.model_merger.fsdp_model_merger import FSDPModelMerger
 
+    from tpru_verl.terminal import line_of
+
     for shard in sorted(Path(request["shards"]).glob("model_world_size_*_rank_*.pt")):
-        if unsafe := get_unsafe_globals_in_checkpoint(str(shard)):
+        try:
+            unsafe = get_unsafe_globals_in_checkpoint(str(shard))
+        except Exception as error:  # of zip files, of pickles, of torch
+            raise ValueError(
+                f"{shard.resolve()}: found no whole file of torch ({line_of(error)}), as a save that was cut "
+                "off leaves it; name an earlier checkpoint with --step"
+            ) from error
+        if unsafe:
             raise ValueError(f"{shard.resolve()}: found {unsafe[0]}, expected tensors alone: it may run code")
     huggingface = str(Path(request["shards"]) / "huggingface")
     config = ModelMergerConfig(
