@@ -67,11 +67,11 @@ def test_errors_of_the_system_begin_with_the_file() -> None:
     assert text_of(KeyboardInterrupt()) == "KeyboardInterrupt"
 
 
-def test_a_missing_package_is_named_with_both_ways_to_get_it() -> None:
+def test_a_missing_package_is_named_with_the_way_to_get_it() -> None:
     said = str(needs("build", "imagehash", "--against"))
     assert said.startswith("--against needs imagehash: ")
     assert 'pip install -e ".[build]"' in said
-    assert 'pip install "tpru-verl[build]"' in said
+    assert "tpru-verl[" not in said  # the package is on no index
 
 
 def test_percent() -> None:

@@ -91,7 +91,4 @@ def line_of(error: BaseException) -> str:
 
 def needs(extra: str, package: str, what: str) -> ValueError:
     """The error for `what` where `package`, which `extra` brings, is not installed."""
-    return ValueError(
-        f'{what} needs {package}: run pip install -e ".[{extra}]" in your clone of the project, '
-        f'or pip install "tpru-verl[{extra}]"'
-    )
+    return ValueError(f'{what} needs {package}: run pip install -e ".[{extra}]" in your clone of the project')

@@ -58,8 +58,8 @@ def find() -> Trainer:
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
         raise RuntimeError(
-            "verl: found none, expected veRL or EasyR1: pip install 'tpru-verl[verl]' on a GPU, "
-            "'tpru-verl[cpu]' without, or install EasyR1"
+            "verl: found none, expected veRL or EasyR1: pip install '.[verl]' on a GPU, "
+            "'.[cpu]' without, in the clone of this project, or install EasyR1"
         )
     folder = Path(spec.origin).parent
     owners = owners_of(folder)

@@ -172,6 +172,7 @@ class TestRecipe:
         assert line(**long, too_long=10).status == FAIL
         assert line(rows=0).status == line(lengths_error="row 3: broken").status == WARN
         assert recipe._processor(settings(), prompts.Prompts(error="OSError: offline")).status == FAIL
+        assert recipe._lengths(settings(), prompts.Prompts(error="x"), "processor").fix == "see processor"
         assert failed(recipe._images(settings(), prompts.Prompts(images=9))) == [
             ("up to 9, actor_rollout_ref.rollout.limit_images=7", "actor_rollout_ref.rollout.limit_images=9")
         ]
@@ -193,6 +194,27 @@ class TestRecipe:
         checks = {line.check: line for line in room.memory_lines(settings(checkpoints="x"), small, 700, 0)}
         assert checks["GPU memory"].status == FAIL
         assert "micro_batch_size_per_gpu=1" in checks["GPU memory"].fix
+
+    def test_what_would_help_a_small_host_and_disk(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def lines(**change: Any) -> dict[str, Check]:
+            changed = settings(checkpoints="x", **{"lora_rank": 32, "kl_loss": False, "keep": 3, **change})
+            found = room.memory_lines(changed, machine.Machine(None, probed()), 700, 80)
+            return {line.check: line for line in found}
+
+        pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 24 * GIB // 4096}
+        monkeypatch.setattr(room.os, "sysconf", pages.__getitem__)
+        free = type("Usage", (), {"free": 40 * GIB})
+        monkeypatch.setattr(room.shutil, "disk_usage", lambda path: free)
+        fsdp = "actor_rollout_ref.actor.fsdp_config"
+        one = lines(gpus=1, tensor_parallel=1, offload_policy=True)
+        assert f"of them by {fsdp}.offload_policy=True" in one["host memory"].found
+        assert f"{fsdp}.offload_policy=false if GPU memory allows" in one["host memory"].fix
+        assert "nodes" not in one["host memory"].fix
+        assert "more nodes" in lines(nodes=2)["host memory"].fix
+        lora_only = "actor_rollout_ref.actor.checkpoint.save_lora_only"
+        assert one["disk"].fix.startswith(f"+{lora_only}=true, or ")
+        assert lines(gpus=1, save_lora_only=True)["disk"].status == OK
+        assert "lora" not in lines(gpus=1, lora_rank=0)["disk"].fix
 
     @pytest.mark.parametrize(
         ("change", "gpu", "fix"),

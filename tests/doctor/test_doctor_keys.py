@@ -13,6 +13,7 @@ def test_keys_of_an_overlay_are_known_and_others_are_not() -> None:
         "data.val_files=b",
         "+tpru=[gdpo,sdpa]",
         "+algorithm.gdpo_reward_key=[acc]",
+        "+actor_rollout_ref.actor.checkpoint.save_lora_only=true",
     ]
     found = list(work._keys(plan.compose("tpru_7b", overrides), "tpru_7b", overrides))
     assert [check.found for check in found] == [

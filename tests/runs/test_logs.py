@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.runs import dump, log_with_verl, metrics_line
 
+from tpru_verl.runs import commands
 from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, clipped
 
@@ -71,6 +72,26 @@ def test_a_resumed_run_goes_back_and_the_later_steps_count(tmp_path: Path) -> No
         "metrics.jsonl, line 9: unreadable, left out",
         "metrics.jsonl: steps 6 to 8 were trained again by a resumed run; the later lines count",
     ]
+
+
+def test_unreadable_lines_are_one_note(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(metrics_line(1) + "{\n" * 9)
+    reader = MetricsReader(path)
+    reader.update()
+    assert reader.notes == ["metrics.jsonl, lines 2, 3, 4, 5, 6 and 4 more: unreadable, left out"]
+
+
+def test_the_terminal_says_what_was_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(metrics_line(1) + "{\n" + metrics_line(2)[:30])
+    monkeypatch.setattr(commands, "write_report", lambda *_, **__: None)
+    commands.report([path], None, text=False, watch=False, rollouts=None, validation=None)
+    said = capsys.readouterr().err
+    assert "metrics.jsonl, line 2: unreadable, left out" in said
+    assert "the last line is cut off" in said
 
 
 def test_a_validation_of_its_own_line_joins_its_step(tmp_path: Path) -> None:

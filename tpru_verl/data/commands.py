@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tpru_verl import hub
 from tpru_verl.files import write_json
 from tpru_verl.models import DEFAULT, patch_sides
 
@@ -167,6 +168,8 @@ def _counter(model: str, template: str, min_pixels: int | None, max_pixels: int 
         ) from error
     from tpru_verl.data.tokens.prompts import PromptCounter
 
+    if why := hub.missing(model):
+        raise FileNotFoundError(f"--model {model}: {why}; download it, and give its folder")
     bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     processor = AutoProcessor.from_pretrained(model)
     return PromptCounter(processor, template, {key: n for key, n in bounds.items() if n is not None})

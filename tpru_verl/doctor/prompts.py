@@ -5,16 +5,18 @@ Nothing is decoded and the model's weights are not read; transformers, which thi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
-from tpru_verl import trainers
+from tpru_verl import hub, trainers
 from tpru_verl.data.source.parts import is_local
 from tpru_verl.data.tokens.pictures import blindness, pixel_bounds
 from tpru_verl.launch.apart import ask
 from tpru_verl.models import processor_of, verl_refusal
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     from tpru_verl.data.tokens.prompts import Asked
@@ -42,7 +44,10 @@ class Prompts:
 
 def look(settings: Settings) -> Prompts:
     """Load the processor of the run's model and measure the prompts of its local data. Raises nothing."""
+    if why := hub.missing(settings.text("model")):
+        return Prompts(error=why)
     request = {
+        "offline": bool(hub.offline()),
         "trainer": settings.trainer,
         "model": settings.text("model"),
         "trust": settings["trust_remote_code"],
@@ -68,6 +73,8 @@ def _look(request: Mapping[str, object]) -> Prompts:
     verl, model = request["trainer"] == trainers.VERL, str(request["model"])
     if verl and (named := processor_of(model)) and (refusal := verl_refusal(named)):
         return Prompts(error=refusal)  # before it is loaded, which may need packages or code of others
+    if request.get("offline"):
+        os.environ["HF_HUB_OFFLINE"] = "1"
     from transformers import AutoProcessor
 
     try:
@@ -149,4 +156,5 @@ def _rows(
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    """Without the paragraphs that transformers adds."""
+    return line_of(error)[:300]

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tpru_verl import trainers
+from tpru_verl import hub, trainers
 from tpru_verl.data.source.parts import is_local
 from tpru_verl.doctor import prompts
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
@@ -21,7 +21,7 @@ from tpru_verl.launch import checks as launch
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
-from tpru_verl.launch.settings import Settings
+from tpru_verl.launch.settings import KEYS, Settings
 from tpru_verl.recipes import overlays
 from tpru_verl.shapes import shape_of
 
@@ -36,20 +36,26 @@ def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine, gpu_memor
     `gpu_memory`: GiB of each GPU, for GPUs that are not here; 0 stands for those of this machine.
     """
     try:
-        plan = plans.compose(recipe, overrides)
+        # Where `tpru train` would write, RUN standing for the recipe and the time.
+        plan = plans.compose(recipe, overrides, (Path("outputs") / "RUN").absolute())
     except (OSError, RuntimeError, ValueError) as error:
         fix = "as the message says; `tpru train RECIPE --dry-run` prints the whole command"
         return [Check("recipe", FAIL, " ".join(str(error).split()), fix)]
     settings = plan.settings
-    found = prompts.look(settings)
+    model = judged(
+        "model", lambda: _model(settings), "give the folder of a Hugging Face model, or its Hub id"
+    )
+    found = prompts.Prompts() if model.status == FAIL else prompts.look(settings)
+    # A model that is refused stops other checks, too: the first line says why, those of the others see there.
+    refused = model.check if model.status == FAIL else "processor" if found.error else ""
     return [
         *_keys(plan, recipe, overrides),
-        judged("model", lambda: _model(settings), "give the folder of a Hugging Face model, or its Hub id"),
-        _processor(settings, found),
+        model,
+        _not_looked_at("processor", refused) if refused == model.check else _processor(settings, found),
         *_bounds(found),
-        *_data(plan),
+        *_data(plan, refused),
         *_unusable(settings, found),
-        _lengths(settings, found),
+        _lengths(settings, found, refused),
         *_images(settings, found),
         *batch_lines(settings),
         *_tensor_parallel(settings),
@@ -80,6 +86,7 @@ def _unknown_keys(plan: Plan, recipe: str, chosen: Sequence[str]) -> dict[str, s
         for name in {recipe, "tpru_7b"}
         for leaf in _leaves(plans.compose(name, _ANY_DATA).settings.config)
     }
+    known |= {key for key, _ in KEYS.values()}  # those that are read here
     found = _leaves(plan.settings.config) - known
     taken = {key for key in found if key.removeprefix("data.") not in _OURS and "kwargs" not in key}
     return {key: next(iter(get_close_matches(key, known, 1)), "") for key in sorted(taken)}
@@ -104,7 +111,12 @@ def _model(settings: Settings) -> str:
 
 def _processor(settings: Settings, found: prompts.Prompts) -> Check:
     if error := found.error:
-        fix = "give a vision-language model with processor and chat template; a Hub id needs network"
+        away = bool(hub.missing(settings.text("model")))
+        fix = (
+            f"download it, and set {settings.key('model')}=FOLDER"
+            if away
+            else "give a vision-language model with processor and chat template"
+        )
         return Check("processor", FAIL, f"{settings.said('model')}: {error}", fix)
     return Check("processor", OK, f"{found.processor}, with a chat template")
 
@@ -117,17 +129,34 @@ def _bounds(found: prompts.Prompts) -> Iterator[Check]:
             yield Check("pixels", status, said or text, fix if said else "correct the value")
 
 
-def _data(plan: Plan) -> Iterator[Check]:
+def _data(plan: Plan, refused: str) -> Iterator[Check]:
+    """`refused`: the check that refuses the model, "" for none."""
     settings = plan.settings
 
     def look() -> str:
         plan.check_data()
         return ", ".join(name for key in ("train_files", "val_files") for name in settings.files(key))
 
-    yield judged("data and disk", look, "see what `tpru data validate` says of it")
+    line = judged("data and disk", look, "see what `tpru data validate` says of it")
+    yield _not_looked_at(line.check, refused) if refused and _refuses_model(plan) else line
     if settings.files("train_files") == settings.files("val_files"):
         said = f"{settings.said('val_files')}, the same as {settings.key('train_files')}"
         yield Check("validation", WARN, said, "give held-out rows: this measures memory, not learning")
+
+
+def _refuses_model(plan: Plan) -> bool:
+    """Whether the checks of `tpru train` end at the model, before they come to the data."""
+    try:
+        launch.model_is_there(plan.settings.key("model"), plan.settings.text("model"))
+        if plan.trainer.name == trainers.VERL:
+            launch.sees_images(plan.settings)
+    except (OSError, ValueError):
+        return True
+    return False
+
+
+def _not_looked_at(check: str, refused: str) -> Check:
+    return Check(check, WARN, "not looked at", f"see {refused}")
 
 
 def _unusable(settings: Settings, found: prompts.Prompts) -> Iterator[Check]:
@@ -139,9 +168,11 @@ def _unusable(settings: Settings, found: prompts.Prompts) -> Iterator[Check]:
         yield Check("rows", FAIL if stops else WARN, "; ".join(found.unusable.split("\n  ")), fix)
 
 
-def _lengths(settings: Settings, found: prompts.Prompts) -> Check:
+def _lengths(settings: Settings, found: prompts.Prompts, refused: str = "") -> Check:
     check, most = "prompt length", settings.integer("prompt_length")
-    if error := found.lengths_error or found.error:
+    if refused:
+        return _not_looked_at(check, refused)
+    if error := found.lengths_error:
         return Check(check, WARN, f"not measured: {error}", "`tpru data validate` names broken rows")
     if not found.rows:
         return Check(
@@ -256,7 +287,7 @@ def budget_lines(settings: Settings) -> Iterator[Check]:
             text = f"{settings.said(name)}, prompt and response have up to {need}"
             yield Check("token budget", FAIL, text, f"{settings.key(name)}={need}")
         else:
-            yield Check("token budget", OK, f"{settings.said(name)} of {need} needed")
+            yield Check("token budget", OK, f"{need} needed, {settings.said(name)}")
 
 
 def _reward(settings: Settings) -> str:

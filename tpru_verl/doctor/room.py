@@ -110,11 +110,20 @@ def _cache(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
 def _host_memory(settings: Settings, found: memory.Estimate) -> Check:
     have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     text = f"estimated {found.host / GIB:.0f} of {have / GIB:.0f} GiB a node"
-    if found.host > have:
-        return Check(
-            "host memory", WARN, text, f"lower {settings.key('batch')}, or more nodes; estimated, so try"
-        )
-    return Check("host memory", OK, text)
+    if found.host_states:
+        keys = ("offload_policy",) if settings["offload_policy"] else ("params_offload", "optimizer_offload")
+        offloads = [name for name in keys if settings[name]]
+        text += f", {found.host_states / GIB:.0f} of them by {' and '.join(map(settings.said, offloads))}"
+    else:
+        offloads = []
+    if found.host <= have:
+        return Check("host memory", OK, text)
+    over = found.host - have
+    ways = [f"lower {settings.key('batch')}"] if found.host_images > over else []
+    if found.host_states > over:
+        ways.append(f"{' '.join(f'{settings.key(name)}=false' for name in offloads)} if GPU memory allows")
+    ways.append("more nodes" if settings.integer("nodes") > 1 else "a machine with more memory")
+    return Check("host memory", WARN, text, f"{', or '.join(ways)}; estimated, so try")
 
 
 def _disk(settings: Settings, found: memory.Estimate) -> Check:
@@ -122,9 +131,15 @@ def _disk(settings: Settings, found: memory.Estimate) -> Check:
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
     kept = max(1, settings.integer("keep")) + 1  # the new one is written before the oldest goes
     text = f"{free / GIB:.0f} GiB free, {kept} checkpoints of {found.checkpoint / GIB:.1f} GiB at {folder}"
-    if free < found.checkpoint:
-        return Check("disk", FAIL, text, f"{settings.key('checkpoints')}=FOLDER on a larger disk")
-    if free < kept * found.checkpoint:
-        fix = f"{settings.key('keep')}=1, or {settings.key('checkpoints')}=FOLDER on a larger disk"
-        return Check("disk", WARN, text, fix)
-    return Check("disk", OK, text)
+    if free >= kept * found.checkpoint:
+        return Check("disk", OK, text)
+    ways = [f"{settings.key('checkpoints')}=FOLDER on a larger disk"]
+    if free >= found.checkpoint:
+        ways.insert(0, f"{settings.key('keep')}=1")
+    if (
+        (key := settings.key("save_lora_only"))
+        and found.trained < found.parameters
+        and not settings["save_lora_only"]
+    ):
+        ways.insert(0, f"+{key}=true")
+    return Check("disk", WARN if free >= found.checkpoint else FAIL, text, ", or ".join(ways))

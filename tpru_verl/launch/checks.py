@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpru_verl import trainers
+from tpru_verl import hub, trainers
 from tpru_verl.cores import available_cores
 from tpru_verl.launch import overlays
 from tpru_verl.launch.needs import joins_a_cluster
@@ -168,7 +168,8 @@ def _small_files(model: str) -> str:
     try:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(model, allow_patterns=["config.json", "*processor_config.json"])
+        wanted = ["config.json", "*processor_config.json"]
+        return snapshot_download(model, allow_patterns=wanted, local_files_only=bool(hub.offline()))
     except Exception:  # no network, no such model, no access: the trainer says it
         return ""
 

@@ -76,6 +76,7 @@ KEYS = {
     "epochs": ("trainer.total_epochs", "trainer.total_epochs"),
     "most_rows": ("data.train_max_samples", ""),
     "logger": ("trainer.logger", "trainer.logger"),
+    "save_lora_only": (f"{_ACTOR}.checkpoint.save_lora_only", ""),
     "keep": ("trainer.max_actor_ckpt_to_keep", "trainer.save_limit"),
     "reward_file": ("reward.custom_reward_function.path", "worker.reward.reward_function"),
     "reward_name": ("reward.custom_reward_function.name", "worker.reward.reward_function_name"),

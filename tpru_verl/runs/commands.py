@@ -52,6 +52,9 @@ def _show(reports: Sequence[Report], page: Path, text: bool, watch: bool) -> Non
             console.print(part, soft_wrap=not hasattr(part, "columns"))
         return
     write_report(reports, page, renewed=LOOK if watch else 0)
+    for report in reports:
+        for note in report.notes:
+            messages.print(f"{report.files.name}: {note}", highlight=False, soft_wrap=True)
     alarms = [alarm.name for report in reports for alarm in report.alarms]
     messages.print(f"alarms: {', '.join(alarms) or 'none'}", highlight=False, soft_wrap=True)
     results().print(str(page), highlight=False, soft_wrap=True)

@@ -44,6 +44,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 # Phases that few steps have: their time says nothing about the others.
 RARE_PHASES = ("testing", "validation", "save_checkpoint")
+_NAMED = 5  # unreadable lines that a note names
 _HEAD = 256  # bytes that tell whether a file is still the one that was read before
 
 
@@ -150,7 +151,12 @@ class MetricsReader:
     @property
     def notes(self) -> list[str]:
         """What was found besides whole lines in order."""
-        found = [f"{self.path.name}, line {line}: unreadable, left out" for line in self._broken]
+        found: list[str] = []
+        if self._broken:
+            lines = ", ".join(map(str, self._broken[:_NAMED]))
+            more = f" and {len(self._broken) - _NAMED} more" if len(self._broken) > _NAMED else ""
+            plural = "s" * (len(self._broken) > 1)
+            found.append(f"{self.path.name}, line{plural} {lines}{more}: unreadable, left out")
         if self._rest.strip():
             found.append(f"{self.path.name}: the last line is cut off, as by a run that was killed; left out")
         if self._repeated:

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpru_verl import hub
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
@@ -236,8 +237,12 @@ def _check_folder(model: str) -> None:
     """Raises FileNotFoundError or ValueError for a path that is no model in Hugging Face's format."""
     folder = Path(model).expanduser()
     if not folder.exists() and not model.startswith(("/", "./", "../", "~")):
-        if "/" in model:
-            return  # a Hub id
+        if "/" in model:  # a Hub id
+            if why := hub.missing(model):
+                raise FileNotFoundError(f"{model}: {why}; download it, and give its folder")
+            if hub.offline():  # it is in the cache, and vLLM would ask the Hub for minutes all the same
+                os.environ["HF_HUB_OFFLINE"] = "1"
+            return
         raise FileNotFoundError(
             f"{model}: no such folder, expected one in Hugging Face's format, or a Hub id such as "
             "Qwen/Qwen2.5-VL-7B-Instruct; with --base-url any name that the endpoint serves"
