@@ -103,7 +103,7 @@ def _plugin(trainer: trainers.Trainer, found: Probe) -> Iterator[Check]:
     elif found["plugin"] == "off":
         yield Check("plugin", WARN, "off: VERL_USE_EXTERNAL_PLUGINS=none", "unset VERL_USE_EXTERNAL_PLUGINS")
     elif found["plugin"] == "missing":
-        fix = "pip install . in the clone of this project, into this environment: veRL finds it by its entry point"
+        fix = "pip install . in the clone of this project: veRL finds the plugin by its entry point"
         yield Check("plugin", FAIL, "veRL did not load it", fix)
     else:
         yield Check(
