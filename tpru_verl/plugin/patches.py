@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tpru_verl.plugin import checkpoints, gdpo, on_policy, records, sharing, vision, waiting
+from tpru_verl.plugin import adapters, checkpoints, gdpo, on_policy, records, sharing, vision, waiting
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def register() -> None:
     when_imported("verl.utils.tracking")(records.keep_metrics)
     when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
     when_imported("verl.trainer.ppo.v1.trainer_base")(gdpo.hand_over_rewards)
+    when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.keep_adapters_trainable)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(sharing.generate_group)
     when_imported("transfer_queue.utils.serial_utils")(sharing.one_copy_in_transfer)
     for modeling in vision.TOWERS:
