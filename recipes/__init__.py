@@ -70,8 +70,10 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
             if unknown := re.search(r"Could not override '([^']+)'", said):
                 known = leaves(OmegaConf.to_container(compose(recipe)))
                 said = unknown_key(unknown[1], list(known))
+            elif section := re.search(r"Error merging override \+*([^=]+)=", said):
+                said = f"{said}: expected keys below it, {section[1]}.NAME=VALUE"
             raise ValueError(f"{recipe}: {said}") from error
-    _check_types(config, overrides, [trainer.folder / _VERL_DEFAULTS, VERL / f"{recipe}.yaml"])
+    _check_types(config, overrides, recipe)
     # Null in a recipe: OmegaConf lets `???` leave veRL's own default, a path on its author's disk, in force.
     needed = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
     missing = [key for key in needed if not OmegaConf.select(config, key)]
@@ -83,15 +85,22 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
 _VERL_DEFAULTS = "trainer/config/_generated_ppo_trainer.yaml"
 
 
-def _check_types(config: DictConfig, overrides: Sequence[str], defaults: Sequence[Path]) -> None:
-    """Raise ValueError for text in the place of a number or a truth value: Hydra takes anything."""
+def _known(recipe: str) -> dict[str, object]:
+    """Whole keys and default values of veRL and a recipe."""
     import yaml
-    from omegaconf import OmegaConf
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    known: dict[str, object] = {}
-    for file in defaults:
-        known |= leaves(yaml.load(file.read_text(encoding="utf-8"), loader))  # a safe one
+    found: dict[str, object] = {}
+    for file in (trainers.find().folder / _VERL_DEFAULTS, VERL / f"{recipe}.yaml"):
+        found |= leaves(yaml.load(file.read_text(encoding="utf-8"), loader))  # a safe one
+    return found
+
+
+def _check_types(config: DictConfig, overrides: Sequence[str], recipe: str) -> None:
+    """Raise ValueError for text in the place of a number or a truth value: Hydra takes anything."""
+    from omegaconf import OmegaConf
+
+    known = _known(recipe)
     for key in [item.partition("=")[0] for item in overrides]:
         default = known.get(key)
         if isinstance(default, (bool, int, float)) and isinstance(OmegaConf.select(config, key), str):
@@ -109,8 +118,45 @@ def leaves(config: object, prefix: str = "") -> dict[str, object]:
     return found
 
 
+def doubtful_keys(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """Keys that `+key=value` adds to veRL's, and that are nearly a key of veRL's or ours; a line for each.
+
+    Hydra takes any such key, and nothing reads a misspelt one.
+    """
+    added = [item.partition("=")[0].lstrip("+") for item in overrides if item.startswith("+")]
+    added = [key for key in added if key != "tpru"]
+    if not added:
+        return []
+    known = list(_known(recipe))
+    chosen = overlays.taken(overrides)
+    known += [key for name in chosen for key, _ in overlays.settings(name)]
+    return [
+        f"+{key}: found no such key in veRL's configuration, expected {near}; it may be read by nothing"
+        for key in added
+        if (near := _neighbour(key, known))
+    ]
+
+
+def _neighbour(key: str, known: Sequence[str]) -> str:
+    """`key` with its first part that is not known replaced by a known one that is nearly it, "" without."""
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        before = ".".join([*parts[:depth], ""])
+        names = {one.removeprefix(before).partition(".")[0] for one in known if one.startswith(before)}
+        if part not in names:
+            near = get_close_matches(part, sorted(names), 1, 0.85)
+            return ".".join([*parts[:depth], near[0], *parts[depth + 1 :]]) if near else ""
+    return ""
+
+
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """What is wrong with a key that a trainer has not, and the nearest that it has."""
+    from tpru_verl.launch.settings import KEYS
+
+    for pair in KEYS.values():
+        other = pair[1 - pair.index(key)] if key in pair else ""
+        if other in known:
+            return f"found no key {key!r}, expected {other}, its name in this trainer"
     last = key.rpartition(".")[2]
     same = [one for one in known if one.rpartition(".")[2] == last]
     near = get_close_matches(key, same, 3, 0.0) or get_close_matches(key, known, 1, 0.7)

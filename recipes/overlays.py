@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 
@@ -28,12 +28,25 @@ def names() -> list[str]:
 def taken(overrides: Sequence[str]) -> list[str]:
     """The overlays that the overrides of a command line name, in their order.
 
-    Raises ValueError, in one line, for two overrides with overlays: Hydra takes one list.
+    Raises ValueError, in one line, for what Hydra would not read as one list: two overrides with overlays,
+    names without brackets, no plus; and for no name, or one twice.
     """
-    values = [item.partition("=")[2] for item in overrides if item.partition("=")[0].lstrip("+") == "tpru"]
+    given = [item for item in overrides if item.partition("=")[0].lstrip("+") == "tpru"]
+    values = [item.partition("=")[2].strip("\"' ") for item in given]
     found = [name.strip() for value in values for name in value.strip("[] ").split(",") if name.strip()]
+    if given and not found:
+        raise ValueError(f"{given[0]}: found no overlay, expected one or more of {', '.join(names())}")
+    if not given:
+        return []
     if len(values) > 1:
         raise ValueError(f"+tpru: found {len(values)} times, expected one list: +tpru=[{','.join(found)}]")
+    right = f"+tpru=[{','.join(found)}]" if found[1:] or "[" in values[0] else f"+tpru={found[0]}"
+    if not given[0].startswith("+tpru="):
+        raise ValueError(f"{given[0]}: found no single + before it, expected {right}")
+    if found[1:] and not values[0].startswith("["):
+        raise ValueError(f"+tpru={values[0]}: found several overlays without brackets, expected {right}")
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise ValueError(f"+tpru={values[0]}: found {twice} twice, expected each overlay once")
     return found
 
 
@@ -46,8 +59,9 @@ def check(overrides: Sequence[str]) -> None:
     known, chosen = names(), taken(overrides)
     for name in chosen:
         if name not in known:
-            nearest = sorted(known, key=lambda other: -SequenceMatcher(None, name, other).ratio())
-            raise ValueError(f"+tpru: found {name!r}, expected one of {', '.join(nearest)}")
+            near = get_close_matches(name, known, 1)
+            meant = f"; meant {near[0]}?" if near else ""
+            raise ValueError(f"+tpru: found {name!r}, expected one of {', '.join(known)}{meant}")
     settled = {item.partition("=")[0].lstrip("+") for item in overrides} | {"trainer.experiment_name"}
     for one, other in combinations(chosen, 2):
         first, second = dict(settings(one)), dict(settings(other))

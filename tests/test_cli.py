@@ -55,8 +55,9 @@ def test_train_prints_the_command_with_the_cpu_environment(
 def test_train_on_a_gpu_leaves_the_platform_to_verl(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, _ = tpru(capfd, monkeypatch, "train", "tpru_7b", "+tpru=paper", "--dry-run")
+    code, out, err = tpru(capfd, monkeypatch, "train", "tpru_7b", "+tpru=paper", "--dry-run")
     assert code == 0
+    assert err.endswith("were not checked; tpru doctor --recipe tpru_7b +tpru=paper does that\n")
     assert "VERL_PLATFORM" not in out
     assert "--config-name tpru_7b " in out
     assert out.endswith(" +tpru=paper trainer.experiment_name=tpru_7b_paper\n")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tpru_verl.models import FAMILIES, family_of, processor_of, verl_refusal
+from tpru_verl.models import FAMILIES, family_of, model_refusal, processor_of, verl_refusal
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.model_type)
@@ -58,6 +58,33 @@ def test_the_processor_of_a_folder_is_the_one_that_its_files_name(checkpoint: Pa
     assert processor_of(str(tmp_path)) == processor_of("Qwen/Qwen3-VL-4B-Instruct") == ""
     (tmp_path / "preprocessor_config.json").write_text('{"processor_class": "InternVLProcessor"}')
     assert processor_of(str(tmp_path)) == "InternVLProcessor"
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "processor_config.json", "config.json"])
+def test_a_processor_that_comes_with_its_model_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "kimi_vl", "vision_config": {}}')
+    code = '{"auto_map": {"AutoProcessor": "org/x--processing_kimi_vl.KimiVLProcessor"}, "vision_config": {}}'
+    (tmp_path / name).write_text(code)
+    assert processor_of(str(tmp_path)) == "KimiVLProcessor"
+    refusal = model_refusal(str(tmp_path))
+    assert refusal.startswith("found KimiVLProcessor, expected a processor that veRL 0.9.1 knows")
+    assert refusal.endswith("docs/models.md lists models to take")
+
+
+@pytest.mark.parametrize(
+    ("config", "refusal"),
+    [
+        ('{"model_type": "internvl_chat", "vision_config": {}}', "found no processor in the files of"),
+        ('{"model_type": "qwen2"}', "found a model of text alone (qwen2), expected one for images"),
+        ('{"model_type": "qwen3_vl", "vision_config": {}}', ""),
+    ],
+)
+def test_a_model_without_a_processor(tmp_path: Path, config: str, refusal: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    found = model_refusal(str(tmp_path))
+    assert found.startswith(refusal)
+    assert bool(found) == bool(refusal)
+    assert not refusal or "docs/models.md lists" in found
 
 
 def test_a_config_that_is_no_json(tmp_path: Path) -> None:

@@ -281,12 +281,25 @@ def test_verl_is_not_shadowed_inside_the_recipes_folder(root: Path) -> None:
         ("tpru_tiny_cpu", [], "no value for data.train_files, data.val_files; add data.train_files="),
         ("tpru_7b", ["actor_rollout_ref.model.path=null"], "no value for actor_rollout_ref.model.path"),
         ("tpru_7b", ["data.trainfiles=x"], "found no key 'data.trainfiles', expected data.train_files"),
-        ("tpru_7b", ["+tpru=papre"], "+tpru: found 'papre', expected one of paper, dapo, sdpa"),
-        ("tpru_7b", ["+tpru=[lora,dappo]"], "+tpru: found 'dappo', expected one of dapo"),
+        ("tpru_7b", ["+tpru=papre"], "+tpru: found 'papre', expected one of cispo, dapo, drgrpo"),
+        ("tpru_7b", ["+tpru=[lora,dappo]"], "sdpa, tis; meant dapo?"),
         (
             "tpru_7b",
             ["+tpru=lora", "+tpru=dapo"],
             "+tpru: found 2 times, expected one list: +tpru=[lora,dapo]",
+        ),
+        (
+            "tpru_7b",
+            ["+tpru=lora,sdpa"],
+            "+tpru=lora,sdpa: found several overlays without brackets, expected +tpru=[lora,sdpa]",
+        ),
+        ("tpru_7b", ["+tpru="], "+tpru=: found no overlay, expected one or more of cispo, dapo"),
+        ("tpru_7b", ["tpru=lora"], "tpru=lora: found no single + before it, expected +tpru=lora"),
+        ("tpru_7b", ["+tpru=[lora,lora]"], "+tpru=[lora,lora]: found lora twice, expected each overlay once"),
+        (
+            "tpru_7b",
+            ["worker.actor.model.model_path=x"],
+            "found no key 'worker.actor.model.model_path', expected actor_rollout_ref.model.path, its name",
         ),
         ("tpru_7b", ["+tpru=[gspo,cispo]"], "loss_mode=gspo in gspo and cispo in cispo"),
         (

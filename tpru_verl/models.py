@@ -133,14 +133,42 @@ def verl_refusal(processor: str) -> str:
     """Why veRL 0.9.1 cannot train a model with this class of processor; "" where it can."""
     if processor in VERL_PROCESSORS:
         return ""
-    return f"found {processor}, expected a processor that veRL 0.9.1 knows: {', '.join(VERL_PROCESSORS)}"
+    return f"found {processor}, {_KNOWN}"
+
+
+_KNOWN = (
+    f"expected a processor that veRL 0.9.1 knows: {', '.join(VERL_PROCESSORS)}; "
+    "docs/models.md lists models to take"
+)
+
+
+def model_refusal(folder: str) -> str:
+    """Why veRL 0.9.1 cannot train the model in a folder on images, by its files alone; "" for all others.
+
+    Raises ValueError for a file that is not readable.
+    """
+    if processor := processor_of(folder):
+        return verl_refusal(processor)
+    config = read_config(folder) or {}
+    kind = config.get("model_type")
+    if not kind or (kind in FAMILIES and "vision_config" in config):
+        return ""
+    if not any(key.startswith("vision") for key in config):
+        return f"found a model of text alone ({kind}), expected one for images, such as docs/models.md lists"
+    return f"found no processor in the files of this model ({kind}), {_KNOWN}"
 
 
 def processor_of(model: str) -> str:
-    """The class of processor that the files of a folder name; "" where they name none, and for a Hub id."""
-    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        if found := (read_config(model, name) or {}).get("processor_class"):
-            return str(found)
+    """The class of processor that the files of a folder name; "" where they name none, and for a Hub id.
+
+    They name it in `auto_map` where the class comes with the model: `processing_kimi_vl.KimiVLProcessor`.
+    """
+    files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "config.json")
+    for config in filter(None, (read_config(model, name) for name in files)):
+        code = config.get("auto_map")
+        own = code.get("AutoProcessor") if isinstance(code, Mapping) else None
+        if found := config.get("processor_class") or own:
+            return str(found).rpartition(".")[2]
     return ""
 
 

@@ -12,7 +12,7 @@ from tpru_verl.launch.settings import Settings
 
 pytest.importorskip("verl")
 DATA = ["data.train_files=a.parquet", "data.val_files=b.parquet"]
-MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
+MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "actor", "rollout"))
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,29 @@ MODEL, ACTOR = "actor_rollout_ref.model", "actor_rollout_ref.actor"
             ["+tpru=lora", f"{MODEL}.lora_adapter_path=./none"],
             f"{MODEL}.lora_adapter_path=./none: found no adapter_config.json in it, expected an adapter",
         ),
+        ("tpru_7b", [f"{MODEL}.lora_rank=-3"], f"{MODEL}.lora_rank=-3: found -3, expected 0 or more"),
+        ("tpru_7b", [f"{ROLLOUT}.n=0"], f"{ROLLOUT}.n=0: found 0, expected 1 or more"),
+        ("tpru_7b", [f"{ROLLOUT}.n=1"], f"{ROLLOUT}.n=1: found one response to a prompt, expected 2 or more"),
+        (
+            "tpru_7b",
+            [f"{ROLLOUT}.gpu_memory_utilization=60"],
+            f"{ROLLOUT}.gpu_memory_utilization=60: found 60, expected a share",
+        ),
+        (
+            "tpru_tiny_cpu",
+            ["trainer.n_gpus_per_node=0"],
+            "trainer.n_gpus_per_node=0: found 0, expected 1 or more",
+        ),
+        (
+            "tpru_7b",
+            ["data.mm_processor_kwargs=[1,2]"],
+            "override data.mm_processor_kwargs=[1,2]: expected keys below it, data.mm_processor_kwargs.NAME=",
+        ),
+        (
+            "tpru_7b",
+            ["data.mm_processor_kwargs=5"],
+            "data.mm_processor_kwargs=5: found no names, expected arguments of the processor by name",
+        ),
     ],
 )
 def test_what_does_not_fit(recipe: str, overrides: list[str], message: str) -> None:
@@ -79,6 +102,39 @@ def test_what_fits(recipe: str, overlay: str) -> None:
     name = "_".join([recipe, *overlay.strip("[]").split(",")])
     assert planned.command[-1] == f"trainer.experiment_name={name}"
     assert planned.settings.text("checkpoints") == f"checkpoints/tpru/{name}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "doubt"),
+    [
+        ("tpru_7b", "+data.trian_files=x", "+data.trian_files: found no such key in veRL's configuration, "
+         "expected data.train_files; it may be read by nothing"),
+        ("tpru_7b", "++actor_rollot_ref.rollout.n=5", "expected actor_rollout_ref.rollout.n"),
+        ("tpru_tiny_cpu", "+tpru=one_gpu_24", "found trainer.device=cpu, expected a recipe for a GPU"),
+        ("tpru_7b", "+tpru=one_gpu_80", ""),
+        ("tpru_7b", "+data.mm_processor_kwargs.min_pixels=16384", ""),
+        ("tpru_7b", "+trainer.checkpoint_callback_class=a.B", ""),
+        ("tpru_7b", f"+{ACTOR}.checkpoint.save_lora_only=true", ""),
+        ("tpru_7b", f"+{ACTOR}.megatron.router_replay.mode=R2", ""),
+        ("tpru_7b", f"++{MODEL}.override_config.attn_implementation=sdpa", ""),
+        ("tpru_7b", f"++{ROLLOUT}.n=6", ""),
+    ],
+)  # fmt: skip
+def test_what_is_hardly_meant(recipe: str, override: str, doubt: str) -> None:
+    offload = [f"{ACTOR}.fsdp_config.offload_policy=true"] if "one_gpu_80" in override else []
+    found = plan.compose(recipe, [*DATA, override, *offload]).doubts
+    assert len(found) == bool(doubt)
+    assert doubt in "".join(found)
+
+
+def test_the_size_of_a_model_that_is_refused_is_not_read(tmp_path: Path) -> None:
+    config = {"model_type": "gemma3", "text_config": {"hidden_size": 8}, "vision_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "Gemma3Processor"}')
+    given = [*DATA, f"{MODEL}.path={tmp_path}"]
+    plan.compose("tpru_7b", given)
+    with pytest.raises(ValueError, match=rf"{MODEL}\.path=.*: found Gemma3Processor, expected a processor"):
+        plan.compose("tpru_7b", [*given, "+tpru=one_gpu_24"])
 
 
 def test_a_name_that_is_given_stays() -> None:

@@ -147,6 +147,7 @@ def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(
     ("given", "said"),
     [
         ({"resume": Path("nothing")}, "--resume .*/nothing: found no run.json in it"),
+        ({"resume": Path(__file__)}, r"--resume .*\.py: found no run.json in it, expected the folder"),
         ({"resume": Path("x"), "out": Path("y")}, "found --out and --resume"),
         ({}, "found no recipe"),
     ],

@@ -15,7 +15,7 @@ from tpru_verl import hub, trainers
 from tpru_verl.data.source.parts import is_local
 from tpru_verl.data.tokens.pictures import blindness, pixel_bounds
 from tpru_verl.launch.apart import ask
-from tpru_verl.models import processor_of, verl_refusal
+from tpru_verl.models import model_refusal, verl_refusal
 from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def measured(request: Mapping[str, object]) -> dict[str, Any]:
 
 def _look(request: Mapping[str, object]) -> Prompts:
     verl, model = request["trainer"] == trainers.VERL, str(request["model"])
-    if verl and (named := processor_of(model)) and (refusal := verl_refusal(named)):
+    if verl and (refusal := model_refusal(model)):
         return Prompts(error=refusal)  # before it is loaded, which may need packages or code of others
     if request.get("offline"):
         os.environ["HF_HUB_OFFLINE"] = "1"

@@ -22,6 +22,7 @@ from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.settings import KEYS, Settings
+from tpru_verl.models import model_refusal
 from tpru_verl.recipes import overlays
 from tpru_verl.shapes import shape_of
 
@@ -104,7 +105,8 @@ def _leaves(config: object, prefix: str = "") -> set[str]:
 def _model(settings: Settings) -> str:
     path = settings.text("model")
     launch.model_is_there(settings.key("model"), path)
-    shape = shape_of(path)
+    refused = settings.trainer == trainers.VERL and model_refusal(path)  # which the line `processor` says
+    shape = None if refused else shape_of(path)
     size = f", {shape.parameters / 1e9:.2g} billion parameters" if shape else ""
     return f"{path}{size}"
 

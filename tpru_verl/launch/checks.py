@@ -16,7 +16,7 @@ from tpru_verl.cores import available_cores
 from tpru_verl.launch import overlays
 from tpru_verl.launch.needs import joins_a_cluster
 from tpru_verl.launch.settings import Settings
-from tpru_verl.models import family_of, processor_of, read_config, verl_refusal
+from tpru_verl.models import family_of, model_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import TrainerKeys
@@ -92,6 +92,7 @@ def check_easyr1(recipe: Mapping) -> None:
     a folder that it cannot list.
     """
     data, reward = recipe["data"], recipe["worker"]["reward"]
+    overlays.check_numbers(Settings(trainers.EASYR1, recipe))
     model_is_there("worker.actor.model.model_path", recipe["worker"]["actor"]["model"]["model_path"] or "")
     if not reward["reward_function"]:
         raise FileNotFoundError(
@@ -154,12 +155,8 @@ def sees_images(settings: Settings) -> None:
     folder = model if Path(model).expanduser().is_dir() else _small_files(model)
     if not folder:
         return
-    processor = processor_of(folder)
-    if processor and (refusal := verl_refusal(processor)):
+    if refusal := model_refusal(folder):
         raise ValueError(f"{said}: {refusal}")
-    config = read_config(folder) or {}
-    if not processor and (kind := config.get("model_type")) and "vision_config" not in config:
-        raise ValueError(f"{said}: found a model of text alone ({kind}), expected one for images")
     bounds = {name: settings[name] for name in ("min_pixels", "max_pixels")}
     pixel_bounds(bounds, named_processor(folder), settings.mm_processor_kwargs)
 

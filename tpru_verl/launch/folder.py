@@ -85,7 +85,7 @@ def earlier(folder: Path) -> Start:
     try:
         kept = json.loads((folder / START).read_text(encoding="utf-8"))
         return Start(**kept)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"--resume {folder}: found no {START} in it, expected the folder of a run of tpru train"
         ) from None

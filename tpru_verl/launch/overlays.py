@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from tpru_verl import trainers
 from tpru_verl.launch.settings import Settings, value_at
+from tpru_verl.models import model_refusal
 from tpru_verl.shapes import shape_of
 
 GIB = 1024**3
@@ -21,12 +23,48 @@ def check(config: Mapping) -> None:
 
     Raises:
         FileNotFoundError: an adapter to start from that is none.
-        ValueError: a key that veRL 0.9.1 would ignore, or one that needs another.
+        ValueError: a key that veRL 0.9.1 would ignore, one that needs another, or a number out of its range.
     """
+    settings = Settings(trainers.VERL, config)
+    check_numbers(settings)
+    _groups(settings)
+    _processor_kwargs(config)
     _frozen(config)
     _adapter(config)
     _decoupled_rewards(config)
     _overlong(config)
+
+
+# Settings with the least value that a run can have; null, where a trainer takes it, stands for its default.
+_LEAST = {
+    **dict.fromkeys(("batch", "mini_batch", "micro_batch", "micro_log_prob", "n", "gpus", "nodes"), 1),
+    **dict.fromkeys(("tensor_parallel", "prompt_length", "response_length", "epochs"), 1),
+    **dict.fromkeys(("min_pixels", "max_pixels"), 1),
+    "lora_rank": 0,
+}
+
+
+def check_numbers(settings: Settings) -> None:
+    """Raise ValueError, in one line, for a number that no run can have, such as a batch of none."""
+    for name, least in _LEAST.items():
+        value = settings[name] if settings.key(name) else None
+        if isinstance(value, (int, float)) and value < least:
+            raise ValueError(f"{settings.said(name)}: found {value}, expected {least} or more")
+    share = settings["gpu_memory"]
+    if isinstance(share, (int, float)) and not 0 < share <= 1:
+        raise ValueError(
+            f"{settings.said('gpu_memory')}: found {share}, expected a share of the GPU's memory, such as 0.6"
+        )
+
+
+def doubts(settings: Settings, names: Sequence[str]) -> Iterator[str]:
+    """Settings that run and are hardly meant, each as a line. `names`: the overlays of the run."""
+    sized = [name for name in names if name.startswith("one_gpu_")]
+    if sized and settings["device"] == "cpu":
+        yield (
+            f"+tpru={sized[-1]}: found {settings.said('device')}, expected a recipe for a GPU, which this "
+            "overlay is for; leave it out"
+        )
 
 
 def check_size(settings: Settings, names: Sequence[str]) -> None:
@@ -35,10 +73,14 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
     By the bytes of weights and optimizer alone; `tpru doctor` estimates the rest.
     """
     sizes = [int(found[1]) for name in names if (found := re.fullmatch(r"one_gpu_(\d+)", name))]
-    shape = shape_of(settings.text("model"))
-    if not sizes or shape is None:
+    if not sizes:
         return
     size, model = sizes[-1], settings.text("model")
+    if refusal := model_refusal(model):  # of such a model the shape may not be readable
+        raise ValueError(f"{settings.said('model')}: {refusal}")
+    shape = shape_of(model)
+    if shape is None:
+        return
     share = float(str(settings["gpu_memory"]))
     engine = shape.parameters * _HALF / GIB
     if engine > share * size:
@@ -68,6 +110,31 @@ def reward_keys(config: Mapping) -> dict[str, str]:
     if value_at(config, "algorithm.filter_groups.enable") and metric != "reward":
         asked[str(metric)] = "algorithm.filter_groups.metric"
     return asked
+
+
+# Estimators of veRL that compare the responses to one prompt with each other.
+_GROUPED = ("grpo", "grpo_passk", "grpo_vectorized", "gdpo", "rloo", "rloo_vectorized", "opo")
+
+
+def _groups(settings: Settings) -> None:
+    """Of a group of one, veRL takes the reward itself for the advantage."""
+    estimator = value_at(settings.config, "algorithm.adv_estimator")
+    if settings["n"] == 1 and estimator in _GROUPED:
+        raise ValueError(
+            f"{settings.said('n')}: found one response to a prompt, expected 2 or more: "
+            f"algorithm.adv_estimator={estimator} compares them with each other"
+        )
+
+
+def _processor_kwargs(config: Mapping) -> None:
+    """veRL hands them to the processor as `**kwargs`."""
+    key = "data.mm_processor_kwargs"
+    value = value_at(config, key)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(
+            f"{key}={value}: found no names, expected arguments of the processor by name, "
+            f"such as +{key}.min_pixels=16384"
+        )
 
 
 def _frozen(config: Mapping) -> None:

@@ -21,12 +21,16 @@ MOST_ANSWERS = 64  # of a step, that are kept; of a validation four times as man
 
 @dataclass(frozen=True)
 class Plan:
-    """`environment`: the variables that the command needs beside those that are there."""
+    """`environment`: the variables that the command needs beside those that are there.
+
+    `doubts`: settings that are hardly meant, each as a line.
+    """
 
     trainer: trainers.Trainer
     settings: Settings
     command: list[str]
     environment: Mapping[str, str]
+    doubts: Sequence[str] = ()
 
     def __str__(self) -> str:
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
@@ -98,7 +102,8 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
             "VERL_FILE_LOGGER_PATH": str(run_folder / folder.METRICS),
             "TPRU_MOST_ANSWERS": str(most),
         }
-    return Plan(trainer, settings, command, environment)
+    doubts = [*recipes.doubtful_keys(recipe, overrides), *overlays.doubts(settings, chosen)]
+    return Plan(trainer, settings, command, environment, doubts)
 
 
 def _placed(trainer: str, run_folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,8 +53,11 @@ def train(
     planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
     if warning := trainers.untested(planned.trainer):
         _say([f"tpru: {warning}"])
+    _say([f"tpru: {doubt}" for doubt in planned.doubts])
     print(planned, flush=True)
     if dry_run:
+        doctor = f"tpru doctor --recipe {shlex.join([chosen.recipe, *chosen.overrides])}"
+        _say([f"tpru: model, data, reward and machine were not checked; {doctor} does that"])
         return 0
     start = partial(
         run.run,
