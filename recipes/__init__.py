@@ -97,15 +97,17 @@ def _known(recipe: str) -> dict[str, object]:
 
 
 def _check_types(config: DictConfig, overrides: Sequence[str], recipe: str) -> None:
-    """Raise ValueError for text in the place of a number or a truth value: Hydra takes anything."""
+    """Raise ValueError for text or a list in the place of a number or a truth value: Hydra takes anything."""
     from omegaconf import OmegaConf
 
     known = _known(recipe)
     for key in [item.partition("=")[0] for item in overrides]:
-        default = known.get(key)
-        if isinstance(default, (bool, int, float)) and isinstance(OmegaConf.select(config, key), str):
+        default, value = known.get(key), OmegaConf.select(config, key)
+        wrong = isinstance(value, str) or OmegaConf.is_config(value)
+        if isinstance(default, (bool, int, float)) and wrong:
+            found = "text" if isinstance(value, str) else "several values"
             expected = "true or false" if isinstance(default, bool) else "a number"
-            raise ValueError(f"{key}={OmegaConf.select(config, key)}: found text, expected {expected}")
+            raise ValueError(f"{key}={value}: found {found}, expected {expected}")
 
 
 def leaves(config: object, prefix: str = "") -> dict[str, object]:

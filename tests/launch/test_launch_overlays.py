@@ -75,6 +75,11 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
         ),
         (
             "tpru_7b",
+            ["data.train_batch_size=[1,2]"],
+            "data.train_batch_size=[1, 2]: found several values, expected a number",
+        ),
+        (
+            "tpru_7b",
             ["data.mm_processor_kwargs=5"],
             "data.mm_processor_kwargs=5: found no names, expected arguments of the processor by name",
         ),
