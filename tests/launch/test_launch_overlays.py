@@ -83,6 +83,19 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
             ["data.mm_processor_kwargs=5"],
             "data.mm_processor_kwargs=5: found no names, expected arguments of the processor by name",
         ),
+        (
+            "tpru_7b",
+            ["+tpru=lora,sdpa"],
+            "+tpru=lora,sdpa: found several overlays without brackets, expected +tpru=[lora,sdpa]",
+        ),
+        ("tpru_7b", ["+tpru="], "+tpru=: found no overlay, expected one or more of cispo, dapo"),
+        ("tpru_7b", ["tpru=lora"], "tpru=lora: found no single + before it, expected +tpru=lora"),
+        ("tpru_7b", ["+tpru=[lora,lora]"], "+tpru=[lora,lora]: found lora twice, expected each overlay once"),
+        (
+            "tpru_7b",
+            ["worker.actor.model.model_path=x"],
+            "found no key 'worker.actor.model.model_path', expected actor_rollout_ref.model.path, its name",
+        ),
     ],
 )
 def test_what_does_not_fit(recipe: str, overrides: list[str], message: str) -> None:
