@@ -1,11 +1,13 @@
 """What is installed: the wheel, the light base install, the entry points, make and its repair."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -212,3 +214,12 @@ class TestTorchvisionRepair:
         assert done.stderr.endswith("RuntimeError: something else; reinstall torch and torchvision\n")
         assert done.stderr.count("\n") == 1
         assert not list(site.glob("tpru*"))
+
+
+def test_no_class_name_is_defined_twice(root: Path) -> None:
+    found = Counter(
+        name
+        for path in (root / "tpru_verl").rglob("*.py")
+        for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), flags=re.M)
+    )
+    assert [name for name, times in found.items() if times > 1] == []

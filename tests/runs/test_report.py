@@ -13,7 +13,7 @@ from support.runs import dump, metrics_line
 from tpru_verl import cli
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.runs.logs import RunFiles
-from tpru_verl.runs.report import Report, write_report
+from tpru_verl.runs.report import RunReport, write_report
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
@@ -58,7 +58,7 @@ def write_rows(folder: Path) -> None:
 
 def page_of(*folders: Path) -> str:
     out = folders[0] / "report.html"
-    write_report([Report(RunFiles.find(folder)) for folder in folders], out)
+    write_report([RunReport(RunFiles.find(folder)) for folder in folders], out)
     return out.read_text()
 
 
@@ -110,7 +110,7 @@ def test_what_a_model_answers_stays_text(
 def test_rows_are_found_again_with_scene_and_pictures(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     write_rows(folder)
-    report = Report(RunFiles.find(folder))
+    report = RunReport(RunFiles.find(folder))
     validated, trained = report.grades
     assert {line.name: line.accuracy.mean for line in validated.by_task}["all"] == 1.0
     assert [line.before.mean for line in validated.by_task if line.before] == [0.0] * len(validated.by_task)
@@ -130,7 +130,7 @@ def test_numbers_that_no_axis_can_hold_are_not_drawn(tmp_path: Path) -> None:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(metrics_line(STEPS + 1, actor__grad_norm=1e308, critic__score__mean=-1e300))
     page_of(folder)
-    assert [alarm.name for alarm in Report(RunFiles.find(folder)).alarms] == ["gradient-explodes"]
+    assert [alarm.name for alarm in RunReport(RunFiles.find(folder)).alarms] == ["gradient-explodes"]
 
 
 def test_relative_paths_begin_where_the_run_was_started(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_relative_paths_begin_where_the_run_was_started(tmp_path: Path) -> None:
     write_rows(folder)
     recipe = {"actor_rollout_ref": {}, "data": {"train_files": "rows.parquet", "val_files": ["rows.parquet"]}}
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
-    assert not Report(RunFiles.find(folder)).grades[0].by_scene
+    assert not RunReport(RunFiles.find(folder)).grades[0].by_scene
     (folder / "run.json").write_text(json.dumps({"folder": str(folder)}))
-    assert Report(RunFiles.find(folder)).grades[0].by_scene
+    assert RunReport(RunFiles.find(folder)).grades[0].by_scene
 
 
 @pytest.mark.parametrize("named", ["", "second", "PLACE"])
@@ -160,7 +160,7 @@ def test_rows_of_one_text_are_told_apart_by_the_id_or_place_in_the_dump(tmp_path
         }
         line = json.dumps(answer | {"uid": f"u{step}_0_0", "row_id": row_id or None})
         (folder / f"validation/{step}.jsonl").write_text(line + "\n")
-    scenes = [line.name for line in Report(RunFiles.find(folder)).grades[0].by_scene]
+    scenes = [line.name for line in RunReport(RunFiles.find(folder)).grades[0].by_scene]
     assert scenes == (["elsewhere"] if named else [])
 
 
@@ -172,7 +172,7 @@ def test_what_is_not_recorded_is_said_with_what_records_it(tmp_path: Path) -> No
         "data": {"critic/score/mean": 0.5, "val-core/tpru/next_frame_prediction/acc/mean@1": 0.5},
     }
     (folder / "tpru_7b.jsonl").write_text(json.dumps(line) + "\n")
-    report = Report(RunFiles.find(folder / "tpru_7b.jsonl"))
+    report = RunReport(RunFiles.find(folder / "tpru_7b.jsonl"))
     write_report([report], folder / "out.html")
     words = words_of((folder / "out.html").read_text())
     assert "entropy ( actor_rollout_ref.actor.calculate_entropy=true records it)" in words
@@ -205,7 +205,7 @@ def test_runs_of_one_name_are_told_apart_by_their_path(
 
 def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
-    report = Report(RunFiles.find(folder))
+    report = RunReport(RunFiles.find(folder))
     assert not report.renew()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(metrics_line(STEPS + 1, training__rollout_actor_probs_pearson_corr=0.5))

@@ -16,7 +16,7 @@ from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import RowResult, read_results
 from tpru_verl.files import write_bytes, write_text
 from tpru_verl.runs.alarms import LEAST_AGREEMENT
-from tpru_verl.runs.curves import COLOURS, Chart, Run, charts_of, svg_and_png
+from tpru_verl.runs.curves import COLOURS, Chart, DrawnRun, charts_of, svg_and_png
 from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import RunFiles
 from tpru_verl.runs.report import FILTERS
@@ -113,7 +113,7 @@ def write_page(out: Path, *, next_commands: Sequence[str], rows: int = 12) -> Pa
 def _charts(metrics: Path) -> list[Chart]:
     """The curves that the page shows, the reward's first."""
     history = HistoryReader(RunFiles("demo", metrics, None, None)).update()
-    charts = charts_of([Run("demo", history, {}, {})])[0]
+    charts = charts_of([DrawnRun("demo", history, {}, {})])[0]
     if not charts or charts[0].title != CURVES[0]:
         raise ValueError(
             f"{metrics}: found no {CURVES[0]}, expected one a step; did the trainer take a step?"

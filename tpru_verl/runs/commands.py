@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tpru_verl.runs.logs import RunFiles
-from tpru_verl.runs.report import Report, write_report
+from tpru_verl.runs.report import RunReport, write_report
 from tpru_verl.runs.text import texts
 from tpru_verl.terminal import messages, results
 
@@ -35,7 +35,7 @@ def report(
         names = [str(run) for run in runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"found {twice} {names.count(twice)} times, expected different runs")
-    reports = [Report(replace(files, name=name)) for files, name in zip(found, names, strict=True)]
+    reports = [RunReport(replace(files, name=name)) for files, name in zip(found, names, strict=True)]
     page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
     _show(reports, page, text, watch)
     while watch:
@@ -45,7 +45,7 @@ def report(
             _show(reports, page, text, watch)
 
 
-def _show(reports: Sequence[Report], page: Path, text: bool, watch: bool) -> None:
+def _show(reports: Sequence[RunReport], page: Path, text: bool, watch: bool) -> None:
     if text:
         console = results()
         for part in texts(reports):

@@ -55,7 +55,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Run:
+class DrawnRun:
     """What curves are drawn from."""
 
     name: str
@@ -93,7 +93,7 @@ _PLAIN = (
 )
 
 
-def charts_of(runs: Sequence[Run]) -> tuple[list[Chart], dict[str, str]]:
+def charts_of(runs: Sequence[DrawnRun]) -> tuple[list[Chart], dict[str, str]]:
     """All curves that the runs have; and what no run records -> the setting that records it, if any."""
     charts: list[Chart] = []
     missing: dict[str, str] = {}
@@ -109,7 +109,7 @@ def charts_of(runs: Sequence[Run]) -> tuple[list[Chart], dict[str, str]]:
     return charts, missing
 
 
-def _points(run: Run, title: str) -> tuple[list[int], list[float]]:
+def _points(run: DrawnRun, title: str) -> tuple[list[int], list[float]]:
     if title == "clipped responses":
         return _finite(run.history.trained, lambda step: clipped(step, run.history.response_limit))
     if title == "seconds":
@@ -122,7 +122,7 @@ def _finite(steps: Iterable[Step], value: Callable[[Step], float | None]) -> tup
     return [number for number, _ in found], [v for _, v in found]
 
 
-def _graded_charts(runs: Sequence[Run], missing: dict[str, str]) -> list[Chart]:
+def _graded_charts(runs: Sequence[DrawnRun], missing: dict[str, str]) -> list[Chart]:
     """Accuracy and partial credit by task, in training and validation."""
     setting = "trainer.rollout_data_dir=FOLDER"
     found = [
@@ -137,7 +137,9 @@ def _graded_charts(runs: Sequence[Run], missing: dict[str, str]) -> list[Chart]:
     return [*found, *validated]
 
 
-def _by_task(runs: Sequence[Run], title: str, lines: Callable[[Run], dict[str, Series]]) -> list[Chart]:
+def _by_task(
+    runs: Sequence[DrawnRun], title: str, lines: Callable[[DrawnRun], dict[str, Series]]
+) -> list[Chart]:
     """One chart with a line a task; for several runs a chart a task with a line a run."""
     found = {run.name: lines(run) for run in runs}
     banded = any(line.low for run in found.values() for line in run.values())
@@ -177,7 +179,7 @@ def _add(line: Series, step: int, answers: Sequence[Graded], what: str) -> None:
         values.append(value)
 
 
-def _validated(run: Run) -> dict[str, Series]:
+def _validated(run: DrawnRun) -> dict[str, Series]:
     """Task -> accuracy at each validation, with intervals where the answers were kept."""
     lines: dict[str, Series] = {}
     for step, answers in sorted(run.validation.items()):

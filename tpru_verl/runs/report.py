@@ -11,7 +11,7 @@ from statistics import fmean, median
 
 from tpru_verl.files import write_bytes, write_text
 from tpru_verl.runs.alarms import Alarm, alarms
-from tpru_verl.runs.curves import COLOURS, Chart, Run, charts_of, svg_and_png
+from tpru_verl.runs.curves import COLOURS, Chart, DrawnRun, charts_of, svg_and_png
 from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import RARE_PHASES, History, RunFiles
 from tpru_verl.runs.rollouts import Graded
@@ -44,7 +44,7 @@ class Grades:
     before: str  # what `Line.before` is called; "" where there is none
 
 
-class Report:
+class RunReport:
     """What is said of one run; `renew` reads what was written since."""
 
     def __init__(self, files: RunFiles) -> None:
@@ -66,8 +66,8 @@ class Report:
         return old is None or old.steps != found.steps
 
     @property
-    def run(self) -> Run:
-        return Run(self.files.name, self.history, self._reader.rollouts, self._reader.validation)
+    def run(self) -> DrawnRun:
+        return DrawnRun(self.files.name, self.history, self._reader.rollouts, self._reader.validation)
 
     @cached_property
     def rows(self) -> RunRows:
@@ -173,7 +173,7 @@ def _share(answers: Sequence[_Named], what: str) -> Share:
     return share([getattr(a, what) for _, a, _ in answers], [source for _, _, source in answers])
 
 
-def write_report(reports: Sequence[Report], out: Path, *, renewed: float = 0) -> Path:
+def write_report(reports: Sequence[RunReport], out: Path, *, renewed: float = 0) -> Path:
     """Write `out`, one HTML file that holds all that it shows, and a PNG of each curve in a folder beside it.
 
     `renewed`: seconds after which a browser reads the page again; 0 for a run that has ended.

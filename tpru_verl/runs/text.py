@@ -9,13 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from tpru_verl.runs.curves import charts_of
-from tpru_verl.runs.report import Grades, Report, figure
+from tpru_verl.runs.report import Grades, RunReport, figure
 from tpru_verl.runs.shown import Section
 from tpru_verl.statistics import Share
 from tpru_verl.terminal import percent
 
 
-def texts(reports: Sequence[Report]) -> Iterator[RenderableType]:
+def texts(reports: Sequence[RunReport]) -> Iterator[RenderableType]:
     """The parts of the page that a terminal can show, run by run."""
     for report in reports:
         count, last = len(report.history.trained), report.history.steps[-1].number
@@ -47,7 +47,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _ends(report: Report) -> Table:
+def _ends(report: RunReport) -> Table:
     table = _table("First and last steps", "means", f"first {report.end}", f"last {report.end}")
     for name, first, last in report.ends:
         table.add_row(name, figure(first), figure(last))
@@ -80,7 +80,7 @@ def _share(found: Share | None) -> str:
     return f"{percent(found.mean)} [{percent(found.low)}, {percent(found.high)}]" if found else "-"
 
 
-def _phases(report: Report) -> Table:
+def _phases(report: RunReport) -> Table:
     table = _table("Time by phase", "phase", "seconds, median", "of all time")
     for name, seconds, part in report.phases:
         table.add_row(name.replace("_", " "), figure(seconds), percent(part))

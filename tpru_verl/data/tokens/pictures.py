@@ -19,7 +19,7 @@ _PIXELS = ("min_pixels", "max_pixels")
 _EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
-class Bounds(NamedTuple):
+class PixelBounds(NamedTuple):
     """`pixels`: `min_pixels` and `max_pixels` of an image, as far as they are set; `warning`: "" for none."""
 
     pixels: dict[str, int]
@@ -35,7 +35,7 @@ def patch_and_factor(processor: object) -> tuple[int, int]:
 
 def pixel_bounds(
     data: Mapping[str, object], processor: object, told: Mapping[str, object] | None = None
-) -> Bounds:
+) -> PixelBounds:
     """The bounds of `data.min_pixels` and `data.max_pixels`; `told`: `data.mm_processor_kwargs`.
 
     qwen_vl_utils resizes to these; the model's processor then resizes to its own bounds once more, in the
@@ -59,8 +59,8 @@ def pixel_bounds(
         )
     if (least and low and low < least) or (most and high and high > most):
         said = f"data.min_pixels..max_pixels={low}..{high}: the processor's own {least}..{most} hold"
-        return Bounds(bounds, f"{said}; {carried}")
-    return Bounds(bounds)
+        return PixelBounds(bounds, f"{said}; {carried}")
+    return PixelBounds(bounds)
 
 
 def _processor_bounds(processor: object, told: Mapping[str, object]) -> tuple[int | None, int | None]:
