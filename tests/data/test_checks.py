@@ -154,6 +154,7 @@ def test_doctor_names_it(broken: tuple[Path, str], checkpoint: Path) -> None:
         {
             "trainer": "veRL",
             "model": str(checkpoint),
+            "trust": False,
             "files": [str(path)],
             "keys": keys,
             "template": "bare",
