@@ -15,6 +15,8 @@ from support.checkpoints import ALPHA, RANK, write_checkpoint
 from tpru_verl import cli
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.runs import export, weights
+from tpru_verl.runs.logs import Step
+from tpru_verl.runs.model_card import card
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str | int | None:
@@ -214,3 +216,14 @@ def test_verls_callback_exports_and_never_ends_a_run(tmp_path: Path, monkeypatch
         folder = step_of(tmp_path, 5 + shards, shards=shards).parent
         callback.on_save(trainer=None, global_step=5, checkpoint_dir=str(folder), async_save=False)
     assert made == [tmp_path / "exported/global_step_6"]
+
+
+def test_a_card_has_the_accuracy_of_each_task() -> None:
+    """veRL's names of our data sources begin alike."""
+    names = ["temporal_reordering", "next_frame_prediction"]
+    data = {f"val-core/tpru/{name}/acc/mean@1": 0.25 * place for place, name in enumerate(names, 1)}
+    said = card(
+        "mine", base="", adapter=False, step=5, settings={}, versions={}, validation=Step(5, data), checks=[]
+    )
+    assert "| accuracy, temporal_reordering, step 5 | 25.0 % |" in said
+    assert "| accuracy, next_frame_prediction, step 5 | 50.0 % |" in said

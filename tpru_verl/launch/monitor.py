@@ -17,13 +17,12 @@ from tpru_verl.files import write_json
 from tpru_verl.launch import folder
 from tpru_verl.launch.settings import Settings
 from tpru_verl.runs.alarms import Alarm, alarms
-from tpru_verl.runs.logs import History, MetricsReader, Step, response_limit
+from tpru_verl.runs.logs import History, MetricsReader, Step, accuracies, response_limit
 from tpru_verl.runs.rollouts import graded, metrics_of, read_rollouts
 from tpru_verl.terminal import messages, percent, results
 
 RECENT = 10  # steps that reward, accuracy and seconds are means of
 EVERY = 10  # steps between two lines where no terminal is
-_ACCURACY = ("val-core/", "/acc/")  # how a task's accuracy in a validation begins, and goes on
 
 
 class Monitor:
@@ -149,7 +148,7 @@ class Monitor:
         for step in trained:
             for name, seconds in step.phases.items():
                 phases[name] = phases.get(name, 0.0) + seconds
-        validations = [(step.number, found) for step in self.history.steps if (found := _accuracies(step))]
+        validations = [(step.number, found) for step in self.history.steps if (found := accuracies(step))]
         return {
             "exit_code": code,
             "step": self._last,
@@ -201,16 +200,6 @@ class Monitor:
 def _seconds(step: Step) -> float:
     """Of a step with its validation, which veRL does not count to it."""
     return (step.get("seconds") or 0.0) + step.phases.get("testing", 0.0)
-
-
-def _accuracies(step: Step) -> dict[str, float]:
-    """Accuracy of each task in a validation, by veRL's `val-core/DATA_SOURCE/acc/mean@1`."""
-    start, middle = _ACCURACY
-    names = [key for key in step.data if key.startswith(start) and middle in key]
-    return {
-        key.removeprefix(start).partition(middle)[0].rpartition("/")[2]: step.data[key]
-        for key in sorted(names)
-    }
 
 
 def _reward(steps: Sequence[Step]) -> float | None:

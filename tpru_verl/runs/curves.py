@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tpru_verl.runs.alarms import LEAST_AGREEMENT
-from tpru_verl.runs.logs import History, Step, clipped
+from tpru_verl.runs.logs import History, Step, accuracies, clipped
 from tpru_verl.runs.rollouts import Graded
 from tpru_verl.statistics import share
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 WINDOW = 11  # steps that a smoothed curve averages over, the step itself in the middle
 BINS, LEAST_BINS = 24, 4  # points of a curve with intervals
 LARGEST = 1e30  # of a value that is drawn: NaN and infinities are not, nor what no axis can hold
-_ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+|val/(accuracy)_reward")
 _INK, _GRID, _LIMIT = "#3d4350", "#e3e6ec", "#b42318"
 # Of series, light; the page replaces each by a variable of its style, which has a dark value, too.
 COLOURS = ("#2457c5", "#b35c00", "#0f7b6c", "#8a3ffc", "#c2185b", "#5d6b1f", "#00728f", "#6b4f3a")
@@ -189,9 +188,8 @@ def _validated(run: DrawnRun) -> dict[str, Series]:
     if lines:
         return lines
     for step in run.history.steps:
-        for key, value in step.data.items():
-            if (match := _ACCURACY.fullmatch(key)) and math.isfinite(value):
-                task = match[1] or match[2]
+        for task, value in accuracies(step).items():
+            if math.isfinite(value):
                 line = lines.setdefault(task, Series(task.replace("_", " "), [], []))
                 line.steps.append(step.number)
                 line.values.append(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 # Phases that few steps have: their time says nothing about the others.
 RARE_PHASES = ("testing", "validation", "save_checkpoint")
 _NAMED = 5  # unreadable lines that a note names
+_ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+|val/(accuracy)_reward")
 _HEAD = 256  # bytes that tell whether a file is still the one that was read before
 
 
@@ -101,14 +103,20 @@ class History:
         return [step for step in self.steps if step.trained]
 
 
-def validated(step: Step) -> float | None:
-    """Mean accuracy over the data sources of a validation; None for a step without one.
+def accuracies(step: Step) -> dict[str, float]:
+    """Task -> accuracy of a validation, which may be NaN; {} for a step without one.
 
-    veRL: `val-core/SOURCE/acc/mean@N`; EasyR1: `val/accuracy_reward`.
+    veRL: `val-core/DATA_SOURCE/acc/mean@N`, where the task ends our data sources; EasyR1:
+    `val/accuracy_reward`, over all tasks.
     """
-    names = [name for name in step.data if name.startswith("val-core/") and "/acc/mean@" in name]
-    names = names or [name for name in ("val/accuracy_reward",) if name in step.data]
-    return sum(step.data[name] for name in names) / len(names) if names else None
+    found = ((_ACCURACY.fullmatch(name), step.data[name]) for name in sorted(step.data))
+    return {match[1] or match[2]: value for match, value in found if match}
+
+
+def validated(step: Step) -> float | None:
+    """Mean accuracy over the tasks of a validation; None for a step without one."""
+    found = accuracies(step).values()
+    return sum(found) / len(found) if found else None
 
 
 def clipped(step: Step, limit: int | None) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tpru_verl import __version__
-from tpru_verl.runs.logs import Step, validated
+from tpru_verl.runs.logs import Step, accuracies
 from tpru_verl.terminal import percent
 
 
@@ -43,7 +43,9 @@ def card(
         "",
     ]
     if validation is not None:
-        body += ["## Validation during training", "", *_table(_accuracies(validation)), ""]
+        found = accuracies(validation).items()
+        rows = {f"accuracy, {task}, step {validation.number}": percent(value) for task, value in found}
+        body += ["## Validation during training", "", *_table(rows), ""]
     body += ["## Checks of the export", "", *[f"- {line}" for line in checks], ""]
     return "\n".join([*head, *body])
 
@@ -67,17 +69,6 @@ def _training(settings: Mapping[str, Any], step: int | None) -> dict[str, object
         names = [str(name) for name in (rows if isinstance(rows, list) else [rows])]
         found["training rows"] = ", ".join(name if _is_hub_id(name) else Path(name).name for name in names)
     return {"steps": step, **found} if step is not None else found
-
-
-def _accuracies(step: Step) -> dict[str, object]:
-    rows = {name.split("/")[1]: percent(value) for name, value in step.data.items() if _is_accuracy(name)}
-    return {f"accuracy, {name}, step {step.number}": value for name, value in rows.items()} or {
-        f"accuracy, step {step.number}": percent(validated(step))
-    }
-
-
-def _is_accuracy(name: str) -> bool:
-    return name.startswith("val-core/") and "/acc/mean@" in name
 
 
 def _table(rows: Mapping[str, object]) -> list[str]:
