@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from tpru_verl.plugin import adapters, checkpoints, gdpo, on_policy, records, sharing, vision, waiting
+from tpru_verl.plugin import (
+    adapters,
+    checkpoints,
+    gdpo,
+    on_policy,
+    pictured,
+    records,
+    sharing,
+    vision,
+    waiting,
+)
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
@@ -33,6 +43,7 @@ def register() -> None:
     when_imported("verl.trainer.ppo.v1.replay_buffer")(checkpoints.ask_while_waiting)
     when_imported("verl.trainer.ppo.v1.trainer_base")(on_policy.skip_old_log_probs)
     when_imported("verl.trainer.ppo.v1.trainer_base")(records.sample_answers)
+    when_imported("verl.trainer.ppo.v1.trainer_base")(pictured.validation_pictures)
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.remove_after_save)
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.save_when_asked)
     when_imported("verl.utils.tracking")(records.keep_metrics)

@@ -87,7 +87,7 @@ def sample_answers(trainer_base: ModuleType) -> None:
         def generate_sequences(prompts: TensorDict, *args: object, **kwargs: object) -> object:
             written = "validation_data_dir" if "validate" in prompts else "rollout_data_dir"
             if self.config.trainer.get(written):
-                row_ids.update(_row_ids(prompts))
+                row_ids.update(row_ids_of(prompts))
             return generate(prompts, *args, **kwargs)
 
         agent_loop_manager.generate_sequences = generate_sequences
@@ -165,10 +165,10 @@ def _group(key: str) -> str:
     return key.rsplit("_", 2)[0]
 
 
-def _row_ids(prompts: TensorDict) -> dict[str, object]:
+def row_ids_of(prompts: TensorDict) -> dict[str, object]:
     if "uid" not in prompts or "extra_info" not in prompts:
         return {}
-    uids, infos = _as_list(prompts["uid"]), _as_list(prompts["extra_info"])
+    uids, infos = as_list(prompts["uid"]), as_list(prompts["extra_info"])
     return {
         str(uid): info.get("row_id") or info.get("place")
         for uid, info in zip(uids, infos, strict=True)
@@ -176,5 +176,5 @@ def _row_ids(prompts: TensorDict) -> dict[str, object]:
     }
 
 
-def _as_list(column: Any) -> list[Any]:
+def as_list(column: Any) -> list[Any]:
     return column.tolist() if hasattr(column, "tolist") else list(column)
