@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
 from tpru_verl.data.images import note_of, problem_of_header
-from tpru_verl.data.source.cells import names_of, short
+from tpru_verl.data.source.cells import is_missing, names_of, short
 from tpru_verl.data.source.forms import Source
+from tpru_verl.data.source.named import numbers_of
 from tpru_verl.data.source.rows import Row, is_text_or_number, read_rows
 from tpru_verl.sample import IMAGE_TAG, Task, parse_options, problems_of
 
@@ -38,7 +39,12 @@ def problems_of_row(row: Row, *, deep: bool = False, reserved: Collection[str] =
     if not isinstance(row.cells, list):
         yield f"{row.form.images}: {_no_images(row)}, expected a list of images"
         return
-    yield from (_renamed(row, text) for text in problems_of(row.problem, row.answer, len(row.cells)))
+    unanswered = not row.form.answered and is_missing(row.answer)
+    for text in problems_of(row.problem, row.answer, len(row.cells)):
+        if not (unanswered and text.startswith("answer: ")):
+            yield _renamed(row, text)
+    if not unanswered and (problem := _kind_of_answer(row, len(row.cells))):
+        yield f"{row.form.name_of('answer')}: {problem}"
     try:
         _ = row.task
     except ValueError:
@@ -110,6 +116,17 @@ def _problems_of_text(row: Row, reserved: Collection[str]) -> Iterator[str]:
     if named:
         found = f"{names_of(named, 5)}, which a model reads as more than text"
         yield f"{row.form.problem}: found {found}, expected plain text"
+
+
+def _kind_of_answer(row: Row, images: int) -> str | None:
+    """Whether the answer is of the kind that the user named, or "found ..., expected ..."."""
+    if row.form.answers == "letters" and not parse_options(str(row.problem)):
+        return "found no options in the row, expected lines such as 'A. ...', or columns A, B, ..."
+    if row.form.answers in ("orders", "ranks"):
+        numbers = numbers_of(row.answer)
+        if numbers is None or len(numbers) != images:
+            return f"found {short(row.answer)}, expected the numbers 1 to {images}, one for each image"
+    return None
 
 
 def _no_images(row: Row) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,10 +17,17 @@ if TYPE_CHECKING:
     from tpru_verl.data.source.forms import Source
     from tpru_verl.data.tokens.prompts import PromptCounter
 
+
+class AnswerKind(str, Enum):
+    letters = "letters"
+    orders = "orders"
+    ranks = "ranks"
+
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Check, show, audit and prepare rows of files (parquet, json, jsonl, tsv), folders and the Hub.",
+    help="Check, show, audit and prepare rows: files (parquet, json, jsonl, csv, tsv), folders, the Hub.",
     epilog="Use the commands in this order: `validate`, `stats`, `view`, `audit`, `prepare`.",
 )
 
@@ -33,7 +41,24 @@ SourceName = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a data set of the Hub.")]
 ProblemKey = Annotated[str | None, typer.Option(help="Column with the question. Default: found by its name.")]
 AnswerKey = Annotated[str | None, typer.Option(help="Column with the answer. Default: found by its name.")]
-ImageKey = Annotated[str | None, typer.Option(help="Column with the images. Default: found by its name.")]
+ImageKey = Annotated[
+    str | None,
+    typer.Option(help="Column with the images, or several: FIRST,SECOND,... Default: found by its name."),
+]
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the pictures that a table names. There, a picture may lie in a folder that has the "
+        "row's id."
+    ),
+]
+Answers = Annotated[
+    AnswerKind | None,
+    typer.Option(
+        help="What an answer such as [3, 1, 4, 2] means: `orders` show picture 3 first, `ranks` put picture "
+        "1 in the third place. `letters` name an option. Needed where a table allows both readings."
+    ),
+]
 Against = Annotated[
     str | None, typer.Option(help="Test rows: another source that must share no pictures with this one.")
 ]
@@ -49,11 +74,23 @@ def open_source(
     problem: str | None = None,
     answer: str | None = None,
     image: str | None = None,
+    image_root: Path | None = None,
+    answers: AnswerKind | None = None,
+    *,
+    answered: bool = True,
 ) -> Source:
+    """The source that a command's arguments describe; what it is read as is printed.
+
+    `answered` is False where rows without an answer do. Raises as `Source.open`.
+    """
     from tpru_verl.data.source.forms import Keys, Source
     from tpru_verl.terminal import messages
 
-    source = Source.open(name, revision=revision, keys=Keys(problem, answer, image))
+    if image_root is not None and not image_root.is_dir():
+        raise FileNotFoundError(f"--image-root: found no folder {image_root}")
+    kind = answers.value if answers else None
+    keys = Keys(problem, answer, image, image_root, kind, answered)
+    source = Source.open(name, revision=revision, keys=keys)
     for form in sorted({str(form) for form in source.forms}):
         messages.print(f"{name}: reading {form}", highlight=False, soft_wrap=True)
     return source
@@ -71,6 +108,8 @@ def validate(
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
     workers: Workers = None,
 ) -> None:
     """Check every row. The exit code is 1 when a row cannot be used.
@@ -82,7 +121,7 @@ def validate(
     from tpru_verl.data import validate as work
     from tpru_verl.terminal import results
 
-    opened = open_source(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     found = work.validate(
         opened, deep=deep, against=open_source(against) if against else None, workers=workers
     )
@@ -132,6 +171,8 @@ def prepare(
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
     workers: Workers = None,
 ) -> None:
     """Write rows to shards that veRL and EasyR1 read without conversion, with a manifest and a data set card.
@@ -141,7 +182,7 @@ def prepare(
     from tpru_verl.data.prepare import PrepareOptions
     from tpru_verl.data.prepare import prepare as work
 
-    opened = open_source(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
     options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep)
     other = open_source(against) if against else None
@@ -196,6 +237,8 @@ def stats(
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
     workers: Workers = None,
 ) -> None:
     """Count tasks, scenes, images, sizes, tokens, right answers and options that say "None of the ..."."""
@@ -204,7 +247,8 @@ def stats(
     from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.terminal import results
 
-    opened = open_source(source, revision, problem_key, answer_key, image_key)
+    keys = (problem_key, answer_key, image_key, image_root, answers)
+    opened = open_source(source, revision, *keys, answered=False)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
     console = results()
     found = work.statistics(
@@ -231,12 +275,15 @@ def view(
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
     workers: Workers = None,
 ) -> None:
     """Write one HTML file that shows rows: images, questions, options and answers, with filters."""
     from tpru_verl.data.view import write_gallery
 
-    opened = open_source(source, revision, problem_key, answer_key, image_key)
+    keys = (problem_key, answer_key, image_key, image_root, answers)
+    opened = open_source(source, revision, *keys, answered=False)
     typer.echo(f"Look at {write_gallery(opened, out, limit=limit, seed=seed, workers=workers)}")
 
 
@@ -251,6 +298,8 @@ def audit(
     problem_key: ProblemKey = None,
     answer_key: AnswerKey = None,
     image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
     workers: Workers = None,
 ) -> None:
     """Measure how often simple rules find the right answer without understanding. No model is needed.
@@ -261,7 +310,7 @@ def audit(
     from tpru_verl.data.audit import measure, report
     from tpru_verl.terminal import results
 
-    opened = open_source(source, revision, problem_key, answer_key, image_key)
+    opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     found = measure.audit(opened, seed=seed, workers=workers)
     console = results()
     for table in report.tables(found):

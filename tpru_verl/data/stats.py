@@ -14,7 +14,7 @@ from rich.text import Text
 
 from tpru_verl.data.checks import problems_of_row
 from tpru_verl.data.source.forms import Form, Source, Unit
-from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.source.rows import Row, is_missing, read_rows
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.data.work import each_unit
 from tpru_verl.sample import NONE_OPTION, Task, is_none_option, parse_options
@@ -157,6 +157,8 @@ def _count_images(found: Statistics, row: Row, images: list[bytes]) -> Sizes:
 def _count_question(found: Statistics, row: Row) -> None:
     task = row.task.value if row.task else UNNAMED_TASK
     found.scenes[task, row.field("scene") or UNNAMED_SCENE] += 1
+    if is_missing(row.answer):
+        return
     answer, options = str(row.answer).strip(), parse_options(str(row.problem))
     found.answers[task, answer if len(answer) == 1 and answer.isalpha() else AN_ORDER] += 1
     nones = {letter for letter, text in options.items() if is_none_option(text)}

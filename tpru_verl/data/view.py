@@ -21,7 +21,7 @@ from tpru_verl.data import images
 from tpru_verl.data.checks import problems_of_row
 from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.parts import Part
-from tpru_verl.data.source.rows import Row, read_rows
+from tpru_verl.data.source.rows import Row, is_missing, read_rows
 from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_text
 from tpru_verl.sample import IMAGE_TAG, Task, option_spans, parse_options
@@ -205,7 +205,7 @@ def _show(row: Row, side: int) -> _ShownRow:
         id=row.row_id,
         file=row.file,
         number=row.number,
-        answer=str(row.answer).strip(),
+        answer="" if is_missing(row.answer) else str(row.answer).strip(),
         reasons=reasons,
     )
 

@@ -53,6 +53,11 @@ def cells_of_text(text: str) -> list[object]:
     return [cell for cell in inner if cell]
 
 
+def is_missing(value: object) -> bool:
+    """Whether a cell is empty: None, "", or the NaN that tables have in its place."""
+    return value is None or value == "" or value != value
+
+
 def image_bytes(cell: object, folder: Path | None) -> bytes:
     """The encoded file of a cell: bytes, {bytes, path}, base64, Pillow's picture, a path inside `folder`.
 

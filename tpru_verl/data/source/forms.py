@@ -5,14 +5,16 @@ Nothing here judges a row (`tpru_verl.data.checks` does). ValueError names a fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from tpru_verl.data.layout import check_files
 from tpru_verl.data.source.cells import names_of
-from tpru_verl.data.source.parts import KINDS, Part, parts_of, plain_rows, refuse_empty
+from tpru_verl.data.source.parts import KINDS, TABLES, Part, parts_of, plain_rows, refuse_empty
 from tpru_verl.terminal import line_of
 
 HUB_SLICE = 512  # rows of a Hub data set that are one unit of work
@@ -22,14 +24,26 @@ OPTIONAL = ("task", "scene", "source_id", "id", "data_source", "extra_info", "ag
 PROBLEMS, ANSWERS = ("problem", "question", "query"), ("answer", "ground_truth", "solution", "label")
 IMAGES = ("images", "image", "image_paths", "image_path", "file_names", "file_name")
 
+# What an answer says: the letter of an option, the pictures in their right order, or the place in it of each
+# picture as shown.
+ANSWER_KINDS = ("letters", "orders", "ranks")
+
 
 @dataclass(frozen=True)
 class Keys:
-    """Names of columns that the user gave; what is None is detected."""
+    """What the user said of a source; what is None is detected."""
 
-    problem: str | None = None
+    problem: str | None = None  # name of a column
     answer: str | None = None
-    images: str | None = None
+    images: str | None = None  # of one column, or of several: "first,second,third"
+    image_root: Path | None = None  # where pictures lie, or below it in a folder that has the row's id
+    answers: str | None = None  # one of ANSWER_KINDS
+    answered: bool = True  # False: rows without an answer do, too
+
+    @property
+    def named(self) -> bool:
+        """Whether a table was described that no trainer reads as it is."""
+        return self.image_root is not None or self.answers is not None
 
 
 @dataclass(frozen=True)
@@ -50,14 +64,18 @@ class TrainerKeys:
 class Form:
     """How the columns of a source are to be read.
 
-    `kind` is `published` (problem, answer, images), `verl` (prompt, images, reward_model) or `vlmevalkit`
-    (question, A, B, ..., answer, image in base64, no tags).
+    `kind` is `published` (problem, answer, images), `verl` (prompt, images, reward_model), `vlmevalkit`
+    (question, A, B, ..., answer, image in base64, no tags) or `named` (columns of a table, see `named.py`).
     """
 
     kind: str
     problem: str
-    answer: str
+    answer: str  # "" where no column has answers
     images: str
+    columns: tuple[str, ...] = ()  # with the images of a `named` form, in the order to show them in
+    image_root: Path | None = None
+    answers: str | None = None  # one of ANSWER_KINDS; None where nobody said
+    answered: bool = True  # False: a row without an answer is sound
 
     def name_of(self, role: str) -> str:
         """The field of a row that holds its `problem`, `answer` or `images`."""
@@ -65,7 +83,8 @@ class Form:
         return f"{name}.ground_truth" if self.kind == "verl" and role == "answer" else name
 
     def __str__(self) -> str:
-        return f"problem={self.problem}, answer={self.answer}, images={self.images} ({self.kind} form)"
+        answer = f"{self.answer or 'none'}{f' as {self.answers}' if self.answers else ''}"
+        return f"problem={self.problem}, answer={answer}, images={self.images} ({self.kind} form)"
 
 
 @dataclass(frozen=True)
@@ -102,22 +121,50 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
     if isinstance(keys, TrainerKeys):
         return trainer_form(part.name, found, keys)
     listed = names_of(found)
-    named = (keys.problem, keys.answer, keys.images)
+    columns = _image_columns(found, keys)
+    named = (keys.problem, keys.answer, *columns)
     if missing := [name for name in named if name and name not in found]:
         raise ValueError(f"{part.name}: found columns {listed}; expected {missing[0]}")
-    images = keys.images or next((name for name in IMAGES if name in found), None)
+    images = ",".join(columns) or None
     # `tpru data prepare` writes both forms: the question as it was counts, not the prompt made of it.
     published = {PROBLEMS[0], ANSWERS[0]} <= set(found)
     if images and not (keys.problem or keys.answer or published) and {"prompt", "reward_model"} <= set(found):
-        return Form("verl", "prompt", "reward_model", images)
-    problem = keys.problem or next((name for name in PROBLEMS if name in found), None)
-    answer = keys.answer or next((name for name in ANSWERS if name in found), None)
+        return Form("verl", "prompt", "reward_model", images, answered=keys.answered)
+    problem = keys.problem or _first_of(PROBLEMS, found)
+    answer = keys.answer or _first_of(ANSWERS, found) or (None if keys.answered else "")
     if problem is None or answer is None or images is None:
         wanted = zip(("problem", "answer", "image"), (problem, answer, images), strict=True)
         unknown = " and ".join(f"--{key}-key" for key, name in wanted if name is None)
-        raise ValueError(f"{part.name}: found columns {listed}; say with {unknown} which to read")
-    options = problem == "question" and {"A", "B"} <= set(found)
-    return Form("vlmevalkit" if options else "published", problem, answer, images)
+        hint = "" if images or not (several := _numbered(found)) else f", such as --image-key {several}"
+        raise ValueError(f"{part.name}: found columns {listed}; say with {unknown} which to read{hint}")
+    table = part.path is not None and part.path.suffix in TABLES
+    if problem == "question" and {"A", "B"} <= set(found) and not keys.named and len(columns) == 1:
+        return Form("vlmevalkit", problem, answer, images, answered=keys.answered)
+    if not (table or keys.named or len(columns) > 1):
+        return Form("published", problem, answer, images, answered=keys.answered)
+    return Form(
+        "named", problem, answer, images, columns, keys.image_root, keys.answers, answered=keys.answered
+    )
+
+
+def _numbered(found: Sequence[str]) -> str:
+    """Columns whose names differ by a number at their end alone: `frame1,frame2`; "" for fewer than two."""
+    stems = [re.sub(r"\d+$", "", name) for name in found]
+    series = [name for name, stem in zip(found, stems, strict=True) if stem != name and stems.count(stem) > 1]
+    return ",".join(name for name in series if stems[found.index(name)] == stems[found.index(series[0])])
+
+
+def _image_columns(found: Sequence[str], keys: Keys) -> tuple[str, ...]:
+    if keys.images and keys.images not in found:
+        return tuple(name.strip() for name in keys.images.split(","))
+    name = keys.images or _first_of(IMAGES, found)
+    return (name,) if name else ()
+
+
+def _first_of(names: Sequence[str], found: Sequence[str]) -> str | None:
+    """The first of `names` that is a column; capitals matter only where two columns differ by them."""
+    by_name = {name.casefold(): name for name in reversed(found)}
+    return next((by_name.get(name) if name not in found else name for name in names if name in by_name), None)
 
 
 def check_kind(part: Part) -> None:

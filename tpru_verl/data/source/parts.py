@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}  # the kinds that veRL trains on
 
 
-SUFFIXES = (*KINDS, ".tsv")
+TABLES = {".tsv": "\t", ".csv": ","}
+SUFFIXES = (*KINDS, *TABLES)
 
 
 # The words of `datasets.data_files`, so that what it takes for a test set is one here, too; as words of their
@@ -153,14 +154,14 @@ def _splits_in(name: str) -> list[str]:
 
 
 def plain_rows(part: Part) -> Iterator[dict[str, object]]:
-    """Rows of a json, jsonl or tsv file. Raises ValueError with the line that is none."""
+    """Rows of a json, jsonl, tsv or csv file. Raises ValueError with the line that is none."""
     path = cast(Path, part.path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{part.name}: found {path.suffix or 'no suffix'!r}, expected {', '.join(SUFFIXES)}")
     refuse_empty(part)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".tsv":
+            if path.suffix in TABLES:
                 yield from _table_rows(part, file)
             else:
                 yield from _json_rows(part, file)
@@ -197,7 +198,15 @@ def _too_long(part: Part, number: int) -> ValueError:
 
 def _table_rows(part: Part, file: io.TextIOBase) -> Iterator[dict[str, object]]:
     csv.field_size_limit(_LONGEST_LINE)
-    for number, record in enumerate(csv.DictReader(_lines(part, file), delimiter="\t")):
+    delimiter = TABLES[cast(Path, part.path).suffix]
+    reader = csv.DictReader(_lines(part, file), delimiter=delimiter)
+    columns = [*(reader.fieldnames or ())]
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise ValueError(f"{part.name}: found the column {twice!r} twice, expected distinct names")
+    if len(columns) == 1 and (other := next((mark for mark in "\t;|," if mark in columns[0]), None)):
+        found = f"found {other!r} between the names of columns"
+        raise ValueError(f"{part.name}: {found}, expected {delimiter!r} in such a file")
+    for number, record in enumerate(reader):
         if None in record or None in record.values():
             raise ValueError(f"{part.name} row {number}: found more or fewer cells than columns")
         yield dict(record)

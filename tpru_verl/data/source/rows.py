@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tpru_verl.data.images import Header, read_header
-from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells, short
+from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells, is_missing, short
 from tpru_verl.data.source.forms import OPTIONAL, Form, Unit
+from tpru_verl.data.source.named import cells_of, question_and_answer, with_given_names
 from tpru_verl.data.source.parts import Part, plain_rows
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
 from tpru_verl.terminal import line_of
@@ -111,11 +112,6 @@ def _header_or_reason(data: bytes | memoryview) -> Header | str:
         return str(error)
 
 
-def is_missing(value: object) -> bool:
-    """Whether a cell is empty: None, "", or the NaN that tables have in its place."""
-    return value is None or value == "" or value != value
-
-
 def is_text_or_number(value: object) -> bool:
     return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
@@ -170,6 +166,7 @@ def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], 
     elif part.path is not None and part.path.suffix == ".parquet":
         with pq.ParquetFile(part.path) as file:
             wanted = [c for c in file.schema_arrow.names if c in {*columns_read(form)}]
+            wanted = None if form.kind == "named" else wanted
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[unit.row_group], columns=wanted):
                 yield _of_table(pa.Table.from_batches([batch]), form)
     else:
@@ -178,7 +175,9 @@ def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], 
             yield chunk, None
 
 
-def _of_table(table: pa.Table, form: Form) -> tuple[list[dict[str, object]], pa.Array]:
+def _of_table(table: pa.Table, form: Form) -> tuple[list[dict[str, object]], pa.Array | None]:
+    if form.kind == "named":
+        return table.to_pylist(), None
     wanted = [name for name in table.column_names if name in columns_read(form)]
     return records_of(table.select(wanted), form.images), table[form.images].chunk(0)
 
@@ -200,7 +199,11 @@ def columns_read(form: Form) -> tuple[str, ...]:
 
 
 def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) -> Row:
-    """The row that a record of the part's columns is; `number` counts from 0 in the part."""
+    """The row that a record of the part's columns is; `number` counts from 0 in the part.
+
+    Raises ValueError for an answer of a table that may be an order or ranks.
+    """
+    record = with_given_names(record) if form.kind == "named" else record
     given = {name: record[name] for name in OPTIONAL if record.get(name) is not None}
     problem, answer, cells = record.get(form.problem), record.get(form.answer), record.get(form.images)
     messages, unread = None, ""
@@ -210,15 +213,22 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         messages, unread = read_messages(problem)
         problem = "\n".join(message["content"] for message in messages)
         answer = answer.get("ground_truth") if isinstance(answer, Mapping) else None
-    if isinstance(cells, str):
+    if form.kind == "named":
+        cells = cells_of(record, form)
+        used = {form.problem, form.answer, *form.columns}
+        options = table_options({name: value for name, value in record.items() if name not in used})
+        place = f"{part.name} row {number}"
+        problem, answer = question_and_answer(place, record, form, options, len(cells))
+    elif isinstance(cells, str):
         cells = cells_of_text(cells)
     elif isinstance(cells, (bytes, Mapping)):
         cells = [cells]
     if form.kind == "vlmevalkit":
         problem = _problem_of_table(record, len(cells) if isinstance(cells, list) else 0)
     fields = tuple(name for name, value in record.items() if value is not None)
+    folder = form.image_root or part.folder
     return Row(
-        part.name, number, problem, answer, cells, part.folder, given, form, messages or None, unread, fields
+        part.name, number, problem, answer, cells, folder, given, form, messages or None, unread, fields
     )
 
 

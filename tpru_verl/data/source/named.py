@@ -1,0 +1,107 @@
+"""Rows of a table whose columns were named: pictures in one column or several, a text, and an answer.
+
+A text without `<image>` tags gets them here, and an order gets the question itself. So the answer's kind has
+to be known (`ANSWER_KINDS`): `[3, 1, 4, 2]` as an order shows picture 3 first, as ranks it puts picture 1
+third.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from tpru_verl.data.source.cells import cells_of_text, is_missing, short
+from tpru_verl.data.source.forms import OPTIONAL, Form
+from tpru_verl.grading.orders import counts_up, order_of
+from tpru_verl.sample import IMAGE_TAG, parse_options
+
+_SAY = "--answers orders (which picture is first, second, ...) or --answers ranks (the place of each picture)"
+
+
+def with_given_names(record: Mapping[str, object]) -> dict[str, object]:
+    """The record, with `Id` and `Scene` under the names that rows have for them."""
+    small = {name.casefold(): value for name, value in record.items()}
+    return {**{name: small[name] for name in OPTIONAL if name in small}, **record}
+
+
+def cells_of(record: Mapping[str, object], form: Form) -> list[object]:
+    """The images of a record, column by column; empty cells hold none.
+
+    A name below `form.image_root` may also lie there in a folder that has the row's id.
+    """
+    cells: list[object] = []
+    for column in form.columns:
+        value = record.get(column)
+        held = (
+            cells_of_text(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
+        )
+        cells += [cell for cell in held if cell is not None and cell == cell]
+    if form.image_root is None:
+        return cells
+    folder = str(record.get("id") or "")
+    return [_below(form.image_root, folder, cell) if isinstance(cell, str) else cell for cell in cells]
+
+
+def _below(root: Path, folder: str, name: str) -> str:
+    inside = f"{folder}/{name}"
+    try:
+        return inside if folder and not (root / name).is_file() and (root / inside).is_file() else name
+    except (OSError, ValueError):  # a name that is none is told by who opens it
+        return name
+
+
+def question_and_answer(
+    place: str, record: Mapping[str, object], form: Form, options: Mapping[str, str], images: int
+) -> tuple[object, object]:
+    """The problem with its tags, and the answer as the grader reads it; `options`: of columns A to Z.
+
+    Raises ValueError, in one line that begins with `place`, where the answer may be of two kinds.
+    """
+    text, answer = record.get(form.problem), record.get(form.answer) if form.answer else None
+    if isinstance(answer, (list, tuple)):
+        answer = ", ".join(map(str, answer))
+    if not isinstance(text, str):
+        return text, answer
+    whole = "\n".join([text, *(f"{letter}. {option}" for letter, option in options.items())])
+    posed = whole if IMAGE_TAG in text else IMAGE_TAG * images + whole
+    if form.answers == "letters" or parse_options(whole):
+        return posed, answer
+    numbers = numbers_of(answer)
+    if form.answers is None:
+        if IMAGE_TAG in text or (numbers is None and not is_missing(answer)):
+            return posed, answer
+        if numbers is None or numbers != ranks_of(numbers):
+            found = "no answer" if numbers is None else f"{form.answer} {short(answer)}"
+            raise ValueError(f"{place}: found {found} and no options; say with {_SAY} what is asked")
+    problem = text if IMAGE_TAG in text else order_question(text, images)
+    if numbers is None or len(numbers) != images:
+        return problem, answer
+    return problem, " ".join(map(str, ranks_of(numbers) if form.answers == "ranks" else numbers))
+
+
+def order_question(about: str, images: int) -> str:
+    """A problem that asks for the order of `images` pictures; `about` says what they show, or is empty."""
+    shows = f"These photos show {about.strip().rstrip(' .;,')}. " if about.strip() else ""
+    tags = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(images))
+    asked = f"Below are {images} images in random order, labelled 1-{images}. What is the correct sequence?"
+    return f"{shows}{asked}\n{tags}"
+
+
+def numbers_of(answer: object) -> list[int] | None:
+    """The numbers 1..n in an answer's order, those of 0..n-1 raised by one; None for any other answer."""
+    labels = order_of(answer) if isinstance(answer, str) else None
+    if labels is None or not counts_up(labels) or not labels[0].isdigit():
+        return None
+    start = min(map(int, labels))
+    return [int(label) + 1 - start for label in labels]
+
+
+def ranks_of(order: Sequence[int]) -> list[int]:
+    """The place of each picture, for an order that names them from the first to the last; both of 1..n.
+
+    The function is its own inverse: for the places of pictures it gives their order.
+    """
+    places = [0] * len(order)
+    for place, picture in enumerate(order):
+        places[picture - 1] = place + 1
+    return places
