@@ -1,11 +1,12 @@
-"""What `tpru report` takes for a long run: seconds, and the size of its page.
+"""What a long run costs to report, and to watch: `tpru report`, and a step of `tpru train`'s monitor.
 
     python benchmarks/report.py
     python benchmarks/report.py --steps 100 --keep outputs/made_run
 
 The run is made, not trained: 10 prompts with 5 responses of 120 words at each step, and a validation of 461
 rows every 50 steps. CPU seconds are those of all cores; other work on the machine makes them grow less than
-the others. The page of `--keep FOLDER` can be opened in a browser.
+the others. The page of `--keep FOLDER` can be opened in a browser. The monitor is timed over 20 steps of 50
+responses, after those of the table without any.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import measure
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.launch.monitor import Monitor
+from tpru_verl.launch.settings import Settings
 from tpru_verl.sample import IMAGE_TAG, Sample
+from tpru_verl.trainers import VERL
 
 PROMPTS, EACH, VALIDATED, EVERY = 10, 5, 461, 50
 WORDS = [
@@ -87,10 +92,14 @@ def make_run(folder: Path, steps: int) -> None:
         if step % EVERY == 0:
             validated = "".join(_answers(test, step, 1, right, rng))
             (folder / f"validation/{step}.jsonl").write_text(validated)
-        data = {"critic/score/mean": right + rng.gauss(0, 0.06)}
-        data |= {name: 1 + rng.uniform(-0.1, 0.1) for name in METRICS}
-        lines.append(json.dumps({"step": step, "data": data}) + "\n")
+        lines.append(_metrics(step, right, rng))
     (folder / "metrics.jsonl").write_text("".join(lines))
+
+
+def _metrics(step: int, right: float, rng: random.Random) -> str:
+    data = {"critic/score/mean": right + rng.gauss(0, 0.06)}
+    data |= {name: 1 + rng.uniform(-0.1, 0.1) for name in METRICS}
+    return json.dumps({"step": step, "data": data}) + "\n"
 
 
 def _rows(count: int, seed: int, rng: random.Random) -> list[Sample]:
@@ -130,6 +139,23 @@ def measured(folder: Path) -> tuple[float, float, float]:
     return seconds, cpu, (folder / "report.html").stat().st_size / 1e6
 
 
+def monitored(folder: Path, steps: int, more: int = 20) -> float:
+    """CPU milliseconds of the monitor for a step, the median of `more` steps that follow on `steps`."""
+    rng, rows, metrics = random.Random(0), _rows(PROMPTS, 1, random.Random(0)), folder / "metrics.jsonl"
+    metrics.write_text("".join(_metrics(step, 0.5, rng) for step in range(1, steps + 1)))
+    (folder / "rollouts").mkdir()
+    monitor = Monitor(folder, Settings(VERL, {}), total=0, resumed_at=steps, line=False)
+    found: list[float] = []
+    for step in range(steps + 1, steps + more + 1):
+        (folder / f"rollouts/{step}.jsonl").write_text("".join(_answers(rows, step, EACH, 0.5, rng)))
+        with metrics.open("a") as file:
+            file.write(_metrics(step, 0.5, rng))
+        started = time.process_time()
+        monitor()
+        found.append(1000 * (time.process_time() - started))
+    return median(found)
+
+
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=1000)
@@ -151,6 +177,12 @@ def main() -> None:
         ],
     ]
     print(measure.markdown(rows, "`tpru report` of a made run"))
+    watched = [["steps before", "CPU ms a step"]]
+    for before in (10, 1000, 10_000):
+        with tempfile.TemporaryDirectory() as temporary:
+            watched.append([f"{before:,}", f"{monitored(Path(temporary), before):.1f}"])
+    print()
+    print(measure.markdown(watched, "The monitor of `tpru train`: a step with 50 responses"))
 
 
 if __name__ == "__main__":

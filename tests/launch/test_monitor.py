@@ -8,6 +8,7 @@ import pytest
 
 from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.settings import Settings
+from tpru_verl.runs.alarms import Watch
 
 QUESTION = "Reorder the frames. Frame 1: Frame 2: Frame 3: Frame 4: Options: A. 2134 B. 1324 C. 2314 D. 4123"
 
@@ -87,3 +88,26 @@ def test_an_alarm_is_told_once_and_ends_the_run_that_asked_for_it(
     assert capsys.readouterr().err.count("alarm no-reward, step 5") == 1
     assert str(ends()).startswith("alarm no-reward (--stop-on) at step 7")
     assert ends.stopped
+
+
+def test_a_step_costs_the_same_however_long_the_run_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is looked at once, also where several come between two looks, and after a resume."""
+    looked: list[int] = []
+    add_step = Watch.add
+    monkeypatch.setattr(Watch, "add", lambda self, step: looked.append(step.number) or add_step(self, step))
+    for step in range(1, 7):
+        add(tmp_path, step)
+    shown = monitor(tmp_path, resumed_at=4)
+    kept = "".join((tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:4])
+    (tmp_path / "new").write_text(kept)
+    (tmp_path / "new").replace(tmp_path / "metrics.jsonl")
+    for step in range(5, 30):
+        add(tmp_path, step, right=1)
+        if step % 3:
+            shown()
+    shown()
+    assert looked == list(range(1, 30))
+    assert [step.number for step in shown.history.trained] == looked
+    assert shown.summary(0)["step"] == 29

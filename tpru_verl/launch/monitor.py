@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from statistics import fmean
 
@@ -16,7 +17,7 @@ from rich.text import Text
 from tpru_verl.files import write_json
 from tpru_verl.launch import folder
 from tpru_verl.launch.settings import Settings
-from tpru_verl.runs.alarms import Alarm, alarms
+from tpru_verl.runs.alarms import Alarm, Watch
 from tpru_verl.runs.logs import History, MetricsReader, Step, accuracies, response_limit
 from tpru_verl.runs.rollouts import graded, metrics_of, read_rollouts
 from tpru_verl.terminal import messages, percent, results
@@ -53,10 +54,12 @@ class Monitor:
         # Later steps belong to the start before; the trainer takes them out when it logs its first one.
         self.history.steps = [step for step in self.history.steps if step.number <= resumed_at]
         self._trained = self.history.trained
+        self._watch = Watch(self.history.response_limit)
+        for step in self._trained:
+            self._watch.add(step)
         self.stopped = False  # by an alarm
         self._said: set[str] = set()
         self._reported = self._resumed_at
-        self._graded = self._resumed_at
         self._by_task: dict[str, deque[float]] = {}
         self._live = Live(console=messages, auto_refresh=False, transient=True) if line else None
         self._shown = line and messages.is_terminal
@@ -74,8 +77,10 @@ class Monitor:
     def __call__(self) -> str | None:
         """Look once. Returns why the run is to end, where an alarm of `stop_on` holds."""
         new = self._read()
+        for step in new:
+            self._grade(step)
+            self._watch.add(step)
         if new:
-            self._grade()
             for alarm in self._new_alarms():
                 messages.print(f"alarm {alarm.name}, step {alarm.last}: {alarm.text}. {alarm.advice}")
                 if alarm.name in self.stop_on:
@@ -92,33 +97,33 @@ class Monitor:
     def _last(self) -> int:
         return self._trained[-1].number if self._trained else 0
 
-    def _read(self) -> bool:
-        """Whether there is a new step."""
-        before = self._last
+    def _read(self) -> list[Step]:
+        """The training steps that are new, in order. Steps before them are not looked at again."""
         with suppress(OSError):  # no step was logged yet
             found = self._reader.path.stat()
             if (found.st_ino, found.st_size) != self._seen:
                 self._seen = (found.st_ino, found.st_size)
                 self.history.steps = self._reader.update()
-                self._trained = self.history.trained
-        return self._last != before
+                later = takewhile(lambda step: step.number > self._last, reversed(self.history.steps))
+                new = [step for step in later if step.trained][::-1]
+                self._trained += new
+                return new
+        return []
 
-    def _grade(self) -> None:
-        """Grade the answers of the new steps, where the run keeps some."""
-        for step in [step for step in self._trained if step.number > self._graded]:
-            self._graded = step.number
-            try:
-                found = list(graded(read_rollouts(self.place / folder.ROLLOUTS / f"{step.number}.jsonl")))
-            except (OSError, ValueError):  # none are kept, or the trainer is in the middle of them
-                continue
-            step.data.update(metrics_of(found))
-            for task in sorted({answer.task for answer in found}):
-                mean = fmean(answer.accuracy for answer in found if answer.task == task)
-                self._by_task.setdefault(task, deque(maxlen=RECENT)).append(mean)
+    def _grade(self, step: Step) -> None:
+        """Grade the answers of a new step, where the run keeps some."""
+        try:
+            found = list(graded(read_rollouts(self.place / folder.ROLLOUTS / f"{step.number}.jsonl")))
+        except (OSError, ValueError):  # none are kept, or the trainer is in the middle of them
+            return
+        step.data.update(metrics_of(found))
+        for task in sorted({answer.task for answer in found}):
+            mean = fmean(answer.accuracy for answer in found if answer.task == task)
+            self._by_task.setdefault(task, deque(maxlen=RECENT)).append(mean)
 
     def _new_alarms(self) -> list[Alarm]:
         """Those that this start has not told yet, and that hold now."""
-        found = [alarm for alarm in alarms(self.history) if alarm.last > self._resumed_at]
+        found = [alarm for alarm in self._watch.alarms if alarm.last > self._resumed_at]
         new = [alarm for alarm in found if alarm.name not in self._said]
         self._said.update(alarm.name for alarm in new)
         return new
@@ -156,7 +161,7 @@ class Monitor:
             "reward": {"first": _reward(trained[:some]), "last": _reward(trained[-some:]), "steps": some},
             "validation": [{"step": number, "accuracy": found} for number, found in validations],
             "seconds": {"step": sum(step.get("seconds") or 0.0 for step in trained), **phases},
-            "alarms": [vars(alarm) for alarm in alarms(self.history)],
+            "alarms": [vars(alarm) for alarm in self._watch.alarms],
         }
 
     def end(self, code: int, commands: Sequence[str]) -> None:

@@ -1,12 +1,14 @@
 """What goes wrong in runs, as rules over the steps so far, in words, each with what to try.
 
-`alarms(history)` looks at a whole run; after each step of a run that is going on it may be called again.
+`alarms(history)` looks at a whole run. `Watch` is told one step after the other. It keeps of the steps before
+what the rules need, so that its time a step does not grow with the run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
@@ -31,7 +33,7 @@ LEAST_GROWTH = 0.5  # GB over GROWING_STEPS
 SLOW = 2  # times the median of the steps before
 LEAST_BEFORE_SLOW = 5
 
-Found = Iterator[tuple[int, str]]  # step and what was seen there
+Look = Callable[[Step], "str | None"]  # what was seen there, of a rule that holds
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,51 @@ class Alarm:
 
 @dataclass(frozen=True)
 class _Rule:
-    look: Callable[[History], Found]
+    start: Callable[[int | None], Look]  # takes the tokens of the longest response that the recipe allows
     advice: str
 
 
+class Watch:
+    """The alarms of a run that goes on. `response_limit` as in `History`."""
+
+    def __init__(self, response_limit: int | None = None) -> None:
+        self._looks = {name: rule.start(response_limit) for name, rule in _RULES.items()}
+        self._found: dict[str, Alarm] = {}
+
+    def add(self, step: Step) -> None:
+        """The next training step."""
+        for name, look in self._looks.items():
+            if text := look(step):
+                before = self._found.get(name)
+                first, steps = (before.step, before.steps) if before else (step.number, 0)
+                self._found[name] = Alarm(name, first, step.number, steps + 1, text, _RULES[name].advice)
+
+    @property
+    def alarms(self) -> list[Alarm]:
+        """Those of the steps so far, in the order of NAMES; none for what a run does not record."""
+        return [self._found[name] for name in NAMES if name in self._found]
+
+
 def alarms(history: History) -> list[Alarm]:
-    """The alarms of the steps so far, in the order of NAMES; none for what a run does not record."""
-    found: list[Alarm] = []
-    for name, rule in _RULES.items():
-        if held := list(rule.look(history)):
-            last, text = held[-1]
-            found.append(Alarm(name, held[0][0], last, len(held), text, rule.advice))
-    return found
+    """Those of a whole run."""
+    watch = Watch(history.response_limit)
+    for step in history.trained:
+        watch.add(step)
+    return watch.alarms
 
 
-def _no_reward(history: History) -> Found:
-    for steps in _windows([step for step in history.trained if _best(step) is not None], SILENT_STEPS):
-        if all(_best(step) == 0 for step in steps):
-            yield steps[-1].number, f"no response of {SILENT_STEPS} steps earned any reward"
+def _no_reward(_: int | None) -> Look:
+    recent: deque[float] = deque(maxlen=SILENT_STEPS)
+
+    def look(step: Step) -> str | None:
+        if (best := _best(step)) is None:
+            return None
+        recent.append(best)
+        if len(recent) < SILENT_STEPS or any(recent):
+            return None
+        return f"no response of {SILENT_STEPS} steps earned any reward"
+
+    return look
 
 
 def _best(step: Step) -> float | None:
@@ -78,16 +107,18 @@ def _best(step: Step) -> float | None:
     return None if found is None or math.isnan(found) else max(found, 0.0)
 
 
-def _without_variance(history: History) -> Found:
-    for number, share in _means(history, _silent_share):
-        if share > MOST_WITHOUT_VARIANCE:
-            yield (
-                number,
-                (
-                    f"{_percent(share)} of the groups of {WINDOW} steps had equal rewards throughout, "
-                    "so that they taught nothing"
-                ),
-            )
+def _without_variance(_: int | None) -> Look:
+    mean_of = _means(_silent_share)
+
+    def look(step: Step) -> str | None:
+        if (share := mean_of(step)) is None or share <= MOST_WITHOUT_VARIANCE:
+            return None
+        return (
+            f"{_percent(share)} of the groups of {WINDOW} steps had equal rewards throughout, so that they "
+            "taught nothing"
+        )
+
+    return look
 
 
 def _silent_share(step: Step) -> float | None:
@@ -97,118 +128,145 @@ def _silent_share(step: Step) -> float | None:
     return 1.0 if low is not None and low == high else None
 
 
-def _format_falls(history: History) -> Found:
-    best = 0.0
-    for number, mean in _means(history, lambda step: step.get("format rate")):
-        if mean < best - FORMAT_FALL:
-            yield number, f"{_percent(mean)} of the responses are well-formed, {_percent(best)} were at best"
+def _format_falls(_: int | None) -> Look:
+    best, mean_of = 0.0, _means(lambda step: step.get("format rate"))
+
+    def look(step: Step) -> str | None:
+        nonlocal best
+        if (mean := mean_of(step)) is None:
+            return None
         best = max(best, mean)
-
-
-def _one_letter(history: History) -> Found:
-    right = dict(_means(history, lambda step: step.get("commonest right answer")))
-    for number, share in _means(history, lambda step: step.get("commonest answer")):
-        if share > ONE_ANSWER and right.get(number, 0.0) < ONE_RIGHT_ANSWER:
-            yield (
-                number,
-                (
-                    f"{_percent(share)} of the answers are the same one, which "
-                    f"{_percent(right.get(number, 0.0))} of the rows have at most"
-                ),
-            )
-
-
-def _at_limit(history: History) -> Found:
-    for number, share in _means(history, lambda step: clipped(step, history.response_limit)):
-        if share > MOST_CLIPPED:
-            limit = history.response_limit
-            yield number, f"{_percent(share)} of the responses end at {limit} tokens, the limit"
-
-
-def _entropy_collapses(history: History) -> Found:
-    means = list(_means(history, lambda step: step.get("entropy")))
-    for number, mean in means[WINDOW:]:
-        if mean < LEAST_ENTROPY * means[0][1]:
-            yield number, f"the entropy fell from {means[0][1]:.3g} to {mean:.3g}"
-
-
-def _explodes(*names: str) -> Callable[[History], Found]:
-    def look(history: History) -> Found:
-        for name in names:
-            before: list[float] = []
-            for step in history.trained:
-                value = step.get(name)
-                if value is None:
-                    continue
-                if math.isnan(value):
-                    yield step.number, f"{name}: found no number (NaN)"
-                    continue
-                usual = median(map(abs, before[-MOST_BEFORE:])) if len(before) >= LEAST_BEFORE else math.inf
-                if abs(value) > max(EXPLOSION * usual, FLOORS[name]):
-                    yield step.number, f"{name} {value:.3g}, {usual:.3g} is usual"
-                before.append(value)
+        if mean >= best - FORMAT_FALL:
+            return None
+        return f"{_percent(mean)} of the responses are well-formed, {_percent(best)} were at best"
 
     return look
 
 
-def _disagrees(history: History) -> Found:
-    for step in history.trained:
+def _one_letter(_: int | None) -> Look:
+    mean_of = _means(lambda step: step.get("commonest answer"))
+    right_of = _means(lambda step: step.get("commonest right answer"))
+
+    def look(step: Step) -> str | None:
+        share, right = mean_of(step), right_of(step) or 0.0
+        if share is None or share <= ONE_ANSWER or right >= ONE_RIGHT_ANSWER:
+            return None
+        same = f"{_percent(share)} of the answers are the same one"
+        return f"{same}, which {_percent(right)} of the rows have at most"
+
+    return look
+
+
+def _at_limit(limit: int | None) -> Look:
+    mean_of = _means(lambda step: clipped(step, limit))
+
+    def look(step: Step) -> str | None:
+        if (share := mean_of(step)) is None or share <= MOST_CLIPPED:
+            return None
+        return f"{_percent(share)} of the responses end at {limit} tokens, the limit"
+
+    return look
+
+
+def _entropy_collapses(_: int | None) -> Look:
+    first: list[float] = []  # the means of the first WINDOW windows; the run begins with the first one
+    mean_of = _means(lambda step: step.get("entropy"))
+
+    def look(step: Step) -> str | None:
+        if (mean := mean_of(step)) is None:
+            return None
+        if len(first) < WINDOW:
+            first.append(mean)
+        elif mean < LEAST_ENTROPY * first[0]:
+            return f"the entropy fell from {first[0]:.3g} to {mean:.3g}"
+        return None
+
+    return look
+
+
+def _explodes(*names: str) -> Callable[[int | None], Look]:
+    def start(_: int | None) -> Look:
+        before: dict[str, deque[float]] = {name: deque(maxlen=MOST_BEFORE) for name in names}
+        return lambda step: next(filter(None, [_exploded(step, name, before[name]) for name in names]), None)
+
+    return start
+
+
+def _exploded(step: Step, name: str, before: deque[float]) -> str | None:
+    value = step.get(name)
+    if value is None:
+        return None
+    if math.isnan(value):
+        return f"{name}: found no number (NaN)"
+    usual = median(before) if len(before) >= LEAST_BEFORE else math.inf
+    before.append(abs(value))
+    if abs(value) <= max(EXPLOSION * usual, FLOORS[name]):
+        return None
+    return f"{name} {value:.3g}, {usual:.3g} is usual"
+
+
+def _disagrees(_: int | None) -> Look:
+    def look(step: Step) -> str | None:
         value = step.get("agreement")
-        if value is not None and not value >= LEAST_AGREEMENT:  # NaN, too: no correlation at all
-            seen = "no number (NaN)" if math.isnan(value) else f"{value:.3f}"
-            yield (
-                step.number,
-                (
-                    f"probabilities of rollout and trainer correlate at {seen}, expected {LEAST_AGREEMENT} "
-                    "or more"
-                ),
-            )
+        if value is None or value >= LEAST_AGREEMENT:  # NaN is not: no correlation at all
+            return None
+        seen = "no number (NaN)" if math.isnan(value) else f"{value:.3f}"
+        return f"probabilities of rollout and trainer correlate at {seen}, expected {LEAST_AGREEMENT} or more"
+
+    return look
 
 
-def _memory_grows(history: History) -> Found:
-    known = [(step, value) for step in history.trained if (value := step.get("host memory")) is not None]
-    for window in _windows(known, GROWING_STEPS):
-        values = [value for _, value in window]
-        growth = values[-1] - values[0]
+def _memory_grows(_: int | None) -> Look:
+    values: deque[float] = deque(maxlen=GROWING_STEPS)
+
+    def look(step: Step) -> str | None:
+        if (value := step.get("host memory")) is None:
+            return None
+        values.append(value)
         rises = all(after > before for before, after in pairwise(values))
-        if rises and growth >= LEAST_GROWTH:
-            yield (
-                window[-1][0].number,
-                (
-                    f"host memory grew at each of {GROWING_STEPS} steps, in all by {growth:.1f} GB to "
-                    f"{values[-1]:.1f} GB"
-                ),
-            )
+        growth = values[-1] - values[0]
+        if len(values) < GROWING_STEPS or not rises or growth < LEAST_GROWTH:
+            return None
+        return (
+            f"host memory grew at each of {GROWING_STEPS} steps, in all by {growth:.1f} GB to {value:.1f} GB"
+        )
+
+    return look
 
 
-def _slow(history: History) -> Found:
-    before: list[float] = []
-    for step in history.trained:
-        seconds = step.usual_seconds
-        if seconds is None:
-            continue
-        if len(before) >= LEAST_BEFORE_SLOW and seconds > SLOW * (usual := median(before[-MOST_BEFORE:])):
-            phases = {name: time for name, time in step.phases.items() if name not in RARE_PHASES}
-            longest = max(phases, key=lambda name: phases[name], default="")
-            most = f", {phases[longest]:.1f} s of it {longest}" if longest else ""
-            yield step.number, f"step {step.number} took {seconds:.1f} s{most}; {usual:.1f} s is usual"
+def _slow(_: int | None) -> Look:
+    before: deque[float] = deque(maxlen=MOST_BEFORE)
+
+    def look(step: Step) -> str | None:
+        if (seconds := step.usual_seconds) is None:
+            return None
+        usual = median(before) if len(before) >= LEAST_BEFORE_SLOW else math.inf
         before.append(seconds)
+        if seconds <= SLOW * usual:
+            return None
+        phases = {name: time for name, time in step.phases.items() if name not in RARE_PHASES}
+        longest = max(phases, key=lambda name: phases[name], default="")
+        most = f", {phases[longest]:.1f} s of it {longest}" if longest else ""
+        return f"step {step.number} took {seconds:.1f} s{most}; {usual:.1f} s is usual"
+
+    return look
 
 
-def _means(history: History, value: Callable[[Step], float | None]) -> Iterator[tuple[int, float]]:
-    """Means over WINDOW steps that have the value, with the last one's number."""
-    known = [(step.number, v) for step in history.trained if (v := value(step)) is not None and v == v]
-    for window in _windows(known, WINDOW):
-        yield window[-1][0], fmean(v for _, v in window)
+def _means(value_of: Callable[[Step], float | None]) -> Callable[[Step], float | None]:
+    """The mean over the last WINDOW steps that have the value; None at a step without it, and before."""
+    recent: deque[float] = deque(maxlen=WINDOW)
+
+    def mean_of(step: Step) -> float | None:
+        if (value := value_of(step)) is None or math.isnan(value):
+            return None
+        recent.append(value)
+        return fmean(recent) if len(recent) == WINDOW else None
+
+    return mean_of
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _windows(items: Sequence, length: int) -> Iterator[Sequence]:
-    for end in range(length, len(items) + 1):
-        yield items[end - length : end]
 
 
 _RULES = {

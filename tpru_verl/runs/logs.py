@@ -154,7 +154,7 @@ class MetricsReader:
         *lines, self._rest = content.split(b"\n")
         for line in lines:
             self._add(line)
-        return [self.steps[number] for number in sorted(self.steps)]
+        return list(self.steps.values())  # in order: `_add` takes out what a line goes back behind
 
     @property
     def notes(self) -> list[str]:
@@ -183,10 +183,9 @@ class MetricsReader:
             return
         number, data = read
         # A resumed run goes back to its checkpoint: what came after that was not trained from it.
-        if later := [step for step in self.steps if step > number]:
-            self._repeated.update(later)
-            for step in later:
-                del self.steps[step]
+        while self.steps and (last := next(reversed(self.steps))) > number:
+            self._repeated.add(last)
+            del self.steps[last]
         read = Step(number, data)
         # A resumed run validates the step of its checkpoint once more, which is no training.
         if number in self.steps and self.steps[number].trained and read.trained:
