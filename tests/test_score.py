@@ -44,6 +44,17 @@ def test_verls_dump_is_counted_by_task_and_preset(tmp_path: Path) -> None:
     assert [r.response for r in read_rollouts(folder)] == [RIGHT, RIGHT, WRONG, BARE]  # by step, not by name
 
 
+def test_a_row_that_names_its_task_is_counted_there(tmp_path: Path) -> None:
+    prompt = "Which picture is missing? <image> A. <image> B. <image>"
+    lines = [
+        {**line(RIGHT, 1.0, i), "input": prompt, "task": task}
+        for i, task in enumerate(["previous_frame_review", "next_frame_prediction", "", None, "sorting"])
+    ]
+    numbers = summary(score_rollouts(write(tmp_path / "1.jsonl", lines)))
+    counts = {name: found["n"] for name, found in numbers.items()}
+    assert counts == {"next_frame_prediction": 1, "not recognised": 3, "previous_frame_review": 1, "all": 5}
+
+
 def test_easyr1s_log(tmp_path: Path) -> None:
     path = tmp_path / "generations.log"
     outputs = [(RIGHT, 1.0), ("<think>two\nlines</think>\n<answer>A</answer>", 0.125)]

@@ -116,7 +116,7 @@ def test_answers_are_drawn_before_they_are_decoded_and_have_the_id_of_their_row(
 
         def fit(self, manager: Any) -> None:
             manager.generate_sequences(
-                {"uid": ["000", "001"], "extra_info": [{"row_id": "a", "place": "x"}, {}]}
+                {"uid": ["000", "001"], "extra_info": [{"row_id": "a", "place": "x", "task": "t"}, {}]}
             )
             manager.generate_sequences(
                 {"uid": ["002"], "extra_info": [{"place": "FILE row 3"}], "validate": True}
@@ -137,8 +137,12 @@ def test_answers_are_drawn_before_they_are_decoded_and_have_the_id_of_their_row(
     records.sample_answers(SimpleNamespace(PPOTrainer=Trainer))  # type: ignore[arg-type]
     Trainer().fit(SimpleNamespace(generate_sequences=lambda prompts: None))
     assert written == [
-        {"n": 4, "extra": {"uid": keys(1, 4), "row_id": ["a"] * 4}, "to": "r"},
-        {"n": 1, "extra": {"uid": ["002_0_0"], "reward": [1.0], "row_id": ["FILE row 3"]}, "to": "v"},
+        {"n": 4, "extra": {"uid": keys(1, 4), "row_id": ["a"] * 4, "task": ["t"] * 4}, "to": "r"},
+        {
+            "n": 1,
+            "extra": {"uid": ["002_0_0"], "reward": [1.0], "row_id": ["FILE row 3"], "task": [None]},
+            "to": "v",
+        },
     ]
 
 

@@ -26,3 +26,19 @@ def tpru(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return (1, out, code) if isinstance(code, str) else (int(code or 0), out, err)
 
     return run
+
+
+@pytest.fixture
+def tpru_eval(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[object, str, str]]:
+    """Exit code (or message), standard output and standard error of `tpru eval ARGS`."""
+
+    def call(*args: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tpru", "eval", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        out, err = capfd.readouterr()
+        return caught.value.code, out, " ".join(err.split())
+
+    return call

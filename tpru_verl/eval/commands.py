@@ -60,13 +60,28 @@ MaxPixels = Annotated[int, typer.Option(help="Larger images are reduced to this 
 @app.command(
     epilog="Examples:\n\n"
     "- `tpru eval Qwen/Qwen2.5-VL-7B-Instruct --bench tpru-test,muirbench`\n\n"
+    "- `tpru eval outputs/merged --rows data/mine@test`\n\n"
     "- `tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
 )
 def run(
     model: Annotated[
         str, typer.Argument(help="Folder or Hub id of a model. With --base-url: the name on the server.")
     ],
-    bench: BenchNames = "tpru-test",
+    bench: Annotated[
+        str | None,
+        typer.Option(
+            help=f"One or more benchmarks, separated by commas: {', '.join(NAMES)}. Default: tpru-test, "
+            "or none with --rows."
+        ),
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Your own rows: a file, a folder or a Hub id that `tpru data` reads, with @SPLIT where it "
+            "has several. Can be given several times.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results. Default: outputs/eval/MODEL.")] = None,
     data: Data = None,
     style: Style = "tpru",
@@ -123,15 +138,17 @@ def run(
     If a run was interrupted, the same command continues it and asks nothing twice.
     """
     from tpru_verl.eval.benchmarks import find
+    from tpru_verl.eval.benchmarks.own import own
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.report import tables
     from tpru_verl.eval.run import EvalOptions, evaluate
     from tpru_verl.terminal import results
 
-    benchmarks = find(bench)
+    benchmarks = find(bench or "tpru-test") if bench or not rows else []
     sources = _pairs("--data", data)
     if unknown := set(sources) - {benchmark.name for benchmark in benchmarks}:
         raise ValueError(f"--data: found {unknown.pop()!r}, expected one of the benchmarks of --bench")
+    chosen = [*((benchmark, sources.get(benchmark.name)) for benchmark in benchmarks), *own(rows or [])]
     sampling = Sampling(max_tokens, temperature, top_p, n, seed)
     options = EvalOptions(style, circular, limit)
     out = out or Path("outputs/eval") / model.strip("/").replace("/", "--")
@@ -155,7 +172,7 @@ def run(
     else:
         engine = _local(model, sampling, min_pixels, max_pixels, max_model_len, extra)
     try:
-        summary = evaluate([(b, sources.get(b.name)) for b in benchmarks], engine, options, out, model)
+        summary = evaluate(chosen, engine, options, out, model)
     except (KeyboardInterrupt, SystemExit) as end:  # `cli.main` turns SIGTERM and SIGHUP into SystemExit
         code = 130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0)
         by = f" by {Signals(code - 128).name}"

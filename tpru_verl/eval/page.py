@@ -57,8 +57,11 @@ def write_page(
     html = template.render(
         model=str(summary["model"]).rstrip("/").rpartition("/")[2] or summary["model"],
         summary=summary,
-        charts={name: _bars(name, group, summary) for name, group in summary["benchmarks"].items()},
-        ordering={name: ORDERING.get(name, {}) for name in summary["benchmarks"]},
+        charts={
+            loaded.benchmark.name: _bars(loaded, summary["benchmarks"][loaded.benchmark.name])
+            for loaded, _ in runs
+        },
+        ordering={loaded.benchmark.name: _published(loaded, ORDERING) for loaded, _ in runs},
         source=SOURCE,
         failures=failures,
         wrong=wrong,
@@ -69,10 +72,15 @@ def write_page(
     return path
 
 
-def _bars(name: str, group: Mapping[str, Any], summary: Mapping[str, Any]) -> list[_Bar]:
+def _bars(loaded: Loaded, group: Mapping[str, Any]) -> list[_Bar]:
     own = _Bar("this run", group["accuracy"], (group["low"], group["high"]))
-    others = [_Bar(model, share / 100, None) for model, share in OVERALL.get(name, {}).items()]
+    others = [_Bar(model, share / 100, None) for model, share in _published(loaded, OVERALL).items()]
     return sorted([own, *others], key=lambda bar: -bar.accuracy)
+
+
+def _published(loaded: Loaded, table: Mapping[str, Mapping[str, float]]) -> Mapping[str, float]:
+    """Model -> accuracy in %; none beside other rows than the published ones."""
+    return table.get(loaded.benchmark.name, {}) if loaded.whole else {}
 
 
 def _drawn(bad: Sequence[int], lines: Sequence[RowResult]) -> list[int]:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 
 from tpru_verl import prompts
 from tpru_verl.data.tokens.pixels import MAX, MIN
-from tpru_verl.eval.benchmarks import BENCHMARKS, Benchmark, Loaded, load
+from tpru_verl.eval.benchmarks import Benchmark, Loaded, load
 from tpru_verl.eval.benchmarks.base import LETTER
+from tpru_verl.eval.benchmarks.own import own
 from tpru_verl.eval.engines.base import Engine, Request, Sampling
 from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import RowResult, prompts_hash, result_of_row, summarise, versions
@@ -166,7 +167,8 @@ def evaluate_rows(
     """
     from tpru_verl.eval.engines.local import Local
 
-    loaded = load(BENCHMARKS["tpru-test"], str(rows))
+    ((benchmark, source),) = own([str(rows)])
+    loaded = load(benchmark, source)
     engine = Local(str(model), samplings[0], min_pixels=min_pixels, max_pixels=max_pixels)
     evaluations: list[Evaluation] = []
     try:
@@ -198,13 +200,8 @@ def _limited(loaded: Loaded, options: EvalOptions, seed: int) -> Loaded:
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(len(loaded.items))[: options.limit].tolist())
     note = f"{options.limit:,} of {len(loaded.items):,} rows, drawn with seed {seed}"
-    return Loaded(
-        loaded.benchmark,
-        [loaded.items[i] for i in chosen],
-        loaded.origin,
-        loaded.revision,
-        [*loaded.notes, note],
-    )
+    items = [loaded.items[i] for i in chosen]
+    return replace(loaded, items=items, notes=[*loaded.notes, note], whole=False)
 
 
 def _announce(loaded: Loaded, engine: Engine) -> None:

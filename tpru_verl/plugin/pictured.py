@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tpru_verl.plugin.hooks import require
-from tpru_verl.plugin.records import as_list, row_ids_of, same_ones
+from tpru_verl.plugin.records import as_list, rows_of, same_ones
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,10 +103,12 @@ def _names(config: Any) -> Sequence[str]:
 def _pictures_of(prompts: TensorDict) -> dict[str, tuple[str, list[str]]]:
     if "raw_prompt" not in prompts:
         return {}
-    ids = row_ids_of(prompts)
+    rows = rows_of(prompts)
     pairs = zip(as_list(prompts["uid"]), as_list(prompts["raw_prompt"]), strict=True)
     return {
-        str(uid): (str(ids.get(str(uid)) or ""), found) for uid, chat in pairs if (found := [*_uris(chat)])
+        str(uid): (str(rows.get(str(uid), {}).get("row_id") or ""), found)
+        for uid, chat in pairs
+        if (found := [*_uris(chat)])
     }
 
 

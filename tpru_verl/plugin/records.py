@@ -74,12 +74,13 @@ def sample_answers(trainer_base: ModuleType) -> None:
     """Stock veRL writes every answer of every step, decoded one by one, and none says which row it answers.
 
     With the variable MOST_ANSWERS, whole groups are drawn from each step before anything is decoded, and the
-    same rows from each validation. Answers have the `row_id` of their row, or its place where it has none.
+    same rows from each validation. Answers have the `task` of their row, and its `row_id`, or its place where
+    it has no id.
     """
     trainer = trainer_base.PPOTrainer
     require(trainer, "fit", "_log_rollout_data", "_dump_generations")
     fit, log, dump = trainer.fit, trainer._log_rollout_data, trainer._dump_generations
-    row_ids: dict[str, object] = {}
+    rows: dict[str, dict[str, object]] = {}
 
     def fit_noting_rows(self: Any, agent_loop_manager: Any) -> None:
         generate = agent_loop_manager.generate_sequences
@@ -87,7 +88,7 @@ def sample_answers(trainer_base: ModuleType) -> None:
         def generate_sequences(prompts: TensorDict, *args: object, **kwargs: object) -> object:
             written = "validation_data_dir" if "validate" in prompts else "rollout_data_dir"
             if self.config.trainer.get(written):
-                row_ids.update(row_ids_of(prompts))
+                rows.update(rows_of(prompts))
             return generate(prompts, *args, **kwargs)
 
         agent_loop_manager.generate_sequences = generate_sequences
@@ -98,7 +99,7 @@ def sample_answers(trainer_base: ModuleType) -> None:
         keys, tags = [batch.keys[i] for i in chosen], [batch.tags[i] for i in chosen]
         log(self, type(batch)(keys, tags, batch.partition_id), timing_raw, rollout_data_dir)
         for key in batch.keys:  # those that were not drawn, too
-            row_ids.pop(_group(key), None)
+            rows.pop(_group(key), None)
 
     def _dump_generations(
         self: Any,
@@ -111,9 +112,10 @@ def sample_answers(trainer_base: ModuleType) -> None:
     ) -> None:
         extra = dict(reward_extra_infos_dict)
         if uids := extra.get("uid"):
-            extra["row_id"] = [row_ids.get(_group(uid)) for uid in uids]
+            for name in ("row_id", "task"):
+                extra[name] = [rows.get(_group(uid), {}).get(name) for uid in uids]
             for uid in uids:
-                row_ids.pop(_group(uid), None)
+                rows.pop(_group(uid), None)
         chosen = list(range(len(inputs)))
         if dump_path == self.config.trainer.get("validation_data_dir"):
             names = [str(row) for row in extra.get("row_id") or []]
@@ -165,12 +167,12 @@ def _group(key: str) -> str:
     return key.rsplit("_", 2)[0]
 
 
-def row_ids_of(prompts: TensorDict) -> dict[str, object]:
+def rows_of(prompts: TensorDict) -> dict[str, dict[str, object]]:
     if "uid" not in prompts or "extra_info" not in prompts:
         return {}
     uids, infos = as_list(prompts["uid"]), as_list(prompts["extra_info"])
     return {
-        str(uid): info.get("row_id") or info.get("place")
+        str(uid): {"row_id": info.get("row_id") or info.get("place"), "task": info.get("task")}
         for uid, info in zip(uids, infos, strict=True)
         if info
     }

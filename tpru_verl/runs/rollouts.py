@@ -19,6 +19,7 @@ from tpru_verl.sample import Task, parse_options, recognise_task
 PROMPTS, RESPONSES = ("input", "prompt", "problem"), ("output", "response", "completion", "prediction")
 ANSWERS = ("gts", "ground_truth", "answer", "solution", "label")
 _EASYR1 = re.compile(r"^\[(prompt|output|ground_truth|score)\] ", re.MULTILINE)
+_TASKS = {task.value: task for task in Task}
 _UID_END = re.compile(r"_\d+_\d+$")  # veRL's uid ends in the numbers of the sample and of its output
 
 
@@ -27,7 +28,8 @@ class Rollout:
     """One response of a dump.
 
     `recorded` is the score it was trained with, `group` the prompt it answers, `place` the file, the row and
-    the key of its right answer. `row` is the id or the place of the row, which our plugin adds.
+    the key of its right answer. `row` is the id or the place of the row, and `own_task` the task that the row
+    names; our plugin adds both.
     """
 
     prompt: str
@@ -37,17 +39,18 @@ class Rollout:
     group: str
     place: str
     row: str = ""
+    own_task: Task | None = None
 
     @property
     def task(self) -> Task | None:
-        return _question(self.prompt)[0]
+        return self.own_task or _question(self.prompt)[0]
 
     def grade(self) -> Grade:
         """A prompt that ends with `<think>` tells that the chat template has opened the reasoning.
 
         Raises ValueError, with file, row and key, for a right answer that no response can match.
         """
-        task, options = _question(self.prompt)
+        task, options = self.task, _question(self.prompt)[1]
         try:
             read_answer(self.answer, options, task)
         except ValueError as error:
@@ -125,6 +128,7 @@ def _rollout(record: Mapping[str, object], place: str) -> Rollout:
         f"{record.get('step', '')}/{group}",
         f"{place}, {answer_key}",
         str(record.get("row_id") or ""),
+        _TASKS.get(str(record.get("task"))),
     )
 
 

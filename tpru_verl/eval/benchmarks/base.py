@@ -81,16 +81,16 @@ class Layout:
 class Benchmark:
     """A benchmark: where its rows come from, how many were published, and how its authors ask.
 
-    `hub` is the Hub id and `revision` the commit that was looked at (None: whatever is newest, and written
-    down); `hub_file` is the file to take where the repository is no data set that `datasets` loads,
-    `url` that of a table where the Hub has none; `tsv` is VLMEvalKit's name and `md5` its checksum of the
-    table.
+    `rows` is None for rows of the user, which nobody published. `hub` is the Hub id and `revision` the commit
+    that was looked at (None: whatever is newest, and written down); `hub_file` is the file to take where the
+    repository is no data set that `datasets` loads, `url` that of a table where the Hub has none; `tsv` is
+    VLMEvalKit's name and `md5` its checksum of the table.
     """
 
     name: str
     title: str
     hub: str
-    rows: int
+    rows: int | None
     layouts: tuple[Layout, ...]
     instruction: str | Callable[[Item], str] = LETTER
     template: str | None = None  # of the style `benchmark`, in place of `instruction`
@@ -107,13 +107,17 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Loaded:
-    """The items of a benchmark, their origin, and notes for the user."""
+    """The items of a benchmark, their origin, and notes for the user.
+
+    `whole`: these are the rows that were published, all of them, so that published numbers may stand beside.
+    """
 
     benchmark: Benchmark
     items: list[Item]
     origin: str
     revision: str | None
     notes: list[str] = field(default_factory=list)
+    whole: bool = False
 
 
 def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None = None) -> Loaded:
@@ -131,10 +135,13 @@ def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None 
             else:
                 items.append(item)
     if not items:
-        raise ValueError(f"{benchmark.name}: {parts[0].name}: found 0 rows, expected {benchmark.rows}")
+        expected = benchmark.rows or "at least 1"
+        raise ValueError(f"{benchmark.name}: {parts[0].name}: found 0 rows, expected {expected}")
     notes = [f"{left_out} rows left out: {benchmark.note}"] if left_out else []
-    notes += _mismatches(benchmark, parts, len(items))
-    return Loaded(benchmark, _distinct(items), data or parts[0].name, parts[0].commit, notes)
+    mismatches = _mismatches(benchmark, parts, len(items))
+    whole = benchmark.rows is not None and not mismatches
+    origin = data or parts[0].name
+    return Loaded(benchmark, _distinct(items), origin, parts[0].commit, [*notes, *mismatches], whole)
 
 
 def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list[Part]:
@@ -232,7 +239,7 @@ def records(part: Part) -> Iterator[Record]:
 
 def _mismatches(benchmark: Benchmark, parts: Sequence[Part], found: int) -> list[str]:
     notes = []
-    if found != benchmark.rows:
+    if benchmark.rows is not None and found != benchmark.rows:
         notes.append(
             f"found {found:,} rows, published {benchmark.rows:,}: not the whole benchmark, or another"
         )

@@ -1,0 +1,81 @@
+"""`tpru eval --rows`: the user's own rows under their own name, and no published numbers beside them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.benchmark_rows import tpru_hub
+from support.endpoint import endpoint
+from support.rows import reordering, write_jsonl, write_parquet
+
+from tpru_verl.eval.benchmarks.own import own
+from tpru_verl.eval.published import OVERALL
+
+Tpru = Callable[..., tuple[object, str, str]]
+
+
+def test_a_split_of_a_folder(tpru_eval: Tpru, tmp_path: Path) -> None:
+    tpru_hub(tmp_path / "mine")  # TPRU-Test's own layout, and a file's name that says "test"
+    write_parquet(tmp_path / "mine/train.parquet", [reordering(9)])
+    out = tmp_path / "out"
+    with endpoint() as server:
+        code, said, err = tpru_eval(
+            "tiny", "--base-url", server.url, "--out", out, "--rows", f"{tmp_path}/mine@test"
+        )
+    assert code == 0, err
+    summary = json.loads((out / "summary.json").read_text())["benchmarks"]
+    assert {name: group["n"] for name, group in summary.items()} == {"mine@test": 5}
+    assert (out / "mine@test.jsonl").is_file()
+    assert "mine@test" in said
+    assert "published" not in err
+    page = (out / "page.html").read_text()
+    assert not [model for model in OVERALL["tpru-test"] if model in page]
+
+
+def test_own_rows_beside_a_benchmark_of_the_same_name(tpru_eval: Tpru, tmp_path: Path) -> None:
+    source = tpru_hub(tmp_path / "tpru_test")
+    args = ["--bench", "tpru-test", "--data", f"tpru-test={source}", "--rows", source.parent]
+    with endpoint() as server:
+        code, _, err = tpru_eval("tiny", "--base-url", server.url, "--out", tmp_path / "out", *args)
+    assert code == 0, err
+    summary = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"]
+    assert list(summary) == ["tpru-test", "tpru_test-2"]
+    assert summary["tpru-test"]["accuracy"] == summary["tpru_test-2"]["accuracy"]
+
+
+def test_sources_of_one_name_have_names_of_their_own() -> None:
+    names = [benchmark.name for benchmark, _ in own(["a/x y.jsonl", "b/x y.jsonl", "a/x y.jsonl", "/"])]
+    assert names == ["x-y.jsonl", "x-y.jsonl-2", "rows"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"task": "sorting"}, "'sorting'"),
+        ({"answer": "F"}, "answer: found 'F', expected one of A, B, C, D, E"),
+    ],
+)
+def test_a_row_that_cannot_be_asked_counts_as_failed(
+    tpru_eval: Tpru, tmp_path: Path, row: dict[str, object], said: str
+) -> None:
+    good, bad = ({**reordering(i), "images": []} for i in (1, 2))
+    for line in (good, bad):
+        line["problem"] = line["problem"].replace("<image>", "") + "<image>"
+        line["images"] = [str(tmp_path / "p.png")]
+    (tmp_path / "p.png").write_bytes(reordering(1)["images"][0])
+    source = write_jsonl(tmp_path / "rows.jsonl", [good, {**bad, **row}])
+    with endpoint() as server:
+        code, _, err = tpru_eval(
+            "tiny", "--base-url", server.url, "--out", tmp_path / "out", "--rows", source
+        )
+    assert code == 0, err
+    assert said in err
+    (group,) = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"].values()
+    assert (group["n"], group["failed"]) == (2, 1)
+
+
+def test_rows_that_do_not_exist_are_one_line(tpru_eval: Tpru, tmp_path: Path) -> None:
+    with endpoint() as server:
+        code, _, _ = tpru_eval("tiny", "--base-url", server.url, "--out", tmp_path, "--rows", tmp_path / "no")
+    assert "no such file or folder" in str(code)
