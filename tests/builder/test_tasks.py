@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
-from support.frames import Given, clip, encoded, moment
+from support.frames import Given, clip, encoded, moment, screen, screens
 
 from tpru_verl.builder import candidates, tasks
 from tpru_verl.builder.clips import Counts, Frame
 from tpru_verl.builder.deal import Deal
 from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.tasks import LETTERS, Draft, Near, TaskOptions, ask, drafts_of, plain_text, seeded
+from tpru_verl.data.likeness import watched_of
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task, parse_options, problems_of, recognise_task
 
 FILTERS = Filters()
@@ -96,6 +97,81 @@ def test_foreign_frames_are_near_in_looks_and_encoded_alike() -> None:
     (draft,) = drafts_of(own, (0, 0), same, "", options, FILTERS, 0)
     assert isinstance(draft, Draft)
     assert {ref.clip for ref in draft.wrong} == {3}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([Task.NEXT_FRAME_PREDICTION, Task.PREVIOUS_FRAME_REVIEW]), st.integers(0, 2**32))
+def test_no_wrong_frame_shows_what_a_right_one_would(task: Task, seed: int) -> None:
+    """Neither another moment of the clip nor a frame of another clip nor the spare one of a None row."""
+    rng = np.random.default_rng(seed)
+    own, other, before = clip(14, 1, name="a#1"), clip(14, 2, name="b"), clip(8, 3, name="a")
+    for place in rng.permutation(14)[:4]:  # the clip comes by some moments twice
+        copy = int(rng.integers(14))
+        own.hash[place], own.grey[place] = own.hash[copy], own.grey[copy]
+    for place, lender, frame in ((0, own, 2), (3, own, 7), (5, before, 4), (9, own, 11)):
+        other.hash[place], other.grey[place] = lender.hash[frame], lender.grey[frame]
+    near = [Near(other, (0, 5)), Near(before, (0, 0))]
+    clips = {0: before, 1: own, 5: other}
+    for row in drafts_of(own, (0, 1), near, "", TaskOptions((task,), rows_per_clip=3), FILTERS, seed):
+        if isinstance(row, tuple):
+            continue
+        marks = [step.frame for step in row.steps]
+        if row.asked == (0,):
+            right = [*before.grey, *own.grey[: marks[1]]]
+        else:
+            right = [*own.grey[marks[row.asked[0] - 1] + 1 : marks[row.asked[0] + 1]]]
+        for ref in row.wrong:
+            shown = clips[ref.clip].grey[ref.frame]
+            assert not any((shown == fits).all() for fits in right)
+
+
+def test_screens_that_differ_in_their_clock_are_the_same() -> None:
+    filters, clips, names = Filters(min_bits=0), [], []
+    for number, (shows, pictures) in enumerate(screens()):
+        frames = [Frame(encoded(picture, "PNG"), i) for i, picture in enumerate(pictures)]
+        ((made, _),) = clips_of(Given(frames, f"task{number}"), filters, Counts(), shortest=4, longest=24)
+        clips.append(made)
+        names.append([shows[i] for i in made.index])
+    greys, items = np.concatenate([made.grey for made in clips]), [m.id for m in clips for _ in range(len(m))]
+    watched = watched_of(greys, items)
+    assert not watched[:3, :10].any(), "the clock"
+    assert watched[8:].all()
+    rows = 0
+    for number, made in enumerate(clips):
+        near = [Near(other, (i, 0)) for i, other in enumerate(clips) if i != number]
+        options = TaskOptions((Task.NEXT_FRAME_PREDICTION, Task.PREVIOUS_FRAME_REVIEW), rows_per_clip=2)
+        for row in drafts_of(made, (number, 0), near, "", options, filters, 0, watched):
+            if isinstance(row, tuple):
+                continue
+            rows += 1
+            marks = [step.frame for step in row.steps]
+            low, high = (marks[1] + 1, marks[3]) if row.asked == (2,) else (0, marks[1])
+            wrong = [names[ref.file][ref.frame] for ref in row.wrong]
+            assert not {*wrong} & {*names[number][low:high]}
+            assert len({*wrong}) == len(wrong)
+    assert rows > 30
+
+
+def test_what_moves_at_the_edge_of_different_pictures_is_no_clock() -> None:
+    greys = np.stack([clip(1, seed).grey[0] for seed in range(20)])
+    assert watched_of(greys, [str(i) for i in range(20)]).all()
+    one = [np.asarray(screen("home", minute).convert("L").resize((64, 64))) for minute in range(20)]
+    assert watched_of(np.stack(one), ["one item"] * 20).all(), "one item alone cannot tell"
+
+
+def test_no_text_is_lent_by_a_clip_that_shows_the_same() -> None:
+    own, same, other = clip(6, 1, "a"), clip(6, 1, "the same again", "same"), clip(6, 2, "b", "other")
+    (draft,) = drafts_of(
+        own,
+        (0, 0),
+        [Near(same, (0, 1)), Near(other, (0, 2))],
+        "",
+        TaskOptions((Task.TEMPORAL_REORDERING,)),
+        FILTERS,
+        0,
+    )
+    assert isinstance(draft, Draft)
+    assert draft.not_about == ("b",)
 
 
 @st.composite

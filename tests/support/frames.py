@@ -97,3 +97,34 @@ def clip(frames: int, seed: int = 0, about: str = "", name: str = "") -> Clip:
         leak_hash=np.zeros(0, np.uint64),
         size=[int(size) for size in rng.integers(1000, 2000, frames)],
     )
+
+
+def screens(tasks: int = 12, seed: int = 0) -> list[tuple[list[str], list[Image.Image]]]:
+    """Phone screens of tasks that share screens; a clock and a battery in each status bar run on.
+
+    Each task is the names of what its screens show, and the pictures.
+    """
+    rng = np.random.default_rng(seed)
+    made: list[tuple[list[str], list[Image.Image]]] = []
+    for task in range(tasks):
+        names = ["home", f"app {task % 3}", f"list {task % 4}", f"item {task}", f"done {task}", "home"]
+        minute = int(rng.integers(600))
+        pictures: list[Image.Image] = []
+        for name in names:
+            minute += int(rng.integers(1, 3))
+            pictures.append(screen(name, minute))
+        made.append((names, pictures))
+    return made
+
+
+def screen(name: str, minute: int) -> Image.Image:
+    look = np.random.default_rng([*name.encode()])
+    image = Image.new("RGB", (216, 432), (245, 245, 245))
+    canvas = ImageDraw.Draw(image)
+    canvas.rectangle((0, 0, 216, 22), (20, 20, 20))
+    canvas.text((6, 5), f"{9 + minute // 60:02d}:{minute % 60:02d}", "white")
+    canvas.rectangle((170, 6, 174 + minute * 7 % 36, 16), (120, 220, 120))
+    for _ in range(8):
+        left, top = int(look.integers(10, 120)), int(look.integers(40, 330))
+        canvas.rectangle((left, top, left + 70, top + 60), tuple(int(c) for c in look.integers(0, 200, 3)))
+    return image

@@ -1,5 +1,7 @@
 """Chooses the wrong frames of a row: they look like the right frame, but a person can tell them from it.
 
+A wrong frame has to differ from every frame that would be right, not only from the one that is shown.
+
 The right frame tends to be the nearest to the given frames, or the farthest from them, and a model could
 learn that instead. So the wrong frames are drawn to make each rank of the right frame, by nearness, by
 oddness and by size, equally likely over many rows.
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 
 from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
-from tpru_verl.builder.pictures import bits_between, change_between
+from tpru_verl.builder.pictures import bits_between
+from tpru_verl.data.likeness import changes
 
 POOL = 16  # wrong frames to choose from
 DRAWS = 64  # sets of wrong frames that are tried
+ACROSS = 4  # times --min-change: what frames of two items have to differ by
 _COARSE = 2  # pixels of the thumbnail that become one, as in `tpru data audit`
 
 Floats = NDArray[np.float64]
@@ -35,6 +39,9 @@ class Ref(NamedTuple):
     frame: int
 
 
+Framed = tuple[Clip, tuple[int, int], int]  # a clip, its place, the number of the frame in it
+
+
 @dataclass(frozen=True)
 class Bench:
     """The frames that a row may show, compared with each other. A frame is named by its place in `refs`."""
@@ -44,18 +51,30 @@ class Bench:
     grey: NDArray[np.uint8]
     size: NDArray[np.int64]
     own: int  # how many of them, at the beginning, are from the clip that the row is made of
+    shown: int  # how many may be shown; those after them are from earlier clips of the same item
     filters: Filters
+    watched: NDArray[np.bool_] | None = None  # the pixels where no clock runs
 
     @classmethod
-    def of(cls, frames: Sequence[tuple[Clip, tuple[int, int], int]], filters: Filters) -> Bench:
-        """From (clip, its place, frame), the frames of the row's own clip first."""
+    def of(
+        cls,
+        own: Sequence[Framed],
+        foreign: Sequence[Framed],
+        earlier: Sequence[Framed],
+        filters: Filters,
+        watched: NDArray[np.bool_] | None = None,
+    ) -> Bench:
+        """From frames of the row's own clip, of other items, and of earlier clips of the same item."""
+        frames = [*own, *foreign, *earlier]
         return cls(
             [Ref(*place, frame) for _, place, frame in frames],
             np.stack([clip.hash[frame] for clip, _, frame in frames]),
             np.stack([clip.grey[frame] for clip, _, frame in frames]),
             np.array([clip.size[frame] for clip, _, frame in frames]),
-            sum(place == frames[0][1] for _, place, _ in frames),
+            len(own),
+            len(own) + len(foreign),
             filters,
+            watched,
         )
 
     @cached_property
@@ -72,10 +91,15 @@ class Bench:
 
     @cached_property
     def apart(self) -> NDArray[np.bool_]:
-        """(frames, frames) whether a person can tell the two frames from each other."""
-        change = np.stack([change_between(one, self.grey) for one in self.grey])
-        differ = (change > 0) & (change >= self.filters.min_change)
-        return differ & (self.bits >= self.filters.min_bits)
+        """(frames, frames) whether a person can tell the two frames from each other.
+
+        Clocks do not count. Frames of two items have to differ more than neighbours in one clip: screens of
+        one app or poses of one robot that hardly differ show the same moment of two takes.
+        """
+        change = changes(self.grey, self.watched)
+        own = np.arange(len(change)) < self.own
+        least = np.where(own[:, None] & own, 1.0, ACROSS) * self.filters.min_change
+        return (change > 0) & (change >= least) & (self.bits >= self.filters.min_bits)
 
     def all_apart(self, places: Sequence[int]) -> bool:
         """Whether no two of these frames look alike."""
@@ -101,6 +125,7 @@ def wrong_frames(
     bench: Bench,
     right: int,
     given: Sequence[int],
+    fitting: Sequence[int],
     pool: Sequence[int],
     count: int,
     ranks: Ranks,
@@ -108,15 +133,17 @@ def wrong_frames(
 ) -> tuple[list[int], float]:
     """Choose `count` frames of `pool`, and a spare one where there is one, and say how far off the ranks are.
 
-    The spare comes last; it replaces the right frame in a row that has no right option. The list is empty
-    when too few frames differ from all frames of the row and from each other. The number is the distance
-    between `ranks` and the ranks that the right frame has among the chosen frames.
+    `fitting` are the frames that would be right, too: no frame that looks like one of them is chosen. The
+    spare comes last; it replaces the right frame in a row that has no right option. The list is empty when
+    too few frames differ from these, from all frames of the row and from each other. The number is the
+    distance between `ranks` and the ranks that the right frame has among the chosen frames.
     """
     kept: list[int] = []
+    shown = [right, *given, *fitting]
     for frame in pool:
         # Another moment of the clip is near in time. A frame of another clip has to look similar.
         near = frame < bench.own or bench.bits[right, frame] <= bench.filters.max_bits
-        if len(kept) < POOL and near and bench.apart[frame, [right, *given, *kept]].all():
+        if len(kept) < POOL and near and bench.apart[frame, [*shown, *kept]].all():
             kept.append(frame)
     if len(kept) < count:
         return [], np.inf

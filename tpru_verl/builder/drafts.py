@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from tpru_verl.builder.clips import Clip, Label, Told, file_of, read_clip, read_told, told_file
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.tasks import Draft, Near, Place, TaskOptions, drafts_of
-from tpru_verl.data.likeness import SAME_PICTURE, bits
+from tpru_verl.data.likeness import SAME_PICTURE, bits, watched_of
 from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
 
+CLOCK_CLIPS, CLOCK_FRAMES = 64, 160  # at most about so many of a scene tell where a clock runs
 NEIGHBOURS = 6  # clips of the same scene and split that lend wrong frames and texts
 
 
@@ -30,6 +31,7 @@ class DraftTask:
     folder: Path  # of the files of clips
     told: Path | None  # folder of the files with the model's words about them
     clips: Sequence[tuple[Place, str, tuple[Place, ...]]]
+    watched: Mapping[str, NDArray[np.bool_]]  # of a scene: the pixels where no clock runs
     options: TaskOptions
     filters: Filters
     seed: int
@@ -93,14 +95,47 @@ def draft(task: DraftTask) -> tuple[Drafted, Counter[str]]:
     for place, split, near in task.clips:
         clip, told = _clip(task, place)
         others = [Near(_clip(task, other)[0], other) for other in near]
+        others += _earlier(task, clip, place, {*near})
         rows: list[Draft] = []
-        for row in drafts_of(clip, place, others, told.wrong, task.options, task.filters, task.seed):
+        watched = task.watched.get(clip.scene)
+        for row in drafts_of(clip, place, others, told.wrong, task.options, task.filters, task.seed, watched):
             if isinstance(row, Draft):
                 rows.append(row)
             else:
                 lost[row[1]] += 1
         drafted.append((split, rows))
     return drafted, lost
+
+
+def _earlier(task: DraftTask, clip: Clip, place: Place, known: set[Place]) -> list[Near]:
+    """The earlier clips of the same item. They are in the same file, one after another."""
+    found: list[Near] = []
+    for number in reversed(range(place[1])):
+        other, _ = _clip(task, (place[0], number))
+        if other.item != clip.item:
+            break
+        if (place[0], number) not in known:
+            found.append(Near(other, (place[0], number)))
+    return found
+
+
+def watched_in(folder: Path, labels: Mapping[Place, Label]) -> dict[str, NDArray[np.bool_]]:
+    """For each scene the pixels where no clock runs; scenes without a clock are absent.
+
+    A sample of its clips tells, whatever their split.
+    """
+    scenes: dict[str, list[Place]] = {}
+    for place, label in sorted(labels.items()):
+        scenes.setdefault(label.scene, []).append(place)
+    found: dict[str, NDArray[np.bool_]] = {}
+    for scene, members in scenes.items():
+        clips = [read_clip(file_of(folder, f), n) for f, n in members[:: 1 + len(members) // CLOCK_CLIPS]]
+        step = 1 + sum(map(len, clips)) // CLOCK_FRAMES
+        frames = [(clip.grey[i], clip.item) for clip in clips for i in range(0, len(clip), step)]
+        watched = watched_of(np.stack([grey for grey, _ in frames]), [item for _, item in frames])
+        if not watched.all():
+            found[scene] = watched
+    return found
 
 
 def _clip(task: DraftTask, place: Place) -> tuple[Clip, Told]:

@@ -19,10 +19,9 @@ from tpru_verl.data.images import (
     thumbnail,
     upright,
 )
-from tpru_verl.data.likeness import HASHED, hash_of
+from tpru_verl.data.likeness import HASHED, LEVEL, hash_of
 from tpru_verl.terminal import line_of
 
-LEVEL = 12  # grey levels of 255 from which a pixel counts as changed; the noise of JPEG is smaller
 QUALITY = 92  # of pictures that have to be encoded anew
 # Formats that Pillow reads and that trainers may not read: frames in them become PNG, without a loss.
 CONVERTED = {

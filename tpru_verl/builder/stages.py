@@ -252,11 +252,13 @@ class Stages:
     ) -> tuple[list[Path], deal.Ledger, Counter[str]]:
         settings = self.settings
         near = drafts.neighbours_of(labels, splits)
+        watched = drafts.watched_in(clips, labels)
         tasks = [
             drafts.DraftTask(
                 clips,
                 told,
                 [(place, splits[place], near[place]) for place in places],
+                watched,
                 settings.options,
                 settings.filters,
                 settings.seed,

@@ -14,15 +14,18 @@ from string import ascii_uppercase
 
 import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from tpru_verl.builder.candidates import Bench, Ranks, Ref, wrong_frames
 from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
+from tpru_verl.data.likeness import CLEARLY, changes
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
 
 WRONG = 3  # wrong options beside the right one and "None of the choices provided"
 TRIES = 10  # draws of steps; the draw with the hardest wrong candidates is taken
 EVEN = 2.0  # an unevenness of wrong candidates at or below this is good enough
+SAMPLED = 8  # frames of a clip, about, that tell whether another one shows the same
 ABOUT_CHARACTERS = 400
 LETTERS = ascii_uppercase[: WRONG + 2]
 
@@ -48,7 +51,7 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class Near:
-    """A clip of the same scene and split."""
+    """A clip of the same scene and split, or an earlier one of the same item."""
 
     clip: Clip
     place: Place
@@ -93,14 +96,19 @@ def drafts_of(
     options: TaskOptions,
     filters: Filters,
     seed: int,
+    watched: NDArray[np.bool_] | None = None,
 ) -> Iterator[Draft | tuple[str, str]]:
     """The drafts of a clip or, for a row that cannot be made, its id and the reason.
 
-    `near` are clips that may lend wrong frames and texts. `wrong_text` is a wrong text that a model wrote.
+    `near` are clips that may lend wrong frames and texts, and the earlier clips of the same item.
+    `wrong_text` is a wrong text that a model wrote. `watched` are the pixels where no clock runs.
     """
-    about, others = _about(clip), [_about(other.clip) for other in near]
+    about = _about(clip)
+    others = [
+        text for other in near if (text := _about(other.clip)) and not _shows(clip, other.clip, watched)
+    ]
     not_about = [text for text in (plain_text(wrong_text), *others) if text and not _same(text, about)]
-    bench = _bench(clip, place, near, options, filters, seed)
+    bench = _bench(clip, place, near, options, filters, seed, watched)
     for task in options.tasks:
         for number in range(options.rows_per_clip):
             row_id = f"{clip.id}/{task.value}/{number}"
@@ -121,13 +129,13 @@ def _draw(
 ) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
     """The steps, the places that are asked for, and wrong frames; or the reason why there is no row."""
     own = bench.own
-    fitting = [steps for steps in options.steps if steps <= own]
-    if not fitting:
+    counts = [steps for steps in options.steps if steps <= own]
+    if not counts:
         return "fewer frames than steps"
     reason, best, least = "cyclic", None, np.inf
     ranks = Ranks.drawn(WRONG, rng)
     for _ in range(TRIES):
-        count = int(rng.choice(fitting))
+        count = int(rng.choice(counts))
         steps = _spread(own, count, rng)
         if not bench.all_apart(steps):
             continue  # two moments look alike, as in a cycle: nobody could tell their order
@@ -138,10 +146,11 @@ def _draw(
         wanted = WRONG + 1 - len(asked)
         right, *others = (steps[i] for i in asked)  # where several are missing, all of them are shown
         given = [step for i, step in enumerate(steps) if i not in asked]
-        shown = len(bench.refs) if _needs_others(task, own, options) else own
-        pool = _wrong(steps, asked, own, shown)
+        fitting = _fitting(steps, asked, bench)
+        shown = bench.shown if _needs_others(task, own, options) else own
+        pool = [frame for frame in range(shown) if frame not in {*steps, *fitting}]
         pool = [int(i) for i in rng.permutation(pool)]
-        wrong, uneven = wrong_frames(bench, right, [*given, *others], pool, wanted, ranks, rng)
+        wrong, uneven = wrong_frames(bench, right, [*given, *others], fitting, pool, wanted, ranks, rng)
         if uneven < least:
             best, least = (refs, asked, tuple(bench.refs[frame] for frame in wrong)), uneven
         elif not wrong:
@@ -170,12 +179,16 @@ def _asked(task: Task, steps: int, gaps: int) -> tuple[int, ...]:
     return tuple(range(steps - 2 * gaps, steps - 1, 2)) if gaps > 1 else (steps - 2,)
 
 
-def _wrong(steps: Sequence[int], asked: Sequence[int], own: int, frames: int) -> list[int]:
-    """Frames that fit into no gap: other moments of the clip, and frames of other clips."""
-    admissible = set(steps)
-    for gap in asked:  # a frame between the neighbours of a gap would be right, too
-        admissible |= set(range(steps[gap - 1] if gap else 0, steps[gap + 1]))
-    return [frame for frame in range(frames) if frame not in admissible]
+def _fitting(steps: Sequence[int], asked: Sequence[int], bench: Bench) -> list[int]:
+    """Frames that would be right, too: those between the neighbours of a gap.
+
+    Before step 2 these are all earlier frames of the item.
+    """
+    fitting: set[int] = set()
+    for gap in asked:
+        fitting |= set(range(steps[gap - 1] if gap else 0, steps[gap + 1]))
+        fitting |= set() if gap else set(range(bench.shown, len(bench.refs)))
+    return sorted(fitting - set(steps))
 
 
 def _needs_others(task: Task, own: int, options: TaskOptions) -> bool:
@@ -188,17 +201,44 @@ def _needs_others(task: Task, own: int, options: TaskOptions) -> bool:
 
 
 def _bench(
-    clip: Clip, place: Place, near: Sequence[Near], options: TaskOptions, filters: Filters, seed: int
+    clip: Clip,
+    place: Place,
+    near: Sequence[Near],
+    options: TaskOptions,
+    filters: Filters,
+    seed: int,
+    watched: NDArray[np.bool_] | None,
 ) -> Bench:
     """The frames of the clip and, where a task needs them, frames of other clips with the same encoding."""
-    frames = [(clip, place, frame) for frame in range(len(clip))]
-    if not any(_needs_others(task, len(clip), options) for task in options.tasks):
-        return Bench.of(frames, filters)
+    own = [(clip, place, frame) for frame in _moments(clip, filters, watched)]
+    of_item = [other for other in near if other.clip.item == clip.item and other.place < place]
+    earlier = [(other.clip, other.place, frame) for other in of_item for frame in range(len(other.clip))]
+    if not any(_needs_others(task, len(own), options) for task in options.tasks):
+        return Bench.of(own, [], earlier, filters, watched)
     # Not of the same item: an earlier moment of it would fit before step 2, too.
     alike = [o for o in near if o.clip.form == clip.form and o.clip.item != clip.item]
     foreign = [(other.clip, other.place, frame) for other in alike for frame in range(len(other.clip))]
-    chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 2 * (WRONG + 1)]
-    return Bench.of([*frames, *(foreign[i] for i in chosen)], filters)
+    chosen = seeded(seed, clip.id, "foreign").permutation(len(foreign))[: 4 * (WRONG + 1)]
+    return Bench.of(own, [foreign[i] for i in chosen], earlier, filters, watched)
+
+
+def _moments(clip: Clip, filters: Filters, watched: NDArray[np.bool_] | None) -> list[int]:
+    """The frames of the clip without those where nothing but a clock has gone on."""
+    if watched is None or not len(clip):
+        return [*range(len(clip))]
+    change = changes(clip.grey, watched)
+    kept = [0]
+    for frame in range(1, len(clip)):
+        if change[frame, kept[-1]] >= filters.min_change and change[frame, kept[-1]] > 0:
+            kept.append(frame)
+    return kept
+
+
+def _shows(clip: Clip, other: Clip, watched: NDArray[np.bool_] | None) -> bool:
+    """Whether the other clip shows most of this one, too: its text may fit then."""
+    here, there = (one.grey[:: 1 + len(one) // SAMPLED] for one in (clip, other))
+    apart = changes(np.concatenate([here, there]), watched)[: len(here), len(here) :]
+    return bool((apart.min(1) < CLEARLY).mean() > 0.5)
 
 
 def plain_text(text: str) -> str:
