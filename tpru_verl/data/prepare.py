@@ -164,7 +164,10 @@ def _extra_info(source: Source) -> pa.DataType:
     `prompt_template` is the template that made `prompt`, "" where `prompt` holds the messages of the source.
     """
     kinds = zip(source.parts, source.forms, strict=True)
-    own = any(form.kind == "verl" or {"prompt", "extra_info"} <= {*columns_of(part)} for part, form in kinds)
+    own = any(
+        form.kind in ("verl", "chat") or {"prompt", "extra_info"} <= {*columns_of(part)}
+        for part, form in kinds
+    )
     fields = [*cast(pa.StructType, COLUMNS["extra_info"])]
     return pa.struct([*fields, *([pa.field("prompt_template", pa.string())] if own else [])])
 
@@ -310,7 +313,7 @@ def _manifest(
 
 def _left_out(part: Part, source: Source) -> set[str]:
     form = source.forms[source.parts.index(part)]
-    return {*columns_of(part)} - {form.problem, form.answer, form.images, *OPTIONAL}
+    return {*columns_of(part)} - {form.problem, form.answer, form.images, *form.columns, *OPTIONAL}
 
 
 def _described(part: Part) -> dict[str, object]:

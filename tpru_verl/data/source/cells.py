@@ -85,6 +85,8 @@ def image_bytes(cell: object, folder: Path | None) -> bytes:
     encoded = _decoded(cell) if len(cell) >= _SHORTEST else None
     if encoded is not None and encoded.startswith(_BEGINNINGS):  # a path without a dot looks like base64, too
         return encoded
+    if cell.lower().startswith(("http://", "https://")):
+        raise ValueError(f"found the address {short(cell)}, expected the picture (nothing is downloaded)")
     if folder is None:
         raise ValueError(f"found the path {short(cell)}, expected the image's bytes in rows from the Hub")
     return _file_of(cell, folder)

@@ -22,6 +22,7 @@ OPTIONAL = ("task", "scene", "source_id", "id", "data_source", "extra_info", "ag
 
 # Column names met in published sets, in the order in which they are preferred.
 PROBLEMS, ANSWERS = ("problem", "question", "query"), ("answer", "ground_truth", "solution", "label")
+CHATS = ("messages", "conversations", "conversation")  # as OpenAI, ShareGPT and LLaVA call them
 IMAGES = ("images", "image", "image_paths", "image_path", "file_names", "file_name")
 
 # What an answer says: the letter of an option, the pictures in their right order, or the place in it of each
@@ -65,7 +66,8 @@ class Form:
     """How the columns of a source are to be read.
 
     `kind` is `published` (problem, answer, images), `verl` (prompt, images, reward_model), `vlmevalkit`
-    (question, A, B, ..., answer, image in base64, no tags) or `named` (columns of a table, see `named.py`).
+    (question, A, B, ..., answer, image in base64, no tags), `chat` (messages, see `messages.py`) or `named`
+    (columns of a table, see `named.py`).
     """
 
     kind: str
@@ -80,7 +82,9 @@ class Form:
     def name_of(self, role: str) -> str:
         """The field of a row that holds its `problem`, `answer` or `images`."""
         name = {"problem": self.problem, "answer": self.answer, "images": self.images}[role]
-        return f"{name}.ground_truth" if self.kind == "verl" and role == "answer" else name
+        if role == "answer" and self.kind == "verl":
+            return f"{name}.ground_truth"
+        return f"{name}.assistant" if role == "answer" and self.answer == self.problem else name
 
     def __str__(self) -> str:
         answer = f"{self.answer or 'none'}{f' as {self.answers}' if self.answers else ''}"
@@ -130,6 +134,10 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
     published = {PROBLEMS[0], ANSWERS[0]} <= set(found)
     if images and not (keys.problem or keys.answer or published) and {"prompt", "reward_model"} <= set(found):
         return Form("verl", "prompt", "reward_model", images, answered=keys.answered)
+    if chat := _first_of(CHATS, [keys.problem] if keys.problem else [] if published else found):
+        answer = keys.answer or _first_of(ANSWERS, found) or chat
+        described = (columns, keys.image_root, keys.answers, keys.answered)
+        return Form("chat", chat, answer, images or chat, *described)
     problem = keys.problem or _first_of(PROBLEMS, found)
     answer = keys.answer or _first_of(ANSWERS, found) or (None if keys.answered else "")
     if problem is None or answer is None or images is None:
@@ -142,9 +150,7 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
         return Form("vlmevalkit", problem, answer, images, answered=keys.answered)
     if not (table or keys.named or len(columns) > 1):
         return Form("published", problem, answer, images, answered=keys.answered)
-    return Form(
-        "named", problem, answer, images, columns, keys.image_root, keys.answers, answered=keys.answered
-    )
+    return Form("named", problem, answer, images, columns, keys.image_root, keys.answers, keys.answered)
 
 
 def _numbered(found: Sequence[str]) -> str:

@@ -74,9 +74,15 @@ def question_and_answer(
             found = "no answer" if numbers is None else f"{form.answer} {short(answer)}"
             raise ValueError(f"{place}: found {found} and no options; say with {_SAY} what is asked")
     problem = text if IMAGE_TAG in text else order_question(text, images)
+    return problem, as_order(answer, form.answers or "orders", images)
+
+
+def as_order(answer: object, kind: str | None, images: int) -> object:
+    """An answer of the kind `orders` or `ranks` as the order of 1..`images`; any other as it came."""
+    numbers = numbers_of(answer) if kind in ("orders", "ranks") else None
     if numbers is None or len(numbers) != images:
-        return problem, answer
-    return problem, " ".join(map(str, ranks_of(numbers) if form.answers == "ranks" else numbers))
+        return answer
+    return " ".join(map(str, ranks_of(numbers) if kind == "ranks" else numbers))
 
 
 def order_question(about: str, images: int) -> str:

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 from tpru_verl.data.images import Header, read_header
 from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells, is_missing
 from tpru_verl.data.source.forms import OPTIONAL, Form, Unit
-from tpru_verl.data.source.messages import read_messages
-from tpru_verl.data.source.named import cells_of, question_and_answer, with_given_names
+from tpru_verl.data.source.messages import read_chat, read_messages
+from tpru_verl.data.source.named import as_order, cells_of, question_and_answer, with_given_names
 from tpru_verl.data.source.parts import Part, plain_rows
 from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
 from tpru_verl.terminal import line_of
@@ -165,7 +165,7 @@ def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], 
     elif part.path is not None and part.path.suffix == ".parquet":
         with pq.ParquetFile(part.path) as file:
             wanted = [c for c in file.schema_arrow.names if c in {*columns_read(form)}]
-            wanted = None if form.kind == "named" else wanted
+            wanted = None if form.kind in ("chat", "named") else wanted
             for batch in file.iter_batches(BATCH_ROWS, row_groups=[unit.row_group], columns=wanted):
                 yield _of_table(pa.Table.from_batches([batch]), form)
     else:
@@ -175,7 +175,7 @@ def _records(unit: Unit, form: Form) -> Iterator[tuple[list[dict[str, object]], 
 
 
 def _of_table(table: pa.Table, form: Form) -> tuple[list[dict[str, object]], pa.Array | None]:
-    if form.kind == "named":
+    if form.kind in ("chat", "named"):  # whose images may lie in several columns, or inside messages
         return table.to_pylist(), None
     wanted = [name for name in table.column_names if name in columns_read(form)]
     return records_of(table.select(wanted), form.images), table[form.images].chunk(0)
@@ -202,7 +202,7 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
 
     Raises ValueError for an answer of a table that may be an order or ranks.
     """
-    record = with_given_names(record) if form.kind == "named" else record
+    record = with_given_names(record) if form.kind in ("chat", "named") else record
     given = {name: record[name] for name in OPTIONAL if record.get(name) is not None}
     problem, answer, cells = record.get(form.problem), record.get(form.answer), record.get(form.images)
     messages, unread = None, ""
@@ -212,7 +212,16 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         messages, unread = read_messages(problem)
         problem = "\n".join(message["content"] for message in messages)
         answer = answer.get("ground_truth") if isinstance(answer, Mapping) else None
-    if form.kind == "named":
+    if form.kind == "chat":
+        chat = read_chat(problem)
+        messages, unread = None if chat.is_plain else chat.messages, chat.unread
+        problem = "\n".join(message["content"] for message in chat.messages)
+        cells = cells_of(record, form) or chat.images
+        answer = chat.answer if form.answer == form.problem else answer
+        answer = as_order(answer, form.answers, len(cells))
+        if form.columns and chat.images and cells is not chat.images:
+            unread = unread or f"found pictures, and others in {form.images}, expected one of them"
+    elif form.kind == "named":
         cells = cells_of(record, form)
         used = {form.problem, form.answer, *form.columns}
         options = table_options({name: value for name, value in record.items() if name not in used})
