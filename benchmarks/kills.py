@@ -1,11 +1,13 @@
-"""Kills the processes of a run with `kill -9`, one after another, and resumes the run after each.
+"""Kills the processes of a run with `kill -9`, one after another; the run goes on after each.
 
     python benchmarks/kills.py --out outputs/kills --kills 20
 
 The run is `tpru train tpru_tiny_cpu` on rows of the demo, on this machine's CPU, and saves at each step. A
-start lasts one to two minutes on two cores. After each kill the script looks whether `tpru train` ended by
-itself, how fast and with which cause, and whether the checkpoint that the tracker names is whole. At the end,
-each step must have been trained on the same rows as in a run that nobody kills.
+start lasts one to two minutes on two cores. The first kills are followed by `tpru train --resume`, the last
+quarter of them falls on one `tpru train --restarts`. After each kill the script looks how soon `tpru train`
+noticed it, which cause it names, whether the checkpoint that the tracker names is whole, and what is left. At
+the end, each step must have been trained on the same rows as in a run that nobody kills. The same command
+goes on where it was stopped itself.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import psutil
 from measure import markdown, parser
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.files import write_json
+from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.resume import TRACKER, is_whole
 
 # What is killed: how the command line of its process looks.
@@ -37,44 +41,47 @@ VICTIMS = {
     "vLLM engine": r"VLLM::EngineCore",
     "raylet": r"/raylet ",
 }
+ROWS = 160  # an epoch of ten steps, so that the run is resumed in the middle of several
 SMALL = ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=1")
+STEP, SAVE = 4.0, 0.06  # seconds that a step and the save in it take on two cores
 PATIENCE = 600  # seconds for a start, and for the end after a kill
+SHARED = Path("/dev/shm")
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--out", type=Path, default=Path("outputs/kills"), help="an empty folder")
+    options.add_argument("--out", type=Path, default=Path("outputs/kills"), help="a folder of its own")
     options.add_argument("--kills", type=int, default=20)
-    options.add_argument(
-        "--steps", type=int, help="of the whole run; default: two more than kills, at least 12"
-    )
+    options.add_argument("--steps", type=int, help="of the whole run; default: four more than kills")
     options.add_argument("--seed", type=int, default=0)
     given = options.parse_args()
-    steps = given.steps or max(12, given.kills + 2)
-    rng = random.Random(given.seed)
-    given.out.mkdir(parents=True)
-    rows = given.out / "rows.parquet"
-    write_parquet(make_rows(512, seed=1), rows)
+    steps = given.steps or given.kills + 4
+    rows, whole, run, file = (
+        given.out / name for name in ("rows.parquet", "uninterrupted", "killed", "kills.json")
+    )
+    if not rows.exists():
+        given.out.mkdir(parents=True)
+        write_parquet(make_rows(ROWS, seed=1), rows)
     new = ["tpru_tiny_cpu", f"data.train_files={rows}", f"data.val_files={rows}", *SMALL]
     new += [f"trainer.total_training_steps={steps}"]
-    whole, run = given.out / "uninterrupted", given.out / "killed"
-    ended = start([*new, "--out", str(whole)]).wait()
-    if ended:
-        sys.exit(f"the run that nobody kills ended with exit code {ended}: {whole}/train.log")
-    table = [["kill", "of", "at step", "in a save", "seconds to the end", "cause named", "tracker"]]
+    if not logged(whole) and (code := start([*new, "--out", str(whole)]).wait()):
+        sys.exit(f"the run that nobody kills ended with exit code {code}: {whole}/train.log")
+    table: list[dict[str, str]] = json.loads(file.read_text()) if file.exists() else []
+    rng = random.Random(given.seed)
     order = [*rng.sample(list(VICTIMS), len(VICTIMS)) * given.kills][: given.kills]
-    arguments = [*new, "--out", str(run)]
-    for number, victim in enumerate(order, start=1):
-        table.append([str(number), victim, *kill(arguments, run, victim, rng, in_save=number % 3 == 0)])
-        print(markdown([table[0], table[-1]]), flush=True)
-        arguments = ["--resume", str(run)]
-    code = start(arguments).wait()
-    print(markdown(table, f"{given.kills} kills of one run of {steps} steps"))
-    print(f"\nexit code of the last start: {code}")
-    print(f"steps logged: {'each once' if logged(run) == list(range(1, steps + 1)) else logged(run)}")
-    differ = [step for step in range(1, steps + 1) if row_ids(run, step) != row_ids(whole, step)]
-    print(f"steps on other rows than in the run that nobody killed: {differ or 'none'}")
-    print(f"rewards that are equal in both: {equal(run, whole)} of {steps}")
+    alone = given.kills - given.kills // 4  # followed by --resume
+    process = None
+    for number, victim in list(enumerate(order, start=1))[len(table) :]:
+        if process is None or process.poll() is not None:
+            again = ["--resume", str(run)] if (run / "run.json").exists() else [*new, "--out", str(run)]
+            process = start([*again, "--restarts", str(given.kills - number + 1)] if number > alone else again)
+        row = kill(process, run, victim, number)
+        table.append({"kill": str(number), "of": victim, **row})
+        write_json(file, table)
+        print(markdown([table[-1].keys(), table[-1].values()]), flush=True)
+    if process is None or process.wait():
+        process = start(["--resume", str(run)])
+    report(table, run, whole, steps, process.wait())
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
@@ -83,29 +90,51 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, env={**os.environ, "TPRU_MOST_ANSWERS": "1000000"})
 
 
-def kill(arguments: list[str], run: Path, victim: str, rng: random.Random, *, in_save: bool) -> list[str]:
-    """Start, kill once a step was done, and wait for the end; the cells of the table."""
-    done = len(logged(run))
-    process = start(arguments)
-    ready = wait(process, lambda: len(logged(run)) > done, 0.2)
-    if ready and in_save:
-        saved = set((run / "checkpoints").glob("global_step_*"))
-        ready = wait(process, lambda: not saved >= set((run / "checkpoints").glob("global_step_*")), 0.005)
-    elif ready:
-        time.sleep(rng.uniform(0, 3))
+def kill(process: subprocess.Popen[bytes], run: Path, victim: str, number: int) -> dict[str, str]:
+    """Kill once a step was done, and wait until it is noticed; the cells of the table.
+
+    Each third kill falls into a save, the others at any moment of a step.
+    """
+    rng, in_save, shared = random.Random(number), number % 3 == 0, in_shared_memory()
+    wait(process, lambda: (run / "train.log").exists(), 0.2)
+    began, done = starts(run), logged(run)
+    ready = wait(process, lambda: logged(run)[-1:] > done[-1:] or resumed(run, done), 0.2)
     found = victims(process.pid, VICTIMS[victim]) if ready else []
     if not found:
         process.terminate()
-        return [str(len(logged(run))), "", f"found no {victim} to kill", f"exit code {process.wait()}", ""]
+        sys.exit(f"found no {victim} to kill; exit code {process.wait()}: {run}/train.log")
+    others = psutil.Process(process.pid).children(recursive=True)
+    if in_save:
+        saved = set(checkpoints(run))
+        wait(process, lambda: not saved >= set(checkpoints(run)), 0.002)
+        time.sleep(rng.uniform(0, SAVE))
+    else:
+        time.sleep(rng.uniform(0, STEP))
+    half = unfinished(run)
     found[0].kill()
-    killed = time.monotonic()
-    wait(process, lambda: False, 0.05)  # for its end
-    seconds = f"{time.monotonic() - killed:.1f} (exit code {process.poll()})"
-    if process.poll() is None:
-        process.kill()
-        seconds = f"none in {PATIENCE}"
-    step = str(len(logged(run)))
-    return [step, "yes" if in_save else "no", seconds, cause(run, found[0].pid), tracker(run)]
+    killed, told = time.monotonic(), tracker(run)
+    wait(process, lambda: starts(run) > began, 0.05)  # for its end, or its next start
+    seconds = time.monotonic() - killed
+    code = process.poll()
+    log = run / ("train.log" if starts(run) == began else f"train.{began}.log")
+    cause = first_error(log)
+    left = [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
+    return {
+        "after step": str(logged(run)[-1]),
+        "in a save": "yes" if half else "no",
+        "then": "--resume" if starts(run) == began else "--restarts",
+        "seconds": f"{seconds:.1f}",
+        "exit code": "none" if code is None else str(code),
+        "tracker": f"{told}, then {tracker(run)}",
+        "left": f"{len(left)} processes, {in_shared_memory() - shared:.1f} MB",
+        "cause": f"{'the process' if str(found[0].pid) in cause else 'not the process'}: {cause}",
+    }
+
+
+def resumed(run: Path, done: list[int]) -> bool:
+    """Whether this start has logged a step, although it is one that was logged before."""
+    file = run / "metrics.jsonl"
+    return bool(done) and file.exists() and file.stat().st_mtime > (run / "run.json").stat().st_mtime
 
 
 def wait(process: subprocess.Popen[bytes], condition: Callable[[], bool], seconds: float) -> bool:
@@ -131,11 +160,20 @@ def victims(pid: int, pattern: str) -> list[psutil.Process]:
     return found
 
 
-def cause(run: Path, pid: int) -> str:
-    from tpru_verl.launch.first_error import first_error
+def starts(run: Path) -> int:
+    file = run / "run.json"
+    return len(json.loads(file.read_text())["times"]) if file.exists() else 0
 
-    said = first_error(run / "train.log")
-    return f"{'the process' if str(pid) in said else 'not the process'}: {said[:100]}"
+
+def checkpoints(run: Path) -> list[Path]:
+    return [*(run / "checkpoints").glob("global_step_*")]
+
+
+def unfinished(run: Path) -> bool:
+    """Whether there is a checkpoint that is newer than the one that the tracker names."""
+    steps = [int(path.name.removeprefix("global_step_")) for path in checkpoints(run)]
+    file = run / "checkpoints" / TRACKER
+    return max(steps, default=0) > (int(file.read_text()) if file.exists() else 0)
 
 
 def tracker(run: Path) -> str:
@@ -144,7 +182,18 @@ def tracker(run: Path) -> str:
         return "none yet"
     step = file.read_text().strip()
     good = step.isdigit() and is_whole(run / f"checkpoints/global_step_{step}")
-    return f"step {step}, {'whole' if good else 'NOT WHOLE'}"
+    return f"{step} {'whole' if good else 'NOT WHOLE'}"
+
+
+def in_shared_memory() -> float:
+    """Megabytes of Python's shared memory, as far as it was written to."""
+    total = 0
+    for file in SHARED.glob("psm_*"):
+        try:
+            total += file.stat().st_blocks * 512
+        except OSError:
+            continue
+    return total / 1e6
 
 
 def metrics(run: Path) -> list[dict]:
@@ -157,15 +206,21 @@ def logged(run: Path) -> list[int]:
     return [line["step"] for line in metrics(run)]
 
 
-def row_ids(run: Path, step: int) -> list[str]:
+def row_ids(run: Path, step: int) -> list[str] | None:
     """Rows of a step; the dump sorts its answers by uids that are drawn anew in each run."""
-    lines = (run / f"rollouts/{step}.jsonl").read_text().splitlines()
-    return sorted(json.loads(line)["row_id"] for line in lines)
+    file = run / f"rollouts/{step}.jsonl"
+    return sorted(json.loads(line)["row_id"] for line in file.read_text().splitlines()) if file.exists() else None
 
 
-def equal(one: Path, other: Path) -> int:
-    pairs = zip(metrics(one), metrics(other), strict=False)
-    return sum(a["data"]["critic/score/mean"] == b["data"]["critic/score/mean"] for a, b in pairs)
+def report(table: list[dict[str, str]], run: Path, whole: Path, steps: int, code: int) -> None:
+    title = f"{len(table)} kills of one run of {steps} steps"
+    print(markdown([table[0].keys(), *(row.values() for row in table)], title))
+    print(f"\nexit code of the last start: {code}")
+    print(f"steps logged: {'each once' if logged(run) == list(range(1, steps + 1)) else logged(run)}")
+    differ = [step for step in range(1, steps + 1) if row_ids(run, step) != row_ids(whole, step)]
+    print(f"steps on other rows than in the run that nobody killed: {differ or 'none'}")
+    ones, others = ({line["step"]: line["data"]["critic/score/mean"] for line in metrics(r)} for r in (run, whole))
+    print(f"rewards that are equal in both: {sum(ones.get(step) == others[step] for step in others)} of {steps}")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ _LOGGER = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL):? .*?\] ?")
 _EXCEPTION = re.compile(
     r"([A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Timeout|Died|Killed|OOM))\b(:|$)"
 )
-# Ray's own, which wrap the error of a worker: the next other exception is the cause.
-_WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError")
+# Of Ray and vLLM, for the error or the death of another process: the next other exception is the cause.
+_WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "EngineDeadError")
 # Ray's words for an actor whose process ended without an exception; fields of it follow, a line each.
 _DEATH = "The actor died unexpectedly before finishing this task"
 _FIELD = re.compile(r"\s+(class_name|pid): (\S+)")

@@ -31,6 +31,7 @@ import torch
 import transfer_queue as tq
 import verl
 from omegaconf import DictConfig, OmegaConf
+from ray.exceptions import RayActorError
 from tensordict import NonTensorData, TensorDict
 from transformers import BatchFeature
 from verl.experimental.agent_loop.agent_loop import (
@@ -45,6 +46,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
+from tpru_verl.plugin import reproducible
 from tpru_verl.plugin.waiting import ERROR, watch
 from tpru_verl.terminal import line_of
 from tpru_verl.trainers import TESTED, VERL
@@ -128,8 +130,10 @@ class TPRUAgentLoopWorker(_StockWorker):
             try:
                 await self._run_group(prompt, prepared, sampling_params, trajectory["validate"])
                 tag["status"] = "finished"
-            except Exception:
-                logger.exception("rollout of prompt %s failed", uid)
+            except Exception as error:
+                logger.error("rollout of prompt %s failed: %s", uid, _said(error))
+                if _engine_died(error):
+                    tag[ERROR] = f"vLLM's engine has died: killed, or out of memory ({_said(error)})"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
 
     async def _prepare(self, messages: list[dict]) -> Prepared:
@@ -150,10 +154,21 @@ class TPRUAgentLoopWorker(_StockWorker):
 
         started = asyncio.get_running_loop().time()
         priority = int(prompt.get("priority", 0))
-        samples = await self._generate(n, prepared.ids, sampling_params, prepared.images, priority)
+        seeds = self._seeds(prompt, n, validate) if reproducible.is_on() else []
+        request_id = str(prompt["uid"]) if seeds else uuid4().hex
+        samples = await self._generate(
+            n, prepared.ids, sampling_params, prepared.images, priority, request_id, seeds
+        )
         seconds = asyncio.get_running_loop().time() - started
         outputs = [await self._output(prepared.ids, sample, seconds) for sample in samples]
         await self._put(prompt, outputs, prepared.features, validate)
+
+    def _seeds(self, prompt: Mapping[str, object], n: int, validate: bool) -> list[int]:
+        """A seed for each sample. With stock veRL's `full_determinism` all samples of a run have one seed."""
+        info = cast("Mapping[str, object]", prompt.get("extra_info") or {})
+        row = info.get("row_id") or info.get("place") or prompt.get("index")
+        of = (self.rollout_config.seed, int(cast("int", prompt["global_steps"])), validate, str(row))
+        return [reproducible.sampling_seed(*of, sample) for sample in range(n)]
 
     async def _generate(
         self,
@@ -162,10 +177,11 @@ class TPRUAgentLoopWorker(_StockWorker):
         sampling_params: dict,
         images: list[Image],
         priority: int,
+        request_id: str,
+        seeds: list[int],
     ) -> list[TokenOutput]:
         """Sample a prompt n times in one call to one server, which veRL's load balancer chooses."""
         client, loop = self.llm_client, self._single_turn
-        request_id = uuid4().hex
         server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
         sampling_params = {**sampling_params, "logit_bias": self._never_sampled}
         extra: dict[str, object] = {"priority": priority} if priority else {}
@@ -179,6 +195,7 @@ class TPRUAgentLoopWorker(_StockWorker):
                 sampling_params=sampling_params,
                 image_data=images or None,
                 final_only=self.config.trainer.v1.trainer_mode == "sync",
+                seeds=seeds,
                 **extra,
             )
         finally:
@@ -369,6 +386,18 @@ def _row_of(prompt: Mapping[str, object]) -> str:
     if not place:
         return f"row {row_id or prompt.get('index')}"
     return f"{place} (id {row_id})" if row_id else str(place)
+
+
+def _said(error: Exception) -> str:
+    """What an error of another process says. Ray puts its traceback first, long after an engine's death."""
+    text = str(error).strip()
+    return " ".join(text.split()) if isinstance(error, RayActorError) else text.rpartition("\n")[2]
+
+
+def _engine_died(error: Exception) -> bool:
+    """Whether vLLM's engine, or the server before it, has died: every other prompt will fail, too."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"EngineDeadError", "RayActorError"})
 
 
 def _objects(values: list) -> np.ndarray:

@@ -17,6 +17,7 @@ from tpru_verl.plugin import (
     on_policy,
     pictured,
     records,
+    reproducible,
     sharing,
     vision,
     waiting,
@@ -46,6 +47,8 @@ def register() -> None:
     when_imported("verl.trainer.ppo.v1.trainer_base")(pictured.validation_pictures)
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.remove_after_save)
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.save_when_asked)
+    when_imported("verl.trainer.ppo.v1.trainer_base")(reproducible.same_uids)
+    when_imported("verl.trainer.ppo.v1.replay_buffer")(reproducible.same_order)
     when_imported("verl.utils.tracking")(records.keep_metrics)
     when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
     when_imported("verl.trainer.ppo.v1.trainer_base")(gdpo.hand_over_rewards)

