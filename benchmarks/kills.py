@@ -18,6 +18,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,6 @@ from measure import markdown, parser
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
-from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.resume import TRACKER, is_whole
 
 # What is killed: how the command line of its process looks.
@@ -46,6 +46,7 @@ SMALL = ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save
 STEP, SAVE = 4.0, 0.06  # seconds that a step and the save in it take on two cores
 PATIENCE = 600  # seconds for a start, and for the end after a kill
 SHARED = Path("/dev/shm")
+SAID = Path(tempfile.gettempdir()) / f"kills-{os.getpid()}.txt"
 
 
 def main() -> None:
@@ -72,10 +73,12 @@ def main() -> None:
     alone = given.kills - given.kills // 4  # followed by --resume
     process = None
     for number, victim in list(enumerate(order, start=1))[len(table) :]:
+        began = starts(run)
         if process is None or process.poll() is not None:
+            began += 1
             again = ["--resume", str(run)] if (run / "run.json").exists() else [*new, "--out", str(run)]
             process = start([*again, "--restarts", str(given.kills - number + 1)] if number > alone else again)
-        row = kill(process, run, victim, number)
+        row = kill(process, run, victim, number, began)
         table.append({"kill": str(number), "of": victim, **row})
         write_json(file, table)
         print(markdown([table[-1].keys(), table[-1].values()]), flush=True)
@@ -85,20 +88,22 @@ def main() -> None:
 
 
 def start(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """All answers are kept, so that the rows of each step are known."""
+    """All answers are kept, so that the rows of each step are known. What it says of its end goes to SAID."""
     command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "train", *arguments]
-    return subprocess.Popen(command, env={**os.environ, "TPRU_MOST_ANSWERS": "1000000"})
+    with SAID.open("wb") as said:
+        return subprocess.Popen(command, env={**os.environ, "TPRU_MOST_ANSWERS": "1000000"}, stderr=said)
 
 
-def kill(process: subprocess.Popen[bytes], run: Path, victim: str, number: int) -> dict[str, str]:
+def kill(
+    process: subprocess.Popen[bytes], run: Path, victim: str, number: int, began: int
+) -> dict[str, str]:
     """Kill once a step was done, and wait until it is noticed; the cells of the table.
 
-    Each third kill falls into a save, the others at any moment of a step.
+    Each third kill falls into a save, the others at any moment of a step. `began`: starts with this one.
     """
     rng, in_save, shared = random.Random(number), number % 3 == 0, in_shared_memory()
-    wait(process, lambda: (run / "train.log").exists(), 0.2)
-    began, done = starts(run), logged(run)
-    ready = wait(process, lambda: logged(run)[-1:] > done[-1:] or resumed(run, done), 0.2)
+    wait(process, lambda: starts(run) == began, 0.2)
+    ready = wait(process, lambda: has_logged(run), 0.2)
     found = victims(process.pid, VICTIMS[victim]) if ready else []
     if not found:
         process.terminate()
@@ -110,14 +115,13 @@ def kill(process: subprocess.Popen[bytes], run: Path, victim: str, number: int) 
         time.sleep(rng.uniform(0, SAVE))
     else:
         time.sleep(rng.uniform(0, STEP))
-    half = unfinished(run)
+    half, said = unfinished(run), len(SAID.read_bytes())
     found[0].kill()
     killed, told = time.monotonic(), tracker(run)
     wait(process, lambda: starts(run) > began, 0.05)  # for its end, or its next start
     seconds = time.monotonic() - killed
     code = process.poll()
-    log = run / ("train.log" if starts(run) == began else f"train.{began}.log")
-    cause = first_error(log)
+    causes = re.findall(r"^tpru: (.*)", SAID.read_bytes()[said:].decode(errors="replace"), re.MULTILINE)
     left = [other for other in others if other.is_running() and other.status() != psutil.STATUS_ZOMBIE]
     return {
         "after step": str(logged(run)[-1]),
@@ -127,14 +131,15 @@ def kill(process: subprocess.Popen[bytes], run: Path, victim: str, number: int) 
         "exit code": "none" if code is None else str(code),
         "tracker": f"{told}, then {tracker(run)}",
         "left": f"{len(left)} processes, {in_shared_memory() - shared:.1f} MB",
-        "cause": f"{'the process' if str(found[0].pid) in cause else 'not the process'}: {cause}",
+        "pid": str(found[0].pid),
+        "cause": causes[0] if causes else "none",
     }
 
 
-def resumed(run: Path, done: list[int]) -> bool:
-    """Whether this start has logged a step, although it is one that was logged before."""
+def has_logged(run: Path) -> bool:
+    """Whether this start has logged a step."""
     file = run / "metrics.jsonl"
-    return bool(done) and file.exists() and file.stat().st_mtime > (run / "run.json").stat().st_mtime
+    return file.exists() and file.stat().st_mtime > (run / "run.json").stat().st_mtime
 
 
 def wait(process: subprocess.Popen[bytes], condition: Callable[[], bool], seconds: float) -> bool:

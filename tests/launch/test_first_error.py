@@ -34,6 +34,16 @@ class TestFirstError:
     def test_rays_wrapper_is_looked_through(self, tmp_path: Path) -> None:
         assert error_of(tmp_path, RAY) == "KeyError: 'score' (line 8 of the log)"
 
+    def test_the_death_of_vllms_engine_is_looked_through(self, tmp_path: Path) -> None:
+        """It says "see above", where nothing is when the engine was killed."""
+        log = (
+            "(S pid=1) ERROR 11-26 02:57:50 [async_llm.py:744] Traceback (most recent call last):\n"
+            "(S pid=1) ERROR 11-26 02:57:50 [async_llm.py:744] vllm.v1.engine.exceptions.EngineDeadError: x\n"
+            "Traceback (most recent call last):\n"
+            "RuntimeError: vLLM's engine has died\n"
+        )
+        assert error_of(tmp_path, log).startswith("RuntimeError: vLLM's engine has died")
+
     def test_lines_of_several_processes_may_mix(self, tmp_path: Path) -> None:
         log = (
             "(A pid=1) Traceback (most recent call last):\n(B pid=2) step:3\nValueError: not one\n"

@@ -85,19 +85,29 @@ def test_shared_memory_of_a_killed_process_goes_and_of_a_living_one_stays(
 ) -> None:
     since = time.time() - 1
     done = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, check=False)
-    orphan = Path("/dev/shm") / done.stdout.strip()
+    orphan, semaphore = Path("/dev/shm") / done.stdout.strip(), Path(f"/dev/shm/sem.loky-{os.getpid()}-test")
     assert orphan.is_file()
+    semaphore.touch()
     living = shared_memory.SharedMemory(create=True, size=1000)
+    made: list[shared_memory.SharedMemory] = []
+
+    def sleep(seconds: float) -> None:
+        made.append(shared_memory.SharedMemory(orphan.name))  # somebody begins to use it between the looks
+
     try:
-        guard.forget_shared_memory(since)
-        assert orphan.exists()  # somebody might be about to use it
-        monkeypatch.setattr(guard, "SETTLED", -1)
         guard.forget_shared_memory(time.time() + 9)
         assert orphan.exists()  # it was there before
+        monkeypatch.setattr(guard.time, "sleep", sleep)
+        guard.forget_shared_memory(since)
+        assert orphan.exists()
+        assert not semaphore.exists()
+        made.pop().close()
+        monkeypatch.undo()
         guard.forget_shared_memory(since)
         assert not orphan.exists()
         assert (Path("/dev/shm") / living.name).exists()
     finally:
         living.close()
         living.unlink()
-        orphan.unlink(missing_ok=True)
+        for file in (orphan, semaphore):
+            file.unlink(missing_ok=True)

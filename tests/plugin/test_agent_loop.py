@@ -11,7 +11,10 @@ import transformers
 from omegaconf import OmegaConf
 
 pytest.importorskip("verl")
+pytest.importorskip("vllm")
+from ray.exceptions import ActorDiedError, RayTaskError
 from support.rollouts import Rollouts, same
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -109,6 +112,26 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     failed = rollout(TPRUAgentLoopWorker)
     assert failed.fields == {}
     assert {key: tag["status"] for key, tag in failed.tags.items()} == {"row0": "failure", "row1": "failure"}
+
+
+@pytest.mark.parametrize(
+    ("error", "died"),
+    [
+        (EngineDeadError(), "vLLM's engine has died"),
+        (RayTaskError("generate_group", "long\ntraceback", EngineDeadError()).as_instanceof_cause(), "engine has"),
+        (ActorDiedError(), "vLLM's server has died"),
+    ],
+)
+def test_an_engine_that_dies_ends_the_run(
+    error: Exception, died: str, rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: object, *_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(TPRUAgentLoopWorker, "_generate", fail)
+    tag = rollout(TPRUAgentLoopWorker).tags["row0"]
+    assert died in tag[ERROR]
+    assert "\n" not in tag[ERROR]
 
 
 @pytest.mark.timeout(120)

@@ -16,9 +16,10 @@ _EXCEPTION = re.compile(
     r"([A-Za-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Timeout|Died|Killed|OOM))\b(:|$)"
 )
 # Of Ray and vLLM, for the error or the death of another process: the next other exception is the cause.
-_WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "EngineDeadError")
+_WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "ActorUnavailableError", "EngineDeadError")
 # Ray's words for an actor whose process ended without an exception; fields of it follow, a line each.
 _DEATH = "The actor died unexpectedly before finishing this task"
+_RAYLET = "Raylet is terminated. Termination is unexpected"
 _FIELD = re.compile(r"\s+(class_name|pid): (\S+)")
 
 
@@ -43,11 +44,14 @@ def first_error(log: Path) -> str:
 
     An error travels from a worker through Ray to the driver, and the last traceback names Ray alone. The
     first exception is the cause. A process that was killed raises none: then it is named, unless its own last
-    words are in the log, which may come later than Ray's note of its death. Without any exception: a line of
-    our own, else the last line.
+    words are in the log, which may come later than Ray's note of its death. So is Ray's raylet, which every
+    process of Ray dies with. Without any exception: a line of our own, else the last line.
     """
     with log.open(encoding="utf-8", errors="replace", newline="\n") as file:
         lines = [part for line in file for part in [line.rstrip("\r\n").rsplit("\r", 1)[-1]]]
+    for at, line in enumerate(lines, start=1):
+        if _RAYLET in line:  # every other error follows from it, though it may be printed first
+            return f"Ray's raylet died without an error of its own: killed, or out of memory (line {at} of the log)"
     ours = next((line for line in lines if line.startswith("tpru: ")), "")
     if ours:
         return ours.removeprefix("tpru: ")

@@ -25,7 +25,9 @@ OUTLIVES = 3.0
 DIES = 10.0  # seconds that the system may take to end a process that was killed
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SETTLED = 10.0  # seconds since shared memory was last made or resized
+# What Python and joblib name so: memory that processes share, and semaphores.
+SHARED = ("psm_*", "sem.loky-*")
+BETWEEN_LOOKS = 1.0  # seconds
 _POLL = 0.1  # seconds
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -102,20 +104,26 @@ def _end_descendants(kill_at: float) -> None:
 def forget_shared_memory(since: float, folder: Path = Path("/dev/shm")) -> None:
     """Remove what this user's processes have left there since a time: vLLM's queues stay when it is killed.
 
-    A file goes that has Python's name for shared memory, is not in use by any process, and is `SETTLED`
-    seconds old, so that nobody is about to use it.
+    A file goes that has one of the names `SHARED` and that no process has in use, now and a second later:
+    somebody else may have made it just now.
     """
-    left = set()
-    for file in folder.glob("psm_*"):
-        with suppress(OSError):
-            found = file.stat()
-            if found.st_uid == os.getuid() and since < found.st_mtime < time.time() - SETTLED:
-                left.add(str(file))
-    for maps in Path("/proc").glob("[0-9]*/maps") if left else ():
-        with suppress(OSError):  # it has ended, or is another user's
-            in_use = maps.read_text(errors="replace")
-            left = {name for name in left if name not in in_use}
-    for name in left:
+    for look in range(2):
+        left = set()
+        for file in (found for name in SHARED for found in folder.glob(name)):
+            with suppress(OSError):
+                found = file.stat()
+                if found.st_uid == os.getuid() and found.st_mtime > since:
+                    left.add(str(file))
+        for maps in Path("/proc").glob("[0-9]*/maps") if left else ():
+            with suppress(OSError):  # it has ended, or is another user's
+                in_use = maps.read_text(errors="replace")
+                left = {name for name in left if name not in in_use}
+        if not left:
+            return
+        if not look:
+            seen = left
+            time.sleep(BETWEEN_LOOKS)
+    for name in left & seen:
         Path(name).unlink(missing_ok=True)
 
 

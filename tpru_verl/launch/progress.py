@@ -1,4 +1,4 @@
-"""Whether a run gets on, told from the lines that it prints.
+"""Whether a run gets on, and whether it has failed, told from the lines that it prints.
 
 A run that hangs prints, too: veRL repeats each minute how many rollouts are pending, Ray and vLLM repeat
 their warnings. Progress is a finished rollout or step, or a line unlike all before it, as in a start.
@@ -16,13 +16,15 @@ _COUNTS = re.compile(
     rb"|(?P<done>\d+)/(?:\d+|\?) \[",
     re.IGNORECASE,
 )
+_FAILED = b"Error executing job with overrides"  # Hydra's words, before the traceback of veRL's main function
 _NUMBER = re.compile(rb"[0-9a-f]*\d[0-9a-f]*")  # hexadecimal ones, too
 
 
 class Progress:
-    """Reads the output of a run, in chunks cut anywhere."""
+    """Reads the output of a run, in chunks cut anywhere. `failed`: veRL's main function has raised an error."""
 
     def __init__(self) -> None:
+        self.failed = False
         self._rest = b""
         self._shapes: set[int] = set()
         self._counts: dict[int, tuple[bytes, ...]] = {}
@@ -31,6 +33,7 @@ class Progress:
         """Whether this output shows progress."""
         *lines, self._rest = re.split(rb"[\r\n]+", self._rest + chunk)
         self._rest = self._rest[-4096:]
+        self.failed = self.failed or any(line.startswith(_FAILED) for line in lines)
         moved = [self._is_progress(line) for line in lines if line.strip()]
         return any(moved)
 

@@ -20,6 +20,11 @@ from tpru_verl.launch.progress import Progress
 from tpru_verl.launch.stacks import dump_stacks
 
 
+# Seconds that a trainer has to end after its main function has failed: Ray, where it is broken itself, takes
+# ten and more. The last words of other processes come a second later than the trainer's.
+FAILED = 3.0
+
+
 @dataclass(frozen=True)
 class End:
     """How a command ended. `code`: its exit code, 128 + n after signal n, as a shell has it.
@@ -84,7 +89,7 @@ def watch(
                 process.stdin.close()
             process.wait()
             watched.reader.join(timeout=5)
-    code = process.returncode
+    code = 1 if watched.hurried else process.returncode
     return End(128 - code if code < 0 else code, watched.asked, watched.reason)
 
 
@@ -96,6 +101,8 @@ class _Watched:
     stop: Stop | None = None
     asked: int = 0
     reason: str = ""
+    hurried: bool = False  # it had failed, and did not end by itself
+    _failed_at: float = float("inf")
     _end_by: float = float("inf")  # when SIGTERM follows the request to stop
     _moved: float = field(default_factory=time.monotonic)  # when it last showed progress
 
@@ -118,6 +125,10 @@ class _Watched:
             if time.monotonic() > self._end_by:
                 self._end_by = float("inf")
                 self._send(signal.SIGTERM)
+            if time.monotonic() > self._failed_at + FAILED and not self.hurried:
+                self.hurried = True
+                self._send(signal.SIGTERM)
+                self._send(signal.SIGTERM)  # the second one does not wait (`guard`)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=1)
 
@@ -139,6 +150,8 @@ class _Watched:
         for chunk in iter(lambda: source.read1(65536), b""):  # type: ignore[union-attr]
             if progress.read(chunk):
                 self._moved = time.monotonic()
+            if progress.failed:
+                self._failed_at = min(self._failed_at, time.monotonic())
             self.kept.write(chunk)
             self.kept.flush()
             if self.echo:

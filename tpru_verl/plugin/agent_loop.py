@@ -132,8 +132,8 @@ class TPRUAgentLoopWorker(_StockWorker):
                 tag["status"] = "finished"
             except Exception as error:
                 logger.error("rollout of prompt %s failed: %s", uid, _said(error))
-                if _engine_died(error):
-                    tag[ERROR] = f"vLLM's engine has died: killed, or out of memory ({_said(error)})"
+                if died := _who_died(error):
+                    tag[ERROR] = f"{died} has died, killed or out of memory: {_said(error)}"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
 
     async def _prepare(self, messages: list[dict]) -> Prepared:
@@ -394,10 +394,11 @@ def _said(error: Exception) -> str:
     return " ".join(text.split()) if isinstance(error, RayActorError) else text.rpartition("\n")[2]
 
 
-def _engine_died(error: Exception) -> bool:
-    """Whether vLLM's engine, or the server before it, has died: every other prompt will fail, too."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"EngineDeadError", "RayActorError"})
+def _who_died(error: Exception) -> str:
+    """vLLM's engine, or the server before it: every other prompt will fail, too. Else ""."""
+    if isinstance(error, RayActorError):
+        return "vLLM's server"
+    return "vLLM's engine" if "EngineDeadError" in {kind.__name__ for kind in type(error).__mro__} else ""
 
 
 def _objects(values: list) -> np.ndarray:

@@ -38,16 +38,14 @@ def same_uids(trainer_base: ModuleType) -> None:
     trainer = trainer_base.PPOTrainer
     require(trainer, "_fetch_one_gen_batch")
     original = trainer._fetch_one_gen_batch
-    fetched = {"step": 0, "prompts": 0}
 
     def _fetch_one_gen_batch(self: Any) -> TensorDict:
         batch = original(self)
         if is_on():
-            if fetched["step"] != self.global_steps:
-                fetched.update(step=self.global_steps, prompts=0)
-            first = fetched["prompts"]
-            fetched["prompts"] += len(batch)
-            places = range(first, fetched["prompts"])
+            step, first = getattr(self, "_tpru_fetched", (0, 0))
+            first = first if step == self.global_steps else 0
+            self._tpru_fetched = (self.global_steps, first + len(batch))
+            places = range(first, first + len(batch))
             assign_non_tensor_stack(batch, "uid", [f"{self.global_steps:07}-{place:06}" for place in places])
         return batch
 
