@@ -44,6 +44,14 @@ class TestFirstError:
         )
         assert error_of(tmp_path, log).startswith("RuntimeError: vLLM's engine has died")
 
+    def test_the_death_of_the_raylet_is_the_cause_of_every_other_error(self, tmp_path: Path) -> None:
+        log = (
+            f"{RAY}ray.exceptions.ActorUnavailableError: Socket closed\n"
+            "\x1b[33m(raylet)\x1b[0m Raylet is terminated. Termination is unexpected. Possible reasons ...\n"
+        )
+        assert error_of(tmp_path, log).startswith("Ray's raylet died")
+        assert error_of(tmp_path, log).endswith("(line 10 of the log)")
+
     def test_lines_of_several_processes_may_mix(self, tmp_path: Path) -> None:
         log = (
             "(A pid=1) Traceback (most recent call last):\n(B pid=2) step:3\nValueError: not one\n"

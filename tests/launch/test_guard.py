@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from _multiprocessing import SemLock
 
 from tpru_verl.launch import guard
 
@@ -89,6 +90,9 @@ def test_shared_memory_of_a_killed_process_goes_and_of_a_living_one_stays(
     assert orphan.is_file()
     semaphore.touch()
     living = shared_memory.SharedMemory(create=True, size=1000)
+    # As multiprocessing makes one for processes that it spawns.
+    lock = SemLock(0, 1, 1, f"/loky-{os.getpid()}-living", False)
+    locked = Path(f"/dev/shm/sem.loky-{os.getpid()}-living")
     made: list[shared_memory.SharedMemory] = []
 
     def sleep(seconds: float) -> None:
@@ -106,8 +110,10 @@ def test_shared_memory_of_a_killed_process_goes_and_of_a_living_one_stays(
         guard.forget_shared_memory(since)
         assert not orphan.exists()
         assert (Path("/dev/shm") / living.name).exists()
+        assert locked.exists()
     finally:
+        del lock
         living.close()
         living.unlink()
-        for file in (orphan, semaphore):
+        for file in (orphan, semaphore, locked):
             file.unlink(missing_ok=True)

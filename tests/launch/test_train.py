@@ -50,7 +50,33 @@ with open("metrics.jsonl", "a", buffering=1) as log:
 """
 
 
+# A trainer whose main function has failed, and which Ray keeps from ending, as after the death of a raylet.
+FAILED = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("Error executing job with overrides: []", file=sys.stderr, flush=True)
+print("Traceback (most recent call last):\\nRuntimeError: the cause", file=sys.stderr, flush=True)
+time.sleep(60)
+"""
+
+
 class TestRun:
+    def test_a_trainer_that_has_failed_and_does_not_end_is_ended(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(watch, "FAILED", 0.5)
+        started = time.monotonic()
+        assert run.run(planned(FAILED), tmp_path) == 1
+        assert time.monotonic() - started < 10
+        assert "tpru: RuntimeError: the cause" in capfd.readouterr().err
+
+    def test_a_trainer_that_is_killed_is_named(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        code = "import os, signal; print('step:1', flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        assert run.run(planned(code), tmp_path) == 128 + signal.SIGKILL
+        assert "tpru: veRL was ended by SIGKILL: killed, or out of memory" in capfd.readouterr().err
+
     def test_output_is_kept_and_shown_on_demand_and_the_exit_code_is_the_trainers(
         self, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
     ) -> None:

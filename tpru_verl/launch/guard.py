@@ -25,7 +25,7 @@ OUTLIVES = 3.0
 DIES = 10.0  # seconds that the system may take to end a process that was killed
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What Python and joblib name so: memory that processes share, and semaphores.
+# Python's names: memory that processes share, and semaphores where joblib was imported.
 SHARED = ("psm_*", "sem.loky-*")
 BETWEEN_LOOKS = 1.0  # seconds
 _POLL = 0.1  # seconds
@@ -107,24 +107,26 @@ def forget_shared_memory(since: float, folder: Path = Path("/dev/shm")) -> None:
     A file goes that has one of the names `SHARED` and that no process has in use, now and a second later:
     somebody else may have made it just now.
     """
-    for look in range(2):
-        left = set()
-        for file in (found for name in SHARED for found in folder.glob(name)):
-            with suppress(OSError):
-                found = file.stat()
-                if found.st_uid == os.getuid() and found.st_mtime > since:
-                    left.add(str(file))
-        for maps in Path("/proc").glob("[0-9]*/maps") if left else ():
-            with suppress(OSError):  # it has ended, or is another user's
-                in_use = maps.read_text(errors="replace")
-                left = {name for name in left if name not in in_use}
-        if not left:
-            return
-        if not look:
-            seen = left
-            time.sleep(BETWEEN_LOOKS)
-    for name in left & seen:
-        Path(name).unlink(missing_ok=True)
+    first = _unused(since, folder)
+    if first:
+        time.sleep(BETWEEN_LOOKS)
+        for file in first & _unused(since, folder):
+            file.unlink(missing_ok=True)
+
+
+def _unused(since: float, folder: Path) -> set[Path]:
+    found = {}
+    for file in (each for name in SHARED for each in folder.glob(name)):
+        with suppress(OSError):
+            about = file.stat()
+            if about.st_uid == os.getuid() and about.st_mtime > since:
+                found[str(about.st_ino)] = file
+    for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
+        with suppress(OSError):  # it has ended, or is another user's
+            for line in maps.read_text(errors="replace").splitlines():
+                if str(folder) in line:  # by the inode: a semaphore is mapped under the name that it had first
+                    found.pop(line.split()[4], None)
+    return set(found.values())
 
 
 if __name__ == "__main__":

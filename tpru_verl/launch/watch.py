@@ -125,10 +125,9 @@ class _Watched:
             if time.monotonic() > self._end_by:
                 self._end_by = float("inf")
                 self._send(signal.SIGTERM)
-            if time.monotonic() > self._failed_at + FAILED and not self.hurried:
-                self.hurried = True
-                self._send(signal.SIGTERM)
-                self._send(signal.SIGTERM)  # the second one does not wait (`guard`)
+            if time.monotonic() > self._failed_at + FAILED:
+                self.hurried, self._failed_at = True, time.monotonic() + 0.5 - FAILED
+                self._send(signal.SIGTERM)  # half a second later the second one, which does not wait (`guard`)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=1)
 
