@@ -3,8 +3,8 @@
     python benchmarks/kills.py --out outputs/kills --kills 20
 
 The run is `tpru train tpru_tiny_cpu` on rows of the demo, on this machine's CPU, and saves at each step. A
-start lasts one to two minutes on two cores. The first kills are followed by `tpru train --resume`, the last
-quarter of them falls on one `tpru train --restarts`. After each kill the script looks how soon `tpru train`
+start lasts one to two minutes on two cores. The first kills are followed by `tpru train --resume`, the
+others fall on one `tpru train --restarts`. After each kill the script looks how soon `tpru train`
 noticed it, which cause it names, whether the checkpoint that the tracker names is whole, and what is left. At
 the end, each step must have been trained on the same rows as in a run that nobody kills. The same command
 goes on where it was stopped itself.
@@ -43,6 +43,7 @@ VICTIMS = {
 }
 ROWS = 160  # an epoch of ten steps, so that the run is resumed in the middle of several
 SMALL = ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=1")
+QUICK = ("+ray_kwargs.ray_init.include_dashboard=false",)  # a dozen processes less to start
 STEP, SAVE = 4.0, 0.06  # seconds that a step and the save in it take on two cores
 PATIENCE = 600  # seconds for a start, and for the end after a kill
 SHARED = Path("/dev/shm")
@@ -63,21 +64,25 @@ def main() -> None:
     if not rows.exists():
         given.out.mkdir(parents=True)
         write_parquet(make_rows(ROWS, seed=1), rows)
-    new = ["tpru_tiny_cpu", f"data.train_files={rows}", f"data.val_files={rows}", *SMALL]
+    new = ["tpru_tiny_cpu", f"data.train_files={rows}", f"data.val_files={rows}", *SMALL, *QUICK]
     new += [f"trainer.total_training_steps={steps}"]
     if not logged(whole) and (code := start([*new, "--out", str(whole)]).wait()):
         sys.exit(f"the run that nobody kills ended with exit code {code}: {whole}/train.log")
     table: list[dict[str, str]] = json.loads(file.read_text()) if file.exists() else []
     rng = random.Random(given.seed)
     order = [*rng.sample(list(VICTIMS), len(VICTIMS)) * given.kills][: given.kills]
-    alone = given.kills - given.kills // 4  # followed by --resume
+    alone = given.kills * 3 // 10  # followed by --resume
     process = None
     for number, victim in list(enumerate(order, start=1))[len(table) :]:
         began = starts(run)
         if process is None or process.poll() is not None:
             began += 1
-            again = ["--resume", str(run)] if (run / "run.json").exists() else [*new, "--out", str(run)]
-            process = start([*again, "--restarts", str(given.kills - number + 1)] if number > alone else again)
+            again = (
+                ["--resume", str(run), *QUICK] if (run / "run.json").exists() else [*new, "--out", str(run)]
+            )
+            process = start(
+                [*again, "--restarts", str(given.kills - number + 1)] if number > alone else again
+            )
         row = kill(process, run, victim, number, began)
         table.append({"kill": str(number), "of": victim, **row})
         write_json(file, table)
@@ -94,9 +99,7 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env={**os.environ, "TPRU_MOST_ANSWERS": "1000000"}, stderr=said)
 
 
-def kill(
-    process: subprocess.Popen[bytes], run: Path, victim: str, number: int, began: int
-) -> dict[str, str]:
+def kill(process: subprocess.Popen[bytes], run: Path, victim: str, number: int, began: int) -> dict[str, str]:
     """Kill once a step was done, and wait until it is noticed; the cells of the table.
 
     Each third kill falls into a save, the others at any moment of a step. `began`: starts with this one.
@@ -214,7 +217,11 @@ def logged(run: Path) -> list[int]:
 def row_ids(run: Path, step: int) -> list[str] | None:
     """Rows of a step; the dump sorts its answers by uids that are drawn anew in each run."""
     file = run / f"rollouts/{step}.jsonl"
-    return sorted(json.loads(line)["row_id"] for line in file.read_text().splitlines()) if file.exists() else None
+    return (
+        sorted(json.loads(line)["row_id"] for line in file.read_text().splitlines())
+        if file.exists()
+        else None
+    )
 
 
 def report(table: list[dict[str, str]], run: Path, whole: Path, steps: int, code: int) -> None:
@@ -224,8 +231,12 @@ def report(table: list[dict[str, str]], run: Path, whole: Path, steps: int, code
     print(f"steps logged: {'each once' if logged(run) == list(range(1, steps + 1)) else logged(run)}")
     differ = [step for step in range(1, steps + 1) if row_ids(run, step) != row_ids(whole, step)]
     print(f"steps on other rows than in the run that nobody killed: {differ or 'none'}")
-    ones, others = ({line["step"]: line["data"]["critic/score/mean"] for line in metrics(r)} for r in (run, whole))
-    print(f"rewards that are equal in both: {sum(ones.get(step) == others[step] for step in others)} of {steps}")
+    ones, others = (
+        {line["step"]: line["data"]["critic/score/mean"] for line in metrics(r)} for r in (run, whole)
+    )
+    print(
+        f"rewards that are equal in both: {sum(ones.get(step) == others[step] for step in others)} of {steps}"
+    )
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from _multiprocessing import SemLock
 from collections.abc import Callable
 from multiprocessing import shared_memory
 from pathlib import Path
 
 import psutil
 import pytest
-from _multiprocessing import SemLock
 
 from tpru_verl.launch import guard
 

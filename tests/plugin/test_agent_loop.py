@@ -118,7 +118,10 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     ("error", "died"),
     [
         (EngineDeadError(), "vLLM's engine has died"),
-        (RayTaskError("generate_group", "long\ntraceback", EngineDeadError()).as_instanceof_cause(), "engine has"),
+        (
+            RayTaskError("generate_group", "long\ntraceback", EngineDeadError()).as_instanceof_cause(),
+            "engine has",
+        ),
         (ActorDiedError(), "vLLM's server has died"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What makes two runs of one seed do the same: uids, the order of answers, seeds, and vLLM on a CPU with them."""
+"""What makes two runs of one seed do the same: uids, the order of answers, and seeds, also on a CPU."""
 
 import asyncio
 from collections.abc import Callable
@@ -64,7 +64,9 @@ class TestOrder:
 
 
 @pytest.fixture
-def seeds(tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[int]]]:
+def seeds(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., list[list[int]]]:
     """The seeds that our agent loop gives the samples of two prompts."""
     write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
     files = [f"data.{split}_files={tmp_path / 'rows.parquet'}" for split in ("train", "val")]
@@ -115,7 +117,7 @@ class TestSeeds:
 
 
 class Runner:
-    """What vLLM's CPU runner does with the generators of a batch; place 1 has a part of its prompt to come."""
+    """What vLLM's runner for a CPU does with generators; of place 1 a part of the prompt is still to come."""
 
     def __init__(self) -> None:
         self.generators = {place: torch.Generator().manual_seed(place) for place in (0, 1)}

@@ -51,7 +51,7 @@ def first_error(log: Path) -> str:
         lines = [part for line in file for part in [line.rstrip("\r\n").rsplit("\r", 1)[-1]]]
     for at, line in enumerate(lines, start=1):
         if _RAYLET in line:  # every other error follows from it, though it may be printed first
-            return f"Ray's raylet died without an error of its own: killed, or out of memory (line {at} of the log)"
+            return f"Ray's raylet died: killed, or out of memory (line {at} of the log)"
     ours = next((line for line in lines if line.startswith("tpru: ")), "")
     if ours:
         return ours.removeprefix("tpru: ")

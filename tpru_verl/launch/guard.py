@@ -124,7 +124,9 @@ def _unused(since: float, folder: Path) -> set[Path]:
     for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
         with suppress(OSError):  # it has ended, or is another user's
             for line in maps.read_text(errors="replace").splitlines():
-                if str(folder) in line:  # by the inode: a semaphore is mapped under the name that it had first
+                if (
+                    str(folder) in line
+                ):  # by the inode: a semaphore is mapped under the name that it had first
                     found.pop(line.split()[4], None)
     return set(found.values())
 

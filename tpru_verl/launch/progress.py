@@ -21,7 +21,7 @@ _NUMBER = re.compile(rb"[0-9a-f]*\d[0-9a-f]*")  # hexadecimal ones, too
 
 
 class Progress:
-    """Reads the output of a run, in chunks cut anywhere. `failed`: veRL's main function has raised an error."""
+    """Reads the output of a run, in chunks cut anywhere. `failed`: veRL's main function raised an error."""
 
     def __init__(self) -> None:
         self.failed = False

@@ -100,7 +100,11 @@ def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
         return [end.reason, *found, saved, f"the whole log: {log}"]
     if code > 128:  # it had no time for an error of its own
         name = signal.Signals(code - 128).name
-        return [f"{plan.trainer.name} was ended by {name}: killed, or out of memory", saved, f"the whole log: {log}"]
+        return [
+            f"{plan.trainer.name} was ended by {name}: killed, or out of memory",
+            saved,
+            f"the whole log: {log}",
+        ]
     return [first_error(log), saved, f"the whole log: {log}"]
 
 

@@ -19,7 +19,6 @@ from tpru_verl.launch.guard import ENDING, FORWARDED
 from tpru_verl.launch.progress import Progress
 from tpru_verl.launch.stacks import dump_stacks
 
-
 # Seconds that a trainer has to end after its main function has failed: Ray, where it is broken itself, takes
 # ten and more. The last words of other processes come a second later than the trainer's.
 FAILED = 3.0
@@ -127,7 +126,9 @@ class _Watched:
                 self._send(signal.SIGTERM)
             if time.monotonic() > self._failed_at + FAILED:
                 self.hurried, self._failed_at = True, time.monotonic() + 0.5 - FAILED
-                self._send(signal.SIGTERM)  # half a second later the second one, which does not wait (`guard`)
+                self._send(
+                    signal.SIGTERM
+                )  # half a second later the second one, which does not wait (`guard`)
             with suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout=1)
 

@@ -61,7 +61,9 @@ def same_order(replay_buffer: ModuleType) -> None:
     require(buffer, "_materialize_batch")
     original = buffer._materialize_batch
 
-    def _materialize_batch(self: Any, partition_id: str, uids: list[str], snapshot: dict[str, dict]) -> object:
+    def _materialize_batch(
+        self: Any, partition_id: str, uids: list[str], snapshot: dict[str, dict]
+    ) -> object:
         if is_on():
             snapshot = {key: snapshot[key] for key in sorted(snapshot, key=_place)}
         return original(self, partition_id, uids, snapshot)
