@@ -44,7 +44,7 @@ def test_all_promised_recipes_are_there() -> None:
     ]
     assert overlays.names() == [
         *("cispo", "dapo", "drgrpo", "gdpo", "gspo", "lora", "one_gpu_24", "one_gpu_48", "one_gpu_80"),
-        *("paper", "sdpa", "tis"),
+        *("paper", "reproducible", "sdpa", "tis"),
     ]
 
 

@@ -19,6 +19,7 @@ from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin import reproducible, sharing, vllm_process
 from tpru_verl.plugin.agent_loop import TPRUAgentLoopWorker
+from tpru_verl.plugin.waiting import ERROR
 
 
 @pytest.fixture
@@ -99,6 +100,17 @@ class TestSeeds:
 
     def test_without_the_variable_there_are_none(self, seeds: Callable) -> None:
         assert seeds() == [[], []]
+
+    def test_where_all_samples_would_have_one_seed_the_run_ends(
+        self, on: None, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(TPRUAgentLoopWorker, "_runs_groups", lambda self: False)
+        write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
+        files = [f"data.{split}_files={tmp_path / 'rows.parquet'}" for split in ("train", "val")]
+        config = recipes.compose("tpru_tiny_cpu", [*files, f"actor_rollout_ref.model.path={checkpoint}"])
+        rollouts = Rollouts(config, TPRUAgentLoopWorker)
+        rollouts.run()
+        assert "one seed" in rollouts.tags["row0"][ERROR]
 
     def test_vllm_gets_them(self) -> None:
         given: list[dict] = []

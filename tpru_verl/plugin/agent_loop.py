@@ -61,6 +61,12 @@ logger = logging.getLogger("tpru_verl")
 # Added to the logits of image and video tokens: a sampled one would have no image, and end the run.
 NEVER = -100.0
 
+ONE_SEED = (
+    "rollout.full_determinism: veRL's own agent loop gives all samples of a prompt one seed, so that they are "
+    "equal and nothing can be learned from them; expected a single turn with vLLM, or a run without "
+    "+tpru=reproducible"
+)
+
 # Ray hides the class behind an actor class that cannot be inherited from.
 _StockWorker = vars(AgentLoopWorkerTQ)["__ray_metadata__"].modified_class.__ray_actor_class__
 
@@ -115,10 +121,14 @@ class TPRUAgentLoopWorker(_StockWorker):
         self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False
     ) -> None:
         single_turn = prompt.get("agent_name") == "single_turn_agent"
+        uid, partition_id = prompt["uid"], "val" if trajectory["validate"] else "train"
         if not self._groups or not single_turn or self.distillation_enabled:
+            if reproducible.is_on():
+                tag = {"status": "failure", ERROR: ONE_SEED}
+                await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
+                return
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
             return
-        uid, partition_id = prompt["uid"], "val" if trajectory["validate"] else "train"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": "running"})
         tag = {"status": "failure"}
         try:
@@ -429,6 +439,8 @@ class TPRUAgentLoopManager(AgentLoopManagerTQ):
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
         if missing := _missing():
+            if reproducible.is_on():
+                raise RuntimeError(ONE_SEED)
             logger.warning(
                 "tpru plugin: stock veRL prepares each sample apart: veRL %s has no %s in its agent loop, "
                 "which ours needs (veRL %s has it)",

@@ -23,7 +23,7 @@ def is_on() -> bool:
 
 
 def sampling_seed(*of: object) -> int:
-    """A seed for one answer, of 56 bits, which is the same in each run for the same seed, step, row, sample."""
+    """A seed of 56 bits for one answer, the same in each run for the same seed, step, row and sample."""
     return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:7], "big")
 
 
