@@ -31,7 +31,6 @@ import torch
 import transfer_queue as tq
 import verl
 from omegaconf import DictConfig, OmegaConf
-from ray.exceptions import RayActorError
 from tensordict import NonTensorData, TensorDict
 from transformers import BatchFeature
 from verl.experimental.agent_loop.agent_loop import (
@@ -47,7 +46,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
 from tpru_verl.plugin import reproducible
-from tpru_verl.plugin.waiting import ERROR, watch
+from tpru_verl.plugin.waiting import ERROR, said, watch, who_died
 from tpru_verl.terminal import line_of
 from tpru_verl.trainers import TESTED, VERL
 
@@ -60,12 +59,6 @@ logger = logging.getLogger("tpru_verl")
 
 # Added to the logits of image and video tokens: a sampled one would have no image, and end the run.
 NEVER = -100.0
-
-ONE_SEED = (
-    "rollout.full_determinism: veRL's own agent loop gives all samples of a prompt one seed, so that they are "
-    "equal and nothing can be learned from them; expected a single turn with vLLM, or a run without "
-    "+tpru=reproducible"
-)
 
 # Ray hides the class behind an actor class that cannot be inherited from.
 _StockWorker = vars(AgentLoopWorkerTQ)["__ray_metadata__"].modified_class.__ray_actor_class__
@@ -124,7 +117,7 @@ class TPRUAgentLoopWorker(_StockWorker):
         uid, partition_id = prompt["uid"], "val" if trajectory["validate"] else "train"
         if not self._groups or not single_turn or self.distillation_enabled:
             if reproducible.is_on():
-                tag = {"status": "failure", ERROR: ONE_SEED}
+                tag = {"status": "failure", ERROR: reproducible.ONE_SEED}
                 await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
                 return
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
@@ -141,9 +134,9 @@ class TPRUAgentLoopWorker(_StockWorker):
                 await self._run_group(prompt, prepared, sampling_params, trajectory["validate"])
                 tag["status"] = "finished"
             except Exception as error:
-                logger.error("rollout of prompt %s failed: %s", uid, _said(error))
-                if died := _who_died(error):
-                    tag[ERROR] = f"{died} has died, killed or out of memory: {_said(error)}"
+                logger.error("rollout of prompt %s failed: %s", uid, said(error))
+                if died := who_died(error):
+                    tag[ERROR] = f"{died} has died, killed or out of memory: {said(error)}"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
 
     async def _prepare(self, messages: list[dict]) -> Prepared:
@@ -164,7 +157,7 @@ class TPRUAgentLoopWorker(_StockWorker):
 
         started = asyncio.get_running_loop().time()
         priority = int(prompt.get("priority", 0))
-        seeds = self._seeds(prompt, n, validate) if reproducible.is_on() else []
+        seeds = reproducible.seeds(config.seed, prompt, n, validate) if reproducible.is_on() else []
         request_id = str(prompt["uid"]) if seeds else uuid4().hex
         samples = await self._generate(
             n, prepared.ids, sampling_params, prepared.images, priority, request_id, seeds
@@ -172,13 +165,6 @@ class TPRUAgentLoopWorker(_StockWorker):
         seconds = asyncio.get_running_loop().time() - started
         outputs = [await self._output(prepared.ids, sample, seconds) for sample in samples]
         await self._put(prompt, outputs, prepared.features, validate)
-
-    def _seeds(self, prompt: Mapping[str, object], n: int, validate: bool) -> list[int]:
-        """A seed for each sample. With stock veRL's `full_determinism` all samples of a run have one seed."""
-        info = cast("Mapping[str, object]", prompt.get("extra_info") or {})
-        row = info.get("row_id") or info.get("place") or prompt.get("index")
-        of = (self.rollout_config.seed, int(cast("int", prompt["global_steps"])), validate, str(row))
-        return [reproducible.sampling_seed(*of, sample) for sample in range(n)]
 
     async def _generate(
         self,
@@ -398,19 +384,6 @@ def _row_of(prompt: Mapping[str, object]) -> str:
     return f"{place} (id {row_id})" if row_id else str(place)
 
 
-def _said(error: Exception) -> str:
-    """What an error of another process says. Ray puts its traceback first, long after an engine's death."""
-    text = str(error).strip()
-    return " ".join(text.split()) if isinstance(error, RayActorError) else text.rpartition("\n")[2]
-
-
-def _who_died(error: Exception) -> str:
-    """vLLM's engine, or the server before it: every other prompt will fail, too. Else ""."""
-    if isinstance(error, RayActorError):
-        return "vLLM's server"
-    return "vLLM's engine" if "EngineDeadError" in {kind.__name__ for kind in type(error).__mro__} else ""
-
-
 def _objects(values: list) -> np.ndarray:
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -440,7 +413,7 @@ class TPRUAgentLoopManager(AgentLoopManagerTQ):
         super().__init__(*args, **kwargs)
         if missing := _missing():
             if reproducible.is_on():
-                raise RuntimeError(ONE_SEED)
+                raise RuntimeError(reproducible.ONE_SEED)
             logger.warning(
                 "tpru plugin: stock veRL prepares each sample apart: veRL %s has no %s in its agent loop, "
                 "which ours needs (veRL %s has it)",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +17,23 @@ if TYPE_CHECKING:
     from tensordict import TensorDict
 
 ON = "VERL_FULL_DETERMINISM"
+ONE_SEED = (
+    "rollout.full_determinism: veRL's own agent loop gives all samples of a prompt one seed, so that they "
+    "are equal; expected a single turn with vLLM, or a run without +tpru=reproducible"
+)
 
 
 def is_on() -> bool:
     return os.environ.get(ON) == "1"
 
 
-def sampling_seed(*of: object) -> int:
-    """A seed of 56 bits for one answer, the same in each run for the same seed, step, row and sample."""
-    return int.from_bytes(hashlib.sha256(repr(of).encode()).digest()[:7], "big")
+def seeds(seed: int, prompt: Mapping[str, Any], n: int, validate: bool) -> list[int]:
+    """A seed of 56 bits for each of n samples: the same in each run for one seed, step, row and sample."""
+    info = prompt.get("extra_info") or {}
+    row = info.get("row_id") or info.get("place") or prompt.get("index")
+    of = (seed, int(prompt["global_steps"]), validate, str(row))
+    texts = [repr((*of, sample)) for sample in range(n)]
+    return [int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") for text in texts]
 
 
 def same_uids(trainer_base: ModuleType) -> None:

@@ -86,6 +86,22 @@ def _liveness_check() -> Callable[[], None]:
     return check
 
 
+def said(error: Exception) -> str:
+    """What an error of another process says. Ray puts its traceback first, long after an engine's death."""
+    from ray.exceptions import RayActorError
+
+    text = str(error).strip()
+    return " ".join(text.split()) if isinstance(error, RayActorError) else text.rpartition("\n")[2]
+
+
+def who_died(error: Exception) -> str:
+    """vLLM's engine, or the server before it: every other prompt will fail, too. Else ""."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return (
+        "vLLM's server" if "RayActorError" in names else "vLLM's engine" if "EngineDeadError" in names else ""
+    )
+
+
 def notice_broken_prompts(replay_buffer: ModuleType) -> None:
     """Stock veRL trains on without a prompt that fails, in every epoch again, and only the log tells.
 
