@@ -21,7 +21,7 @@ from tpru_verl.launch.stacks import dump_stacks
 
 # Seconds that a trainer has to end after its main function has failed: Ray, where it is broken itself, takes
 # ten and more. The last words of other processes come a second later than the trainer's.
-FAILED = 3.0
+FAILED = 2.0
 
 
 @dataclass(frozen=True)
