@@ -15,18 +15,7 @@ from tpru_verl.plugin import (
     checkpoints,
     gdpo,
     on_policy,
-from tpru_verl.plugin import (
-    adapters,
-    checkpoints,
-    gdpo,
-    on_policy,
     pictured,
-    records,
-    reproducible,
-    sharing,
-    vision,
-    waiting,
-)
     records,
     reproducible,
     sharing,
