@@ -222,7 +222,8 @@ def svg_and_png(chart: Chart) -> tuple[str, bytes]:
         if len(chart.series) > 1:
             axes.legend(fontsize=7, frameon=False, labelcolor=_INK)
         png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=200, facecolor="white")
+        # Packed harder they would be a fifth smaller, and take half as long again.
+        figure.savefig(png, format="png", dpi=200, facecolor="white", pil_kwargs={"compress_level": 1})
     return _inline(text.getvalue()), png.getvalue()
 
 

@@ -7,10 +7,10 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 from tpru_verl.grading import Grade, grade, read_answer
 from tpru_verl.sample import Task, parse_options, recognise_task
@@ -23,8 +23,7 @@ _TASKS = {task.value: task for task in Task}
 _UID_END = re.compile(r"_\d+_\d+$")  # veRL's uid ends in the numbers of the sample and of its output
 
 
-@dataclass(frozen=True)
-class Rollout:
+class Rollout(NamedTuple):
     """One response of a dump.
 
     `recorded` is the score it was trained with, `group` the prompt it answers, `place` the file, the row and
@@ -59,7 +58,7 @@ class Rollout:
         return grade(self.response, self.answer, task=task, options=options, opened_think=opened)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=8192)  # rows come back in each epoch, and in each validation
 def _question(prompt: str) -> tuple[Task | None, dict[str, str] | None]:
     """Task and options of a prompt, which all the responses of its group share."""
     return recognise_task(prompt), parse_options(prompt) or None
@@ -106,11 +105,21 @@ def _read_jsonl(path: Path, cut_off: bool) -> Iterator[Rollout]:
             yield _rollout(record, place)
 
 
+def _keys(record: Mapping[str, object]) -> list[str | None]:
+    """Those of the prompt, the response and the right answer."""
+    found: list[str | None] = []
+    for names in (PROMPTS, RESPONSES, ANSWERS):
+        for name in names:
+            if isinstance(record.get(name), str):
+                found.append(name)
+                break
+        else:
+            found.append(None)
+    return found
+
+
 def _rollout(record: Mapping[str, object], place: str) -> Rollout:
-    prompt_key, response_key, answer_key = (
-        next((key for key in keys if isinstance(record.get(key), str)), None)
-        for keys in (PROMPTS, RESPONSES, ANSWERS)
-    )
+    prompt_key, response_key, answer_key = _keys(record)
     if response_key is None or answer_key is None:
         missing = RESPONSES if response_key is None else ANSWERS
         raise ValueError(
@@ -148,11 +157,10 @@ def _read_log(path: Path) -> Iterator[Rollout]:
         yield Rollout(prompt, response, answer, recorded, prompt, f"{place} [ground_truth]")
 
 
-@dataclass(frozen=True)
-class Graded:
-    """A rollout's grades without its response; `index` is its place in the file, from 0."""
+class Graded(NamedTuple):
+    """A rollout's grades without its response; `number` is its place in the file, from 0."""
 
-    index: int
+    number: int
     task: str
     group: str
     reward: float
@@ -167,10 +175,10 @@ class Graded:
 
 def graded(rollouts: Iterable[Rollout]) -> Iterator[Graded]:
     """Grades each; the reward is the recorded one, else the default preset's. Raises as `Rollout.grade`."""
-    for index, rollout in enumerate(rollouts):
+    for number, rollout in enumerate(rollouts):
         found = rollout.grade()
         yield Graded(
-            index,
+            number,
             rollout.task.value if rollout.task else "not recognised",
             rollout.group,
             found.score("tpru") if rollout.recorded is None else rollout.recorded,

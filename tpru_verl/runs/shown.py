@@ -114,7 +114,7 @@ def _extreme(answers: Sequence[tuple[int, Graded]], sign: int) -> list[tuple[int
 
 
 def _random(answer: Graded) -> int:
-    return xxhash.xxh3_64_intdigest(f"{answer.group} {answer.index}".encode(errors="replace"))
+    return xxhash.xxh3_64_intdigest(f"{answer.group} {answer.number}".encode(errors="replace"))
 
 
 def _spread(items: list, graded_of) -> list:
@@ -166,7 +166,7 @@ def _shown(
 
 
 def _said(step: int, answer: Graded, path: Path | None) -> Said:
-    text = visible(_responses(path, step)[answer.index]) if path else ""
+    text = visible(_responses(path, step)[answer.number]) if path else ""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} ... ({len(text) - LONGEST:,} more characters)"
     parsed = visible(answer.parsed) if answer.parsed else "no answer"
@@ -175,6 +175,6 @@ def _said(step: int, answer: Graded, path: Path | None) -> Said:
 
 @lru_cache(maxsize=64)
 def _responses(path: Path, step: int) -> list[str]:
-    """The responses of a step; EasyR1's one file has those of all validations, which `index` counts."""
+    """The responses of a step; EasyR1's one file has those of all validations, which `number` counts."""
     file = files_by_step(path)[step] if path.is_dir() else path
     return [rollout.response for rollout in read_rollouts(file, cut_off=True)]
