@@ -1,9 +1,6 @@
 """`tpru build`: frames in, rows out, by the command; what is unusable is listed and the rest is kept."""
 
 import json
-import re
-import shlex
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,6 @@ from support.frames import encoded, moment, scenes, stills
 from support.results import contents, read
 from support.rows import Row
 
-from tpru_verl import cli
 from tpru_verl.builder import pipeline, stages
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import validate
@@ -149,36 +145,6 @@ def test_splits_share_no_group_and_no_picture(build: Run, tmp_path: Path) -> Non
         Source.open(f"{tmp_path}/out@train"), against=Source.open(f"{tmp_path}/out@test"), workers=1
     )
     assert not report.findings
-
-
-@pytest.mark.parametrize("options", [(), ("--split", "train=0.75,test=0.25")])
-def test_the_command_that_is_printed_last_shows_the_rows(
-    build: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    build(scenes(tmp_path / "my in", takes=16), "my out", *options)
-    _, _, command = capsys.readouterr().out.splitlines()[-1].partition("; next: ")
-    monkeypatch.setattr(sys, "argv", shlex.split(command))
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    assert stop.value.code == 0
-    assert "<img" in (tmp_path / "rows.html").read_text()
-
-
-def test_the_end_is_a_table_and_a_line_for_each_loss(
-    build: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    source = scenes(tmp_path / "in", takes=16)
-    (source / "notes.txt").write_text("x")
-    stills(source / "scene0/short", 99, frames=2)
-    manifest = build(source, "out", "--split", "train=0.75,test=0.25", "--json", tmp_path / "all.json")
-    shown = capsys.readouterr().out
-    tasks, counts = manifest["rows"]["tasks"], r"\s*\D\s*"
-    for task, number in tasks["train"].items():
-        assert re.search(rf"{task}{counts}{tasks['test'][task]}{counts}{number}\b", shown)
-    assert f"left out: 2 (1 too few frames, 1 unreadable), listed in {tmp_path}/out/dropped.json" in shown
-    assert len(shown.splitlines()) < 20
-    assert json.loads((tmp_path / "all.json").read_text()) == manifest
 
 
 def test_what_a_test_set_shows_is_left_out(build: Run, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,40 @@ def test_the_command_says_what_it_did(tpru: Tpru, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", ROWS)
     code, out, _ = tpru("prepare", path, tmp_path / "out", "--split", "train=0.75,test=0.25")
     assert code == 0
-    assert '"written": 12' in out
+    assert "12 of 12 rows written" in out
     code, _, error = tpru("prepare", path, tmp_path / "out", "--split", "train:0.75")
     assert (code, error) == (1, "tpru: --split: found 'train:0.75', expected the form train=0.95,test=0.05")
     rows = [row for split in ("train", "test") for row in read(tmp_path / "out", split)]
     assert picture(0) in [cell["bytes"] for row in rows for cell in row["images"]]
+
+
+def test_a_split_prints_sizes_and_scenes_and_refuses_one_that_measures_a_scene_alone(
+    tpru: Tpru, tmp_path: Path
+) -> None:
+    rows = [reordering(i, scene="abc"[i % 3], source_id=f"s{i}") for i in range(12)]
+    path, out = write_parquet(tmp_path / "rows.parquet", rows), tmp_path / "out"
+    code, _, error = tpru("prepare", path, out, "--split", "train=0.92,test=0.08")
+    assert code == 1
+    assert re.search("--split: found the scene [abc] alone in test, of 3, expected several;.*--allow", error)
+    assert not out.exists()
+    code, text, _ = tpru("prepare", path, out, "--split", "train=0.92,test=0.08", "--allow")
+    assert (code, len(read(out, "test"))) == (0, 1)
+    assert "test" in text
+    code, text, _ = tpru("prepare", path, out, "--split", "train=0.5,test=0.5")
+    lines = [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+    assert (code, "rows 6 6 12" in lines) == (0, True)
+    for scene in "abc":
+        found = [sum(row["extra_info"]["scene"] == scene for row in read(out, s)) for s in ("test", "train")]
+        assert f"{scene} {found[0]} {found[1]} 4" in lines
+    assert f"tpru data view {out}@test --out test.html" in lines
+
+
+def test_an_empty_split_is_refused_unless_it_is_allowed(tpru: Tpru, tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", [reordering(i, source_id="one") for i in range(3)])
+    code, _, error = tpru("prepare", path, tmp_path / "out", "--split", "train=0.9,test=0.1")
+    assert (code, "found 1 groups of rows" in error, "--allow" in error) == (1, True, True)
+    code, out, _ = tpru("prepare", path, tmp_path / "out", "--split", "train=0.9,test=0.1", "--allow")
+    assert (code, "3 of 3 rows written" in out) == (0, True)
 
 
 def test_a_row_whose_tokens_cannot_be_counted_is_named_by_its_place(
@@ -245,4 +275,4 @@ def test_a_row_whose_tokens_cannot_be_counted_is_named_by_its_place(
     assert f"{path} row 70: problem: found " in error
     code, out, _ = tpru(*command, "--drop-invalid")
     assert code == 0
-    assert '"written": 79' in out
+    assert "79 of 80 rows written" in out

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from tpru_verl import __version__
 from tpru_verl.data.layout import DROPPED, card_head
+from tpru_verl.data.splits import rows_table, view_commands
 
 
 def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
@@ -24,6 +24,7 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         f"{manifest['settings']['seed']}.",
         "",
         *_table("split", "rows", rows["splits"]),
+        *_table("split", "rows by scene", {k: _listed(v) for k, v in rows["scenes"].items()}),
         *_table("split and task", "answers", {k: _listed(v) for k, v in rows["answers"].items()}),
         *_table("split and task", "rows by kind", {k: _listed(v) for k, v in rows["negatives"].items()}),
         "A mismatch row describes something else than its pictures show, a missing-answer row lists no right "
@@ -35,6 +36,8 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         f"Rows that could not be made: {_listed(manifest['failed_rows']) or 'none'}.",
         "",
     ]
+    for line in shared_pictures(manifest, "OUT"):
+        body += [f"{line[0].upper()}{line[1:]}", ""]
     if manifest["against"]:
         body += [f"No row has a picture of `{manifest['against']}`, by perceptual hash.", ""]
     if manifest["model"]:
@@ -51,28 +54,63 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
 
 
 def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableType]:
-    """A table of rows by task and split, and a line for each of the other facts."""
+    """A table of rows by task, scene and split, and a line for each of the other facts."""
     rows, frames = manifest["rows"], manifest["frames"]
-    splits = sorted(rows["splits"])
-    table = Table("task", *splits, title=f"{rows['written']} rows from {manifest['clips']} clips")
-    for task in sorted({task for tasks in rows["tasks"].values() for task in tasks}):
-        table.add_row(task, *(str(rows["tasks"][split].get(task, 0)) for split in splits))
-    yield table
-    yield f"frames: {frames['kept']} of {frames['read']} kept{_reasons(frames['left_out'])}"
-    if manifest["left_out"]:
-        total = sum(manifest["left_out"].values())
-        yield f"left out: {total}{_reasons(manifest['left_out'])}, listed in {out / DROPPED}"
-    if manifest["failed_rows"]:
-        failed = manifest["failed_rows"]
-        yield f"rows that could not be made: {sum(failed.values())}{_reasons(failed)}"
+    yield rows_table(rows, f"{rows['written']} rows from {manifest['clips']} clips")
+    yield f"frames: {frames['kept']} of {frames['read']} kept"
+    for reason, count in frames["left_out"].items():
+        yield f"  {count} frames left out: {_with_advice(reason)}"
+    for reason, count in manifest["left_out"].items():
+        yield f"  {count} clips or files left out: {_with_advice(reason)}, listed in {out / DROPPED}"
+    for reason, count in manifest["failed_rows"].items():
+        yield f"  {count} rows not made: {_with_advice(reason)}"
+    yield from shared_pictures(manifest, str(out))
+    yield f"for more rows: {_more(manifest['settings'])}"
     for split, verdict in manifest["audit"].items():
         yield f"audit of {split}: {verdict}"
-    shown = f"{out}@{splits[0]}" if len(splits) > 1 else str(out)
-    yield f"{out}: written; next: tpru data view {shlex.quote(shown)}"
+    yield f"{out}: written; look at the rows:"
+    yield from view_commands(out, rows["splits"])
 
 
-def _reasons(counts: Mapping[str, int]) -> str:
-    return f" ({_listed(counts)})" if counts else ""
+def shared_pictures(manifest: Mapping[str, Any], out: str) -> Iterator[str]:
+    """A line for each split that has pictures of another one, with the command that finds the rows."""
+    splits = manifest["rows"]["splits"]
+    for split, found in manifest["shared_pictures"].items():
+        largest = max(splits, key=lambda name: splits[name])
+        here, there = shlex.quote(f"{out}@{split}"), shlex.quote(f"{out}@{largest}")
+        yield (
+            f"shared pictures: {found['pictures']} of {found['of']} in {split}, in {found['clips']} of "
+            f"{found['of_clips']} clips, look like one of another split; "
+            f"the rows: tpru data validate {here} --against {there}"
+        )
+
+
+# What brings back frames, clips and rows that are left out for a reason.
+_ADVICE = {
+    "blank": "a lower --min-contrast keeps more",
+    "blurred": "a lower --min-sharpness keeps more",
+    "frozen": "a lower --min-change keeps more",
+    "too small a change": "a lower --min-change keeps more",
+    "duplicate": "a lower --min-bits keeps more",
+    "too few frames": "more frames are needed, or fewer --steps",
+    "unreadable": "mend or remove the files",
+    "id": "give each a name of its own",
+    "leak": "they show pictures of --against",
+    "fewer frames than steps": "fewer --steps, or more frames a clip",
+    "cyclic": "no order can be seen",
+    "too few wrong candidates": "more clips of the same scene, or a higher --max-bits",
+}
+
+
+def _with_advice(reason: str) -> str:
+    return f"{reason} ({_ADVICE[reason]})" if reason in _ADVICE else reason
+
+
+def _more(settings: Mapping[str, Any]) -> str:
+    """Options that give more rows of the same source."""
+    rows, every = settings["options"]["rows_per_clip"], settings["sampling"]["every"]
+    denser = f"a smaller --every than {every:g}" if every else "a smaller --every"
+    return f"more sources, --rows-per-clip {rows + 1}, shorter clips (--clip-frames), for videos {denser}"
 
 
 def _table(left: str, right: str, lines: Mapping[str, object]) -> list[str]:

@@ -217,16 +217,17 @@ class Label:
     scene: str
     group: str
     digests: list[bytes]  # of its pictures
+    hash: NDArray[np.uint8]  # (frames, HASH_BYTES)
     leak_hash: NDArray[np.uint64]
 
 
 def read_labels(path: Path) -> Iterator[Label]:
     reader = _open(path)
     for batch in map(reader.get_batch, range(reader.num_record_batches)):
-        line = {
-            name: batch.column(name)[0].as_py() for name in ("id", "scene", "group", "digest", "leak_hash")
-        }
+        names = ("id", "scene", "group", "digest", "hash", "leak_hash")
+        line = {name: batch.column(name)[0].as_py() for name in names}
         digests = line.pop("digest")
+        line["hash"] = np.frombuffer(line["hash"], np.uint8).reshape(-1, HASH_BYTES)
         line["leak_hash"] = np.frombuffer(line["leak_hash"], np.uint64)
         yield Label(**line, digests=[digests[i : i + 8] for i in range(0, len(digests), 8)])
 

@@ -92,6 +92,7 @@ class Ledger:
 
     rows: Counter[str] = field(default_factory=Counter)  # of each split
     tasks: dict[str, Counter[str]] = field(default_factory=dict)
+    scenes: dict[str, Counter[str]] = field(default_factory=dict)
     letters: dict[str, Counter[str]] = field(default_factory=dict)
     negatives: dict[str, Counter[str]] = field(default_factory=dict)
 
@@ -122,6 +123,7 @@ def deal(
         shards.setdefault(split, _Shard(folder, split)).add(line)
         ledger.rows[split] += 1
         ledger.tasks.setdefault(split, Counter())[row.task.value] += 1
+        ledger.scenes.setdefault(split, Counter())[row.scene] += 1
         answer = asked.answer if letter else "an order"
         ledger.letters.setdefault(f"{split} {row.task.value}", Counter())[answer] += 1
         ledger.negatives.setdefault(f"{split} {row.task.value}", Counter())[negative or "positive"] += 1

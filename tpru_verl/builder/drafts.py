@@ -21,6 +21,8 @@ from tpru_verl.data.likeness import SAME_PICTURE, bits, watched_of
 from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
 
 CLOCK_CLIPS, CLOCK_FRAMES = 64, 160  # at most about so many of a scene tell where a clock runs
+ALIKE_BITS = 8  # of 256: one picture at two sizes or qualities differs in no more
+CHUNK = 16384  # hashes that are compared at once
 NEIGHBOURS = 6  # clips of the same scene and split that lend wrong frames and texts
 
 
@@ -70,6 +72,43 @@ def splits_of(
     drawn = sorted(members.values(), key=draw)
     names = shared_out([len(group) for group in drawn], shares)
     return {place: name for name, group in zip(names, drawn, strict=True) for place in group}
+
+
+def look_alikes(labels: Mapping[Place, Label], splits: Mapping[Place, str]) -> dict[str, dict[str, int]]:
+    """Split -> how many of its pictures and clips look like one of a larger split; none where there are none.
+
+    Pictures are compared by their hashes: the same bytes in two splits are not possible (`splits_of`).
+    """
+    members: dict[str, list[Place]] = {}
+    for place in labels:
+        members.setdefault(splits[place], []).append(place)
+    larger: list[Place] = []
+    found: dict[str, dict[str, int]] = {}
+    for split in sorted(members, key=lambda name: (-len(members[name]), name)):
+        places = members[split]
+        if larger:
+            known = _signs(np.unique(np.concatenate([labels[place].hash for place in larger]), axis=0))
+            alike = [_alike(_signs(labels[place].hash), known) for place in places]
+            if pictures := sum(int(one.sum()) for one in alike):
+                of = sum(len(one) for one in alike)
+                clips = sum(bool(one.any()) for one in alike)
+                found[split] = {"pictures": pictures, "of": of, "clips": clips, "of_clips": len(places)}
+        larger += places
+    return found
+
+
+def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Bits of hashes as -1 and 1, (hashes, bits): products of two rows count the bits that agree."""
+    return np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
+
+
+def _alike(signs: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether each picture, (pictures, bits), looks like one of the known ones."""
+    least = signs.shape[1] - 2 * ALIKE_BITS
+    found = np.zeros(len(signs), bool)
+    for start in range(0, len(known), CHUNK):
+        found |= (signs @ known[start : start + CHUNK].T >= least).any(1)
+    return found
 
 
 def neighbours_of(

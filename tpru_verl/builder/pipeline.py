@@ -10,7 +10,7 @@ import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,7 +111,8 @@ def _build(
     splits = drafts.splits_of(labels, settings.split, settings.seed)
     plans, ledger, lost = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
-    return shards, _manifest(source, stages, counts, ledger, lost, written, describer, against), counts
+    manifest = _manifest(source, stages, counts, ledger, lost, written, describer, against)
+    return shards, manifest | {"shared_pictures": drafts.look_alikes(labels, splits)}, counts
 
 
 def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
@@ -183,6 +184,9 @@ def _manifest(
             "written": sum(ledger.rows.values()),
             "splits": dict(ledger.rows),
             "tasks": {split: dict(sorted(tasks.items())) for split, tasks in sorted(ledger.tasks.items())},
+            "scenes": {
+                split: dict(sorted(scenes.items())) for split, scenes in sorted(ledger.scenes.items())
+            },
             "answers": {
                 name: dict(sorted(letters.items())) for name, letters in sorted(ledger.letters.items())
             },
@@ -193,6 +197,10 @@ def _manifest(
         "files": files,
         "versions": {"tpru_verl": __version__, "pyarrow": pa.__version__},
     }
+
+
+def _ordered(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {name: dict(sorted(numbers.items())) for name, numbers in sorted(counts.items())}
 
 
 def _finish(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -157,6 +156,10 @@ def prepare(
             help="Write several splits. Rows of one source, or with a picture in common, stay together.",
         ),
     ] = None,
+    allow: Annotated[
+        bool,
+        typer.Option("--allow", help="Allow a split that is empty, or of one scene where there are several."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     template: Annotated[str, typer.Option(help="Prompt template for the column `prompt`.")] = "tpru",
     model: Annotated[
@@ -179,16 +182,23 @@ def prepare(
 
     Images keep their bytes. The same source and options give the same bytes.
     """
+    from tpru_verl.data.layout import DROPPED
     from tpru_verl.data.prepare import PrepareOptions
     from tpru_verl.data.prepare import prepare as work
+    from tpru_verl.data.splits import rows_table, view_commands
+    from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
-    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep)
+    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow)
     other = open_source(against) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
-    typer.echo(json.dumps(manifest["rows"], indent=1))
-    typer.echo(f"{out}: written, with manifest.json and README.md")
+    rows = manifest["rows"]
+    results().print(rows_table({**rows, **rows["by_split"]}, f"{rows['written']} rows of {source}"))
+    left_out = f", {rows['dropped']} left out and listed in {out / DROPPED}" if rows["dropped"] else ""
+    typer.echo(f"{out}: {rows['written']} of {rows['read']} rows written{left_out}; look at them:")
+    for line in view_commands(out, rows["splits"]):
+        typer.echo(line)
 
 
 def shares_of(text: str | None) -> dict[str, float] | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,7 @@ from tpru_verl.data.layout import (
 from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_batches
-from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, shared_out
+from tpru_verl.data.splits import ONE_SPLIT, check_scenes, check_shares, connected, shared_out
 from tpru_verl.data.tokens.prompts import Asked
 from tpru_verl.data.validate import Finding, Report, SeenRow, check_units, compare_rows, summary_of
 from tpru_verl.data.work import each_unit
@@ -56,6 +56,7 @@ class PrepareOptions:
     split: Mapping[str, float] | None = None
     drop_invalid: bool = False
     deep: bool = False
+    allow: bool = False  # a split that is empty, or of one scene where there are others
 
 
 def prepare(
@@ -66,7 +67,7 @@ def prepare(
     against: Source | None = None,
     counter: PromptCounter | None = None,
     workers: int | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Write shards, manifest and card to `out`, whole or not at all; returns the manifest.
 
     The images' bytes are those of the source. An earlier result in `out` is replaced by the new one.
@@ -82,10 +83,10 @@ def prepare(
     with locked(out), result_folder(out) as unfinished:
         try:
             with _Writer(source, unfinished, options, counter) as writer:
-                _check_and_write(writer, report, against, workers)
+                splits = _check_and_write(writer, report, against, workers)
                 files = writer.finish()
                 report.findings += writer.findings
-            manifest = _manifest(source, report, _kept(report), options, files, counter)
+            manifest = _manifest(source, report, _kept(report), splits, options, files, counter)
             write_json(unfinished / MANIFEST, manifest)
             if report.unusable:
                 findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
@@ -98,8 +99,13 @@ def prepare(
     return manifest
 
 
-def _check_and_write(writer: _Writer, report: Report, against: Source | None, workers: int | None) -> None:
-    """Check all rows and write them: at the same time, unless splits or test rows need all rows first."""
+def _check_and_write(
+    writer: _Writer, report: Report, against: Source | None, workers: int | None
+) -> Mapping[tuple[str, int], str]:
+    """Check all rows and write them: at the same time, unless splits or test rows need all rows first.
+
+    Returns the split of each (file, row).
+    """
     source, options = writer.source, writer.options
     checked = check_units(
         source,
@@ -119,10 +125,17 @@ def _check_and_write(writer: _Writer, report: Report, against: Source | None, wo
     kept = _kept(report)
     if not kept:
         raise ValueError(f"{source.name}: found no usable row among {report.rows}; {summary_of(report)}")
-    if not at_once:
-        splits = _splits(kept, options)
-        for unit, _ in each_unit(source, _nothing, title="Writing shards", workers=1):
-            writer.write(unit, splits)
+    if at_once:
+        return {(row.file, row.row): ONE_SPLIT for row in kept}
+    splits = _splits(kept, options)
+    if not options.allow:
+        scenes: dict[str, set[str]] = {}
+        for row in kept:
+            scenes.setdefault(splits[row.file, row.row], set()).add(row.scene)
+        check_scenes(scenes)
+    for unit, _ in each_unit(source, _nothing, title="Writing shards", workers=1):
+        writer.write(unit, splits)
+    return splits
 
 
 def _nothing(unit: Unit, form: Form) -> None:
@@ -143,7 +156,10 @@ def _splits(rows: Sequence[SeenRow], options: PrepareOptions) -> dict[tuple[str,
         by_group.setdefault(group, []).append(i)
     # By content, so that neither the order of files nor of rows moves a row to another split.
     drawn = sorted(by_group.values(), key=lambda group: _draw(options.seed, rows, group))
-    names = shared_out([len(group) for group in drawn], shares)
+    try:
+        names = shared_out([len(group) for group in drawn], shares, empty=options.allow)
+    except ValueError as error:
+        raise ValueError(f"{error}, or use --allow") from None
     return {
         (rows[i].file, rows[i].row): name for name, group in zip(names, drawn, strict=True) for i in group
     }
@@ -285,6 +301,7 @@ def _manifest(
     source: Source,
     report: Report,
     kept: Sequence[SeenRow],
+    splits: Mapping[tuple[str, int], str],
     options: PrepareOptions,
     files: list[dict[str, object]],
     counter: PromptCounter | None,
@@ -305,9 +322,26 @@ def _manifest(
             "dropped": len(report.unusable),
             "written": len(kept),
             "tasks": dict(sorted(Counter(row.task or "not recognised" for row in kept).items())),
+            "splits": dict(sorted(Counter(splits[row.file, row.row] for row in kept).items())),
+            "by_split": _by_split(kept, splits),
         },
         "files": files,
         "versions": {"tpru_verl": __version__, "pyarrow": pa.__version__},
+    }
+
+
+def _by_split(
+    kept: Sequence[SeenRow], splits: Mapping[tuple[str, int], str]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Rows of each task and scene, for each split."""
+    found: dict[str, dict[str, Counter[str]]] = {"tasks": {}, "scenes": {}}
+    for row in kept:
+        split = splits[row.file, row.row]
+        for name, value in (("tasks", row.task or "not recognised"), ("scenes", row.scene)):
+            found[name].setdefault(split, Counter())[value] += 1
+    return {
+        name: {split: dict(sorted(counts.items())) for split, counts in sorted(by_split.items())}
+        for name, by_split in found.items()
     }
 
 

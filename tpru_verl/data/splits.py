@@ -1,13 +1,21 @@
-"""Splits of rows: shares, and sources that must stay together."""
+"""Splits of rows: shares, sources that must stay together, and what the terminal says of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
 
 ONE_SPLIT = "train"  # where rows go that are not split
 
 
+SHOWN_SCENES = 12  # in the terminal; the manifest has all
 _NAME = re.compile(r"\w+")  # part of a file's name, and a split of `datasets`, which takes no more
 
 
@@ -23,8 +31,8 @@ def check_shares(split: Mapping[str, float] | None) -> None:
         raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")
 
 
-def shared_out(sizes: Sequence[int], shares: Mapping[str, float]) -> list[str]:
-    """The split of each group, in the order given. Raises ValueError where a split would be empty."""
+def shared_out(sizes: Sequence[int], shares: Mapping[str, float], *, empty: bool = False) -> list[str]:
+    """The split of each group, in the order given. Raises ValueError for an empty split, unless `empty`."""
     names, result = list(shares), list[str]()
     bounds = [sum(list(shares.values())[: i + 1]) * sum(sizes) for i in range(len(names))]
     done = 0
@@ -32,10 +40,25 @@ def shared_out(sizes: Sequence[int], shares: Mapping[str, float]) -> list[str]:
         middle = done + size / 2
         result.append(next((n for n, bound in zip(names, bounds, strict=True) if middle < bound), names[-1]))
         done += size
-    if missing := [name for name in names if name not in result]:
+    missing = [name for name in names if name not in result]
+    if missing and not empty:
         found = f"{len(sizes)} groups of rows that share a source or a picture"
         raise ValueError(f"--split: found {found}, expected enough for {missing[0]}={shares[missing[0]]:g}")
     return result
+
+
+def check_scenes(scenes: Mapping[str, Collection[str]]) -> None:
+    """Raise ValueError for a split of one scene where there are others: it measures that scene alone.
+
+    `scenes`: those of each split. A source of one scene, or without names of scenes, passes.
+    """
+    every = {scene for names in scenes.values() for scene in names}
+    for split, names in sorted(scenes.items()):
+        if len({*names}) < 2 <= len(every):
+            found = f"found the scene {min(names)} alone in {split}, of {len(every)}"
+            raise ValueError(
+                f"--split: {found}, expected several; change --seed or the shares, or use --allow"
+            )
 
 
 def connected(keys: Sequence[Sequence[str | bytes]]) -> list[int]:
@@ -52,3 +75,34 @@ def connected(keys: Sequence[Sequence[str | bytes]]) -> list[int]:
         for key in own:
             parent[root(i)] = root(first.setdefault(key, i))
     return [root(i) for i in range(len(keys))]
+
+
+def rows_table(rows: Mapping[str, Any], title: str) -> Table:
+    """Rows by task and by scene, a column for each split.
+
+    `rows`: "written", and for each split its "splits" (rows), "tasks" and "scenes" (rows of each).
+    """
+    splits = sorted(rows["splits"])
+    table = Table("", *splits, "all", title=title)
+    for part in ("tasks", "scenes"):
+        counted = rows[part]
+        total = Counter[str]()
+        for split in splits:
+            total.update(counted.get(split, {}))
+        names = sorted(total, key=lambda name: (-total[name], name)) if part == "scenes" else sorted(total)
+        for name in names[:SHOWN_SCENES]:
+            numbers = [counted.get(split, {}).get(name, 0) for split in splits]
+            table.add_row(escape(name or "no scene named"), *map(str, numbers), str(total[name]))
+        if others := names[SHOWN_SCENES:]:
+            numbers = [sum(counted.get(split, {}).get(name, 0) for name in others) for split in splits]
+            table.add_row(f"{len(others)} other {part}", *map(str, numbers), str(sum(numbers)))
+        table.add_section()
+    table.add_row("rows", *(str(rows["splits"][split]) for split in splits), str(rows["written"]))
+    return table
+
+
+def view_commands(out: Path, splits: Collection[str]) -> Iterator[str]:
+    """The command that shows the rows of a result, a line for each of its splits."""
+    for split in sorted(splits):
+        shown, page = (f"{out}@{split}", split) if len(splits) > 1 else (str(out), "rows")
+        yield f"  tpru data view {shlex.quote(shown)} --out {page}.html"

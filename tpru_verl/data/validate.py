@@ -59,6 +59,7 @@ class SeenRow:
     row: int
     id: str
     task: str
+    scene: str
     group: str  # its source_id, "" where the row names none
     digest: bytes  # of question and images
     images: tuple[bytes, ...]  # digest of each
@@ -186,6 +187,7 @@ def _seen(row: Row, hashes: Hashes) -> SeenRow:
         row.number,
         row.row_id,
         row.task.value if row.task else "",
+        row.field("scene"),
         row.source_id,
         xxhash.xxh3_128_digest(question + b"".join(digests)),
         digests,

@@ -1,0 +1,94 @@
+"""What `tpru build` says at the end: rows by task, scene and split, what is missing and why, what is next."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.builds import Run
+from support.frames import scenes, stills
+
+from tpru_verl import cli
+from tpru_verl.builder.card import summary_of
+from tpru_verl.builder.clips import Label
+from tpru_verl.builder.drafts import look_alikes
+
+
+def label(name: str, hashes: np.ndarray) -> Label:
+    return Label(name, "scene", name, [], hashes, np.zeros(0, np.uint64))
+
+
+def test_pictures_that_look_alike_in_two_splits_are_counted() -> None:
+    rng = np.random.default_rng(0)
+    train = rng.integers(0, 256, (6, 32), dtype=np.uint8)
+    near, far = train[2].copy(), train[3].copy()
+    near[:4] ^= 0b11  # 8 of 256 bits
+    far[:4] ^= 0b111  # 12
+    test = np.stack([rng.integers(0, 256, 32, dtype=np.uint8), near, far])
+    labels = {
+        (0, 0): label("a", train),
+        (0, 1): label("b", train[:1]),
+        (1, 0): label("c", test),
+        (1, 1): label("d", test[:1]),
+    }
+    splits = {(0, 0): "train", (0, 1): "train", (1, 0): "test", (1, 1): "test"}
+    expected = {"pictures": 1, "of": 4, "clips": 1, "of_clips": 2}
+    # Of splits as large as each other, the first by name counts as the larger one.
+    assert look_alikes(labels, {place: f"{name}!"[:-1] for place, name in splits.items()}) == {
+        "train": {"pictures": 1, "of": 7, "clips": 1, "of_clips": 2}
+    }
+    del labels[1, 1]
+    assert look_alikes(labels, splits) == {"test": {**expected, "of": 3, "of_clips": 1}}
+    assert look_alikes(labels, dict.fromkeys(splits, "train")) == {}
+
+
+def test_the_end_of_a_build(tmp_path: Path, build: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    source = scenes(tmp_path / "frames", takes=8)
+    # The same moments again at another size of file, in a scene of their own: no bytes in common.
+    for take in range(2):
+        stills(source / "again" / f"take{take}", take, 9)
+    (source / "again" / "take0" / "notes.txt").write_text("x")
+    stills(source / "short" / "one", 70, 2)
+    manifest = build(source, "out", "--split", "train=0.6,test=0.4", "--json", tmp_path / "all.json")
+    assert json.loads((tmp_path / "all.json").read_text()) == manifest
+    out, _ = capsys.readouterr()
+    rows = manifest["rows"]
+    assert sum(rows["scenes"]["test"].values()) == rows["splits"]["test"]
+    lines = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
+    for name in ("scene0", "scene1", "temporal_reordering"):
+        part = "tasks" if name.startswith("temporal") else "scenes"
+        numbers = [rows[part][split].get(name, 0) for split in ("test", "train")]
+        assert f"{name} {numbers[0]} {numbers[1]} {sum(numbers)}" in lines
+    advice = "too few frames (more frames are needed, or fewer --steps)"
+    assert f"1 clips or files left out: {advice}, listed in {tmp_path}/out/dropped.json" in lines
+    assert any(line.startswith("1 clips or files left out: unreadable") for line in lines)
+    assert any(line.startswith("for more rows: more sources, --rows-per-clip 2") for line in lines)
+    if manifest["shared_pictures"]:
+        assert any(line.startswith("shared pictures: ") for line in lines)
+
+
+@pytest.mark.parametrize("split", [[], ["--split", "train=0.5,test=0.5"]])
+def test_the_commands_that_are_named_work(
+    tmp_path: Path,
+    build: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    split: list[str],
+) -> None:
+    manifest = build(scenes(tmp_path / "frames", takes=4), "my rows", *split)
+    capsys.readouterr()
+    manifest["shared_pictures"] = (
+        {"test": {"pictures": 1, "of": 2, "clips": 1, "of_clips": 2}} if split else {}
+    )
+    lines = [line for line in summary_of(manifest, tmp_path / "my rows") if isinstance(line, str)]
+    commands = [line.partition("tpru ")[2] for line in lines if "tpru " in line]
+    assert len(commands) == (3 if split else 1)
+    monkeypatch.chdir(tmp_path)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["tpru", *shlex.split(command)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code in (0, None)
+    assert len([*tmp_path.glob("*.html")]) == (2 if split else 1)
