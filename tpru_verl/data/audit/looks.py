@@ -17,6 +17,7 @@ SMALL = 128  # pixels of the picture from which hash and thumbnail are made
 
 
 THUMB = 32  # pixels of the grey thumbnail's sides
+FINE = 64  # of the thumbnail in which two pictures that look alike are looked for
 
 
 Distances = NDArray[np.float64]  # (images, images)
@@ -27,6 +28,7 @@ class Look(NamedTuple):
 
     hash: np.uint64  # perceptual; 0 unless asked for
     grey: NDArray[np.float32]  # (THUMB, THUMB), 0 to 255
+    fine: NDArray[np.uint8]  # (FINE, FINE)
     bytes: int
     size: tuple[int, int]  # width, height as stored
     encoding: str  # all that tells one program's files from another's
@@ -39,14 +41,16 @@ class Look(NamedTuple):
 def look_at(data: bytes, *, hashed: bool) -> Look:
     """Raises ValueError, OSError or SyntaxError for an image that can't be decoded."""
     small = thumbnail(data, SMALL)
-    grey = np.asarray(small.convert("L").resize((THUMB, THUMB)), np.float32)
+    plain = small.convert("L")
+    grey = np.asarray(plain.resize((THUMB, THUMB)), np.float32)
+    fine = np.asarray(plain.resize((FINE, FINE), Image.Resampling.BOX))
     value = np.uint64(0)
     if hashed:
         buffer = io.BytesIO()
         small.save(buffer, "BMP")  # the hash starts from this very thumbnail: no second decoding of the file
         value = perceptual_hash(buffer.getvalue())
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return Look(value, grey, len(data), image.size, encoding_of(image, data))
+        return Look(value, grey, fine, len(data), image.size, encoding_of(image, data))
 
 
 def distances(looks: Sequence[Look]) -> dict[str, Distances]:

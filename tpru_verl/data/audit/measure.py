@@ -18,6 +18,7 @@ from string import ascii_uppercase
 from tpru_verl.data.audit.fitted import fitted_outcomes, place_of
 from tpru_verl.data.audit.question import Order
 from tpru_verl.data.audit.rules import Clues, Pieces, Rule, RuleTally, clues_of_unit
+from tpru_verl.data.audit.second import second_answers
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import Finding
 from tpru_verl.data.work import each_unit
@@ -96,6 +97,8 @@ class Audit:
     reverse_listed: float  # share of the rows with orders as options that list the reverse of the right one
     priors: list[Prior]
     lines: list[RuleResult]
+    compared: int  # rows in which a second right answer was looked for
+    doubtful: list[tuple[str, str]]  # row id and reason of each with a second right answer or a wrong None
 
     @property
     def shortcuts(self) -> list[RuleResult]:
@@ -121,6 +124,7 @@ def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit
         found.unusable += pieces.unusable
         found.without_options += pieces.without_options
         found.clues += pieces.clues
+        found.pictures.add(pieces.pictures)
         for key, tally in pieces.tallies.items():
             found.tallies.setdefault(key, RuleTally()).add(tally)
     if not found.clues:
@@ -140,6 +144,8 @@ def audit(source: Source, *, seed: int = 0, workers: int | None = None) -> Audit
         _reverse_listed(found.clues),
         _priors(found.clues),
         _lines(found.tallies),
+        sum(bool(row.wrong) for row in found.pictures.rows),
+        second_answers(found.pictures),
     )
 
 

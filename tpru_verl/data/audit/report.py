@@ -46,7 +46,25 @@ ALL_LIST_IT = 0.99  # share of rows from which the advice REVERSE has been follo
 
 
 def verdict(audit: Audit) -> str:
-    """The rules that beat chance and what to change in the rows, in words."""
+    """The rules that beat chance, rows without one right answer, and what to change, in words."""
+    return "\n".join(filter(None, [_of_shortcuts(audit), _of_answers(audit)]))
+
+
+def _of_answers(audit: Audit) -> str:
+    """The rows with a second right answer or a wrong None; "" where there are none."""
+    if not audit.doubtful:
+        return ""
+    reasons: dict[str, list[str]] = {}
+    for row_id, reason in audit.doubtful:
+        reasons.setdefault(reason, []).append(row_id)
+    lines = [f"{len(audit.doubtful):,} of {audit.compared:,} rows may not have exactly one right answer:"]
+    for reason, ids in reasons.items():
+        more = f" and {len(ids) - LISTED:,} more" if len(ids) > LISTED else ""
+        lines.append(f"- {len(ids):,}: {reason} ({', '.join(ids[:LISTED])}{more})")
+    return "\n".join([*lines, "Cure: leave these rows out; --json lists all."])
+
+
+def _of_shortcuts(audit: Audit) -> str:
     shortcuts = audit.shortcuts
     if not shortcuts:
         return f"No shortcut beats chance{_left_out(audit)}.{_blind_spot(audit)}"
@@ -154,6 +172,8 @@ def as_json(audit: Audit) -> dict[str, object]:
         "sources": audit.groups,
         "rows_without_options": audit.without_options,
         "reverse_listed": audit.reverse_listed,
+        "compared": audit.compared,
+        "doubtful": [{"row_id": row_id, "reason": reason} for row_id, reason in audit.doubtful],
         "unusable": [asdict(finding) for finding in audit.unusable],
         "verdict": verdict(audit),
         "shortcuts": [{"rule": line.rule.name, "task": line.task} for line in audit.shortcuts],

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tpru_verl.data.audit.looks import Distances, Look, distances, distances_between, look_at
 from tpru_verl.data.audit.question import Order, Question, read_question, swaps
+from tpru_verl.data.audit.second import Pictures, shown_in
 from tpru_verl.data.checks import problems_of_row
 from tpru_verl.data.source.forms import Form, Unit
 from tpru_verl.data.source.rows import Row, read_rows
@@ -88,6 +89,7 @@ class Pieces:
     without_options: int = 0  # rows that answer with a letter and list no options: nothing to pick from
     clues: list[Clues] = field(default_factory=list)
     tallies: dict[tuple[Rule, str], RuleTally] = field(default_factory=dict)  # (rule, task)
+    pictures: Pictures = field(default_factory=Pictures)  # of the rows that keep their text
 
     def count(self, rule: Rule, clues: Clues, outcome: Outcome) -> None:
         """Add the rule's outcome on one row."""
@@ -126,6 +128,9 @@ def _count_row(found: Pieces, row: Row, seed: int, share: float) -> str | None:
     rng = np.random.default_rng(_drawn(seed, row.row_id))
     for rule, outcome in outcomes_of(question, images, looks, rng):
         found.count(rule, clues, outcome)
+    if kept and (shown := shown_in(question, text, task, (row.row_id, group, row.field("scene")), images)):
+        found.pictures.rows.append(shown)
+        found.pictures.greys |= {xxhash.xxh3_64_digest(images[i]): look.fine for i, look in looks.items()}
     if not kept:  # of the options their number is enough
         clues = replace(clues, question=replace(question, options=("",) * len(question.options)))
     found.clues.append(clues)

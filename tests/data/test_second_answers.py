@@ -1,0 +1,67 @@
+"""The audit finds rows with a second right answer: what fills a row's gap is told by other rows."""
+
+from pathlib import Path
+
+from support.frames import encoded, screen
+from support.rows import Row, write_parquet
+
+from tpru_verl.data.audit.measure import audit
+from tpru_verl.data.audit.report import verdict
+from tpru_verl.data.audit.second import SECOND, WRONG_NONE
+from tpru_verl.data.source.forms import Source
+from tpru_verl.sample import IMAGE_TAG, NONE_OPTION
+
+FACTS = "These photos show how a cup is bought. "
+
+
+def shown(name: str, minute: int = 0) -> bytes:
+    return encoded(screen(name, minute), "PNG")
+
+
+def ordered(source: int, names: list[str]) -> Row:
+    frames = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(4))
+    listed = f"A. 1 2 3 4\nB. 2 1 3 4\nC. 1 2 4 3\nD. {NONE_OPTION}"
+    problem = f"{FACTS}Below are 4 images in random order. What is the correct sequence?\n{frames}\n{listed}"
+    row = {"problem": problem, "answer": "A", "images": [shown(name, source) for name in names]}
+    return {**row, "id": f"order-{source}", "source_id": str(source), "scene": "phone"}
+
+
+def asked(
+    source: int, given: list[str], options: list[bytes], answer: str, lead: str = FACTS, step: int = 3
+) -> Row:
+    numbers = [number for number in (1, 2, 3, 4) if number != step]
+    steps = "\n".join(f"Step {number}: {IMAGE_TAG}" for number in numbers)
+    listed = "\n".join(f"{letter}. {IMAGE_TAG}" for letter in "ABCD"[: len(options)])
+    problem = f"{lead}Steps of a process are given. Which option shows step {step}?\n{steps}\n{listed}"
+    problem += f"\n{'ABCDE'[len(options)]}. {NONE_OPTION}"
+    images = [*(shown(name, source) for name in given), *options]
+    row = {"problem": problem, "answer": answer, "images": images, "scene": "phone"}
+    return {**row, "id": f"asked-{source}", "source_id": str(source)}
+
+
+# What is done: home, app, search, list, item, done. Next-frame rows give steps 1, 2 and 4.
+GIVEN, PREVIOUS = ["home", "app", "item"], ["search", "item", "done"]
+CASES: list[tuple[Row, str]] = [
+    (asked(1, GIVEN, [shown("list", 1), shown("x"), shown("y"), shown("z")], "A"), ""),
+    (asked(2, GIVEN, [shown("list", 2), shown("search", 500), shown("y"), shown("z")], "A"), SECOND),
+    (asked(3, GIVEN, [shown("x"), shown("list", 400), shown("y"), shown("z")], "E"), WRONG_NONE),
+    (asked(4, GIVEN, [shown("x"), shown("home", 400), shown("done"), shown("z")], "E"), ""),
+    (asked(5, PREVIOUS, [shown("app", 5), shown("home", 77), shown("x"), shown("y")], "A", step=1), SECOND),
+    (asked(6, PREVIOUS, [shown("app", 6), shown("done", 77), shown("x"), shown("y")], "A", step=1), ""),
+    (asked(7, GIVEN, [shown("x"), shown("list", 7), shown("y"), shown("z")], "E", "It rains. "), ""),
+    (asked(8, GIVEN, [shown("list", 8), shown("list", 300), shown("y"), shown("z")], "A"), SECOND),
+]
+
+
+def test_second_right_answers_are_found(tmp_path: Path) -> None:
+    rows: list[Row] = []
+    for source, (row, _) in enumerate(CASES, 1):
+        orders = (["home", "app", "search", "item"], ["app", "list", "item", "done"])
+        rows += [row, *(ordered(source, names) for names in orders)]
+    for other in range(20, 32):  # other tasks, which tell where the clock is
+        rows.append(ordered(other * 7, ["home", "app", f"thing {other}", f"end {other}"]))
+    found = audit(Source.open(str(write_parquet(tmp_path / "rows.parquet", rows))), workers=1)
+    expected = {f"asked-{source}": reason for source, (_, reason) in enumerate(CASES, 1)}
+    assert found.compared == len(CASES)
+    assert dict(found.doubtful) == {name: reason for name, reason in expected.items() if reason}
+    assert "4 of 8 rows may not have exactly one right answer" in verdict(found)

@@ -1,0 +1,171 @@
+"""Rows with a second right answer, or with a right answer where "None" is the answer.
+
+A row does not show what lies in its gap, but other rows of the same source do: they say which frame comes
+before which. A wrong candidate that looks like a frame between the two steps beside the gap is right, too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from tpru_verl.data.audit.question import Question
+from tpru_verl.data.likeness import CLEARLY, changes, watched_of
+from tpru_verl.sample import Task
+
+_STEP = re.compile(r"step\s?(\d+)\s?[:.)]?\s?<image>", re.IGNORECASE)
+_SAMPLE = 160  # pictures of a scene that tell where a clock runs
+_LEAST_STEP = 5  # percentile of the changes from step to step that still counts as a visible one
+
+SECOND = "a wrong candidate looks like the right one, or like another frame of the gap"
+WRONG_NONE = "None is right, but a candidate looks like a frame of the gap"
+
+Links = dict[bytes, set[bytes]]
+Greys = Mapping[bytes, NDArray[np.uint8]]  # digest of a picture -> (64, 64)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The pictures of one row, by digest. `before` and `after` are the steps beside the gap, or b""."""
+
+    row_id: str
+    group: str
+    scene: str
+    lead: str  # the words before the first stop: what a text says that the pictures show
+    steps: tuple[bytes, ...]  # in the order that the row's answer tells
+    before: bytes = b""
+    after: bytes = b""
+    right: bytes = b""
+    wrong: tuple[bytes, ...] = ()
+    none: bool = False
+
+
+@dataclass
+class Pictures:
+    """What rows show, and how these pictures look."""
+
+    rows: list[Shown] = field(default_factory=list)
+    greys: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
+
+    def add(self, other: Pictures) -> None:
+        self.rows += other.rows
+        self.greys.update(other.greys)
+
+
+def shown_in(
+    question: Question, problem: str, task: str, names: tuple[str, str, str], images: Sequence[bytes]
+) -> Shown | None:
+    """What a row of these `names` (row, source, scene) shows; None where its parts are not certain."""
+    digests = [xxhash.xxh3_64_digest(image) for image in images]
+    lead = re.sub(r"[\d\W]+", " ", problem.partition(". ")[0]).casefold()
+    none = question.none >= 0 and question.right == question.none
+    if question.frames and not question.candidates:
+        steps = tuple(digests[question.frames[place]] for place in question.order)
+        return Shown(*names, lead, steps, none=none)
+    given = [digests[i] for i in question.given]
+    if len(question.candidates) < 2 or not given:
+        return None
+    numbers = [int(number) for number in _STEP.findall(problem)]
+    if len(numbers) != len(given) or numbers != sorted({*numbers}):
+        numbers = [*range(1, len(given) + 1)]
+        numbers = [n + 1 for n in numbers] if task == Task.PREVIOUS_FRAME_REVIEW.value else numbers
+    missing = [number for number in range(1, len(given) + 2) if number not in numbers]
+    if len(missing) != 1:
+        return None
+    place = missing[0] - 1
+    right = [digests[question.candidates[question.right]]] if question.right in question.candidates else []
+    wrong = tuple(digests[i] for option, i in question.candidates.items() if option != question.right)
+    before, after = given[place - 1] if place else b"", given[place] if place < len(given) else b""
+    steps = (*given[:place], *right, *given[place:])
+    return Shown(*names, lead, steps, before, after, right[0] if right else b"", wrong, none)
+
+
+def second_answers(found: Pictures) -> list[tuple[str, str]]:
+    """Row id and reason of each row with a second right answer or a wrong None."""
+    least, watched = _visible_step(found), _watched(found)
+    links = _links(found.rows)
+    leads = Counter(row.lead for row in found.rows if not row.none)
+    own_leads = {(row.group, row.lead) for row in found.rows if not row.none}
+    groups = len({row.group for row in found.rows})
+    homes: dict[bytes, set[str]] = {}
+    for row in found.rows:
+        for step in row.steps:
+            homes.setdefault(step, set()).add(row.group)
+    doubtful: list[tuple[str, str]] = []
+    for row in found.rows:
+        # The text of a None row may not fit its pictures. Then they hold the right one, as they should.
+        described = (row.group, row.lead) in own_leads or leads[row.lead] > groups / 2
+        if not row.wrong or (row.none and not described):
+            continue
+        later, earlier = links[row.group]
+        fits = (_reached(row.before, later) if row.before else {*later}) - {*row.steps}
+        fits &= _reached(row.after, earlier) if row.after else {*later}
+        fits |= {row.right} if row.right else set()
+        across = {shown for shown in row.wrong if shown in homes and row.group not in homes[shown]}
+        if any(
+            _like(shown, fits, found.greys, 2 * least if shown in across else least, watched[row.scene])
+            for shown in row.wrong
+        ):
+            doubtful.append((row.row_id, WRONG_NONE if row.none else SECOND))
+    return doubtful
+
+
+def _links(rows: Sequence[Shown]) -> dict[str, tuple[Links, Links]]:
+    """For each source: the frames right after each frame in some row, and those right before."""
+    links: dict[str, tuple[Links, Links]] = {}
+    for row in rows:
+        later, earlier = links.setdefault(row.group, ({}, {}))
+        for frame in row.steps:
+            later.setdefault(frame, set())
+            earlier.setdefault(frame, set())
+        for one, other in pairwise(row.steps):
+            later[one].add(other)
+            earlier[other].add(one)
+    return links
+
+
+def _reached(frame: bytes, links: Links) -> set[bytes]:
+    found: set[bytes] = set()
+    todo = [frame]
+    while todo:
+        new = links.get(todo.pop(), set()) - found
+        found |= new
+        todo += new
+    return found
+
+
+def _visible_step(found: Pictures) -> float:
+    """The share of the pixels from which these rows take a change for a visible step."""
+    pairs = [pair for row in found.rows for pair in pairwise(row.steps)]
+    pairs = pairs[:: 1 + len(pairs) // 2000]
+    steps = [changes(np.stack([found.greys[one], found.greys[other]]))[0, 1] for one, other in pairs]
+    return min(CLEARLY / 4, float(np.percentile(steps, _LEAST_STEP))) if steps else CLEARLY / 4
+
+
+def _watched(found: Pictures) -> dict[str, NDArray[np.bool_]]:
+    """For each scene the pixels where no clock runs."""
+    scenes: dict[str, dict[bytes, str]] = {}
+    for row in found.rows:
+        scenes.setdefault(row.scene, {}).update(dict.fromkeys(row.steps, row.group))
+    watched: dict[str, NDArray[np.bool_]] = {}
+    for scene, frames in scenes.items():
+        sample = [*frames.items()][:: 1 + len(frames) // _SAMPLE] or [*frames.items()]
+        if sample:
+            greys, groups = np.stack([found.greys[digest] for digest, _ in sample]), [g for _, g in sample]
+            watched[scene] = watched_of(greys, groups)
+    return watched
+
+
+def _like(shown: bytes, fits: set[bytes], greys: Greys, least: float, watched: NDArray[np.bool_]) -> bool:
+    """Whether the picture differs in less than `least` of its pixels from one of those that fit."""
+    if not fits:
+        return False
+    change = changes(np.stack([greys[shown], *(greys[fit] for fit in sorted(fits))]), watched)[0, 1:]
+    return bool((change < least).any())
