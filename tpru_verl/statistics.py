@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import ceil, inf, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,3 +192,50 @@ def design_effect(rows: Ints, right: Ints) -> float:
         return float((rows**2).sum() / n)
     between = ((right - share * rows) ** 2).sum() * groups / (groups - 1)
     return max(1.0, float(between / (n * share * (1 - share) * n / (n - 1))))
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers whose probability lies in (low, high], or is 0 in the first bin: how many, and their means."""
+
+    low: float
+    high: float
+    n: int
+    probability: float
+    right: float
+
+
+def brier(chances: Sequence[tuple[float, bool]]) -> float:
+    """Squared distance of the probabilities of all answers from the truth: 0 is best, 2 is worst.
+
+    `chances` has (probability, whether it is right) of each answer that is possible: Brier, Monthly Weather
+    Review 78 (1950), for one event of several classes.
+    """
+    return sum((chance - right) ** 2 for chance, right in chances)
+
+
+def reliability(chances: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[Bin]:
+    """How often an answer was right, by the probability in [0, 1] that it was given; empty bins left out."""
+    groups: dict[int, list[tuple[float, bool]]] = {}
+    for chance, was in zip(chances, right, strict=True):
+        groups.setdefault(max(0, ceil(chance * bins) - 1), []).append((chance, was))
+    return [
+        Bin(
+            at / bins,
+            (at + 1) / bins,
+            len(group),
+            sum(chance for chance, _ in group) / len(group),
+            sum(was for _, was in group) / len(group),
+        )
+        for at, group in sorted(groups.items())
+    ]
+
+
+def expected_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error: mean distance of probability and accuracy of the bins, by their rows.
+
+    Naeini, Cooper and Hauskrecht, AAAI 2015. Raises ValueError for no bins.
+    """
+    if not bins:
+        raise ValueError("bins: found 0, expected at least 1")
+    return sum(one.n * abs(one.probability - one.right) for one in bins) / sum(one.n for one in bins)

@@ -25,11 +25,11 @@ from support.benchmark_rows import (
 from support.hub import hub
 from support.rows import picture, reordering, write_parquet
 
+from tpru_verl.eval.asking import STYLES, prompt_of
 from tpru_verl.eval.benchmarks import BENCHMARKS, find, load
 from tpru_verl.eval.benchmarks.base import answers
 from tpru_verl.eval.engines.base import parts_of
 from tpru_verl.eval.item import Item, compose, listed, placed, rotated, rotations
-from tpru_verl.eval.run import STYLES, prompt_of
 from tpru_verl.sample import IMAGE_TAG, Task
 
 EVERY = [(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts]

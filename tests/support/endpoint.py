@@ -8,7 +8,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +26,7 @@ class Asked:
 
 
 Rule = Callable[[Asked], str]
+Tops = Callable[[Asked], Mapping[str, float]]
 Fault = Callable[
     [int, Asked], "tuple[int, bytes] | float | None"
 ]  # status and body, seconds to wait, nothing
@@ -76,11 +77,24 @@ def _asked(body: dict[str, Any]) -> Asked:
     return Asked(text, images, body)
 
 
+def _logprobs(tops: Mapping[str, float]) -> dict[str, Any]:
+    listed = [{"token": token, "logprob": value, "bytes": None} for token, value in tops.items()]
+    first = max(listed, key=lambda top: float(str(top["logprob"])))
+    return {"content": [{**first, "top_logprobs": listed}]}
+
+
 @contextmanager
 def endpoint(
-    rule: Rule = by_prompt, *, fault: Fault = lambda number, asked: None, models: tuple[str, ...] = ("tiny",)
+    rule: Rule = by_prompt,
+    *,
+    fault: Fault = lambda number, asked: None,
+    models: tuple[str, ...] = ("tiny",),
+    tops: Tops | None = None,
 ) -> Iterator[Endpoint]:
-    """Serve until the block ends; `fault` gets the number of the request, from 0, and the request."""
+    """Serve until the block ends; `fault` gets the number of the request, from 0, and the request.
+
+    `tops` gives the likeliest tokens of the next position, with their log-probabilities.
+    """
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -111,6 +125,7 @@ def endpoint(
                     "index": i,
                     "message": {"role": "assistant", "content": rule(asked)},
                     "finish_reason": "stop",
+                    "logprobs": _logprobs(tops(asked)) if tops and body.get("logprobs") else None,
                 }
                 for i in range(body.get("n") or 1)
             ]

@@ -110,6 +110,20 @@ def run(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Ask only this many rows of each benchmark, drawn at random.")
     ] = None,
+    decide: Annotated[
+        str,
+        typer.Option(
+            help="What decides: generate (the answer in the response), guided (the model can write nothing "
+            "but a valid answer), score (the log-probability of each valid answer), or several, separated "
+            "by commas."
+        ),
+    ] = "generate",
+    after_reasoning: Annotated[
+        bool,
+        typer.Option(
+            "--after-reasoning", help="With guided and score: let the model reason first, up to `<answer>`."
+        ),
+    ] = False,
     base_url: Annotated[
         str | None,
         typer.Option(help="URL of an OpenAI-compatible server. Its key is read from OPENAI_API_KEY."),
@@ -137,11 +151,12 @@ def run(
 
     If a run was interrupted, the same command continues it and asks nothing twice.
     """
+    from tpru_verl.eval.asking import EvalOptions
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.benchmarks.own import own
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.report import tables
-    from tpru_verl.eval.run import EvalOptions, evaluate
+    from tpru_verl.eval.run import evaluate
     from tpru_verl.terminal import results
 
     benchmarks = find(bench or "tpru-test") if bench or not rows else []
@@ -150,7 +165,10 @@ def run(
         raise ValueError(f"--data: found {unknown.pop()!r}, expected one of the benchmarks of --bench")
     chosen = [*((benchmark, sources.get(benchmark.name)) for benchmark in benchmarks), *own(rows or [])]
     sampling = Sampling(max_tokens, temperature, top_p, n, seed)
-    options = EvalOptions(style, circular, limit)
+    ways = tuple(dict.fromkeys(name.strip() for name in decide.split(",") if name.strip()))
+    options = EvalOptions(style, circular, limit, ways, after_reasoning)
+    if n > 1 and after_reasoning:
+        raise ValueError(f"--n: found {n} with --after-reasoning, expected 1")
     out = out or Path("outputs/eval") / model.strip("/").replace("/", "--")
     extra = {key: _value(text) for key, text in _pairs("--option", option).items()}
     engine: Engine

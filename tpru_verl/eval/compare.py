@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,22 @@ def compare(
         _compared(name, a["benchmarks"][name]["title"], one, two, differing, samples, seed)
         for name, one, two, differing in found
     ]
+
+
+def decisions(
+    results: Sequence[Sequence[RowResult]], benchmarks: Mapping[str, Mapping[str, Any]], decide: Sequence[str]
+) -> list[Compared]:
+    """The same rows, decided in several ways: each way minus the first one.
+
+    `results` has the rows of each of `benchmarks`, in its order: all ways of one benchmark, then the next.
+    """
+    names = [*benchmarks]
+    found = []
+    for i in range(0, len(names), len(decide)):
+        for k in range(i + 1, i + len(decide)):
+            title = f"{benchmarks[names[k]]['title']} minus {decide[0]}"
+            found.append(_compared(names[k], title, results[i], results[k], [], 10_000, 0))
+    return found
 
 
 def _differing(one: Sequence[RowResult], two: Sequence[RowResult]) -> list[str]:

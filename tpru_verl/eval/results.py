@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import TypedDict, cast
 
+from tpru_verl.eval.decide import probabilities_of
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
 from tpru_verl.eval.store import Reply, key_of
-from tpru_verl.statistics import share
+from tpru_verl.statistics import brier, expected_error, mean_of, reliability, share
 from tpru_verl.trainers import versions_of
 
 KEPT_PACKAGES = (
@@ -28,7 +30,11 @@ KEPT_PACKAGES = (
 
 
 class JudgedResponse(TypedDict):
-    """One response and its verdict; `rotation` is the number of places by which the options were moved."""
+    """One response and its verdict; `rotation` is the number of places by which the options were moved.
+
+    `probabilities` are those of all valid answers, and `brier` is their squared distance from the right one;
+    both are None where an answer was not scored.
+    """
 
     prompt: str
     response: str
@@ -37,6 +43,8 @@ class JudgedResponse(TypedDict):
     format: bool
     finish: str
     rotation: int
+    probabilities: dict[str, float] | None
+    brier: float | None
 
 
 class RowResult(TypedDict):
@@ -68,6 +76,7 @@ def result_of_row(
     """
     samples: list[JudgedResponse] = []
     for rotation, prompt, reply in asked:
+        chances = probabilities_of(reply.scores) if reply and reply.scores else None
         for text, finish in zip(reply.texts, reply.finish, strict=True) if reply else ():
             found = judge(rotation, text)
             samples.append(
@@ -79,6 +88,8 @@ def result_of_row(
                     format=found.format,
                     finish=finish,
                     rotation=rotation.rotation,
+                    probabilities=chances,
+                    brier=_distance(rotation, chances) if chances else None,
                 )
             )
     first = [sample for sample in samples if sample["rotation"] == 0]
@@ -102,6 +113,10 @@ def result_of_row(
         majority=voted is not None and any(s["correct"] for s in first if s["parsed"] == voted),
         failed=failed,
     )
+
+
+def _distance(item: Item, chances: Mapping[str, float]) -> float:
+    return brier([(chance, judge(item, said).correct) for said, chance in chances.items()])
 
 
 def summarise(lines: Sequence[RowResult]) -> dict[str, object]:
@@ -143,9 +158,33 @@ def _group(lines: Sequence[RowResult]) -> dict[str, object]:
             for k in ks
         }
         group["majority"] = _mean([line["majority"] for line in lines])
+    scored = [
+        (line["source"], sample)
+        for line in lines
+        for sample in line["samples"]
+        if sample.get("probabilities")
+    ]
+    if scored:
+        group["calibration"] = _calibration(scored)
     if any(sample["rotation"] for sample in samples):
         group["plain"] = _mean([bool(answers) and answers[0]["correct"] for answers in first])
     return group
+
+
+def _calibration(scored: Sequence[tuple[str, JudgedResponse]]) -> dict[str, object]:
+    """Brier score with its interval, and how often the answer was right for each range of its probability."""
+    found = mean_of(
+        [cast("float", sample["brier"]) for _, sample in scored], [source for source, _ in scored]
+    )
+    chances = [max(cast("dict[str, float]", sample["probabilities"]).values()) for _, sample in scored]
+    bins = reliability(chances, [sample["correct"] for _, sample in scored])
+    return {
+        "brier": found.mean,
+        "low": max(0.0, found.low) if isfinite(found.low) else None,
+        "high": min(2.0, found.high) if isfinite(found.high) else None,
+        "error": expected_error(bins),
+        "bins": [asdict(one) for one in bins],
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,33 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tpru_verl import prompts
 from tpru_verl.data.tokens.pixels import MAX, MIN
+from tpru_verl.eval.asking import Clock, EvalOptions, ask, say
 from tpru_verl.eval.benchmarks import Benchmark, Loaded, load
-from tpru_verl.eval.benchmarks.base import LETTER
 from tpru_verl.eval.benchmarks.own import own
-from tpru_verl.eval.engines.base import Engine, Request, Sampling
-from tpru_verl.eval.item import Item, rotations
-from tpru_verl.eval.results import RowResult, prompts_hash, result_of_row, summarise, versions
-from tpru_verl.eval.store import Store, key_of
+from tpru_verl.eval.compare import as_json, decisions
+from tpru_verl.eval.decide import GENERATE
+from tpru_verl.eval.engines.base import Engine, Sampling
+from tpru_verl.eval.results import RowResult, prompts_hash, summarise, versions
+from tpru_verl.eval.store import Store
 from tpru_verl.files import locked, write_json, write_text
 from tpru_verl.redaction import redact_command, redact_urls
-from tpru_verl.sample import Task
-from tpru_verl.terminal import line_of, messages, progress_bar
-
-STYLES = ("tpru", "direct", "benchmark")
-ORDER = "Answer with the order alone, as letters without spaces."
-WORD = "Answer with one word or number."
-FORMAT = 1  # part of the key of a stored reply: a new number makes all stored replies invalid
-
-
-@dataclass(frozen=True)
-class EvalOptions:
-    """How rows are chosen and asked. The engine holds the sampling settings and the pixel bounds."""
-
-    style: str = "tpru"
-    circular: bool = False
-    limit: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,27 +32,6 @@ class Evaluation:
 
     rows: list[RowResult]
     summary: dict[str, Any]
-
-
-def prompt_of(benchmark: Benchmark, item: Item, style: str) -> str:
-    """The text that is sent, tags where the images belong.
-
-    `tpru` and any other template of `tpru_verl.prompts` as in training, `direct` for an answer without
-    reasoning, `benchmark` as the benchmark's authors ask. Raises as `prompts.render`.
-    """
-    if style == "benchmark" and benchmark.template is None:
-        said = benchmark.instruction
-        return f"{item.problem}\n{said if isinstance(said, str) else said(item)}"
-    if style == "direct":
-        return f"{item.problem}\n{LETTER if item.options else WORD if item.accepted else ORDER}"
-    template = benchmark.template if style == "benchmark" else style
-    return prompts.render(item.problem, _task(item), template or "tpru")
-
-
-def _task(item: Item) -> str | None:
-    if item.task in {task.value for task in Task}:
-        return item.task
-    return None if item.options or item.accepted else Task.TEMPORAL_REORDERING.value
 
 
 def evaluate(
@@ -101,34 +64,39 @@ def _evaluated(
     model: str,
 ) -> dict[str, object]:
     out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, object] = {}
+    found: dict[str, dict[str, Any]] = {}
     pages: list[tuple[Loaded, list[RowResult]]] = []
     with _opened(out / "responses.jsonl") as store:
         for benchmark, data in benchmarks:
-            clock = _Clock()
+            clock = Clock()
             with clock.phase("load"):
                 loaded = _limited(load(benchmark, data), options, engine.sampling.seed)
             _announce(loaded, engine)
-            results = _ask(loaded, engine, options, store, clock)
-            with clock.phase("statistics"):
-                scores = summarise(results)
-            write_text(out / f"{benchmark.name}.jsonl", "".join(json.dumps(row) + "\n" for row in results))
-            found[benchmark.name] = {
-                "title": benchmark.title,
-                "source": redact_urls(loaded.origin),
-                "revision": loaded.revision,
-                "published_rows": benchmark.rows,
-                "notes": loaded.notes,
-                "prompts": prompts_hash(results),
-                **scores,
-                "seconds": clock.seconds,
-                "tokens": clock.tokens,
-            }
-            pages.append((loaded, results))
+            for decide in options.decide:
+                named = _named(loaded, decide)
+                results = ask(named, engine, replace(options, decide=(decide,)), store, clock)
+                with clock.phase("statistics"):
+                    scores = summarise(results)
+                name = named.benchmark.name
+                write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in results))
+                found[name] = {
+                    "title": named.benchmark.title,
+                    "source": redact_urls(loaded.origin),
+                    "revision": loaded.revision,
+                    "published_rows": benchmark.rows,
+                    "notes": loaded.notes,
+                    "prompts": prompts_hash(results),
+                    **scores,
+                    "seconds": clock.seconds,
+                    "tokens": clock.tokens,
+                }
+                pages.append((named, results))
+                clock = Clock()
     engine.close()  # before the page is drawn: the engine has the memory
     summary: dict[str, object] = {
         "model": model,
         "benchmarks": found,
+        "decisions": as_json(decisions([results for _, results in pages], found, options.decide)),
         "settings": {
             **asdict(options),
             "min_pixels": engine.bounds.least,
@@ -175,7 +143,7 @@ def evaluate_rows(
         with _opened(responses) as store:
             for sampling in samplings:
                 engine.sampling = sampling
-                results = _ask(loaded, engine, EvalOptions(style), store, _Clock())
+                results = ask(loaded, engine, EvalOptions(style), store, Clock())
                 evaluations.append(Evaluation(results, summarise(results)))
     finally:
         engine.close()
@@ -186,7 +154,7 @@ def evaluate_rows(
 def _opened(path: Path) -> Iterator[Store]:
     store = Store(path)
     if store.unusable:
-        _say(f"{path}: {len(store.unusable):,} stored replies are no text and will be asked again", "yellow")
+        say(f"{path}: {len(store.unusable):,} stored replies are no text and will be asked again", "yellow")
     try:
         yield store
     finally:
@@ -204,91 +172,18 @@ def _limited(loaded: Loaded, options: EvalOptions, seed: int) -> Loaded:
     return replace(loaded, items=items, notes=[*loaded.notes, note], whole=False)
 
 
+def _named(loaded: Loaded, decide: str) -> Loaded:
+    """The rows under a name that tells how they are decided. Published numbers are of responses alone."""
+    if decide == GENERATE:
+        return loaded
+    old = loaded.benchmark
+    benchmark = replace(old, name=f"{old.name}.{decide}", title=f"{old.title}, {decide}")
+    return replace(loaded, benchmark=benchmark, whole=False)
+
+
 def _announce(loaded: Loaded, engine: Engine) -> None:
     bounds, commit = engine.bounds, f" at {loaded.revision[:8]}" if loaded.revision else ""
     pixels = f"images of {bounds.least:,} to {bounds.most:,} pixels"
-    _say(f"{loaded.benchmark.title}: {len(loaded.items):,} rows of {loaded.origin}{commit}, {pixels}")
+    say(f"{loaded.benchmark.title}: {len(loaded.items):,} rows of {loaded.origin}{commit}, {pixels}")
     for note in loaded.notes:
-        _say(f"  {note}", style="yellow")
-
-
-def _say(text: str, style: str | None = None) -> None:
-    """One line on standard error."""
-    messages.print(text, style=style, highlight=False)
-
-
-class _Clock:
-    """Seconds of each phase, and tokens."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.tokens = {"prompt": 0, "answer": 0}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - began, 4)
-
-
-def _ask(
-    loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: _Clock
-) -> list[RowResult]:
-    """Ask for each reply that is not stored, and judge all rows."""
-    asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
-    todo = [request for _, requests in asked for request in requests if store.get(request.key) is None]
-    todo = list({request.key: request for request in todo}.values())
-    known = sum(len(requests) for _, requests in asked) - len(todo)
-    if known:
-        _say(f"  {known:,} answers are there already, {len(todo):,} to be asked")
-    errors: dict[str, str] = {}
-    with clock.phase("start"):
-        engine.start(todo)
-    with clock.phase("generate"):
-        _answer(engine, todo, store, errors, loaded.benchmark.title, clock)
-    results: list[RowResult] = []
-    with clock.phase("grade"):
-        for item, (unasked, requests) in zip(loaded.items, asked, strict=True):
-            failed = unasked or next((errors[r.key] for r in requests if r.key in errors), None)
-            replies = [(r.item, r.prompt, store.get(r.key)) for r in requests]
-            results.append(result_of_row(loaded.benchmark.name, item, replies, failed))
-    for row in [row for row in results if row["failed"]][:5]:
-        _say(f"  row {row['id']} failed: {row['failed']}", style="red")
-    return results
-
-
-def _requests(
-    benchmark: Benchmark, item: Item, engine: Engine, options: EvalOptions
-) -> tuple[str | None, list[Request]]:
-    """A row's requests; or why it cannot be asked, and no requests."""
-    if item.broken:
-        return item.broken, []
-    try:
-        variants = rotations(item) if options.circular else [item]
-        texts = [prompt_of(benchmark, variant, options.style) for variant in variants]
-        for text in texts:
-            text.encode()
-    except UnicodeEncodeError as error:
-        return f"problem: found {error.object[error.start]!r}, half a character; expected text", []
-    except ValueError as error:
-        return line_of(error), []
-    facts = (FORMAT, engine.identity, asdict(engine.sampling), asdict(engine.bounds))
-    return None, [
-        Request(key_of(facts, item.id, text, images=variant.images), variant, text)
-        for variant, text in zip(variants, texts, strict=True)
-    ]
-
-
-def _answer(
-    engine: Engine, todo: list[Request], store: Store, errors: dict[str, str], title: str, clock: _Clock
-) -> None:
-    with progress_bar() as progress:
-        bar = progress.add_task(title, total=len(todo))
-        for request, reply in engine.answer(todo):
-            progress.advance(bar)
-            if reply.error is not None:
-                errors[request.key] = reply.error
-                continue
-            store.put(request.key, reply)
-            clock.tokens["prompt"] += reply.prompt_tokens
-            clock.tokens["answer"] += reply.tokens
+        say(f"  {note}", style="yellow")

@@ -14,6 +14,7 @@ import xxhash
 class Reply:
     """The answer to one request: a text for each sample, why each ended, and tokens in all.
 
+    `scores` are the log-probabilities of the valid answers, where these were asked for.
     A reply with `error` has no texts and is not stored. Raises ValueError for a reply with neither, and for
     texts that are no text.
     """
@@ -22,6 +23,7 @@ class Reply:
     finish: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
+    scores: dict[str, float] | None = None
     error: str | None = None
 
     def __post_init__(self) -> None:

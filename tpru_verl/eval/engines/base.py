@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tpru_verl.data.tokens.pixels import Bounds
+from tpru_verl.eval.decide import GENERATE
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.store import Reply
 from tpru_verl.sample import IMAGE_TAG
@@ -40,11 +41,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt, with an `<image>` tag for each image of its item. `key` is the hash of all that it asks."""
+    """One prompt, with an `<image>` tag for each image of its item. `key` is the hash of all that it asks.
+
+    `decide` is one of `DECIDES`; for `guided` and `score`, `candidates` are the valid answers. The response
+    begins with `opening`, and ends before `stop` where that is given.
+    """
 
     key: str
     item: Item
     prompt: str
+    decide: str = GENERATE
+    candidates: tuple[str, ...] = ()
+    opening: str = ""
+    stop: str = ""
 
 
 class Engine(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import os
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpru_verl.clients import Address
 from tpru_verl.data.tokens.pixels import Bounds, png
+from tpru_verl.eval.decide import GUIDED, SCORE, best_of, forks_of, scores_of, steps_of, told_apart
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply
 from tpru_verl.redaction import redact_options
@@ -20,6 +22,7 @@ from tpru_verl.terminal import line_of, needs
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
+TOP = 20  # the most that OpenAI's API and vLLM give of the likeliest tokens
 FAILURES_IN_A_ROW = 20  # requests that fail one after another: the server is broken, not the rows
 
 
@@ -164,18 +167,9 @@ class Endpoint:
             content = await asyncio.to_thread(content_of, request, self.bounds)
         except ValueError as error:
             return request, Reply(error=line_of(error))
-        sampling = self.sampling
+        asked = self._scored if request.decide == SCORE else self._written
         try:
-            found = await client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": content}],  # type: ignore[list-item]
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                max_tokens=sampling.max_tokens,
-                n=sampling.n,
-                seed=int(request.key[:7], 16) if sampling.temperature else None,
-                extra_body=self.extra or None,
-            )
+            return request, await asked(client, request, content)
         except openai.APITimeoutError:
             return request, Reply(error=f"no answer within {self.timeout:g} s, {self.retries + 1} times")
         except openai.APIConnectionError as error:
@@ -192,12 +186,54 @@ class Endpoint:
             ) from error
         except openai.OpenAIError as error:
             return request, Reply(error=self._said(error))
-        except ValueError as error:  # the answer is no JSON
+        except json.JSONDecodeError as error:
             return request, Reply(error=f"found an answer that is no completion: {line_of(error)}")
-        try:
-            return request, reply_of(found, sampling.n)
         except ValueError as error:
             return request, Reply(error=self.address.line(error))
+
+    async def _written(self, client: AsyncOpenAI, request: Request, content: list[dict[str, Any]]) -> Reply:
+        """What the model writes: one of `candidates` if it is guided. Raises as the client, ValueError."""
+        sampling = self.sampling
+        choice = {"structured_outputs": {"choice": [*request.candidates]}}
+        found = await client.chat.completions.create(
+            model=self.model,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            n=sampling.n,
+            stop=[request.stop] if request.stop else None,
+            seed=int(request.key[:7], 16) if sampling.temperature else None,
+            **self._begun(content, request.opening, choice if request.decide == GUIDED else {}),
+        )
+        return reply_of(found, sampling.n)
+
+    async def _scored(self, client: AsyncOpenAI, request: Request, content: list[dict[str, Any]]) -> Reply:
+        """The scores of all candidates: one request for each place where they part. Raises as `_written`."""
+        paths = {candidate: steps_of(candidate) for candidate in request.candidates}
+        found, prompt, tokens = {}, 0, 0
+        for fork in forks_of([*paths.values()]):
+            reply = await client.chat.completions.create(
+                model=self.model,
+                temperature=0,
+                max_tokens=2 if fork.following[0].startswith(" ") else 1,
+                logprobs=True,
+                top_logprobs=TOP,
+                **self._begun(content, request.opening + "".join(fork.path), {}),
+            )
+            found[fork.path] = told_apart(tops_of(reply), fork.following)
+            prompt += _count(reply.usage, "prompt_tokens")
+            tokens += _count(reply.usage, "completion_tokens")
+        scores = scores_of(paths, found)
+        return Reply([best_of(scores)], [SCORE], prompt, tokens, scores)
+
+    def _begun(self, content: list[dict[str, Any]], opening: str, extra: Mapping[str, object]) -> Any:
+        """Messages and body of a request whose response begins with `opening`, as vLLM and SGLang take it."""
+        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        body = {**self.extra, **extra}
+        if opening:
+            messages.append({"role": "assistant", "content": opening})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return {"messages": messages, "extra_body": body or None}
 
 
 async def _end_tasks(replies: AsyncGenerator[object, None]) -> None:
@@ -222,6 +258,13 @@ def content_of(request: Request, bounds: Bounds) -> list[dict[str, Any]]:
 
 def data_url(image: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(image).decode()}"
+
+
+def tops_of(found: Any) -> list[dict[str, float]]:
+    """The likeliest tokens of each position of a completion, with their log-probabilities; [] for none."""
+    choice = next(iter(getattr(found, "choices", None) or ()), None)
+    positions = getattr(getattr(choice, "logprobs", None), "content", None) or ()
+    return [{top.token: top.logprob for top in position.top_logprobs or ()} for position in positions]
 
 
 def reply_of(found: Any, n: int) -> Reply:

@@ -15,7 +15,9 @@ from tpru_verl import hub
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
+from tpru_verl.eval.decide import GUIDED, SCORE
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
+from tpru_verl.eval.engines.candidates import Job, scoring_job
 from tpru_verl.eval.store import Reply
 from tpru_verl.models import DEFAULT
 from tpru_verl.redaction import redact_options, secrets_in, without
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 
 AHEAD = 64  # requests whose images are prepared while others are answered
+BLOCK = 32  # tokens that prompts share as one on a CPU; vLLM's own 128 would share little of a short prompt
+DECIDED = 32  # tokens of an opening without its reasoning, and of a candidate
 WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so that it never waits
 
 
@@ -96,11 +100,14 @@ class Local:
             "seed": self.sampling.seed,
         }
         if needed:
-            options["max_model_len"] = self.max_model_len or _rounded(needed)
+            # Room for another way to decide, so that vLLM needs no second start for it.
+            roomy = _rounded(needed + DECIDED)
+            options["max_model_len"] = self.max_model_len or min(roomy, _context_of(self.model) or roomy)
         elif self.max_model_len:
             options["max_model_len"] = self.max_model_len
         if on_cpu():
             options |= {"dtype": "bfloat16", "enforce_eager": True, "max_num_batched_tokens": 8192}
+            options["block_size"] = BLOCK
         options |= self.options
         self._limits = (images, int(options.get("max_model_len") or 0))
         try:
@@ -122,6 +129,8 @@ class Local:
             return 0
         limit = self.max_model_len or _context_of(self.model)
         answer = self.sampling.max_tokens
+        if any(request.opening for request in requests):
+            answer += DECIDED
         long = [
             (count, r) for r, count in zip(requests, counts, strict=True) if limit and count + answer > limit
         ]
@@ -158,30 +167,40 @@ class Local:
 
     def _run(self, llm: LLM, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
         engine, todo = llm.llm_engine, iter(requests)
-        ahead: deque[tuple[Request, Future[Any]]] = deque()
-        inside: dict[str, Request] = {}
+        ahead: deque[tuple[Request, Future[Job]]] = deque()
+        inside: dict[str, tuple[Job, int]] = {}
         try:
             with ThreadPoolExecutor(min(8, available_cores())) as pool:
                 while True:
                     while len(ahead) < AHEAD and (request := next(todo, None)) is not None:
-                        ahead.append((request, pool.submit(self._prompt, request)))
+                        ahead.append((request, pool.submit(self._job, request)))
                     if ahead and len(inside) < WINDOW and (ahead[0][1].done() or not inside):
                         request, prepared = ahead.popleft()
                         try:
-                            (name,) = llm.enqueue([prepared.result()], self._params(request), use_tqdm=False)
-                            inside[name.partition("-")[0]] = (
-                                request  # outputs lack what vLLM adds to its number
-                            )
+                            job = prepared.result()
+                            for i, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
+                                (name,) = llm.enqueue([prompt], params, use_tqdm=False)
+                                # Outputs lack what vLLM adds to its number.
+                                inside[name.partition("-")[0]] = job, i
                         except ValueError as error:  # an image, or a prompt that is too long
                             yield request, Reply(error=line_of(error))
                         continue
                     if not inside:
                         return
                     for output in engine.step():
-                        yield inside.pop(output.request_id), _reply_of(output)
+                        job, i = inside.pop(output.request_id)
+                        job.outputs[i] = output
+                        if len(job.outputs) == len(job.prompts):
+                            yield job.request, job.reply()
         finally:
             if inside:
                 engine.abort_request([*inside], internal=False)
+
+    def _job(self, request: Request) -> Job:
+        prompt = self._prompt(request)
+        if request.decide == SCORE:
+            return scoring_job(request, prompt, self.processor.tokenizer)
+        return Job(request, [prompt], [self._params(request)])
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         content = [
@@ -190,12 +209,15 @@ class Local:
         ]
         chat = [{"role": "user", "content": content}]
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        opening = request.opening
+        if opening and text.rstrip().endswith("<think>") and "</think>" not in opening:
+            opening = f"</think>\n\n{opening}"  # the template has begun the reasoning
         images = prepared_images(request.item, self.bounds)
-        return {"prompt": text, **({"multi_modal_data": {"image": images}} if images else {})}
+        return {"prompt": text + opening, **({"multi_modal_data": {"image": images}} if images else {})}
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         sampling = self.sampling
         # One seed a row makes an answer independent of the rows beside it; on a CPU vLLM 0.28 dies of it now
@@ -207,6 +229,10 @@ class Local:
             top_p=sampling.top_p,
             max_tokens=sampling.max_tokens,
             seed=int(request.key[:8], 16) if own else None,
+            stop=[request.stop] if request.stop else None,
+            structured_outputs=StructuredOutputsParams(choice=[*request.candidates])
+            if request.decide == GUIDED
+            else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -214,13 +240,6 @@ class Local:
         if self._llm is not None:
             engine, self._llm = self._llm.llm_engine, None
             engine.engine_core.shutdown()
-
-
-def _reply_of(output: Any) -> Reply:
-    texts = [sample.text for sample in output.outputs]
-    finish = [str(sample.finish_reason) for sample in output.outputs]
-    tokens = sum(len(sample.token_ids) for sample in output.outputs)
-    return Reply(texts, finish, len(output.prompt_token_ids or ()), tokens)
 
 
 def on_cpu() -> bool:

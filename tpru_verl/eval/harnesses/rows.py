@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tpru_verl.data.tokens.pixels import Bounds, png
+from tpru_verl.eval.asking import prompt_of
 from tpru_verl.eval.benchmarks import BENCHMARKS, Benchmark, load
 from tpru_verl.eval.engines.base import parts_of, prepared_images
 from tpru_verl.eval.item import Item
-from tpru_verl.eval.run import prompt_of
 from tpru_verl.eval.scoring import Verdict, judge
 from tpru_verl.files import whole, write_text
 from tpru_verl.sample import IMAGE_TAG

@@ -1,0 +1,235 @@
+"""`tpru eval --decide`: what the valid answers are, where they part, and what their scores say."""
+
+import json
+import math
+import random
+from collections.abc import Callable, Mapping
+from itertools import pairwise, permutations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.benchmark_rows import tpru_hub
+from support.endpoint import Asked, endpoint
+from support.rows import picture, reordering, write_parquet
+
+from tpru_verl.eval.decide import (
+    best_of,
+    candidates_of,
+    forks_of,
+    probabilities_of,
+    scores_of,
+    steps_of,
+    told_apart,
+)
+from tpru_verl.eval.item import Item
+from tpru_verl.eval.scoring import judge
+
+Tpru = Callable[..., tuple[object, str, str]]
+
+
+def item(answer: str, images: int = 4, **more: Any) -> Item:
+    return Item("1", "Order them." + "<image>" * images, answer, (b"",) * images, **more)
+
+
+class TestCandidates:
+    def test_letters_of_options(self) -> None:
+        assert candidates_of(item("B", options={"A": "x", "B": "y", "D": "z"})) == ("A", "B", "D")
+
+    @pytest.mark.parametrize(
+        ("answer", "images", "count", "one"),
+        [
+            ("2 1 4 3", 4, 24, "4 3 2 1"),
+            ("BDAC", 6, 24, "DCBA"),
+            ("", 3, 6, "3 2 1"),
+            ("", 5, 120, "5 4 3 2 1"),
+        ],
+    )
+    def test_orders(self, answer: str, images: int, count: int, one: str) -> None:
+        found = candidates_of(item(answer, images))
+        assert len(set(found)) == count
+        assert one in found
+        right = [said for said in found if judge(item(answer or one, images), said).correct]
+        assert len(right) == 1  # the grader reads each of them, and takes one for the truth
+
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [(item("", 6), "order of 6"), (item("", 1), "order of 1"), (item("x", accepted=("x",)), "in words")],
+    )
+    def test_rows_whose_answers_cannot_be_listed(self, row: Item, said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            candidates_of(row)
+
+
+class TestForks:
+    def test_four_pictures_part_at_seventeen_places(self) -> None:
+        paths = [steps_of(" ".join(order)) for order in permutations("1234")]
+        assert paths[0] == ("1", " 2", " 3", " 4")
+        assert [len(fork.path) for fork in forks_of(paths)] == [0] + [1] * 4 + [2] * 12
+
+    def test_an_option_of_several_tokens(self) -> None:
+        paths = [(7, 1), (7, 2, 5), (7, 2, 6), (8, 2, 5)]
+        assert {(fork.path, fork.following) for fork in forks_of(paths)} == {
+            ((), (7, 8)),
+            ((7,), (1, 2)),
+            ((7, 2), (5, 6)),
+        }
+
+    def test_scores_are_the_models_own_where_nothing_else_may_follow(self) -> None:
+        """Against a known model, in which each place has probabilities for the labels that are left."""
+        draw = random.Random(0)
+        orders = [" ".join(order) for order in permutations("1234")]
+        paths = {order: steps_of(order) for order in orders}
+        model: dict[tuple[str, ...], dict[str, float]] = {}
+        for fork in forks_of([*paths.values()]):
+            weights = [draw.random() for _ in fork.following]
+            model[fork.path] = {
+                step: math.log(weight / sum(weights))
+                for step, weight in zip(fork.following, weights, strict=True)
+            }
+        found = probabilities_of(scores_of(paths, model))
+        assert sum(found.values()) == pytest.approx(1)
+        for order, path in paths.items():
+            chances = [math.exp(model[path[:i]][path[i]]) for i in range(3)]
+            assert found[order] == pytest.approx(math.prod(chances))
+
+    def test_the_likeliest_tokens_of_an_endpoint(self) -> None:
+        top = {"B": math.log(0.5), " B": math.log(0.25), "C": math.log(0.2), "The": math.log(0.01)}
+        found = told_apart([top], ["A", "B", "C"])
+        assert found["B"] == pytest.approx(math.log(0.75))
+        assert found["A"] == pytest.approx(math.log(0.01))  # no more than the least of those that are listed
+        spaced = told_apart([{" ": math.log(0.9), "\n": -5}, {"2": -0.1, "3": -2.0}], [" 2", " 3"])
+        assert spaced == pytest.approx({" 2": math.log(0.9) - 0.1, " 3": math.log(0.9) - 2})
+        assert told_apart([{" 2": -0.1, " 3": -3}, {" 1": 0}], [" 2", " 3"]) == pytest.approx(
+            {" 2": -0.1, " 3": -3}
+        )
+        with pytest.raises(ValueError, match="log-probabilities"):
+            told_apart([], ["A"])
+
+
+def favourite(order: str) -> Callable[[Asked], Mapping[str, float]]:
+    """A server that continues towards one order; after a label it writes a space, as Qwen's tokens do."""
+
+    def tops(asked: Asked) -> Mapping[str, float]:
+        said = asked.text.rpartition("<answer>")[2].split()
+        wanted = order.split()[len(said)] if order.split()[: len(said)] == said else "9"
+        return {label: math.log(0.7 if label == wanted else 0.1) for label in "1234"}
+
+    return tops
+
+
+class TestEndpoint:
+    def test_orders_are_scored_step_by_step(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        row = {
+            "problem": "".join(f"Image {i}: <image>\n" for i in range(1, 5)) + "What is the correct order?",
+            "answer": "3 1 4 2",
+            "images": [picture(i) for i in range(4)],
+        }
+        source = write_parquet(tmp_path / "rows.parquet", [row])
+        with endpoint(tops=favourite("3 1 4 2")) as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, out, err = tpru_eval(*args, "--decide", "score")
+        assert code == 0, err
+        assert len(server.asked) == 17
+        assert all(asked.body.get("continue_final_message") for asked in server.asked)
+        (line,) = [json.loads(text) for text in (tmp_path / "out/rows.parquet.score.jsonl").open()]
+        (sample,) = line["samples"]
+        assert (sample["response"], sample["correct"]) == ("3 1 4 2", True)
+        assert len(sample["probabilities"]) == 24
+        assert sample["probabilities"]["3 1 4 2"] > 0.5
+        assert 0 < sample["brier"] < 0.5
+        assert "Brier" in out
+        page = (tmp_path / "out/page.html").read_text()
+        assert "probability of the answer" in page
+
+    def test_three_ways_beside_each_other(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        source = tpru_hub(tmp_path / "rows")
+
+        def rule(asked: Asked) -> str:
+            choice = asked.body.get("structured_outputs", {}).get("choice")
+            assert choice in (None, ["A", "B", "C", "D", "E"])
+            return choice[1] if choice else "I see several pictures."
+
+        with endpoint(rule, tops=lambda asked: {"C": -0.1, "D": -3.0}) as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, out, err = tpru_eval(*args, "--decide", "generate,guided,score")
+            assert code == 0, err
+            asked = len(server.asked)
+            assert tpru_eval(*args, "--decide", "score,guided")[0] == 0  # all of it is stored
+            assert len(server.asked) == asked == 15
+        (tmp_path / "out/summary.json").unlink()
+        tpru_eval(*args[:1], "--base-url", server.url, *args[3:], "--decide", "generate,guided,score")
+        summary = json.loads((tmp_path / "out/summary.json").read_text())
+        groups = summary["benchmarks"]
+        name = source.name
+        found = {way: groups[way]["accuracy"] for way in groups}
+        assert found == {name: 0, f"{name}.guided": 0.2, f"{name}.score": 0.2}
+        assert groups[name]["unparsed"] == 1
+        assert "calibration" in groups[f"{name}.score"]
+        assert "calibration" not in groups[f"{name}.guided"]
+        for way in ("guided", "score"):
+            difference = summary["decisions"][f"{name}.{way}"]["difference"]
+            assert difference["mean"] == pytest.approx(0.2)
+            assert difference["low"] <= 0.2 <= difference["high"]
+        assert "Against generate, on the same rows" in out
+
+    def test_after_reasoning(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        source = tpru_hub(tmp_path / "rows")
+
+        def tops(asked: Asked) -> Mapping[str, float]:
+            assert asked.text.endswith("<think>B fits.</think><answer>")
+            return {"B": -0.1, "A": -4}
+
+        def rule(asked: Asked) -> str:
+            assert asked.body.get("logprobs") or asked.body["stop"] == ["<answer>"]
+            return "<think>B fits.</think>"
+
+        with endpoint(rule, tops=tops) as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, _, err = tpru_eval(*args, "--decide", "score", "--after-reasoning")
+        assert code == 0, err
+        assert len(server.asked) == 10
+
+    def test_a_server_without_log_probabilities(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        source = tpru_hub(tmp_path / "rows")
+        with endpoint(lambda asked: "B") as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, _, err = tpru_eval(*args, "--decide", "score")
+        assert code == 0
+        assert "found no log-probabilities" in err
+        (group,) = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"].values()
+        assert group["failed"] == 5
+
+    @pytest.mark.parametrize(
+        ("args", "said"),
+        [
+            (
+                ["--decide", "vote"],
+                "--decide: found ['vote'], expected one or more of generate, guided, score",
+            ),
+            (["--decide", ","], "--decide: found"),
+            (["--after-reasoning"], "expected guided or score"),
+            (["--decide", "score", "--after-reasoning", "--n", 2, "--temperature", 1], "--n: found 2"),
+        ],
+    )
+    def test_settings_that_cannot_be_meant(
+        self, tpru_eval: Tpru, tmp_path: Path, args: list[object], said: str
+    ) -> None:
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
+        args = ["tiny", "--base-url", "http://127.0.0.1:9/v1", "--rows", source, "--out", tmp_path, *args]
+        assert said in str(tpru_eval(*args)[0])
+
+
+def test_tokens_of_candidates_are_those_of_the_whole_text(checkpoint: Path) -> None:
+    """Read with what stands before them: a candidate's first letter may become one token with it."""
+    transformers = pytest.importorskip("transformers")
+    from tpru_verl.eval.engines.candidates import paths_of
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    texts = ["<|im_start|>assistant\n<answer>", "<|im_start|>user\nx<|im_end|>\n", "no special token "]
+    for text, candidates in product(texts, (["A", "B"], ["1 2 3", "3 2 1"])):
+        shared, paths = paths_of(tokenizer, text, candidates)
+        for candidate, path in paths.items():
+            assert [*shared, *path] == tokenizer(text + candidate)["input_ids"]
+        assert best_of({c: float(i) for i, c in enumerate(paths)}) == candidates[-1]
+        assert all(a != b for a, b in pairwise(paths.values()))

@@ -1,0 +1,193 @@
+"""The requests of a benchmark's rows: what is asked of an engine, in which order, and what came back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+from tpru_verl import prompts
+from tpru_verl.eval.benchmarks import Benchmark, Loaded
+from tpru_verl.eval.benchmarks.base import LETTER
+from tpru_verl.eval.decide import DECIDES, GENERATE, OPENING, candidates_of
+from tpru_verl.eval.engines.base import Engine, Request
+from tpru_verl.eval.item import Item, rotations
+from tpru_verl.eval.results import RowResult, result_of_row
+from tpru_verl.eval.store import Store, key_of
+from tpru_verl.sample import Task
+from tpru_verl.terminal import line_of, messages, progress_bar
+
+STYLES = ("tpru", "direct", "benchmark")
+ORDER = "Answer with the order alone, as letters without spaces."
+WORD = "Answer with one word or number."
+FORMAT = 1  # part of the key of a stored reply: a new number makes all stored replies invalid
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """How rows are chosen and asked. The engine holds the sampling settings and the pixel bounds.
+
+    `decide` names one or several of `DECIDES`. With `after_reasoning`, `guided` and `score` let the model
+    reason up to `<answer>` first. Raises ValueError for settings that do not go together.
+    """
+
+    style: str = "tpru"
+    circular: bool = False
+    limit: int | None = None
+    decide: tuple[str, ...] = (GENERATE,)
+    after_reasoning: bool = False
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.decide if name not in DECIDES] or not self.decide:
+            raise ValueError(f"--decide: found {unknown}, expected one or more of {', '.join(DECIDES)}")
+        if self.after_reasoning and self.decide == (GENERATE,):
+            raise ValueError("--after-reasoning: found --decide generate, expected guided or score")
+
+
+def prompt_of(benchmark: Benchmark, item: Item, style: str) -> str:
+    """The text that is sent, tags where the images belong.
+
+    `tpru` and any other template of `tpru_verl.prompts` as in training, `direct` for an answer without
+    reasoning, `benchmark` as the benchmark's authors ask. Raises as `prompts.render`.
+    """
+    if style == "benchmark" and benchmark.template is None:
+        said = benchmark.instruction
+        return f"{item.problem}\n{said if isinstance(said, str) else said(item)}"
+    if style == "direct":
+        return f"{item.problem}\n{LETTER if item.options else WORD if item.accepted else ORDER}"
+    template = benchmark.template if style == "benchmark" else style
+    return prompts.render(item.problem, _task(item), template or "tpru")
+
+
+def _task(item: Item) -> str | None:
+    if item.task in {task.value for task in Task}:
+        return item.task
+    return None if item.options or item.accepted else Task.TEMPORAL_REORDERING.value
+
+
+def opening_of(benchmark: Benchmark, style: str) -> str:
+    """What a response begins with where nothing but the answer is to follow."""
+    plain = style == "direct" or (style == "benchmark" and benchmark.template is None)
+    return "" if plain else OPENING
+
+
+class Clock:
+    """Seconds of each phase, and tokens."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.tokens = {"prompt": 0, "answer": 0}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - began, 4)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """One line on standard error."""
+    messages.print(text, style=style, highlight=False)
+
+
+def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: Clock) -> list[RowResult]:
+    """Ask for each reply that is not stored, and judge all rows. `options` name one way to decide."""
+    title = loaded.benchmark.title
+    asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
+    if options.after_reasoning and options.decide != (GENERATE,):
+        asked = _after_reasoning(asked, engine, store, clock, title)
+    errors = _answered([r for _, requests in asked for r in requests], engine, store, clock, title)
+    results: list[RowResult] = []
+    with clock.phase("grade"):
+        for item, (unasked, requests) in zip(loaded.items, asked, strict=True):
+            failed = unasked or next((errors[r.key] for r in requests if r.key in errors), None)
+            replies = [(r.item, r.prompt, store.get(r.key)) for r in requests]
+            results.append(result_of_row(loaded.benchmark.name, item, replies, failed))
+    for row in [row for row in results if row["failed"]][:5]:
+        say(f"  row {row['id']} failed: {row['failed']}", style="red")
+    return results
+
+
+Asked = list[tuple[str | None, list[Request]]]  # of each row: why it cannot be asked, or its requests
+
+
+def _requests(
+    benchmark: Benchmark, item: Item, engine: Engine, options: EvalOptions
+) -> tuple[str | None, list[Request]]:
+    """A row's requests; or why it cannot be asked, and no requests."""
+    if item.broken:
+        return item.broken, []
+    (decide,) = options.decide
+    try:
+        variants = rotations(item) if options.circular else [item]
+        texts = [prompt_of(benchmark, variant, options.style) for variant in variants]
+        for text in texts:
+            text.encode()
+        candidates = () if decide == GENERATE else candidates_of(item)
+    except UnicodeEncodeError as error:
+        return f"problem: found {error.object[error.start]!r}, half a character; expected text", []
+    except ValueError as error:
+        return line_of(error), []
+    opening = "" if decide == GENERATE else opening_of(benchmark, options.style)
+    return None, [
+        _keyed(Request("", variant, text, decide, candidates, opening), engine)
+        for variant, text in zip(variants, texts, strict=True)
+    ]
+
+
+def _keyed(request: Request, engine: Engine) -> Request:
+    """The request with the hash of all that its reply depends on."""
+    facts: tuple[object, ...] = (FORMAT, engine.identity, asdict(engine.sampling), asdict(engine.bounds))
+    if request.decide != GENERATE or request.stop:
+        facts = (*facts, request.decide, request.candidates, request.opening, request.stop)
+    item = request.item
+    return replace(request, key=key_of(facts, item.id, request.prompt, images=item.images))
+
+
+def _after_reasoning(asked: Asked, engine: Engine, store: Store, clock: Clock, title: str) -> Asked:
+    """The requests, each opened by what the model writes before its answer."""
+    thinking = {
+        request.key: _keyed(
+            replace(request, decide=GENERATE, candidates=(), opening="", stop=OPENING), engine
+        )
+        for _, requests in asked
+        for request in requests
+    }
+    errors = _answered([*thinking.values()], engine, store, clock, f"{title}, reasoning")
+    found: Asked = []
+    for why, requests in asked:
+        replies = [store.get(thinking[request.key].key) for request in requests]
+        failed = next(
+            (errors.get(thinking[r.key].key) for r in requests if thinking[r.key].key in errors), why
+        )
+        opened = [
+            _keyed(replace(request, opening=reply.texts[0] + OPENING), engine)
+            for request, reply in zip(requests, replies, strict=True)
+            if reply is not None
+        ]
+        found.append((failed, [] if failed else opened))
+    return found
+
+
+def _answered(
+    requests: Sequence[Request], engine: Engine, store: Store, clock: Clock, title: str
+) -> dict[str, str]:
+    """Ask for the replies that are not stored, and store them. Returns the errors of the others by key."""
+    todo = [*{request.key: request for request in requests if store.get(request.key) is None}.values()]
+    if known := len(requests) - len(todo):
+        say(f"  {known:,} answers are there already, {len(todo):,} to be asked")
+    errors: dict[str, str] = {}
+    with clock.phase("start"):
+        engine.start(todo)
+    with clock.phase("generate"), progress_bar() as progress:
+        bar = progress.add_task(title, total=len(todo))
+        for request, reply in engine.answer(todo):
+            progress.advance(bar)
+            if reply.error is not None:
+                errors[request.key] = reply.error
+                continue
+            store.put(request.key, reply)
+            clock.tokens["prompt"] += reply.prompt_tokens
+            clock.tokens["answer"] += reply.tokens
+    return errors

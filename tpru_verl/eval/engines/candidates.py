@@ -1,0 +1,75 @@
+"""The prompts that one request becomes inside vLLM: one, or one for each place where its candidates part.
+
+These prompts begin alike, pictures included, so that vLLM's prefix cache computes the common part once. Of
+each, one token is asked for: `logprob_token_ids` gives the log-probabilities of exactly the tokens that may
+follow, before any sampling parameter acts on them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpru_verl.eval.decide import SCORE, Fork, best_of, forks_of, scores_of
+from tpru_verl.eval.engines.base import Request
+from tpru_verl.eval.store import Reply
+
+
+@dataclass
+class Job:
+    """What vLLM is asked for one request, and what it has said so far."""
+
+    request: Request
+    prompts: list[Any]  # as vLLM takes them
+    params: list[Any]
+    forks: list[Fork] = field(default_factory=list)
+    paths: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: dict[int, Any] = field(default_factory=dict)
+
+    def reply(self) -> Reply:
+        if not self.forks:
+            return _reply_of(self.outputs[0])
+        found = {}
+        for i, fork in enumerate(self.forks):
+            (after,) = self.outputs[i].outputs[0].logprobs
+            found[fork.path] = {token: after[token].logprob for token in fork.following}
+        scores = scores_of(self.paths, found)
+        prompts = sum(len(output.prompt_token_ids or ()) for output in self.outputs.values())
+        return Reply([best_of(scores)], [SCORE], prompts, len(self.forks), scores)
+
+
+def _reply_of(output: Any) -> Reply:
+    texts = [sample.text for sample in output.outputs]
+    finish = [str(sample.finish_reason) for sample in output.outputs]
+    tokens = sum(len(sample.token_ids) for sample in output.outputs)
+    return Reply(texts, finish, len(output.prompt_token_ids or ()), tokens)
+
+
+def scoring_job(request: Request, prompt: dict[str, Any], tokenizer: Any) -> Job:
+    """A prompt for each fork of the request's candidates; `prompt` has its text and its pictures."""
+    from vllm import SamplingParams
+
+    pictures = {name: value for name, value in prompt.items() if name != "prompt"}
+    shared, paths = paths_of(tokenizer, prompt["prompt"], request.candidates)
+    forks = forks_of([*paths.values()])
+    prompts = [{**pictures, "prompt_token_ids": [*shared, *fork.path]} for fork in forks]
+    params = [SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=[*f.following]) for f in forks]
+    return Job(request, prompts, params, forks, paths)
+
+
+def paths_of(
+    tokenizer: Any, text: str, candidates: Sequence[str]
+) -> tuple[list[int], dict[str, tuple[int, ...]]]:
+    """The tokens that all prompts begin with, and those that each candidate adds.
+
+    A candidate's first letter may become one token with the end of the text, so that both are read together.
+    No token reaches over a special one: what stands before the last of these is read once.
+    """
+    special = "|".join(re.escape(token) for token in tokenizer.all_special_tokens if token)
+    ends = [match.end() for match in re.finditer(special, text)] if special else []
+    start = ends[-1] if ends else 0
+    read = tokenizer([text[start:] + candidate for candidate in candidates], add_special_tokens=False)
+    paths = {one: tuple(ids) for one, ids in zip(candidates, read["input_ids"], strict=True)}
+    return [*tokenizer(text[:start])["input_ids"]], paths
