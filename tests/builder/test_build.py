@@ -315,7 +315,7 @@ def test_sources_that_are_none(build: Run, tmp_path: Path) -> None:
         "empty": "found no file that ends in",
         "none": "no such file or folder",
         "empty.jsonl": "found an empty file",
-        "notes.txt": "found '.txt', expected .jsonl or a video",
+        "notes.txt": "found '.txt', expected .json, .jsonl or a video",
     }.items():
         with pytest.raises(SystemExit) as stop:
             build(tmp_path / source)

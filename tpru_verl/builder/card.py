@@ -61,7 +61,8 @@ def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableTyp
     for reason, count in frames["left_out"].items():
         yield f"  {count} frames left out: {_with_advice(reason)}"
     for reason, count in manifest["left_out"].items():
-        yield f"  {count} clips or files left out: {_with_advice(reason)}, listed in {out / DROPPED}"
+        kinds = f", {_listed(manifest['unread_kinds'])}" if reason == "unreadable" else ""
+        yield f"  {count} clips or files left out: {_with_advice(reason)}{kinds}, listed in {out / DROPPED}"
     for reason, count in manifest["failed_rows"].items():
         yield f"  {count} rows not made: {_with_advice(reason)}"
     yield from shared_pictures(manifest, str(out))

@@ -35,8 +35,9 @@ def build(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="A folder of videos or of picture folders, a video, a jsonl file of episodes, a LeRobot "
-            "data set, or a simulator: sim:bricks, sim:gui, sim:minigrid, sim:metaworld.",
+            help="A folder of videos or of picture folders, a video, a json or jsonl file of episodes, a "
+            "LeRobot data set (a folder or ORG/NAME of the Hub), or a simulator: sim:bricks, sim:gui, "
+            "sim:minigrid, sim:metaworld.",
         ),
     ],
     out: Annotated[
@@ -49,7 +50,27 @@ def build(
     ] = SamplingMode.uniform,
     every: Annotated[
         float | None,
-        _panel(FROM, "Seconds between frames of a video. Default: about 24 frames a video, 0.2 to 2 s."),
+        _panel(
+            FROM,
+            "Seconds between frames of a video. Default: about 24 frames a video, 0.2 to 2 s. Of pictures, "
+            "each Nth is read.",
+        ),
+    ] = None,
+    crop: Annotated[
+        str | None,
+        _panel(
+            FROM,
+            "Cut off the edges of each frame: LEFT,TOP,RIGHT,BOTTOM in pixels, or in shares below 1. "
+            "0,0.05,0,0 removes a status bar at the top.",
+        ),
+    ] = None,
+    mask: Annotated[
+        list[str] | None,
+        _panel(
+            FROM,
+            "Cover a box of each frame with grey, such as a burnt-in clock: LEFT,TOP,RIGHT,BOTTOM from the "
+            "left and the top, in pixels or shares up to 1. Repeat it for more.",
+        ),
     ] = None,
     scene_change: Annotated[
         float, _panel(FROM, "With --sampling scene: the share of pixels that has to change for a new frame.")
@@ -167,9 +188,9 @@ def build(
 
     - picture folders, each a sequence, ordered by the numbers in the names: `tpru build frames rows`
 
-    - episodes, each a line of a jsonl file: `tpru build episodes.jsonl rows`
+    - episodes, each a line of a jsonl file or an object of a json file: `tpru build episodes.jsonl rows`
 
-    - a LeRobot data set on disk, version 2 or 3: `tpru build robot rows`
+    - a LeRobot data set, version 2 or 3, on disk or of the Hub: `tpru build robot rows`
 
     - a simulator: `tpru build sim:bricks rows --episodes 500 --split train=0.9,test=0.1`
 
@@ -180,6 +201,7 @@ def build(
     same bytes.
     """
     from tpru_verl.builder.card import summary_of
+    from tpru_verl.builder.crop import Cover
     from tpru_verl.builder.filters import Filters
     from tpru_verl.builder.pipeline import build as work
     from tpru_verl.builder.stages import BuildOptions
@@ -203,6 +225,7 @@ def build(
         seed,
         template,
         episodes,
+        Cover.read(crop, mask or ()),
     )
     describer = None
     if endpoint:

@@ -1,4 +1,4 @@
-"""LeRobot data sets on disk, versions 2 (a file an episode) and 3 (many episodes a file).
+"""LeRobot data sets, versions 2 (a file an episode) and 3 (many episodes a file), on disk or of the Hub.
 
 Only `meta/`, and the videos or the image column of one camera, are read.
 """
@@ -19,6 +19,7 @@ from tpru_verl.builder import video
 from tpru_verl.builder.clips import Frame, Unusable
 from tpru_verl.builder.names import is_system_file
 from tpru_verl.data.source.cells import image_bytes
+from tpru_verl.data.source.hub import dataset_files
 from tpru_verl.terminal import line_of
 
 
@@ -97,15 +98,9 @@ def episodes_of(root: Path, sampling: video.FrameSampling) -> Iterator[Recorded 
 
 def _episodes(root: Path, info: Mapping, sampling: video.FrameSampling) -> Iterator[Recorded | Unusable]:
     version = int(str(info["codebase_version"]).lstrip("v").partition(".")[0])
-    cameras = {
-        name: str(feature["dtype"])
-        for name, feature in sorted(info["features"].items())
-        if feature["dtype"] in ("video", "image")
-    }
-    if not cameras or version not in (2, 3):
-        found = f"version {version}, {len(cameras)} cameras"
-        raise ValueError(f"found {found}, expected version 2 or 3 and a camera")
-    camera, kind = next(iter(cameras.items()))
+    if version not in (2, 3):
+        raise ValueError(f"found version {version}, expected version 2 or 3")
+    camera, kind = _camera(info)
     template = info["video_path"] if kind == "video" else info["data_path"]
     fps = seconds(info, "fps")
     if fps <= 0:
@@ -125,6 +120,29 @@ def _episodes(root: Path, info: Mapping, sampling: video.FrameSampling) -> Itera
             yield Unusable(f"{root.name}/{place} row {count}", said)
     if not count:
         raise ValueError(f"found no episodes in {place}; was the recording interrupted?")
+
+
+def _camera(info: Mapping) -> tuple[str, str]:
+    """Name of the first camera, and what it recorded: `video` or `image`. Raises ValueError where none is."""
+    for name, feature in sorted(info["features"].items()):
+        if feature["dtype"] in ("video", "image"):
+            return name, str(feature["dtype"])
+    raise ValueError("found 0 cameras, expected a feature of the kind video or image")
+
+
+def from_hub(name: str) -> Path:
+    """The folder of a LeRobot data set of the Hub: its metadata, and what its first camera recorded.
+
+    Raises ValueError, in one line, where it cannot be had.
+    """
+    root = dataset_files(name, "meta/*")
+    try:
+        info = json.loads((root / "meta" / "info.json").read_text(encoding="utf-8"))
+        camera, kind = _camera(info)
+    except Exception as error:
+        said = "found no meta/info.json" if isinstance(error, FileNotFoundError) else line_of(error)
+        raise ValueError(f"{name}: not readable as a LeRobot data set: {said}") from error
+    return dataset_files(name, f"videos/*{camera}/*" if kind == "video" else "data/*")
 
 
 def _tasks(row: Mapping) -> str:

@@ -65,7 +65,13 @@ def build(
     _check_installed(audit)
     with locked(out):
         layout.check_is_ours(out)
-        items = items_of(source, settings.sampling, episodes=settings.episodes, seed=settings.seed)
+        items = items_of(
+            source,
+            settings.sampling,
+            episodes=settings.episodes,
+            seed=settings.seed,
+            cover=settings.cover,
+        )
         work = companion(out, layout.WORK)
         try:
             with opened(with_engine, workers) as run:
@@ -179,6 +185,7 @@ def _manifest(
         "neighbours": {"bits of 256": spread(counts.bits), "share of pixels changed": spread(counts.change)},
         "clips": counts.clips,
         "left_out": dict(sorted(Counter(entry["reason"] for entry in counts.dropped).items())),
+        "unread_kinds": dict(_unread_kinds(counts).most_common()),
         "failed_rows": dict(sorted(lost.items())),
         "rows": {
             "written": sum(ledger.rows.values()),
@@ -197,6 +204,12 @@ def _manifest(
         "files": files,
         "versions": {"tpru_verl": __version__, "pyarrow": pa.__version__},
     }
+
+
+def _unread_kinds(counts: Counts) -> Counter[str]:
+    """How many files of each kind could not be read: `.heic`, `.txt`, ..."""
+    unread = (entry["id"] for entry in counts.dropped if entry["reason"] == "unreadable")
+    return Counter(Path(name).suffix.lower() or "without a suffix" for name in unread)
 
 
 def _ordered(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""The items of a source: videos, picture folders, episodes of a jsonl file, recordings, simulators."""
+"""The items of a source: videos, picture folders, episodes of a json file, recordings, simulators."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import filterfalse
 from pathlib import Path
 from typing import ClassVar
 
 from tpru_verl.builder import video
 from tpru_verl.builder.clips import Frame, SourceItem, Unusable
+from tpru_verl.builder.crop import Cover, Covered
 from tpru_verl.builder.names import in_order, is_system_file
 from tpru_verl.builder.pictures import CONVERTED
 from tpru_verl.data.source.cells import image_bytes
+from tpru_verl.data.source.parts import is_local
+from tpru_verl.terminal import line_of
 
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", *CONVERTED)
 ABOUT = "description.txt"  # describes the pictures beside it
@@ -69,6 +72,7 @@ class Pictures(_Below):
     """A folder of pictures, in the order that the numbers in their names give."""
 
     usual_frames: ClassVar[int] = 4
+    every: int = 1  # the first of so many pictures is read
 
     def frames(self) -> Iterator[Frame]:
         about = self._about()
@@ -77,7 +81,7 @@ class Pictures(_Below):
             names = in_order(names)
         except ValueError as error:
             raise ValueError(f"{self.id}: {error}") from error
-        for number, path in enumerate(self.path / name for name in names):
+        for number, path in [*enumerate(self.path / name for name in names)][:: self.every]:
             try:
                 data = image_bytes(path.relative_to(self.root).as_posix(), self.root)
             except ValueError as error:
@@ -100,29 +104,33 @@ class Pictures(_Below):
 
 @dataclass(frozen=True)
 class JsonEpisode:
-    """An episode: one line of a jsonl file. The line is read on first use."""
+    """An episode: one line of a jsonl file, or one object of a json file. It is read on first use."""
 
     usual_frames: ClassVar[int] = 4
     path: Path
     number: int
-    offset: int
+    offset: int | None  # of its line; None in a json file
+    every: int = 1  # the first of so many pictures is read
 
     @cached_property
     def _record(self) -> Mapping[str, object]:
-        with self.path.open("rb") as file:
-            file.seek(self.offset)
-            text = file.readline()
-        try:
-            record = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: not readable as json: {error}") from error
+        if self.offset is None:
+            record = _listed(self.path, self.path.stat().st_mtime_ns)[self.number]
+        else:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                text = file.readline()
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{self.name}: not readable as json: {line_of(error)}") from error
         if not isinstance(record, dict):
             raise ValueError(f"{self.name}: found {type(record).__name__}, expected an object")
         return record
 
     @property
     def name(self) -> str:
-        return f"{self.path.name} line {self.number + 1}"
+        return f"{self.path.name} {'line' if self.offset is not None else 'episode'} {self.number + 1}"
 
     def _text(self, field: str, otherwise: str = "") -> str:
         value = self._record.get(field)
@@ -152,7 +160,7 @@ class JsonEpisode:
                 f"{self.name}: texts: found {found}, expected one for each of {len(images)} images"
             )
         about = self._text("text")
-        for number, cell in enumerate(images):
+        for number, cell in [*enumerate(images)][:: self.every]:
             try:
                 data = image_bytes(cell, self.path.parent)
             except ValueError as error:
@@ -164,24 +172,50 @@ class JsonEpisode:
             yield Frame(data, number, text=text, about=about)
 
 
+@lru_cache(maxsize=1)
+def _listed(path: Path, changed: int) -> list[object]:
+    """The episodes of a json file: those of a list, or the one object. `changed` is its time of change."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as json: {line_of(error)}") from error
+    return found if isinstance(found, list) else [found]
+
+
 def items_of(
-    source: str, sampling: video.FrameSampling, *, episodes: int = 100, seed: int = 0
+    source: str,
+    sampling: video.FrameSampling,
+    *,
+    episodes: int = 100,
+    seed: int = 0,
+    cover: Cover | None = None,
 ) -> list[SourceItem]:
     """The items of a source, in an order that does not depend on the machine.
 
     `episodes` and `seed` are for simulators. Raises FileNotFoundError or ValueError where there are none.
     """
+    found = _items(source, sampling, episodes, seed)
+    if cover is None or cover == Cover():
+        return found
+    return [item if isinstance(item, Unusable) else Covered(item, cover) for item in found]
+
+
+def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int) -> list[SourceItem]:
     if source.startswith(SIMULATED):
         from tpru_verl.builder.sims import episodes_of
 
         return [*episodes_of(source.removeprefix(SIMULATED), episodes, seed)]
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix == ".jsonl":
-            return [*_lines(path)]
+        if path.suffix.lower() in (".jsonl", ".json"):
+            return [*_episodes(path, _whole(sampling))]
         if path.suffix.lower() in video.SUFFIXES:
             return [Video(path.parent, path, sampling)]
-        raise ValueError(f"{source}: found {path.suffix or 'no suffix'!r}, expected .jsonl or a video")
+        raise ValueError(f"{source}: found {path.suffix or 'no suffix'!r}, expected .json, .jsonl or a video")
+    if not path.is_dir() and not is_local(source):
+        from tpru_verl.builder.lerobot import from_hub
+
+        path = from_hub(source)
     if not path.is_dir():
         raise FileNotFoundError(f"{source}: no such file or folder; a simulator is named as in sim:bricks")
     if (path / "meta" / "info.json").is_file():
@@ -205,7 +239,7 @@ def _below(root: Path, sampling: video.FrameSampling) -> Iterator[SourceItem]:
         files = sorted(filterfalse(is_system_file, files))
         pictures = [*filter(is_picture, files)]
         if pictures:
-            yield Pictures(root, folder)
+            yield Pictures(root, folder, _whole(sampling))
         for name in files:
             path = folder / name
             if path.suffix.lower() in video.SUFFIXES:
@@ -224,13 +258,29 @@ def is_picture(name: str) -> bool:
     return name.lower().endswith(PICTURES) and not is_system_file(name)
 
 
-def _lines(path: Path) -> Iterator[JsonEpisode]:
-    offset, found = 0, 0
+def _whole(sampling: video.FrameSampling) -> int:
+    """`--every` for pictures, which have no times: a number of pictures. Raises ValueError for a fraction."""
+    every = 1.0 if sampling.every is None else sampling.every
+    if every != int(every):
+        raise ValueError(f"--every: found {every:g}, expected a whole number for pictures: each Nth is read")
+    return int(every)
+
+
+def _episodes(path: Path, every: int) -> list[JsonEpisode]:
+    if path.suffix.lower() == ".json":
+        count = len(_listed(path, path.stat().st_mtime_ns))
+        found = [JsonEpisode(path, number, None, every) for number in range(count)]
+    else:
+        found = [*_lines(path, every)]
+    if not found:
+        raise ValueError(f"{path}: found an empty file, expected episodes")
+    return found
+
+
+def _lines(path: Path, every: int) -> Iterator[JsonEpisode]:
+    offset = 0
     with path.open("rb") as file:
         for number, text in enumerate(file):
             if text.strip():
-                yield JsonEpisode(path, number, offset)
-                found += 1
+                yield JsonEpisode(path, number, offset, every)
             offset += len(text)
-    if not found:
-        raise ValueError(f"{path}: found an empty file, expected episodes")

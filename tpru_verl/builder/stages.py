@@ -28,6 +28,7 @@ from tpru_verl.builder.clips import (
     read_counts,
     read_images,
 )
+from tpru_verl.builder.crop import Cover
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.tasks import Place, TaskOptions
@@ -62,6 +63,7 @@ class BuildOptions:
     seed: int = 0
     template: str = "tpru"
     episodes: int = 100
+    cover: Cover = field(default_factory=Cover)
 
     def __post_init__(self) -> None:
         check_shares(self.split)

@@ -257,8 +257,8 @@ def plain_text(text: str) -> str:
 
 
 def _about(clip: Clip) -> str:
-    """The description of the clip or, without one, the texts of its steps."""
-    return plain_text(clip.about) or plain_text("; ".join(dict.fromkeys(filter(None, clip.text))))
+    """The description of the clip. The texts of its steps would list the steps in their order."""
+    return plain_text(clip.about)
 
 
 def _same(one: str, other: str) -> bool:

@@ -155,9 +155,11 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
 
 def _numbered(found: Sequence[str]) -> str:
     """Columns whose names differ by a number at their end alone: `frame1,frame2`; "" for fewer than two."""
-    stems = [re.sub(r"\d+$", "", name) for name in found]
-    series = [name for name, stem in zip(found, stems, strict=True) if stem != name and stems.count(stem) > 1]
-    return ",".join(name for name in series if stems[found.index(name)] == stems[found.index(series[0])])
+    by_stem: dict[str, list[str]] = {}
+    for name in found:
+        if (stem := re.sub(r"\d+$", "", name)) != name:
+            by_stem.setdefault(stem, []).append(name)
+    return ",".join(next((names for names in by_stem.values() if 1 < len(names) <= 32), ()))
 
 
 def _image_columns(found: Sequence[str], keys: Keys) -> tuple[str, ...]:

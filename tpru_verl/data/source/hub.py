@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from tpru_verl.hub import offline
 from tpru_verl.terminal import line_of, needs
 
 if TYPE_CHECKING:
@@ -44,6 +45,30 @@ def load_hub(
     except Exception as error:
         raise ValueError(f"{name}: not readable from the Hub: {line_of(error.__cause__ or error)}") from error
     return undecoded(cast("datasets.Dataset", rows))
+
+
+def dataset_files(name: str, *patterns: str) -> Path:
+    """A folder of the cache with those files of a data set of the Hub; none is loaded twice.
+
+    Raises ValueError, in one line, where it cannot be had.
+    """
+    try:
+        from huggingface_hub import constants, snapshot_download
+    except ImportError as error:
+        raise needs("build", "huggingface_hub", f"{name}: reading from the Hub") from error
+    # Not where the cache keeps files: its links lead out of the folder, and such links are not followed.
+    folder = Path(constants.HF_HUB_CACHE) / "tpru" / name
+    if why := offline():
+        if folder.is_dir():
+            return folder
+        raise ValueError(f"{name}: found no such folder, and {why}; download it, and give its folder")
+    try:
+        snapshot_download(name, repo_type="dataset", local_dir=folder, allow_patterns=[*patterns])
+    except Exception as error:  # the Hub's many kinds
+        raise ValueError(
+            f"{name}: no file or folder of this name, and not readable from the Hub: {line_of(error)}"
+        ) from error
+    return folder
 
 
 def load_file(path: Path, kind: str) -> datasets.Dataset:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -201,8 +202,8 @@ def _table_rows(part: Part, file: io.TextIOBase) -> Iterator[dict[str, object]]:
     delimiter = TABLES[cast(Path, part.path).suffix]
     reader = csv.DictReader(_lines(part, file), delimiter=delimiter)
     columns = [*(reader.fieldnames or ())]
-    if twice := next((name for name in columns if columns.count(name) > 1), None):
-        raise ValueError(f"{part.name}: found the column {twice!r} twice, expected distinct names")
+    if twice := [name for name, times in Counter(columns).items() if times > 1]:
+        raise ValueError(f"{part.name}: found the column {twice[0]!r} twice, expected distinct names")
     if len(columns) == 1 and (other := next((mark for mark in "\t;|," if mark in columns[0]), None)):
         found = f"found {other!r} between the names of columns"
         raise ValueError(f"{part.name}: {found}, expected {delimiter!r} in such a file")
