@@ -198,8 +198,8 @@ def test_rotated_picture_is_shown_upright(rows: list[Sample], tmp_path: Path) ->
     # Orientation 6: turn by 90 degrees clockwise, so what is stored above comes to the right.
     turned = replace(rows[0], images=(jpeg((400, 200), 6), *rows[0].images[1:]))
     picture = opened(gallery(tmp_path, [turned], thumbnail=100).rows[0]["images"][0])
-    assert picture.size == (50, 100)
-    right, left = picture.getpixel((45, 50)), picture.getpixel((5, 50))
+    assert picture.size == (100, 200)
+    right, left = picture.getpixel((90, 100)), picture.getpixel((10, 100))
     assert isinstance(right, tuple)
     assert isinstance(left, tuple)
     assert right[0] > 200 > left[0]
@@ -209,8 +209,8 @@ def test_rotated_picture_is_shown_upright(rows: list[Sample], tmp_path: Path) ->
 def test_pictures_are_made_smaller_but_never_larger(rows: list[Sample], tmp_path: Path) -> None:
     large = replace(rows[0], images=(jpeg((640, 480)), jpeg((30, 20)), *rows[0].images[2:]))
     page = gallery(tmp_path, [large], thumbnail=160)
-    assert [opened(uri).size for uri in page.links] == [(160, 120), (30, 20), (56, 56), (56, 56)]
-    assert 'width="160" height="120"' in page.html
+    assert [opened(uri).size for uri in page.links] == [(320, 240), (30, 20), (56, 56), (56, 56)]
+    assert 'width="160" height="120"' in page.html  # and twice as large on a click
     assert 'width="60" height="40"' in page.html  # on the page small ones are enlarged
 
 

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.rows import reordering, write_parquet
 
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.pipeline import build
 from tpru_verl.builder.sims import episodes_of, gui
 from tpru_verl.builder.stages import BuildOptions
+from tpru_verl.data.source.forms import Source
+from tpru_verl.data.view import write_gallery
 
 
 def test_an_episode_is_the_same_each_time_and_says_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,6 +58,43 @@ def test_an_app_is_played_in_a_browser_to_its_end() -> None:
         assert frames[-1].text == "tap Confirm"
         assert len({frame.about for frame in frames}) == 1
     assert [frame.data for frame in items[0].frames()] == [frame.data for frame in items[0].frames()]
+
+
+@pytest.mark.skipif(not any(map(shutil.which, gui.BROWSERS)), reason="no browser is installed")
+def test_the_gallery_shows_a_picture_in_large(tmp_path: Path) -> None:
+    """Here because Playwright is here: `tpru data view` in a browser."""
+    rows = [reordering(seed) for seed in range(3)]
+    source = Source.open(str(write_parquet(tmp_path / "rows.parquet", rows)))
+    path = write_gallery(source, tmp_path / "rows.html", workers=1)
+    page = gui._browser().new_page(viewport={"width": 1200, "height": 900})
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+
+    def large() -> str:
+        return page.inner_text("#large p") if page.evaluate("document.getElementById('large').open") else ""
+
+    try:
+        page.goto(path.as_uri())
+        small = page.locator("article figure img").nth(1)
+        small.click()
+        assert large() == "Image 2, 2 of 4"
+        assert page.locator("#large img").bounding_box()["width"] > 5 * small.bounding_box()["width"]
+        steps = {"ArrowRight": "Image 3, 3 of 4", "ArrowLeft": "Image 2, 2 of 4", "Escape": ""}
+        for key, shown in steps.items():
+            page.keyboard.press(key)
+            assert large() == shown
+        for key, shown in (("j", ""), ("e", "Image 1, 1 of 4"), ("ArrowLeft", "Image 1, 1 of 4"), ("e", "")):
+            page.keyboard.press(key)
+            assert large() == shown
+        small.click()
+        page.mouse.click(5, 5)
+        assert large() == ""
+        page.fill("#search", "cook")
+        page.keyboard.press("e")  # a letter of the search
+        assert (large(), errors) == ("", [])
+    finally:
+        page.close()
 
 
 def test_an_arm_solves_its_task_and_says_how_it_moves() -> None:

@@ -29,6 +29,7 @@ from tpru_verl.terminal import line_of, percent
 
 LEAST_THUMBNAIL = 16  # pixels
 ENLARGED = 96  # pixels: images no larger are shown twice as large, unsmoothed
+LARGE = 2  # times as many pixels a side are kept for a picture in large
 QUALITY = 85  # of the thumbnails; colours at full resolution, as many pictures are drawn or of screens
 CAPTION = 24  # characters between two images that are no text of its own
 UNNAMED_TASK, UNNAMED_SCENE = "not recognised", "not named"
@@ -192,7 +193,7 @@ def _show(row: Row, side: int) -> _ShownRow:
     reasons, pictures = list(problems_of_row(row)), list[Picture]()
     if not reasons:
         try:
-            pictures = [picture_of(data, side) for data in row.images()]
+            pictures = [picture_of(data, side, kept=LARGE * side) for data in row.images()]
         except Exception as error:  # beyond its header a file may be broken in ways of many kinds
             reasons.append(
                 f"images: found one that can't be decoded ({line_of(error)}), expected a whole one"
@@ -217,13 +218,14 @@ def _task(row: Row) -> str:
         return UNNAMED_TASK
 
 
-def picture_of(data: bytes, side: int) -> Picture:
-    small, buffer = images.thumbnail(data, side), io.BytesIO()
+def picture_of(data: bytes, side: int, *, kept: int = 0) -> Picture:
+    """A picture of at most `side` pixels a side on the page, of `kept` where it is shown in large."""
+    small, buffer = images.thumbnail(data, max(side, kept)), io.BytesIO()
     small.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
     enlarged = max(small.size) <= ENLARGED
-    scale = 2 if enlarged else 1
+    scale = 2 if enlarged else min(1, side / max(small.size))
     uri = f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return Picture(uri, scale * small.width, scale * small.height, enlarged)
+    return Picture(uri, max(1, round(scale * small.width)), max(1, round(scale * small.height)), enlarged)
 
 
 def shown_text(
