@@ -41,6 +41,9 @@ def test_every_nth_picture_of_a_folder(build: Run, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         build(source, "other", "--every", 0.5)
     assert "--every: found 0.5, expected a whole number for pictures" in str(stop.value.code)
+    with pytest.raises(SystemExit) as stop:
+        build("sim:bricks", "other", "--every", 2)
+    assert "--every: found 2 for sim:bricks, expected no such option" in str(stop.value.code)
 
 
 @pytest.mark.parametrize("whole", [False, True])

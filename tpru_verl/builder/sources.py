@@ -202,6 +202,9 @@ def items_of(
 
 def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int) -> list[SourceItem]:
     if source.startswith(SIMULATED):
+        if sampling.every is not None:
+            found = f"found {sampling.every:g} for {source}"
+            raise ValueError(f"--every: {found}, expected no such option: a frame is what each step shows")
         from tpru_verl.builder.sims import episodes_of
 
         return [*episodes_of(source.removeprefix(SIMULATED), episodes, seed)]

@@ -20,6 +20,7 @@ from tpru_verl.builder.candidates import Bench, Ranks, Ref, wrong_frames
 from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
 from tpru_verl.data.likeness import CLEARLY, changes
+from tpru_verl.data.source.named import order_question
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task
 
 WRONG = 3  # wrong options beside the right one and "None of the choices provided"
@@ -293,9 +294,7 @@ def _ask_order(
     shuffled = [int(i) for i in rng.permutation(count)]
     images = tuple(draft.steps[i] for i in shuffled)
     right = tuple(shuffled.index(step) + 1 for step in range(count))
-    frames = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(count))
-    asked = f"{shows}Below are {count} images in random order, labelled 1-{count}. "
-    asked += f"What is the correct sequence?\n{frames}"
+    asked = order_question(shows, count)
     if not letter:
         return BuiltRow(asked, " ".join(map(str, right)), images, negative)
     fits = _fits(letter, none_letter, negative, rng)

@@ -85,12 +85,13 @@ def as_order(answer: object, kind: str | None, images: int) -> object:
     return " ".join(map(str, ranks_of(numbers) if kind == "ranks" else numbers))
 
 
-def order_question(about: str, images: int) -> str:
-    """A problem that asks for the order of `images` pictures; `about` says what they show, or is empty."""
-    shows = f"These photos show {about.strip().rstrip(' .;,')}. " if about.strip() else ""
+def order_question(text: str, images: int) -> str:
+    """A problem that asks for the order of `images` pictures, after `text`, which may be empty."""
+    said = text.strip()
+    end = "" if not said or said[-1] in ".!?:;\u3002\uff01\uff1f" else "."
     tags = "\n".join(f"Image {i + 1}: {IMAGE_TAG}" for i in range(images))
     asked = f"Below are {images} images in random order, labelled 1-{images}. What is the correct sequence?"
-    return f"{shows}{asked}\n{tags}"
+    return f"{said}{end} {asked}\n{tags}".lstrip()
 
 
 def numbers_of(answer: object) -> list[int] | None:
