@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
+import psutil
 
 from tpru_verl.demo.scenes import make_rows
 from tpru_verl.eval.decide import GENERATE, SCORE, candidates_of
@@ -54,14 +55,17 @@ def compared(model: str, rows: int, turns: int, pixels: int) -> dict[str, list[f
     """Of each turn: milliseconds a row of each kind, and their ratios to greedy answers."""
     engine = Greedy(model, Sampling(max_tokens=TOKENS), min_pixels=pixels, max_pixels=pixels)
     found: dict[str, list[float]] = {}
+    here = psutil.Process()
     for turn in range(turns + 1):
-        spent = {}
+        spent: dict[int, float] = {}
+        worked: dict[int, float] = {}
         for k, (decide, count) in enumerate(((GENERATE, 0), (SCORE, 5), (SCORE, 24))):
             requests = requests_of(rows, 10 * turn + k, decide, options=count != 24)
             engine.start(requests)
-            began = time.perf_counter()
+            began, before = time.perf_counter(), measure.cpu_seconds(here)
             replies = [reply for _, reply in engine.answer(requests)]
             spent[count] = time.perf_counter() - began
+            worked[count] = measure.cpu_seconds(here) - before
             assert not [reply.error for reply in replies if reply.error]
         if not turn:  # the first warms up
             continue
@@ -69,6 +73,7 @@ def compared(model: str, rows: int, turns: int, pixels: int) -> dict[str, list[f
             found.setdefault(f"{name}, ms a row", []).append(1000 * spent[count] / rows)
             if count:
                 found.setdefault(f"{name}, times greedy", []).append(spent[count] / spent[0])
+                found.setdefault(f"{name}, times its CPU seconds", []).append(worked[count] / worked[0])
     engine.close()
     return found
 

@@ -13,7 +13,7 @@ from tpru_verl.files import write_json
 from tpru_verl.models import DEFAULT, patch_sides
 
 if TYPE_CHECKING:
-    from tpru_verl.data.source.forms import Source
+    from tpru_verl.data.source.forms import Keys, Source
     from tpru_verl.data.tokens.prompts import PromptCounter
 
 
@@ -67,6 +67,23 @@ Deep = Annotated[
 Workers = Annotated[int | None, typer.Option(min=1, help="Number of processes. Default: one for each core.")]
 
 
+def keys_of(
+    problem: str | None,
+    answer: str | None,
+    image: str | None,
+    image_root: Path | None,
+    answers: AnswerKind | None,
+    *,
+    answered: bool = True,
+) -> Keys:
+    """What a command's options say of its rows. Raises FileNotFoundError for an `image_root` that is none."""
+    from tpru_verl.data.source.forms import Keys
+
+    if image_root is not None and not image_root.is_dir():
+        raise FileNotFoundError(f"--image-root: found no folder {image_root}")
+    return Keys(problem, answer, image, image_root, answers.value if answers else None, answered)
+
+
 def open_source(
     name: str,
     revision: str | None = None,
@@ -82,13 +99,10 @@ def open_source(
 
     `answered` is False where rows without an answer do. Raises as `Source.open`.
     """
-    from tpru_verl.data.source.forms import Keys, Source
+    from tpru_verl.data.source.forms import Source
     from tpru_verl.terminal import messages
 
-    if image_root is not None and not image_root.is_dir():
-        raise FileNotFoundError(f"--image-root: found no folder {image_root}")
-    kind = answers.value if answers else None
-    keys = Keys(problem, answer, image, image_root, kind, answered)
+    keys = keys_of(problem, answer, image, image_root, answers, answered=answered)
     source = Source.open(name, revision=revision, keys=keys)
     for form in sorted({str(form) for form in source.forms}):
         messages.print(f"{name}: reading {form}", highlight=False, soft_wrap=True)

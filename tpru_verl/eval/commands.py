@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
-from signal import Signals
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from tpru_verl.data.commands import AnswerKey, Answers, ImageKey, ImageRoot, ProblemKey, keys_of
 from tpru_verl.eval.benchmarks import NAMES
-from tpru_verl.models import DEFAULT, patch_sides
+from tpru_verl.eval.options import (
+    PATCH,
+    AfterReasoning,
+    BaseUrl,
+    Concurrency,
+    MaxModelLen,
+    MaxPixels,
+    MaxTokens,
+    MinPixels,
+    Model,
+    More,
+    Patch,
+    Retries,
+    Style,
+    Timeout,
+    continued,
+    engine_of,
+    pairs_of,
+)
 
-if TYPE_CHECKING:
-    from tpru_verl.eval.engines.base import Engine, Sampling
+VALUES = ("id", "answer", "probability", "response")  # of a column of `predict`
 
 
 class _RunByDefault(TyperGroup):
@@ -45,16 +61,6 @@ Data = Annotated[
         "Default: VLMEvalKit's table in the folder $LMUData if it is there, else the Hub.",
     ),
 ]
-Style = Annotated[
-    str,
-    typer.Option(
-        help="Prompt: tpru asks for reasoning and an answer, as in training; direct asks for the answer "
-        "alone; benchmark uses the words of the benchmark's authors. Also any template of "
-        "`tpru_verl.prompts`, by name or path."
-    ),
-]
-MinPixels = Annotated[int, typer.Option(help="Smaller images are enlarged to this many pixels.")]
-MaxPixels = Annotated[int, typer.Option(help="Larger images are reduced to this many pixels.")]
 
 
 @app.command(
@@ -64,9 +70,7 @@ MaxPixels = Annotated[int, typer.Option(help="Larger images are reduced to this 
     "- `tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
 )
 def run(
-    model: Annotated[
-        str, typer.Argument(help="Folder or Hub id of a model. With --base-url: the name on the server.")
-    ],
+    model: Model,
     bench: Annotated[
         str | None,
         typer.Option(
@@ -82,6 +86,11 @@ def run(
             "has several. Can be given several times.",
         ),
     ] = None,
+    problem_key: ProblemKey = None,
+    answer_key: AnswerKey = None,
+    image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results. Default: outputs/eval/MODEL.")] = None,
     data: Data = None,
     style: Style = "tpru",
@@ -93,9 +102,7 @@ def run(
     top_p: Annotated[
         float, typer.Option(help="Sample from the likeliest tokens that together have this probability.")
     ] = 1.0,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Most tokens of an answer, reasoning included.")
-    ] = 1024,
+    max_tokens: MaxTokens = 1024,
     n: Annotated[
         int, typer.Option("--n", min=1, help="Answers for each row. More than 1 adds pass@k and majority.")
     ] = 1,
@@ -118,34 +125,14 @@ def run(
             "by commas."
         ),
     ] = "generate",
-    after_reasoning: Annotated[
-        bool,
-        typer.Option(
-            "--after-reasoning", help="With guided and score: let the model reason first, up to `<answer>`."
-        ),
-    ] = False,
-    base_url: Annotated[
-        str | None,
-        typer.Option(help="URL of an OpenAI-compatible server. Its key is read from OPENAI_API_KEY."),
-    ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at the same time.")] = 32,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for one answer of the server.")] = 600.0,
-    retries: Annotated[
-        int, typer.Option(min=0, help="Repeat a failed request this many times, with growing pauses.")
-    ] = 6,
-    patch: Annotated[
-        int, typer.Option(help=f"Side of a patch of the model on the server: {patch_sides()}.")
-    ] = DEFAULT.patch,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Context of vLLM in tokens. Default: enough for the longest row.")
-    ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="Argument of vLLM, such as tensor_parallel_size=2. With --base-url: field of each request.",
-        ),
-    ] = None,
+    after_reasoning: AfterReasoning = False,
+    base_url: BaseUrl = None,
+    concurrency: Concurrency = 32,
+    timeout: Timeout = 600.0,
+    retries: Retries = 6,
+    patch: Patch = PATCH,
+    max_model_len: MaxModelLen = None,
+    option: More = None,
 ) -> None:
     """Ask a model about every row, judge the answers, and write the results and a page.
 
@@ -159,88 +146,111 @@ def run(
     from tpru_verl.eval.run import evaluate
     from tpru_verl.terminal import results
 
+    keys = keys_of(problem_key, answer_key, image_key, image_root, answers)
     benchmarks = find(bench or "tpru-test") if bench or not rows else []
-    sources = _pairs("--data", data)
+    sources = pairs_of("--data", data)
     if unknown := set(sources) - {benchmark.name for benchmark in benchmarks}:
         raise ValueError(f"--data: found {unknown.pop()!r}, expected one of the benchmarks of --bench")
-    chosen = [*((benchmark, sources.get(benchmark.name)) for benchmark in benchmarks), *own(rows or [])]
+    chosen = [*((benchmark, sources.get(benchmark.name)) for benchmark in benchmarks), *own(rows or [], keys)]
     sampling = Sampling(max_tokens, temperature, top_p, n, seed)
     ways = tuple(dict.fromkeys(name.strip() for name in decide.split(",") if name.strip()))
     options = EvalOptions(style, circular, limit, ways, after_reasoning)
     if n > 1 and after_reasoning:
         raise ValueError(f"--n: found {n} with --after-reasoning, expected 1")
     out = out or Path("outputs/eval") / model.strip("/").replace("/", "--")
-    extra = {key: _value(text) for key, text in _pairs("--option", option).items()}
-    engine: Engine
-    if base_url is not None:
-        from tpru_verl.data.tokens.pixels import Bounds
-        from tpru_verl.eval.engines.endpoint import Endpoint
-
-        bounds = Bounds(min_pixels, max_pixels, 2 * patch)
-        engine = Endpoint(
-            model,
-            base_url,
-            bounds,
-            sampling,
-            concurrency=concurrency,
-            timeout=timeout,
-            retries=retries,
-            extra=extra,
-        )
-    else:
-        engine = _local(model, sampling, min_pixels, max_pixels, max_model_len, extra)
-    try:
+    engine = engine_of(
+        model,
+        sampling,
+        (min_pixels, max_pixels),
+        base_url=base_url,
+        concurrency=concurrency,
+        timeout=timeout,
+        retries=retries,
+        patch=patch,
+        max_model_len=max_model_len,
+        option=option,
+    )
+    with continued(out):
         summary = evaluate(chosen, engine, options, out, model)
-    except (KeyboardInterrupt, SystemExit) as end:  # `cli.main` turns SIGTERM and SIGHUP into SystemExit
-        code = 130 if isinstance(end, KeyboardInterrupt) else int(end.code or 0)
-        by = f" by {Signals(code - 128).name}"
-        with suppress(OSError):  # the terminal may be gone
-            typer.echo(f"tpru: stopped{by}; the answers are in {out}: the same command continues", err=True)
-        raise typer.Exit(code) from None
     console = results()
     for found in tables(summary):
         console.print(found)
     console.print(f"Look at {out / 'page.html'}; all answers are in {out}", soft_wrap=True, highlight=False)
 
 
-def _local(
-    model: str,
-    sampling: Sampling,
-    min_pixels: int,
-    max_pixels: int,
-    max_model_len: int | None,
-    options: dict[str, Any],
-) -> Engine:
-    from tpru_verl.eval.engines.local import Local
+@app.command(
+    epilog="Examples:\n\n"
+    "- `tpru eval predict models/mine --rows test.csv --out answers.csv --decide score`\n\n"
+    "- `tpru eval predict models/mine --rows test.csv --out answers.csv --answers ranks --column Id=id "
+    "--column Answer=answer`"
+)
+def predict(
+    model: Model,
+    rows: Annotated[str, typer.Option(metavar="SOURCE", help="Rows of any source, with or without answers.")],
+    out: Annotated[Path, typer.Option(help="The table to write: .csv or .tsv.")],
+    column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help=f"A column of the table and what it holds: {', '.join(VALUES)}. Can be given several times. "
+            "Default: id, answer, and probability where answers are scored.",
+        ),
+    ] = None,
+    problem_key: ProblemKey = None,
+    answer_key: AnswerKey = None,
+    image_key: ImageKey = None,
+    image_root: ImageRoot = None,
+    answers: Answers = None,
+    decide: Annotated[
+        str, typer.Option(help="What decides: generate, guided or score, as in `tpru eval run`.")
+    ] = "generate",
+    after_reasoning: AfterReasoning = False,
+    style: Style = "tpru",
+    min_pixels: MinPixels = 16384,
+    max_pixels: MaxPixels = 36864,
+    max_tokens: MaxTokens = 1024,
+    base_url: BaseUrl = None,
+    concurrency: Concurrency = 32,
+    timeout: Timeout = 600.0,
+    retries: Retries = 6,
+    patch: Patch = PATCH,
+    max_model_len: MaxModelLen = None,
+    option: More = None,
+) -> None:
+    """Answer rows that have no answers, and write a table of the answers, in the order of the rows.
 
-    return Local(
+    `--answers orders` and `--answers ranks` also say in which form an order is written: [3, 1, 4, 2].
+    """
+    from tpru_verl.eval import predict as work
+    from tpru_verl.eval.asking import EvalOptions
+    from tpru_verl.eval.engines.base import Sampling
+    from tpru_verl.terminal import messages
+
+    columns = work.columns_of(out, pairs_of("--column", column), decide)
+    kind = answers.value if answers else None
+    keys = keys_of(problem_key, answer_key, image_key, image_root, answers, answered=False)
+    options = EvalOptions(style, decide=(decide,), after_reasoning=after_reasoning)
+    loaded = work.load_rows(rows, keys)
+    engine = engine_of(
         model,
-        sampling,
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
+        Sampling(max_tokens),
+        (min_pixels, max_pixels),
+        base_url=base_url,
+        concurrency=concurrency,
+        timeout=timeout,
+        retries=retries,
+        patch=patch,
         max_model_len=max_model_len,
-        options=options,
+        option=option,
     )
-
-
-def _pairs(name: str, texts: list[str] | None) -> dict[str, str]:
-    pairs = {}
-    for text in texts or []:
-        key, sign, value = text.partition("=")
-        if not (key and sign and value):
-            raise ValueError(f"{name}: found {text!r}, expected the form KEY=VALUE")
-        pairs[key.strip()] = value.strip()
-    return pairs
-
-
-def _value(text: str) -> object:
-    """The JSON value that the text is, such as a number; else the text itself."""
-    import json
-
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+    with continued(out):
+        empty = work.predict(loaded, engine, options, out, columns, kind)
+    n = len(loaded.items)
+    messages.print(f"{out}: {n:,} answers", highlight=False, soft_wrap=True)
+    if empty:
+        named = ", ".join(empty[:5]) + (f" and {len(empty) - 5:,} more" if len(empty) > 5 else "")
+        hint = "" if decide != "generate" else "; --decide guided or score always gives one"
+        messages.print(f"  no answer for {len(empty):,}: {named}{hint}", style="yellow", highlight=False)
 
 
 @app.command(epilog="Example: `tpru eval compare outputs/eval/base outputs/eval/trained --json gain.json`")
@@ -294,14 +304,14 @@ def export(
     style: Style = "tpru",
     min_pixels: MinPixels = 16384,
     max_pixels: MaxPixels = 36864,
-    patch: Annotated[int, typer.Option(help=f"Side of a patch: {patch_sides()}.")] = DEFAULT.patch,
+    patch: Patch = PATCH,
 ) -> None:
     """Write rows, prompts and pictures for another evaluation harness. It judges answers with our grader."""
     from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.harnesses.rows import export as work
 
-    sources = _pairs("--data", data)
+    sources = pairs_of("--data", data)
     chosen = [(benchmark, sources.get(benchmark.name)) for benchmark in find(bench)]
     for path in work(harness, folder, chosen, style, Bounds(min_pixels, max_pixels, 2 * patch)):
         typer.echo(path)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from tpru_verl.data.checks import problems_of_row
+from tpru_verl.data.source.cells import is_missing
 from tpru_verl.data.source.forms import Keys, form_of, units_of
 from tpru_verl.data.source.parts import Part
-from tpru_verl.data.source.rows import read_rows
+from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.eval.benchmarks import NAMES
 from tpru_verl.eval.benchmarks.base import Benchmark
 from tpru_verl.eval.item import Item
@@ -16,7 +19,7 @@ from tpru_verl.sample import parse_options, problems_of
 from tpru_verl.terminal import line_of
 
 
-def own(sources: Sequence[str]) -> list[tuple[Benchmark, str]]:
+def own(sources: Sequence[str], keys: Keys | None = None) -> list[tuple[Benchmark, str]]:
     """A benchmark for each source, with the source. Its name is the last part of the source's path.
 
     No such name is that of a published benchmark, and no two are equal.
@@ -31,32 +34,36 @@ def own(sources: Sequence[str]) -> list[tuple[Benchmark, str]]:
             number += 1
             name = f"{base}-{number}"
         names.add(name.lower().replace("_", "-"))
-        found.append(
-            (Benchmark(name, title, hub="", rows=None, layouts=(), read=read, template="tpru"), source)
-        )
+        judged = partial(read, keys=keys or Keys())
+        benchmark = Benchmark(name, title, hub="", rows=None, layouts=(), read=judged, template="tpru")
+        found.append((benchmark, source))
     return found
 
 
-def read(part: Part) -> Iterator[Item]:
-    """Rows of the published form, of veRL's, or of VLMEvalKit's, as a trainer reads them."""
-    form = form_of(part, Keys())
+def read(part: Part, keys: Keys | None = None) -> Iterator[Item]:
+    """Rows of any form, as a trainer reads them. Rows of the user, with `keys`, are judged as in training."""
+    form = form_of(part, keys or Keys())
     for unit in units_of(part):
         for row in read_rows(unit, form):
-            try:
-                images = row.images() if isinstance(row.cells, list) else []
-                task = row.task
-                problems = problems_of(row.problem, row.answer, len(images))
-            except ValueError as error:
-                images, task, problems = [], None, [line_of(error)]
-            problem, answer = str(row.problem), str(row.answer).strip()
+            problems = [*problems_of_row(row)] if keys else _problems(row)
+            problem, listed = str(row.problem), row.cells if isinstance(row.cells, list) else []
             yield Item(
                 row.row_id,
                 problem,
-                answer,
-                tuple(images),
+                "" if is_missing(row.answer) else str(row.answer).strip(),
+                () if problems else tuple(row.images() if listed else ()),
                 parse_options(problem),
-                task=task.value if task else "",
+                task="" if problems or row.task is None else row.task.value,
                 scene=row.field("scene"),
                 source=row.source_id,
                 broken=f"{part.name} row {row.number}: {problems[0]}" if problems else None,
             )
+
+
+def _problems(row: Row) -> list[str]:
+    """What keeps a published row from being asked; its authors may have their own idea of a good row."""
+    try:
+        _ = row.task
+        return problems_of(row.problem, row.answer, len(row.images() if isinstance(row.cells, list) else []))
+    except ValueError as error:
+        return [line_of(error)]

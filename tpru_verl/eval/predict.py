@@ -1,0 +1,110 @@
+"""`tpru eval predict`: the answers of a model to rows that have none, as a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+from tpru_verl.data.source.forms import Keys
+from tpru_verl.data.source.named import numbers_of, ranks_of
+from tpru_verl.eval.asking import Clock, EvalOptions, ask
+from tpru_verl.eval.benchmarks import Loaded
+from tpru_verl.eval.benchmarks.base import load
+from tpru_verl.eval.benchmarks.own import own
+from tpru_verl.eval.commands import VALUES
+from tpru_verl.eval.decide import SCORE
+from tpru_verl.eval.engines.base import Engine
+from tpru_verl.eval.item import Item
+from tpru_verl.eval.results import RowResult
+from tpru_verl.eval.store import Store
+from tpru_verl.files import locked, write_text
+
+MARKS = {".csv": ",", ".tsv": "\t"}
+
+
+def columns_of(out: Path, named: Mapping[str, str], decide: str) -> dict[str, str]:
+    """Name of each column -> which of VALUES it holds. Raises ValueError for what cannot be written."""
+    if out.suffix not in MARKS:
+        raise ValueError(f"--out: found {out.suffix or 'no suffix'!r}, expected {' or '.join(MARKS)}")
+    if unknown := [value for value in named.values() if value not in VALUES]:
+        raise ValueError(f"--column: found {unknown[0]!r}, expected one of {', '.join(VALUES)}")
+    if "probability" in named.values() and decide != SCORE:
+        raise ValueError(f"--column: found probability with --decide {decide}, expected --decide score")
+    default = ("id", "answer", "probability") if decide == SCORE else ("id", "answer")
+    return dict(named) or {name: name for name in default}
+
+
+def load_rows(source: str, keys: Keys) -> Loaded:
+    """The rows to answer. Raises as `load`, and ValueError for broken rows and for an id that comes twice."""
+    ((benchmark, name),) = own([source], keys)
+    loaded = load(benchmark, name)
+    if broken := [item.broken for item in loaded.items if item.broken]:
+        raise ValueError(f"{len(broken)} of {len(loaded.items)} rows cannot be asked, the first: {broken[0]}")
+    if twice := [item.id for item in loaded.items if item.id.endswith("#2")]:
+        raise ValueError(f"{source}: found the id {twice[0][:-2]!r} twice, expected one row for each id")
+    return replace(loaded, items=[_with_an_answer(item) for item in loaded.items])
+
+
+def _with_an_answer(item: Item) -> Item:
+    """The item with any valid answer where it has none: the grader reads answers of its kind."""
+    order = " ".join(str(i + 1) for i in range(len(item.images)))
+    return item if item.answer else replace(item, answer=next(iter(item.options), order))
+
+
+def predict(
+    loaded: Loaded,
+    engine: Engine,
+    options: EvalOptions,
+    out: Path,
+    columns: Mapping[str, str],
+    kind: str | None,
+) -> list[str]:
+    """Write the table, and return the ids of the rows whose answer could not be read: their cell is empty.
+
+    Replies are kept beside the table, in a file that ends in `.responses.jsonl`: a second call asks only for
+    those that are missing. `kind` is one of ANSWER_KINDS. Raises as `evaluate`.
+    """
+    try:
+        with locked(out):
+            store = Store(out.with_suffix(".responses.jsonl"))
+            try:
+                results = ask(loaded, engine, options, store, Clock())
+            finally:
+                store.close()
+            _write(out, columns, results, kind)
+    finally:
+        engine.close()
+    return [result["id"] for result in results if not _answer(result, kind)]
+
+
+def _write(out: Path, columns: Mapping[str, str], results: Sequence[RowResult], kind: str | None) -> None:
+    text = StringIO(newline="")
+    writer = csv.writer(text, delimiter=MARKS[out.suffix], lineterminator="\n")
+    writer.writerow(columns)
+    for result in results:
+        values = _values(result, kind)
+        writer.writerow([values[value] for value in columns.values()])
+    write_text(out, text.getvalue())
+
+
+def _values(result: RowResult, kind: str | None) -> dict[str, str]:
+    sample = result["samples"][0] if result["samples"] else None
+    chances = sample["probabilities"] if sample else None
+    return {
+        "id": result["id"],
+        "answer": _answer(result, kind),
+        "probability": f"{max(chances.values()):.6f}" if chances else "",
+        "response": sample["response"] if sample else "",
+    }
+
+
+def _answer(result: RowResult, kind: str | None) -> str:
+    """The answer as `kind` writes it: [3, 1, 4, 2] for orders and ranks, else as the grader reads it."""
+    said = result["parsed"] or ""
+    numbers = numbers_of(said) if kind in ("orders", "ranks") else None
+    if numbers is None:
+        return said
+    return str(ranks_of(numbers) if kind == "ranks" else numbers)
