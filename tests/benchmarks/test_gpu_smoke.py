@@ -204,7 +204,7 @@ print("read")
     assert done.stdout.splitlines()[-1:] == ["read"], done.stderr[-3000:]
 
 
-def test_made_rows_are_good_rows() -> None:
+def test_made_rows_are_good_rows(smoke: ModuleType) -> None:
     """Three of 96 offered an order twice, and the data set refused them: a run on a GPU ended there."""
     made = import_module("made_rows")
     image = made.picture(np.random.default_rng(0))
