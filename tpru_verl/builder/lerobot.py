@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 
 from tpru_verl.builder import video
 from tpru_verl.builder.clips import Frame, Unusable
-from tpru_verl.builder.names import is_system_file
 from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.hub import dataset_files
+from tpru_verl.data.source.names import is_system_file
 from tpru_verl.terminal import line_of
 
 

@@ -14,13 +14,13 @@ from typing import ClassVar
 from tpru_verl.builder import video
 from tpru_verl.builder.clips import Frame, SourceItem, Unusable
 from tpru_verl.builder.crop import Cover, Covered
-from tpru_verl.builder.names import in_order, is_system_file
 from tpru_verl.builder.pictures import CONVERTED
 from tpru_verl.data.source.cells import image_bytes
+from tpru_verl.data.source.names import COMMON, in_order, is_system_file
 from tpru_verl.data.source.parts import is_local
 from tpru_verl.terminal import line_of
 
-PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", *CONVERTED)
+PICTURES = (*COMMON, *CONVERTED)
 ABOUT = "description.txt"  # describes the pictures beside it
 MOST_ABOUT = 2**16  # bytes that are read of it
 SIMULATED = "sim:"  # SOURCE of a simulator, as in sim:minigrid

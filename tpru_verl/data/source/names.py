@@ -13,6 +13,7 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")  # of pictures
 # Files that systems leave behind; AppleDouble files (`._1.png`) and .DS_Store begin with a dot.
 _SYSTEM_FILES = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "lost+found"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpru_verl.builder.names import in_order
+from tpru_verl.data.source.names import in_order
 
 IN_ORDER = {
     "differing widths": "1 2 9 10 11 100",
