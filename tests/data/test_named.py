@@ -131,6 +131,28 @@ def test_a_table_that_cannot_be_read_is_told_in_one_line(tmp_path: Path, head: s
         Source.open(str(tmp_path / "rows.csv"))
 
 
+@pytest.mark.parametrize("key", [None, "Id"])
+def test_the_pictures_of_a_folder_named_by_the_id_are_in_the_order_of_their_numbers(
+    tmp_path: Path, key: str | None
+) -> None:
+    for n, name in enumerate(["1.png", "2.png", "10.png", "11.png"]):
+        (tmp_path / "frames/7").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "frames/7" / name).write_bytes(picture(n))
+    (tmp_path / "frames/7/.DS_Store").write_bytes(b"x")
+    (tmp_path / "rows.csv").write_text("Id,Sentence,Answer\n7,A disc grows,3 1 4 2\n")
+    keys = {"images": key, "image_root": tmp_path / "frames", "answers": "orders"}
+    ((row, problems),) = read(tmp_path / "rows.csv", **keys)
+    assert (problems, row.images()) == ([], [picture(n) for n in range(4)])
+    (tmp_path / "frames/7/start.png").write_bytes(picture(9))
+    ((_, problems),) = read(tmp_path / "rows.csv", **keys)
+    assert "'1.png' and 'start.png', whose order is ambiguous" in problems[0]
+
+
+def test_a_picture_that_lies_elsewhere_is_told_with_the_option(tmp_path: Path) -> None:
+    ((_, problems),) = read(table(tmp_path, ["[3, 1, 4, 2]"]), answers="ranks")
+    assert problems[0].endswith("; --image-root names another folder")
+
+
 def test_a_picture_outside_of_the_folder_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(picture())
     path = table(tmp_path, ["[3, 1, 4, 2]"])

@@ -166,6 +166,8 @@ def _image_columns(found: Sequence[str], keys: Keys) -> tuple[str, ...]:
     if keys.images and keys.images not in found:
         return tuple(name.strip() for name in keys.images.split(","))
     name = keys.images or _first_of(IMAGES, found)
+    if name is None and keys.image_root is not None:  # a folder for each row, named by its id
+        name = _first_of(("id",), found)
     return (name,) if name else ()
 
 

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from tpru_verl.data.source.cells import cells_of_text, is_missing, short
 from tpru_verl.data.source.forms import OPTIONAL, Form
+from tpru_verl.data.source.names import COMMON, in_order, is_system_file
 from tpru_verl.grading.orders import counts_up, order_of
 from tpru_verl.sample import IMAGE_TAG, parse_options
 
 _SAY = "--answers orders (which picture is first, second, ...) or --answers ranks (the place of each picture)"
+
+LONGEST_NAME = 1024  # characters: a longer cell is a picture in base64
 
 
 def with_given_names(record: Mapping[str, object]) -> dict[str, object]:
@@ -24,30 +27,40 @@ def with_given_names(record: Mapping[str, object]) -> dict[str, object]:
     return {**{name: small[name] for name in OPTIONAL if name in small}, **record}
 
 
-def cells_of(record: Mapping[str, object], form: Form) -> list[object]:
+def cells_of(record: Mapping[str, object], form: Form, folder: Path | None) -> list[object]:
     """The images of a record, column by column; empty cells hold none.
 
-    A name below `form.image_root` may also lie there in a folder that has the row's id.
+    A name of a picture may also lie in a folder that has the row's id. A name of a folder stands for its
+    pictures, in the order of the numbers in their names. Raises ValueError for names without such an order.
     """
     cells: list[object] = []
+    own = str(record.get("id") or "")
     for column in form.columns:
         value = record.get(column)
-        held = (
-            cells_of_text(value) if isinstance(value, str) else value if isinstance(value, list) else [value]
-        )
-        cells += [cell for cell in held if cell is not None and cell == cell]
-    if form.image_root is None:
-        return cells
-    folder = str(record.get("id") or "")
-    return [_below(form.image_root, folder, cell) if isinstance(cell, str) else cell for cell in cells]
+        value = str(value) if isinstance(value, int) else value  # a folder named by a number
+        held = cells_of_text(value) if isinstance(value, str) else value
+        for cell in held if isinstance(held, list) else [held]:
+            if isinstance(cell, str) and folder is not None:
+                cells += _files_of(folder, own, cell)
+            elif not is_missing(cell):
+                cells.append(cell)
+    return cells
 
 
-def _below(root: Path, folder: str, name: str) -> str:
-    inside = f"{folder}/{name}"
+def _files_of(root: Path, own: str, name: str) -> list[object]:
+    """Paths below `root` that a cell stands for: its own, one in the row's folder, or those of a folder."""
+    inside = f"{own}/{name}"
     try:
-        return inside if folder and not (root / name).is_file() and (root / inside).is_file() else name
+        if len(name) > LONGEST_NAME or (root / name).is_file():
+            return [name]
+        if own and (root / inside).is_file():
+            return [inside]
+        if not name or not (root / name).is_dir():
+            return [name]
+        found = [path.name for path in (root / name).iterdir() if path.suffix.lower() in COMMON]
     except (OSError, ValueError):  # a name that is none is told by who opens it
-        return name
+        return [name]
+    return [f"{name}/{file}" for file in in_order([file for file in found if not is_system_file(file)])]
 
 
 def question_and_answer(

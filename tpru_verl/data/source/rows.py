@@ -96,7 +96,11 @@ class Row:
         except ValueError as error:
             # The message quotes a text, which tells images apart; others are told apart by their number.
             number = "" if isinstance(cell, str) else f"[{i}]"
-            raise ValueError(f"{self.form.images}{number}: {error}") from error
+            elsewhere = "; --image-root names another folder" if self._may_lie_elsewhere(cell) else ""
+            raise ValueError(f"{self.form.images}{number}: {error}{elsewhere}") from error
+
+    def _may_lie_elsewhere(self, cell: object) -> bool:
+        return self.form.kind in ("chat", "named") and self.form.image_root is None and isinstance(cell, str)
 
     @cached_property
     def headers(self) -> list[Header | str]:
@@ -216,13 +220,14 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         chat = read_chat(problem)
         messages, unread = None if chat.is_plain else chat.messages, chat.unread
         problem = "\n".join(message["content"] for message in chat.messages)
-        cells = cells_of(record, form) or chat.images
+        cells, unread = _own_cells(part, record, form, unread)
+        cells = cells or chat.images
         answer = chat.answer if form.answer == form.problem else answer
         answer = as_order(answer, form.answers, len(cells))
         if form.columns and chat.images and cells is not chat.images:
             unread = unread or f"found pictures, and others in {form.images}, expected one of them"
     elif form.kind == "named":
-        cells = cells_of(record, form)
+        cells, unread = _own_cells(part, record, form, unread)
         used = {form.problem, form.answer, *form.columns}
         options = table_options({name: value for name, value in record.items() if name not in used})
         place = f"{part.name} row {number}"
@@ -238,6 +243,14 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
     return Row(
         part.name, number, problem, answer, cells, folder, given, form, messages or None, unread, fields
     )
+
+
+def _own_cells(part: Part, record: Mapping[str, object], form: Form, unread: str) -> tuple[list[object], str]:
+    """Images of columns that were named, and why the row cannot be read: `unread`, or what is wrong here."""
+    try:
+        return cells_of(record, form, form.image_root or part.folder), unread
+    except ValueError as error:
+        return [], unread or str(error)
 
 
 def _keeps_messages(record: Mapping[str, object]) -> bool:
