@@ -101,7 +101,7 @@ def stills(table: measure.Rows, folder: Path, sequences: int, repeats: int) -> N
         for place, i in enumerate(rng.permutation(len(pool))[:4]):
             (target / f"{place}.jpg").write_bytes(pool[i])
     for title, each, how in (
-        ("folders of 4 JPEGs", 3, ("--max-bits", 256)),
+        ("folders of 4 JPEGs", 3, ("--max-foreign", 0)),
         ("the same, one row each", 1, ("--task", "temporal_reordering")),
     ):
         runs = [build(folder / "stills", folder / "rows", *how) for _ in range(repeats)]

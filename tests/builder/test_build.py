@@ -178,7 +178,9 @@ def test_episodes_bring_texts_and_mismatches(build: Run, tmp_path: Path) -> None
         {"id": f"e{i}", "text": f"someone opening app {i}", "scene": "phone", "source_id": f"s{i % 4}"}
         for i in range(10)
     ]
-    manifest = build(episodes(tmp_path / "in/all.jsonl", lines), "out", "--negatives", "0.4")
+    manifest = build(
+        episodes(tmp_path / "in/all.jsonl", lines), "out", "--negatives", "0.4", "--max-foreign", 0
+    )
     kinds = manifest["rows"]["negatives"]
     assert all(kind == {"positive": 6, "mismatch": 2, "missing answer": 2} for kind in kinds.values())
     origin = provenance(tmp_path / "out")
@@ -250,7 +252,7 @@ def test_a_link_out_of_the_source_is_refused(build: Run, tmp_path: Path) -> None
 
 
 def test_four_frames_borrow_wrong_ones_from_their_scene(build: Run, tmp_path: Path) -> None:
-    manifest = build(scenes(tmp_path / "in", takes=8, frames=4), "out", "--max-bits", 256)
+    manifest = build(scenes(tmp_path / "in", takes=8, frames=4), "out", "--max-foreign", 0)
     assert manifest["rows"]["written"] == 24
     for line in provenance(tmp_path / "out").values():
         clips = {frame["clip"].partition("/")[0] for frame in line["frames"]}

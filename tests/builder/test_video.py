@@ -5,15 +5,17 @@ import json
 import struct
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 from support.builds import Run, provenance
-from support.frames import SIZE, moment, video
+from support.frames import SIZE, Given, moment, video
 from support.lerobot import in_columns, v2, v3
 
 from tpru_verl.builder import lerobot
-from tpru_verl.builder.clips import Frame
+from tpru_verl.builder.clips import Counts, Frame
+from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.video import FrameSampling, frames_of
 
 EVEN = [i / 25 for i in range(150)]  # six seconds
@@ -27,6 +29,30 @@ def apart(one: Image.Image, other: Image.Image) -> float:
     return float(
         np.abs(np.asarray(one.convert("L"), np.int16) - np.asarray(other.convert("L"), np.int16)).mean()
     )
+
+
+def test_a_cut_ends_a_clip(tmp_path: Path) -> None:
+    """Also where frames between key frames are not decoded."""
+    shots = []
+    for seed in range(3):
+        path = video(tmp_path / f"{seed}.mp4", [i / 25 for i in range(100)], seed, key_every=25)
+        with av.open(str(path)) as container:
+            shots += [frame.to_image() for frame in container.decode(video=0)]
+    with av.open(str(tmp_path / "all.mp4"), "w") as container:
+        stream = container.add_stream("h264", rate=25, options={"g": "25", "bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = *shots[0].size, "yuv420p"
+        for picture in shots:
+            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
+        container.mux(stream.encode(None))
+    for every in (0.2, 1.6):
+        found = [*frames_of(tmp_path / "all.mp4", FrameSampling(every=every))]
+        assert {(frame.shot, int((frame.time or 0) / 4)) for frame in found} == {(0, 0), (1, 1), (2, 2)}
+    assert {f.shot for f in frames_of(tmp_path / "all.mp4", FrameSampling(every=0.2, cut=0))} == {0}
+    counts = Counts()
+    item = Given([*frames_of(tmp_path / "all.mp4", FrameSampling(every=0.2))])
+    clips = [clip for clip, _ in clips_of(item, Filters(), counts, shortest=4, longest=24)]
+    assert [int((clip.time[0] or 0) / 4) for clip in clips] == [0, 1, 2]
+    assert counts.cuts == 2
 
 
 def test_even_times_and_what_is_seen_then(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
+from tpru_verl.builder.order import comes_back, distances, visible_order
 from tpru_verl.builder.pictures import bits_between
 from tpru_verl.data.likeness import changes
 
@@ -101,6 +102,27 @@ class Bench:
         least = np.where(own[:, None] & own, 1.0, ACROSS) * self.filters.min_change
         return (change > 0) & (change >= least) & (self.bits >= self.filters.min_bits)
 
+    @cached_property
+    def far(self) -> Floats:
+        """(frames, frames) how far the pictures are from each other."""
+        return distances(self.grey)
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest distance from which a frame of another clip is a hard wrong candidate."""
+        limit = self.filters.max_foreign
+        return limit * float(self.far[: self.own, : self.own].max()) if limit else np.inf
+
+    @cached_property
+    def comes_back(self) -> NDArray[np.bool_]:
+        """(own,) whether the clip shows what this frame shows a second time, after something else."""
+        return comes_back(self.far[: self.own, : self.own])
+
+    @cached_property
+    def visible_order(self) -> float:
+        """How far the order of the clip's frames is visible in its pictures, 1/3 to 1."""
+        return visible_order(self.far[: self.own, : self.own])
+
     def all_apart(self, places: Sequence[int]) -> bool:
         """Whether no two of these frames look alike."""
         apart = self.apart[np.ix_(places, places)]
@@ -142,7 +164,7 @@ def wrong_frames(
     shown = [right, *given, *fitting]
     for frame in pool:
         # Another moment of the clip is near in time. A frame of another clip has to look similar.
-        near = frame < bench.own or bench.bits[right, frame] <= bench.filters.max_bits
+        near = frame < bench.own or bench.far[right, frame] <= bench.reach
         if len(kept) < POOL and near and bench.apart[frame, [*shown, *kept]].all():
             kept.append(frame)
     if len(kept) < count:

@@ -58,6 +58,8 @@ def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableTyp
     rows, frames = manifest["rows"], manifest["frames"]
     yield rows_table(rows, f"{rows['written']} rows from {manifest['clips']} clips")
     yield f"frames: {frames['kept']} of {frames['read']} kept"
+    if manifest["cuts"]:
+        yield f"cuts between shots: {manifest['cuts']} (a higher --cut finds fewer)"
     for reason, count in frames["left_out"].items():
         yield f"  {count} frames left out: {_with_advice(reason)}"
     for reason, count in manifest["left_out"].items():
@@ -99,7 +101,9 @@ _ADVICE = {
     "leak": "they show pictures of --against",
     "fewer frames than steps": "fewer --steps, or more frames a clip",
     "cyclic": "no order can be seen",
-    "too few wrong candidates": "more clips of the same scene, or a higher --max-bits",
+    "too few wrong candidates": "more clips of the same scene, or a higher --max-foreign",
+    "order not visible": "a lower --min-order keeps more",
+    "in short shots": "a smaller --every, or fewer --steps",
 }
 
 

@@ -50,8 +50,8 @@ class Frame:
     """One encoded picture of a source.
 
     `index` is its number in the source (of a video's frame, of a file in its folder, of a step), `time` is
-    in seconds, `text` says what is done at this step, `about` what the whole episode is about, and `name` is
-    the name of its file where it has one of its own.
+    in seconds, `text` says what is done at this step, `about` what the whole episode is about, `name` is the
+    name of its file where it has one of its own, and `shot` is the number of cuts before it.
     """
 
     data: bytes
@@ -60,6 +60,7 @@ class Frame:
     text: str = ""
     about: str = ""
     name: str = ""
+    shot: int = 0
 
 
 class SourceItem(Protocol):
@@ -128,6 +129,7 @@ class Counts:
     frames: int = 0
     kept_frames: int = 0
     clips: int = 0
+    cuts: int = 0  # between shots of a video, each of which ends a clip
     dropped_frames: dict[str, int] = field(default_factory=dict)
     dropped: list[dict[str, str]] = field(default_factory=list)  # items and clips: id, reason, detail
     # Between neighbours that were compared: bits that differ, and the share of pixels that changed.
@@ -139,6 +141,7 @@ class Counts:
         self.frames += other.frames
         self.kept_frames += other.kept_frames
         self.clips += other.clips
+        self.cuts += other.cuts
         for reason, count in other.dropped_frames.items():
             self.dropped_frames[reason] = self.dropped_frames.get(reason, 0) + count
         self.dropped += other.dropped

@@ -75,6 +75,15 @@ def build(
     scene_change: Annotated[
         float, _panel(FROM, "With --sampling scene: the share of pixels that has to change for a new frame.")
     ] = 0.2,
+    cut: Annotated[
+        float,
+        _panel(
+            FROM,
+            "A video is cut into shots where FFmpeg's scene score, 0 to 1, is over this. 0 turns it off.",
+            min=0,
+            max=1,
+        ),
+    ] = 0.2,
     max_side: Annotated[
         int, _panel(FROM, "The longer side of a video's frames, in pixels. Larger frames shrink.", min=16)
     ] = 640,
@@ -108,14 +117,27 @@ def build(
             min=0,
         ),
     ] = 0.005,
-    max_bits: Annotated[
-        int,
+    max_foreign: Annotated[
+        float,
         _panel(
             CLEAN,
-            "A frame of another clip is used as a wrong option only when its hash differs from the right "
-            "frame's in at most this many of 256 bits. Other frames would be too easy.",
+            "A frame of another clip is used as a wrong option only when it is no farther from the right "
+            "frame than this many times the largest distance within the clip. Others would be too easy. "
+            "0 allows all.",
+            min=0,
         ),
-    ] = 120,
+    ] = 1.25,
+    min_order: Annotated[
+        float | None,
+        _panel(
+            CLEAN,
+            "A clip gives no row when its order is not visible. Measure: of any three frames, how often the "
+            "outer two differ most, by chance 0.33. Default for videos: 0.45 (reordering) and 0.42; for "
+            "pictures: 0.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     task: Annotated[
         list[Task] | None, _panel(ASKING, "Make rows of this task. Repeat it for more. Default: all three.")
     ] = None,
@@ -215,10 +237,19 @@ def build(
 
     processes = workers or available_cores()
     settings = BuildOptions(
-        FrameSampling(sampling.value, every, scene_change, max_side, max(1, available_cores() // processes)),
-        Filters(min_contrast, min_sharpness, min_bits, min_change, max_bits),
+        FrameSampling(
+            sampling.value, every, scene_change, max_side, cut, max(1, available_cores() // processes)
+        ),
+        Filters(min_contrast, min_sharpness, min_bits, min_change, max_foreign),
         TaskOptions(
-            tuple(task or Task), _numbers(steps), rows_per_clip, gaps, free_form, negatives, mismatches
+            tuple(task or Task),
+            _numbers(steps),
+            rows_per_clip,
+            gaps,
+            free_form,
+            negatives,
+            mismatches,
+            min_order,
         ),
         clip_frames,
         shares_of(split),

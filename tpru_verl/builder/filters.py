@@ -31,9 +31,8 @@ class Filters:
     min_sharpness: float = 12.0  # variance of the Laplacian of 128 pixels; below it a frame is blurred
     min_bits: int = 4  # of 256 of the perceptual hash; below it a frame is a duplicate of the one before
     min_change: float = 0.005  # share of pixels that change; below it the order of two frames is not visible
-    max_bits: int = (
-        120  # of 256: frames of other clips farther from the right one are too easy; chance is 128
-    )
+    # Frames of other clips are too easy beyond so many times the largest distance within the row's own clip.
+    max_foreign: float = 1.25
 
 
 @dataclass
@@ -67,6 +66,14 @@ def clips_of(
         if reason := _reason(look, run, filters, counts):
             counts.dropped_frames[reason] = counts.dropped_frames.get(reason, 0) + 1
             continue
+        if run.frames and frame.shot != run.frames[-1].shot:
+            counts.cuts += 1
+            if len(run.frames) >= shortest:
+                yield _clip(item, number, run, counts)
+                number += 1
+            else:
+                _leave(run, counts, "in short shots")
+            run = _Passed([], [])
         if len(run.frames) == longest:
             yield _clip(item, number, run, counts)
             run, number = _Passed([], []), number + 1
@@ -83,7 +90,11 @@ def clips_of(
             {"id": item.id, "reason": reason, "detail": f"{detail}, expected at least {shortest}"}
         )
     else:
-        counts.dropped_frames["left over"] = counts.dropped_frames.get("left over", 0) + len(run.frames)
+        _leave(run, counts, "left over")
+
+
+def _leave(run: _Passed, counts: Counts, reason: str) -> None:
+    counts.dropped_frames[reason] = counts.dropped_frames.get(reason, 0) + len(run.frames)
 
 
 def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> tuple[Frame, FrameLook]:

@@ -184,6 +184,7 @@ def _manifest(
         "frames": {"read": counts.frames, "kept": counts.kept_frames, "left_out": counts.dropped_frames},
         "neighbours": {"bits of 256": spread(counts.bits), "share of pixels changed": spread(counts.change)},
         "clips": counts.clips,
+        "cuts": counts.cuts,
         "left_out": dict(sorted(Counter(entry["reason"] for entry in counts.dropped).items())),
         "unread_kinds": dict(_unread_kinds(counts).most_common()),
         "failed_rows": dict(sorted(lost.items())),

@@ -28,6 +28,13 @@ TRIES = 10  # draws of steps; the draw with the hardest wrong candidates is take
 EVEN = 2.0  # an unevenness of wrong candidates at or below this is good enough
 SAMPLED = 8  # frames of a clip, about, that tell whether another one shows the same
 ABOUT_CHARACTERS = 400
+# Pendulums, random places and noise have 0.26 to 0.40, videos where things move on 0.47 to 0.96.
+LEAST_ORDER = {
+    Task.TEMPORAL_REORDERING: 0.45,
+    Task.NEXT_FRAME_PREDICTION: 0.42,
+    Task.PREVIOUS_FRAME_REVIEW: 0.42,
+}
+UNSEEN = "order not visible"
 LETTERS = ascii_uppercase[: WRONG + 2]
 
 # Tags of images, thoughts and answers, chat control tokens such as <|im_end|>, and [INST].
@@ -48,6 +55,15 @@ class TaskOptions:
     free_form: bool = False  # orders without options
     negatives: float = 0.2
     mismatches: float = 0.5  # share of the negatives, where a text that does not fit is at hand
+    min_order: float | None = None  # visible order of a clip, below which it gives no row; None: LEAST_ORDER
+
+    def least_order(self, task: Task, *, timed: bool) -> float:
+        """The least visible order of a clip for rows of this task.
+
+        Without a number from the user it is for videos alone (`timed`): pictures of steps, such as screens,
+        have an order that one has to understand, and need not look alike from one to the next.
+        """
+        return (LEAST_ORDER[task] if timed else 0.0) if self.min_order is None else self.min_order
 
 
 @dataclass(frozen=True)
@@ -113,6 +129,9 @@ def drafts_of(
     for task in options.tasks:
         for number in range(options.rows_per_clip):
             row_id = f"{clip.id}/{task.value}/{number}"
+            if bench.visible_order < options.least_order(task, timed=clip.time[0] is not None):
+                yield row_id, UNSEEN
+                continue
             drawn = _draw(task, bench, options, seeded(seed, row_id))
             if isinstance(drawn, str):
                 yield row_id, drawn
@@ -140,6 +159,8 @@ def _draw(
         steps = _spread(own, count, rng)
         if not bench.all_apart(steps):
             continue  # two moments look alike, as in a cycle: nobody could tell their order
+        if task is Task.TEMPORAL_REORDERING and bench.comes_back[steps].any():
+            continue  # a pendulum passes this place on both ways
         refs = tuple(bench.refs[step] for step in steps)
         if task is Task.TEMPORAL_REORDERING:
             return refs, (), ()

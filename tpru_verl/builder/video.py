@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv")
 # Containers that name other files (playlists, concatenations) could lead out of the folder given.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv"
+SCORED = 0.1  # seconds between frames that are compared to find cuts
+ACROSS_A_JUMP = 0.4  # scene score of two frames with unread ones in between that says: there was a cut
 WORTH_A_SEEK = 1.0  # a jump to a later key frame has to save decoding this many seconds of video
 FRAMES_AIMED_AT = 24  # frames of a short video, where the user sets no distance
 SHORTEST, LONGEST = 0.2, 2.0  # seconds between frames, where the user sets none
@@ -42,6 +45,7 @@ class FrameSampling:
     every: float | None = None
     scene_change: float = 0.2  # share of pixels that have to change, for `scene`
     max_side: int = 640
+    cut: float = 0.2  # FFmpeg's scene score, 0 to 1, from which two frames belong to two shots; 0: no cuts
     threads: int = field(default=1, repr=False)  # decides no byte of the result
 
 
@@ -92,14 +96,17 @@ def _sampled(
     # One each: a reformatter makes its tables anew whenever it is asked for another form.
     reformatter, to_grey = VideoReformatter(), VideoReformatter()
     last: np.ndarray | None = None
-    for frame in _evenly(container, stream, every, start, end, jumps):
+    shots = _Shots(stream, sampling.cut if sampling.how != "keyframes" else 0)
+    for frame in _evenly(container, stream, every, start, end, jumps, shots):
         if sampling.how == "scene":
             grey = np.asarray(to_grey.reformat(frame, GREY, GREY, "gray").to_ndarray(), np.uint8)
             if last is not None and change_between(grey, last) < sampling.scene_change:
                 continue
             last = grey
         picture = _upright(frame, reformatter, sampling.max_side, aspect)
-        yield Frame(jpeg(picture), round((frame.time or 0) * rate), frame.time, about=about)
+        yield Frame(
+            jpeg(picture), round((frame.time or 0) * rate), frame.time, about=about, shot=shots.number
+        )
 
 
 def _distance(container: InputContainer, stream: VideoStream, start: float, end: float | None) -> float:
@@ -128,6 +135,62 @@ class _Jumps:
         return True
 
 
+class _SceneFilter:
+    """FFmpeg's filter `select`, which lets frames through whose scene score is over the threshold."""
+
+    def __init__(self, stream: VideoStream, threshold: float) -> None:
+        from av.filter import Graph
+
+        self._graph = Graph()  # without it the parts below point to freed memory
+        asked = (("scale", "128:72:flags=neighbor"), ("select", f"gt(scene,{threshold})"), ("buffersink", ""))
+        line = [self._graph.add_buffer(template=stream), *(self._graph.add(*part) for part in asked)]
+        for one, other in pairwise(line):
+            one.link_to(other)
+        self._graph.configure()
+        self._first, self._last = line[0], line[-1]
+
+    def passes(self, frame: VideoFrame) -> bool:
+        self._first.push(frame)
+        try:
+            self._last.pull()
+        except (BlockingIOError, EOFError):
+            return False
+        return True
+
+
+class _Shots:
+    """Counts the cuts between shots, by FFmpeg's scene score.
+
+    The score is the mean difference of two frames, or how much more it is than the one before: steady motion
+    scores low. Frames less than SCORED apart are not scored, so this costs little beside decoding.
+    """
+
+    def __init__(self, stream: VideoStream, threshold: float) -> None:
+        self.number = 0
+        self._stream, self._threshold = stream, threshold
+        self._filter: _SceneFilter | None = None
+        self._last: VideoFrame | None = None
+
+    def see(self, frame: VideoFrame, *, wanted: bool, jumped: bool) -> None:
+        """Score the frame if it is `wanted` or far enough from the last one that was scored.
+
+        What lies between two frames with a jump in between is not known, so they have to differ more.
+        """
+        last = self._last
+        if not self._threshold:
+            return
+        if not (wanted or jumped) and last and (frame.time or 0) - (last.time or 0) < SCORED:
+            return
+        if jumped and last:
+            across = _SceneFilter(self._stream, ACROSS_A_JUMP)
+            across.passes(last)
+            self.number += across.passes(frame)
+            self._filter = None
+        self._filter = self._filter or _SceneFilter(self._stream, self._threshold)
+        self.number += self._filter.passes(frame)
+        self._last = frame
+
+
 def _evenly(
     container: InputContainer,
     stream: VideoStream,
@@ -135,19 +198,22 @@ def _evenly(
     start: float,
     end: float | None,
     jumps: _Jumps | None,
+    shots: _Shots,
 ) -> Iterator[VideoFrame]:
     """The first frame at or after each of `start`, `start + every`, ..."""
     step, now = 0, 0.0
     while True:
-        if jumps:
-            jumps.towards(start + step * every, now)
+        jumped = bool(jumps and jumps.towards(start + step * every, now))
         for frame in container.decode(stream):
             if frame.time is None:
                 continue
             now = frame.time
             if end is not None and now >= end - 1e-6:
                 return
-            if now + 1e-6 < start + step * every:
+            wanted = now + 1e-6 >= start + step * every
+            shots.see(frame, wanted=wanted, jumped=jumped)
+            jumped = False
+            if not wanted:
                 continue
             step = int((now + 1e-6 - start) / every) + 1
             yield frame
