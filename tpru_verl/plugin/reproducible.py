@@ -1,6 +1,8 @@
 """Patches for a run that can be repeated (the overlay `reproducible`). docs/patches.md lists all patches.
 
-veRL's `rollout.full_determinism` sets the variable ON in all of its processes. Without it they do nothing.
+veRL's `rollout.full_determinism` (pull request 6572) sets the variable ON in all of its processes. Without it
+the patches do nothing. veRL gives all requests one seed, so that the samples of a prompt would be equal; our
+agent loop gives each a seed of its own.
 """
 
 from __future__ import annotations

