@@ -71,7 +71,7 @@ def main() -> None:
     table: list[dict[str, str]] = json.loads(file.read_text()) if file.exists() else []
     rng = random.Random(given.seed)
     order = [*rng.sample(list(VICTIMS), len(VICTIMS)) * given.kills][: given.kills]
-    alone = given.kills * 3 // 10  # followed by --resume
+    alone = given.kills // 5  # followed by --resume
     process = None
     for number, victim in list(enumerate(order, start=1))[len(table) :]:
         began = starts(run)
