@@ -56,7 +56,7 @@ class TestOrder:
     def test_answers_are_trained_on_in_the_order_of_prompts_and_samples(
         self, on: None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(replay_buffer.tq, "kv_clear", lambda **_: None)
+        monkeypatch.setattr("transfer_queue.kv_clear", lambda **_: None)
         one, other = fetched(9)
         right = [f"{uid}_{sample}_0" for uid in (one, other) for sample in (0, 2, 10)]
         assert trained_on(*reversed(right)) == right

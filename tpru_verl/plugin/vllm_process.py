@@ -107,8 +107,7 @@ def no_kernels_of_triton(batch_invariant: ModuleType) -> None:
 
     On a CPU vLLM would put them in the place of PyTorch's own, and each call would fail.
     """
-    require(batch_invariant, "init_batch_invariance")
-    batch_invariant.init_batch_invariance = lambda: None
+    replace(batch_invariant, "init_batch_invariance", lambda: None)
 
 
 def keep_pixel_normalisation(dummy_loader: ModuleType) -> None:
