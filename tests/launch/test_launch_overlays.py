@@ -129,6 +129,8 @@ def test_what_fits(recipe: str, overlay: str) -> None:
          "expected data.train_files; it may be read by nothing"),
         ("tpru_7b", "++actor_rollot_ref.rollout.n=5", "expected actor_rollout_ref.rollout.n"),
         ("tpru_tiny_cpu", "+tpru=one_gpu_24", "found trainer.device=cpu, expected a recipe for a GPU"),
+        ("tpru_7b", "+tpru=[reproducible,dapo]", "filter_groups.enable=true, with which the prompts"),
+        ("tpru_7b", "+tpru=reproducible", ""),
         ("tpru_7b", "+tpru=one_gpu_80", ""),
         ("tpru_7b", "+data.mm_processor_kwargs.min_pixels=16384", ""),
         ("tpru_7b", "+trainer.checkpoint_callback_class=a.B", ""),

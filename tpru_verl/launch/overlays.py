@@ -65,6 +65,12 @@ def doubts(settings: Settings, names: Sequence[str]) -> Iterator[str]:
             f"+tpru={sized[-1]}: found {settings.said('device')}, expected a recipe for a GPU, which this "
             "overlay is for; leave it out"
         )
+    key = "algorithm.filter_groups.enable"
+    if "reproducible" in names and value_at(settings.config, key):
+        yield (
+            f"+tpru=reproducible: found {key}=true, with which the prompts of a step depend on time, so that "
+            "two runs may differ; leave one of the two out"
+        )
 
 
 def check_size(settings: Settings, names: Sequence[str]) -> None:
