@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 pytest.importorskip("verl")
 pytest.importorskip("vllm")
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from support.rollouts import Rollouts, same
 from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -114,6 +114,9 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     assert {key: tag["status"] for key, tag in failed.tags.items()} == {"row0": "failure", "row1": "failure"}
 
 
+DEAD_ACTOR = "The actor died unexpectedly.\n\tclass_name: make.<locals>.RewardLoopWorker\n\tpid: 12\n"
+
+
 @pytest.mark.parametrize(
     ("error", "died"),
     [
@@ -122,7 +125,7 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
             RayTaskError("generate_group", "long\ntraceback", EngineDeadError()).as_instanceof_cause(),
             "engine has",
         ),
-        (ActorDiedError(), "vLLM's server has died"),
+        (RayActorError(error_msg=DEAD_ACTOR), "RewardLoopWorker (pid 12) has died"),
     ],
 )
 def test_an_engine_that_dies_ends_the_run(

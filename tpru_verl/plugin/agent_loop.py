@@ -136,7 +136,7 @@ class TPRUAgentLoopWorker(_StockWorker):
             except Exception as error:
                 logger.error("rollout of prompt %s failed: %s", uid, said(error))
                 if died := who_died(error):
-                    tag[ERROR] = f"{died} has died, killed or out of memory: {said(error)}"
+                    tag[ERROR] = f"{died} has died: killed, or out of memory"
         await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
 
     async def _prepare(self, messages: list[dict]) -> Prepared:

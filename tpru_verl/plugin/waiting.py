@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -95,11 +96,13 @@ def said(error: Exception) -> str:
 
 
 def who_died(error: Exception) -> str:
-    """vLLM's engine, or the server before it: every other prompt will fail, too. Else ""."""
+    """vLLM's engine, or a Ray actor that the rollout needs: every other prompt will fail, too. Else ""."""
     names = {kind.__name__ for kind in type(error).__mro__}
-    return (
-        "vLLM's server" if "RayActorError" in names else "vLLM's engine" if "EngineDeadError" in names else ""
-    )
+    if "RayActorError" in names:
+        found = dict(re.findall(r"\b(class_name|pid): (\S+)", str(error)))
+        name = found.get("class_name", "a worker").rpartition(".")[2]
+        return f"{name} (pid {found.get('pid', 'unknown')})"
+    return "vLLM's engine" if "EngineDeadError" in names else ""
 
 
 def notice_broken_prompts(replay_buffer: ModuleType) -> None:
