@@ -52,6 +52,10 @@ class TestFirstError:
         assert error_of(tmp_path, log).startswith("Ray's raylet died")
         assert error_of(tmp_path, log).endswith("(line 10 of the log)")
 
+    def test_the_death_of_vllms_engine_alone_is_named(self, tmp_path: Path) -> None:
+        log = f"{RAY.partition('KeyError')[0]}EngineDeadError): x\n  File\nvllm.EngineDeadError: see above\n"
+        assert error_of(tmp_path, log).startswith("vLLM's engine died: killed, or out of memory (line")
+
     def test_lines_of_several_processes_may_mix(self, tmp_path: Path) -> None:
         log = (
             "(A pid=1) Traceback (most recent call last):\n(B pid=2) step:3\nValueError: not one\n"

@@ -33,6 +33,8 @@ class _LoggedError:
 
     def __str__(self) -> str:
         where = f"{self.process + ', ' if self.process else ''}line {self.line} of the log"
+        if "EngineDeadError" in self.text:  # it says "see above", where nothing is
+            return f"vLLM's engine died: killed, or out of memory ({where})"
         if "class_name" not in self.died:
             return f"{self.text} ({where})"
         name, pid = self.died["class_name"].rpartition(".")[2], self.died.get("pid", "unknown")
