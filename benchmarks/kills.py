@@ -101,7 +101,7 @@ def start(arguments: list[str]) -> subprocess.Popen[bytes]:
 def kill(process: subprocess.Popen[bytes], run: Path, victim: str, number: int, began: int) -> dict[str, str]:
     """Kill once a step was done, and wait until it is noticed; the cells of the table.
 
-    The kills of IN_A_SAVE fall into a save, the others at any moment of a step. `began`: starts with this one.
+    Those of IN_A_SAVE fall into a save, the others at any moment of a step. `began`: starts with this one.
     """
     rng, in_save, shared = random.Random(number), number in IN_A_SAVE, in_shared_memory()
     wait(process, lambda: starts(run) == began, 0.2)
