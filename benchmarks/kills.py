@@ -227,9 +227,12 @@ def report(table: list[dict[str, str]], run: Path, whole: Path, steps: int, code
     title = f"{len(table)} kills of one run of {steps} steps"
     print(markdown([table[0].keys(), *(row.values() for row in table)], title))
     print(f"\nexit code of the last start: {code}")
-    print(f"steps logged: {'each once' if logged(run) == list(range(1, steps + 1)) else logged(run)}")
-    differ = [step for step in range(1, steps + 1) if row_ids(run, step) != row_ids(whole, step)]
-    print(f"steps on other rows than in the run that nobody killed: {differ or 'none'}")
+    without = [step for step in range(1, steps + 1) if row_ids(run, step) is None]
+    print(f"steps that were saved, and whose run died before they were logged: {without or 'none'}")
+    twice = [step for step in logged(run) if logged(run).count(step) > 1]
+    print(f"steps logged twice: {twice or 'none'}")
+    other = [step for step in range(1, steps + 1) if row_ids(run, step) not in (None, row_ids(whole, step))]
+    print(f"steps on other rows than in the run that nobody killed: {other or 'none'}")
     ones, others = (
         {line["step"]: line["data"]["critic/score/mean"] for line in metrics(r)} for r in (run, whole)
     )
