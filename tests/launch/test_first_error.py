@@ -56,6 +56,16 @@ class TestFirstError:
         log = f"{RAY.partition('KeyError')[0]}EngineDeadError): x\n  File\nvllm.EngineDeadError: see above\n"
         assert error_of(tmp_path, log).startswith("vLLM's engine died: killed, or out of memory (line")
 
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux")
+    def test_what_torch_says_of_a_full_disk_is_said_in_words(self, tmp_path: Path) -> None:
+        torch = pytest.importorskip("torch")
+        with pytest.raises((RuntimeError, OSError)) as caught:
+            torch.save(torch.zeros(10**6), "/dev/full")
+        log = f"Traceback (most recent call last):\n{caught.typename}: {caught.value}\n"
+        assert error_of(tmp_path, log).startswith("a file could not be written, as on a full disk (line 2")
+        log = "Traceback (most recent call last):\nRuntimeError: basic_ios::clear: iostream error\n"
+        assert error_of(tmp_path, log).startswith("a file could not be written, as on a full disk (line 2")
+
     def test_lines_of_several_processes_may_mix(self, tmp_path: Path) -> None:
         log = (
             "(A pid=1) Traceback (most recent call last):\n(B pid=2) step:3\nValueError: not one\n"

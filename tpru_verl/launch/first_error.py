@@ -20,6 +20,14 @@ _WRAPPERS = ("RayTaskError", "RayActorError", "ActorDiedError", "ActorUnavailabl
 # Ray's words for an actor whose process ended without an exception; fields of it follow, a line each.
 _DEATH = "The actor died unexpectedly before finishing this task"
 _RAYLET = "Raylet is terminated. Termination is unexpected"
+# Words of errors that do not say what happened: vLLM's "see above", where nothing is, and torch.save's on a
+# full disk.
+_FULL = "a file could not be written, as on a full disk"
+_MEANINGS = {
+    "EngineDeadError": "vLLM's engine died: killed, or out of memory",
+    "iostream error": _FULL,
+    "inline_container.cc": _FULL,
+}
 _FIELD = re.compile(r"\s+(class_name|pid): (\S+)")
 
 
@@ -33,8 +41,9 @@ class _LoggedError:
 
     def __str__(self) -> str:
         where = f"{self.process + ', ' if self.process else ''}line {self.line} of the log"
-        if "EngineDeadError" in self.text:  # it says "see above", where nothing is
-            return f"vLLM's engine died: killed, or out of memory ({where})"
+        for word, meaning in _MEANINGS.items():
+            if word in self.text:
+                return f"{meaning} ({where})"
         if "class_name" not in self.died:
             return f"{self.text} ({where})"
         name, pid = self.died["class_name"].rpartition(".")[2], self.died.get("pid", "unknown")
