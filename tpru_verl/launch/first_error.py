@@ -26,7 +26,7 @@ _FULL = "a file could not be written, as on a full disk"
 _MEANINGS = {
     "EngineDeadError": "vLLM's engine died: killed, or out of memory",
     "iostream error": _FULL,
-    "inline_container.cc": _FULL,
+    "unexpected pos": _FULL,
 }
 _FIELD = re.compile(r"\s+(class_name|pid): (\S+)")
 
