@@ -5,7 +5,7 @@
       --external_plugins "$(python -c 'import tpru_verl.reward_fns.ms_swift as m; print(m.__file__)')"
 
 The answer is the first of the columns answer, solution, ground_truth and label. Swift takes a column
-`answer` for the response of the model: rename it to `solution` (docs/rewards.md). Penalties:
+`answer` for the response of the model: `tpru data prepare --for ms-swift` writes `solution`. Penalties:
 TPRU_MAX_LENGTH (in characters) and TPRU_NGRAM. TPRU_OPENED_THINK=1 tells that the chat template opens
 `<think>`.
 

@@ -15,6 +15,7 @@ from support.results import contents, read
 from support.rows import Row, picture, reordering, write_parquet
 
 from tpru_verl.data import layout
+from tpru_verl.data.frameworks import FRAMEWORKS
 from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
 
@@ -56,6 +57,30 @@ def test_a_result_is_a_source_whose_questions_are_the_first_ones(run: Prepare, t
     again, once = read(tmp_path / "again"), read(tmp_path / "out")
     assert [row["problem"] for row in again] == [row["problem"] for row in once]
     assert [row["prompt"] for row in again] == [row["prompt"] for row in once]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_rows_for_a_framework_have_its_columns_and_are_a_source(
+    framework: str, tpru: Tpru, tmp_path: Path
+) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", ROWS)
+    tpru("prepare", path, tmp_path / "out", "--for", framework)
+    first = read(tmp_path / "out")[0]
+    assert [cell["bytes"] for cell in first["images"]] == ROWS[0]["images"]
+    assert first["extra_info"]["task"] == "temporal_reordering"
+    if framework == "trl":
+        (message,) = first["prompt"]
+        assert [part["type"] for part in message["content"]] == ["text", "image"] * 4 + ["text"]
+        text = "".join(part["text"] or "<image>" for part in message["content"])
+        assert text.startswith(ROWS[0]["problem"])
+        assert first["answer"] == "B"
+    elif framework == "ms-swift":
+        assert {*first} == {"messages", "images", "solution", "extra_info"}
+        assert first["messages"][0]["content"].startswith(ROWS[0]["problem"])
+        assert first["solution"] == "B"
+    code, said, _ = tpru("validate", tmp_path / "out")
+    assert code == 0
+    assert "12 rows, all usable" in said
 
 
 def test_a_second_run_gives_the_same_bytes_and_replaces_the_first(run: Prepare, tmp_path: Path) -> None:

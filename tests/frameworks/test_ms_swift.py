@@ -1,9 +1,9 @@
 """ms-swift's own plugin loader and scoring, with our reward."""
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from support.responses import RIGHT, WRONG, talk
 from support.rows import write_prepared_row
@@ -31,15 +31,18 @@ def test_plugin_reward_and_trl() -> None:
     assert scores.tolist() == [[1.0], [0.125]]
 
 
-def test_prepared_rows_with_the_columns_of_the_documentation(root: Path, tmp_path: Path) -> None:
-    """`--columns` as docs/rewards.md has it; without it, swift drops every row."""
+def test_prepared_rows_are_read_by_its_own_preprocessor(tmp_path: Path) -> None:
+    """Of rows for veRL, swift drops every one."""
     from datasets import load_dataset
     from swift.dataset.preprocessor import AutoPreprocessor  # pyright: ignore[reportMissingImports]
 
-    told = (root / "docs/rewards.md").read_text().partition("--columns '")[2].partition("'")[0]
-    raw = load_dataset("parquet", data_files=str(write_prepared_row(tmp_path)), split="train")
-    assert len(AutoPreprocessor(columns={})(raw, load_from_cache_file=False)) == 0
-    (row,) = AutoPreprocessor(columns=json.loads(told))(raw, load_from_cache_file=False)
+    def read(framework: str) -> Any:
+        shard = write_prepared_row(tmp_path / framework, framework)
+        raw = load_dataset("parquet", data_files=str(shard), split="train")
+        return AutoPreprocessor(columns={})(raw, load_from_cache_file=False)
+
+    assert len(read("verl")) == 0
+    (row,) = read("ms-swift")
     (message,) = row["messages"]
     assert message["role"] == "user"
     assert message["content"].startswith("Reorder. Frame 1:<image> Frame 2:<image> Frame 3:<image> A. 1 2 3")

@@ -8,28 +8,26 @@ import pytest
 from support.responses import SCORES
 from support.rows import write_prepared_row
 
+from tpru_verl.data.prepare import PrepareOptions, prepare
+from tpru_verl.data.source.forms import Source
+from tpru_verl.demo.run import CHECKPOINT
+from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.reward_fns import trl
 
 
-def test_prepared_rows_keep_their_pictures_in_place(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lines of docs/rewards.md; without them, TRL puts all pictures first."""
+def test_prepared_rows_keep_their_pictures_in_place(tmp_path: Path) -> None:
+    """In rows for veRL, TRL puts all pictures first."""
     from datasets import load_dataset
     from trl.data_utils import prepare_multimodal_messages  # pyright: ignore
 
-    shard = write_prepared_row(tmp_path)
+    shard = write_prepared_row(tmp_path / "verl")
     raw = load_dataset("parquet", data_files=str(shard), split="train")[0]
     stock = prepare_multimodal_messages(raw["prompt"], images=raw["images"])[0]["content"]
     assert [part["type"] for part in stock] == ["image"] * 3 + ["text"]
     assert stock[-1]["text"].count("<image>") == 3
 
-    code = (root / "docs/rewards.md").read_text().partition("**TRL** (")[2]
-    code = code.partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(code, names)
-    row = names["rows"][0]
+    write_prepared_row(tmp_path / "trl", "trl")
+    row: dict[str, Any] = load_dataset(str(tmp_path / "trl" / "OUT"), split="train")[0]
     (message,) = prepare_multimodal_messages(row["prompt"], images=row["images"])
     shown = [p["text"] if p["type"] == "text" else p["image"].getpixel((0, 0))[0] for p in message["content"]]
     assert shown[:6] == ["Reorder. Frame 1:", 10, " Frame 2:", 20, " Frame 3:", 30]
@@ -37,6 +35,53 @@ def test_prepared_rows_keep_their_pictures_in_place(
     text = "<think>x</think><answer>B</answer>"
     columns: dict[str, Any] = {name: [row[name]] for name in row if name != "prompt"}
     assert trl.tpru_reward([text], prompts=[row["prompt"]], **columns) == [1.0]
+
+
+def test_rows_that_were_prepared_again_are_loaded_again(tmp_path: Path) -> None:
+    """`load_dataset` of a folder would give those of the result before."""
+    from datasets import load_dataset
+
+    texts: list[str] = []
+    for seed in (1, 2):
+        (row, *_) = make_rows(4, seed=seed)
+        write_parquet([row], tmp_path / "rows.parquet")
+        source = Source.open(str(tmp_path / "rows.parquet"))
+        prepare(source, tmp_path / "OUT", PrepareOptions(framework="trl"), workers=1)
+        (read,) = load_dataset(str(tmp_path / "OUT"), split="train", cache_dir=str(tmp_path / "cache"))
+        texts.append(read["problem"])
+        assert read["problem"] == row.problem
+    assert len(set(texts)) == 2
+
+
+def test_the_documented_lines_train_on_rows_with_pictures(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo's model on two of its rows; a reward that was earned changes the model."""
+    from transformers import set_seed
+
+    set_seed(0)
+    write_parquet(make_rows(4, seed=1), tmp_path / "rows.parquet")
+    source = Source.open(str(tmp_path / "rows.parquet"))
+    prepare(source, tmp_path / "OUT", PrepareOptions(template="bare", framework="trl"), workers=1)
+    code = (root / "docs/rewards.md").read_text().partition("**TRL** (")[2]
+    code = code.partition("```python\n")[2].partition("```")[0]
+    for told, tried in {
+        "Qwen/Qwen2.5-VL-3B-Instruct": str(CHECKPOINT),
+        "max_completion_length=1024": "max_completion_length=48, max_steps=2, learning_rate=0.01, "
+        "use_cpu=True, bf16=False, gradient_checkpointing=False, logging_steps=1, save_strategy='no', "
+        "report_to='none'",
+    }.items():
+        assert told in code
+        code = code.replace(told, tried)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code.replace("trainer.train()", "before = next(trainer.model.parameters()).detach().clone()"), names)
+    trainer = names["trainer"]
+    trainer.train()
+    rewards = [e["rewards/tpru_reward/mean"] for e in trainer.state.log_history if "reward" in e]
+    assert len(rewards) == 2
+    assert max(rewards) > 0
+    assert not next(trainer.model.parameters()).equal(names["before"])
 
 
 @pytest.mark.parametrize("conversational", [False, True])

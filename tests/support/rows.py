@@ -55,7 +55,7 @@ def write_jsonl(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-def write_prepared_row(folder: Path) -> Path:
+def write_prepared_row(folder: Path, framework: str = "verl") -> Path:
     """A shard of `tpru data prepare`: one row, whose three pictures have a red of 10, 20 and 30."""
     frames = " ".join(f"Frame {i}:<image>" for i in (1, 2, 3))
     pictures = []
@@ -65,6 +65,6 @@ def write_prepared_row(folder: Path) -> Path:
         pictures.append(buffer.getvalue())
     row = {"problem": f"Reorder. {frames} A. 1 2 3 B. 3 1 2", "answer": "B", "images": pictures}
     source = Source.open(str(write_parquet(folder / "rows.parquet", [row])))
-    prepare(source, folder / "OUT", PrepareOptions(), workers=1)
+    prepare(source, folder / "OUT", PrepareOptions(framework=framework), workers=1)
     (shard,) = (folder / "OUT" / "data").glob("*.parquet")
     return shard

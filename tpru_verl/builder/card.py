@@ -50,7 +50,7 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
         "has all settings, counts and checksums. Clocks and counters in pictures are not looked for. The "
         "licence is that of the source.",
     ]
-    return "\n".join([*card_head(splits), "", *body]) + "\n"
+    return "\n".join([*card_head(splits, manifest["files"]), "", *body]) + "\n"
 
 
 def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableType]:

@@ -23,6 +23,12 @@ class AnswerKind(str, Enum):
     ranks = "ranks"
 
 
+class Framework(str, Enum):
+    verl = "verl"
+    trl = "trl"
+    ms_swift = "ms-swift"
+
+
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -176,6 +182,9 @@ def prepare(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     template: Annotated[str, typer.Option(help="Prompt template for the column `prompt`.")] = "tpru",
+    framework: Annotated[
+        Framework, typer.Option("--for", help="What reads the rows. `verl` is for veRL and EasyR1.")
+    ] = Framework.verl,
     model: Annotated[
         str | None,
         typer.Option(help="Folder or Hub id of a model. Stores the number of tokens of each prompt."),
@@ -192,7 +201,7 @@ def prepare(
     answers: Answers = None,
     workers: Workers = None,
 ) -> None:
-    """Write rows to shards that veRL and EasyR1 read without conversion, with a manifest and a data set card.
+    """Write rows to shards that a trainer reads without conversion, with a manifest and a data set card.
 
     Images keep their bytes. The same source and options give the same bytes.
     """
@@ -204,7 +213,7 @@ def prepare(
 
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
-    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow)
+    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow, framework.value)
     other = open_source(against) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     rows = manifest["rows"]

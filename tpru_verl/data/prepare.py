@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from tpru_verl import __version__
+from tpru_verl.data.frameworks import MS_SWIFT, TRL, VERL, columns_for, record_for
 from tpru_verl.data.layout import (
     CARD,
     COLUMNS,
@@ -57,6 +58,7 @@ class PrepareOptions:
     drop_invalid: bool = False
     deep: bool = False
     allow: bool = False  # a split that is empty, or of one scene where there are others
+    framework: str = VERL  # one of FRAMEWORKS, whose columns are written
 
 
 def prepare(
@@ -197,7 +199,8 @@ class _Writer:
         self.source, self.folder, self.options, self.counter = source, folder, options, counter
         self.shards: dict[str, Shards] = {}
         self.findings: list[Finding] = []  # of rows whose prompts cannot be counted
-        self._columns = {**COLUMNS, **(_COUNTS if counter else {}), "extra_info": _extra_info(source)}
+        columns = {**COLUMNS, **(_COUNTS if counter else {}), "extra_info": _extra_info(source)}
+        self._columns = columns_for(options.framework, columns)
         # Checksums need no interpreter: beside writing they cost next to nothing.
         self._pool = ThreadPoolExecutor(1)
 
@@ -244,11 +247,12 @@ class _Writer:
         shard: Shards,
         counts: Mapping[int, int | Exception],
     ) -> pa.Table:
-        """The chosen rows as both trainers read them."""
+        """The chosen rows as the framework reads them."""
         records = [_record(rows[i], self.options.template, shard.rows + n) for n, i in enumerate(chosen)]
         if self.counter:
             for i, record in zip(chosen, records, strict=True):
                 record |= {"prompt_tokens": counts[i], "prompt_tokens_key": self.counter.key}
+        records = [record_for(self.options.framework, record) for record in records]
         columns = {
             name: pa.array([record[name] for record in records], shard.schema.field(name).type)
             for name in shard.schema.names
@@ -357,11 +361,21 @@ def _described(part: Part) -> dict[str, object]:
     return {"name": part.path.name, "bytes": size, "xxh3_128": checksum}
 
 
+_READERS = {
+    VERL: "`problem`, `answer`, `images` (EasyR1 and others) and `data_source`, `prompt`, `images`, "
+    "`reward_model`, `extra_info` (veRL)",
+    TRL: "`prompt`, `images`, `answer`, `extra_info` (TRL)",
+    MS_SWIFT: "`messages`, `images`, `solution`, `extra_info` (ms-swift)",
+}
+
+
 def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
     """A data set card: the header that the Hub reads, then what a person wants to know."""
-    source, rows = manifest["source"], manifest["rows"]
+    source, rows, options = manifest["source"], manifest["rows"], manifest["options"]
     assert isinstance(source, Mapping)
     assert isinstance(rows, Mapping)
+    assert isinstance(options, Mapping)
+    files = cast("list[dict[str, object]]", manifest["files"])
     tasks = [f"| {task} | {count} |" for task, count in rows["tasks"].items()]
     revision = f" at revision `{source['revision']}`" if source["revision"] else ""
     body = [
@@ -375,11 +389,10 @@ def _card(manifest: Mapping[str, object], splits: Sequence[str]) -> str:
         "| --- | --- |",
         *tasks,
         "",
-        "Columns: `problem`, `answer`, `images` (EasyR1 and others) and `data_source`, `prompt`, `images`, "
-        f"`reward_model`, `extra_info` (veRL). `{MANIFEST}` has checksums, options and versions. The licence "
-        "is that of the source.",
+        f"Columns: {_READERS[str(options['framework'])]}. `{MANIFEST}` has checksums, options and versions. "
+        "The licence is that of the source.",
     ]
-    return "\n".join([*card_head(splits), "", *body]) + "\n"
+    return "\n".join([*card_head(splits, files), "", *body]) + "\n"
 
 
 def _size(folder: Path) -> int:
