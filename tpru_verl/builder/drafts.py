@@ -22,7 +22,7 @@ from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
 
 CLOCK_CLIPS, CLOCK_FRAMES = 64, 160  # at most about so many of a scene tell where a clock runs
 ALIKE_BITS = 8  # of 256: one picture at two sizes or qualities differs in no more
-CHUNK = 16384  # hashes that are compared at once
+CHUNK = 4096  # hashes that are compared with as many at once: 64 MiB
 NEIGHBOURS = 6  # clips of the same scene and split that lend wrong frames and texts
 
 
@@ -87,12 +87,13 @@ def look_alikes(labels: Mapping[Place, Label], splits: Mapping[Place, str]) -> d
     for split in sorted(members, key=lambda name: (-len(members[name]), name)):
         places = members[split]
         if larger:
-            known = _signs(np.unique(np.concatenate([labels[place].hash for place in larger]), axis=0))
-            alike = [_alike(_signs(labels[place].hash), known) for place in places]
-            if pictures := sum(int(one.sum()) for one in alike):
-                of = sum(len(one) for one in alike)
-                clips = sum(bool(one.any()) for one in alike)
-                found[split] = {"pictures": pictures, "of": of, "clips": clips, "of_clips": len(places)}
+            known = np.unique(np.concatenate([labels[place].hash for place in larger]), axis=0)
+            alike = _alike(np.concatenate([labels[place].hash for place in places]), known)
+            if pictures := int(alike.sum()):
+                starts = np.cumsum([0, *(len(labels[place].hash) for place in places[:-1])])
+                clips = int((np.add.reduceat(alike.astype(np.int64), starts) > 0).sum())
+                counts = {"pictures": pictures, "of": len(alike), "clips": clips, "of_clips": len(places)}
+                found[split] = counts
         larger += places
     return found
 
@@ -102,12 +103,15 @@ def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1
 
 
-def _alike(signs: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Whether each picture, (pictures, bits), looks like one of the known ones."""
-    least = signs.shape[1] - 2 * ALIKE_BITS
-    found = np.zeros(len(signs), bool)
-    for start in range(0, len(known), CHUNK):
-        found |= (signs @ known[start : start + CHUNK].T >= least).any(1)
+def _alike(hashes: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether each picture looks like one of the known ones; hashes are (pictures, HASH_BYTES)."""
+    least = 8 * hashes.shape[1] - 2 * ALIKE_BITS
+    found = np.zeros(len(hashes), bool)
+    for first in range(0, len(known), CHUNK):
+        others = _signs(known[first : first + CHUNK]).T
+        for start in range(0, len(hashes), CHUNK):
+            block = slice(start, start + CHUNK)
+            found[block] |= (_signs(hashes[block]) @ others >= least).any(1)
     return found
 
 
