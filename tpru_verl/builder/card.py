@@ -79,7 +79,7 @@ def shared_pictures(manifest: Mapping[str, Any], out: str) -> Iterator[str]:
     """A line for each split that has pictures of another one, with the command that finds the rows."""
     splits = manifest["rows"]["splits"]
     for split, found in manifest["shared_pictures"].items():
-        largest = max(splits, key=lambda name: splits[name])
+        largest = max((name for name in splits if name != split), key=lambda name: splits[name])
         here, there = shlex.quote(f"{out}@{split}"), shlex.quote(f"{out}@{largest}")
         yield (
             f"shared pictures: {found['pictures']} of {found['of']} in {split}, in {found['clips']} of "

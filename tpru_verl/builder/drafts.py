@@ -84,7 +84,7 @@ def look_alikes(labels: Mapping[Place, Label], splits: Mapping[Place, str]) -> d
         members.setdefault(splits[place], []).append(place)
     larger: list[Place] = []
     found: dict[str, dict[str, int]] = {}
-    for split in sorted(members, key=lambda name: (-len(members[name]), name)):
+    for split in sorted(members, key=lambda name: (-len(members[name]), name != ONE_SPLIT, name)):
         places = members[split]
         if larger:
             known = np.unique(np.concatenate([labels[place].hash for place in larger]), axis=0)
