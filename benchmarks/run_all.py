@@ -33,6 +33,7 @@ PARTS = {
     "data_tools": ("--rows", "2000", "10000"),
     "build": (),
     "evaluation": (),
+    "deciding": (),
     "report": (),
     "scale": ("--check", "--timed"),
     "ranks": (),

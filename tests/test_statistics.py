@@ -12,12 +12,15 @@ from scipy import stats
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
 from tpru_verl.statistics import (
+    brier,
     clusters_of,
     design_effect,
+    expected_error,
     holm,
     mcnemar,
     mean_of,
     paired,
+    reliability,
     share,
     standard_error,
     wilson,
@@ -206,3 +209,27 @@ def test_design_effect() -> None:
     assert design_effect(twos, np.full(50, 1)) == 1  # less than binomial is taken as binomial
     assert design_effect(twos, np.full(50, 2)) == 2
     assert design_effect(np.array([100]), np.array([60])) == 1
+
+
+class TestCalibration:
+    def test_brier(self) -> None:
+        assert brier([(1.0, True), (0.0, False)]) == 0
+        assert brier([(0.0, True), (1.0, False)]) == 2
+        assert brier([(0.25, i == 2) for i in range(4)]) == pytest.approx(0.75**2 + 3 * 0.25**2)
+
+    def test_bins_hold_their_upper_end(self) -> None:
+        found = reliability([0.0, 0.1, 0.1000001, 0.95, 1.0, 1.0], [False, True, False, True, True, False])
+        assert [(one.low, one.n) for one in found] == [(0.0, 2), (0.1, 1), (0.9, 3)]
+        assert found[0].probability == pytest.approx(0.05)
+        assert found[0].right == 0.5
+        assert found[2].right == pytest.approx(2 / 3)
+
+    def test_a_model_that_knows_how_sure_it_is(self) -> None:
+        draw = np.random.default_rng(0)
+        chances = draw.uniform(0.2, 1, 20_000)
+        honest = expected_error(reliability(chances.tolist(), (draw.random(20_000) < chances).tolist()))
+        boasting = expected_error(reliability(chances.tolist(), (draw.random(20_000) < chances / 2).tolist()))
+        assert honest < 0.02
+        assert boasting == pytest.approx(chances.mean() / 2, abs=0.02)
+        with pytest.raises(ValueError, match="found 0"):
+            expected_error([])

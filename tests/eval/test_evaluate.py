@@ -26,7 +26,7 @@ from support.rows import picture, reordering, write_parquet
 from tpru_verl.clients import is_loopback
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.benchmarks import BENCHMARKS
-from tpru_verl.eval.engines.base import Request, Sampling
+from tpru_verl.eval.engines.base import Request, Sampling, parts_of
 from tpru_verl.eval.engines.endpoint import Endpoint, reply_of
 from tpru_verl.eval.engines.local import Local
 from tpru_verl.eval.item import Item
@@ -724,21 +724,43 @@ def test_vllm_in_process_answers_as_the_demo_does(tpru: Tpru, checkpoint: Path, 
     from tpru_verl.demo.scenes import make_rows
     from tpru_verl.demo.scenes import write_parquet as write_scenes
 
-    write_scenes(make_rows(30, seed=9000), tmp_path / "rows.parquet")
-    args = [
-        checkpoint,
-        "--data",
-        f"tpru-test={tmp_path / 'rows.parquet'}",
-        "--style",
-        "bare",
-        "--out",
-        tmp_path / "out",
-    ]
+    made = make_rows(30, seed=9000)
+    images = {row.row_id: row.images for row in made}
+    write_scenes(made, tmp_path / "rows.parquet")
+    args = [checkpoint, "--rows", tmp_path / "rows.parquet", "--style", "bare", "--out", tmp_path / "out"]
     args += ["--min-pixels", 3136, "--max-pixels", 3136, "--max-tokens", 32]
+    args += ["--decide", "generate,guided,score"]
     code, _, err = tpru(*args)
     assert code == 0, err
-    group = summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]
+    groups = summary_of(tmp_path / "out")["benchmarks"]
+    group = groups["rows.parquet"]
     assert (group["n"], group["failed"], group["unparsed"], group["format"]) == (30, 0, 0, 1)
+    # One letter decides, and the likeliest one is what the model writes when it may write nothing else.
+    guided, scored = (read_results(tmp_path / f"out/rows.parquet.{way}.jsonl") for way in ("guided", "score"))
+    assert [row["parsed"] for row in guided] == [row["parsed"] for row in scored]
+    for row in scored[:5]:
+        (sample,) = row["samples"]
+        expected = chances_of(checkpoint, sample["prompt"], images[row["id"]], [*row["options"]])
+        assert sample["probabilities"] == pytest.approx(expected, abs=0.05)  # vLLM reckons in bfloat16
     code, _, err = tpru(*args)
-    assert (code, "30 answers are there already, 0 to be asked" in err) == (0, True)
-    assert summary_of(tmp_path / "out")["benchmarks"]["tpru-test"]["accuracy"] == group["accuracy"]
+    assert (code, err.count("30 answers are there already, 0 to be asked")) == (0, 3)
+    assert summary_of(tmp_path / "out")["benchmarks"]["rows.parquet"]["accuracy"] == group["accuracy"]
+
+
+def chances_of(model: Path, prompt: str, images: tuple[bytes, ...], letters: list[str]) -> dict[str, float]:
+    """The probabilities of the letters after `<answer>` by transformers' model, as shares of their sum."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(model)
+    parts = parts_of(prompt)
+    content = [{"type": "image"} if p == "<image>" else {"type": "text", "text": p} for p in parts]
+    chat = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) + "<answer>"
+    pictures = [Bounds(3136, 3136).prepared(image) for image in images]
+    inputs = processor(text=[text], images=pictures, return_tensors="pt")
+    reader = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    with torch.no_grad():
+        logits = reader(**inputs).logits[0, -1]
+    tokens = [processor.tokenizer(text + letter)["input_ids"][-1] for letter in letters]
+    return dict(zip(letters, logits[tokens].softmax(0).tolist(), strict=True))

@@ -23,6 +23,7 @@ SAME = (
     "temperature",
     "top_p",
     "max_tokens",
+    "after_reasoning",  # absent in older summaries, which had none
 )
 LISTED = 10  # changed rows in the terminal; the file has all
 
@@ -68,9 +69,9 @@ def compare(
             f"as in {first}"
         )
     general = [
-        f"{key}: {a['settings'].get(key)} and {b['settings'].get(key)}"
+        f"{key}: {a['settings'].get(key, False)} and {b['settings'].get(key, False)}"
         for key in SAME
-        if a["settings"].get(key) != b["settings"].get(key)
+        if a["settings"].get(key, False) != b["settings"].get(key, False)
     ]
     pairs = [
         (name, read_results(first / f"{name}.jsonl"), read_results(second / f"{name}.jsonl"))

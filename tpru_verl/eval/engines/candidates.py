@@ -48,9 +48,17 @@ def _reply_of(output: Any) -> Reply:
 
 
 def scoring_job(request: Request, prompt: dict[str, Any], tokenizer: Any) -> Job:
-    """A prompt for each fork of the request's candidates; `prompt` has its text and its pictures."""
-    from vllm import SamplingParams
+    """A prompt for each fork of the request's candidates; `prompt` has its text and its pictures.
 
+    Raises RuntimeError for a vLLM that cannot give the log-probabilities of named tokens.
+    """
+    from vllm import SamplingParams, __version__
+
+    if not hasattr(SamplingParams, "logprob_token_ids"):
+        raise RuntimeError(
+            f"--decide score: found vLLM {__version__}, expected one with SamplingParams.logprob_token_ids, "
+            "such as 0.28"
+        )
     pictures = {name: value for name, value in prompt.items() if name != "prompt"}
     shared, paths = paths_of(tokenizer, prompt["prompt"], request.candidates)
     forks = forks_of([*paths.values()])
