@@ -66,6 +66,13 @@ def test_the_end_of_a_build(tmp_path: Path, build: Run, capsys: pytest.CaptureFi
         assert any(line.startswith("shared pictures: ") for line in lines)
 
 
+def test_a_split_of_one_scene_is_told(tmp_path: Path, build: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    source = scenes(tmp_path / "frames", takes=3)
+    build(source, "out", "--split", "train=0.67,test=0.33", "--task", "temporal_reordering")
+    said = "warning: --split: found the scene scene"
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith(said)]
+
+
 @pytest.mark.parametrize("split", [[], ["--split", "train=0.5,test=0.5"]])
 def test_the_commands_that_are_named_work(
     tmp_path: Path,

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 
 from tpru_verl import __version__
 from tpru_verl.data.layout import DROPPED, card_head
-from tpru_verl.data.splits import rows_table, view_commands
+from tpru_verl.data.splits import lone_scene, rows_table, view_commands
 
 
 def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
@@ -68,6 +68,8 @@ def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableTyp
     for reason, count in manifest["failed_rows"].items():
         yield f"  {count} rows not made: {_with_advice(reason)}"
     yield from shared_pictures(manifest, str(out))
+    if problem := lone_scene(rows["scenes"]):
+        yield f"warning: {problem}"
     yield f"for more rows: {_more(manifest['settings'])}"
     for split, verdict in manifest["audit"].items():
         yield f"audit of {split}: {verdict}"

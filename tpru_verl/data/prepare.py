@@ -32,7 +32,7 @@ from tpru_verl.data.layout import (
 from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_batches
-from tpru_verl.data.splits import ONE_SPLIT, check_scenes, check_shares, connected, shared_out
+from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, lone_scene, shared_out
 from tpru_verl.data.tokens.prompts import Asked
 from tpru_verl.data.validate import Finding, Report, SeenRow, check_units, compare_rows, summary_of
 from tpru_verl.data.work import each_unit
@@ -134,7 +134,8 @@ def _check_and_write(
         scenes: dict[str, set[str]] = {}
         for row in kept:
             scenes.setdefault(splits[row.file, row.row], set()).add(row.scene)
-        check_scenes(scenes)
+        if problem := lone_scene(scenes):
+            raise ValueError(f"{problem}, or use --allow")
     for unit, _ in each_unit(source, _nothing, title="Writing shards", workers=1):
         writer.write(unit, splits)
     return splits

@@ -47,8 +47,8 @@ def shared_out(sizes: Sequence[int], shares: Mapping[str, float], *, empty: bool
     return result
 
 
-def check_scenes(scenes: Mapping[str, Collection[str]]) -> None:
-    """Raise ValueError for a split of one scene where there are others: it measures that scene alone.
+def lone_scene(scenes: Mapping[str, Collection[str]]) -> str:
+    """What is wrong with a split of one scene where there are others: it measures that scene alone; else "".
 
     `scenes`: those of each split. A source of one scene, or without names of scenes, passes.
     """
@@ -56,9 +56,8 @@ def check_scenes(scenes: Mapping[str, Collection[str]]) -> None:
     for split, names in sorted(scenes.items()):
         if len({*names}) < 2 <= len(every):
             found = f"found the scene {min(names)} alone in {split}, of {len(every)}"
-            raise ValueError(
-                f"--split: {found}, expected several; change --seed or the shares, or use --allow"
-            )
+            return f"--split: {found}, expected several; change --seed or the shares"
+    return ""
 
 
 def connected(keys: Sequence[Sequence[str | bytes]]) -> list[int]:
