@@ -54,7 +54,12 @@ class TestCandidates:
 
     @pytest.mark.parametrize(
         ("row", "said"),
-        [(item("", 6), "order of 6"), (item("", 1), "order of 1"), (item("x", accepted=("x",)), "in words")],
+        [
+            (item("A", options={"A": "x"}), "1 option"),
+            (item("", 6), "order of 6"),
+            (item("", 1), "order of 1"),
+            (item("x", accepted=("x",)), "in words"),
+        ],
     )
     def test_rows_whose_answers_cannot_be_listed(self, row: Item, said: str) -> None:
         with pytest.raises(ValueError, match=said):

@@ -41,6 +41,8 @@ def candidates_of(item: Item) -> tuple[str, ...]:
     A row without an answer is ordered by the numbers of its images. Raises ValueError, in one line, for a row
     whose answers cannot be listed.
     """
+    if len(item.options) == 1:
+        raise ValueError("found 1 option, expected 2 or more")
     if item.options:
         return tuple(item.options)
     if item.accepted:

@@ -36,7 +36,7 @@ class Job:
             (after,) = self.outputs[i].outputs[0].logprobs
             found[fork.path] = {token: after[token].logprob for token in fork.following}
         scores = scores_of(self.paths, found)
-        prompts = sum(len(output.prompt_token_ids or ()) for output in self.outputs.values())
+        prompts = max(len(output.prompt_token_ids or ()) for output in self.outputs.values())
         return Reply([best_of(scores)], [SCORE], prompts, len(self.forks), scores)
 
 
