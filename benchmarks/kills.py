@@ -26,9 +26,10 @@ from pathlib import Path
 import psutil
 from measure import markdown, parser
 
+from tpru_verl.checkpoints import is_whole
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.files import write_json
-from tpru_verl.launch.resume import TRACKER, is_whole
+from tpru_verl.launch.resume import TRACKER
 
 # What is killed: how the command line of its process looks.
 VICTIMS = {

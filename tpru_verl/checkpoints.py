@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 STEP = "global_step_"  # how both trainers name the folder of a step
-_SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
+_SHARD = re.compile(r"(.+)_world_size_(\d+)_rank_(\d+)\.pt")  # of the model, its optimizer and other state
 
 
 class Checkpoint(NamedTuple):
@@ -18,11 +19,11 @@ class Checkpoint(NamedTuple):
 
     @property
     def ranks(self) -> int:
-        """Shards that belong to it; 0 for one that Megatron wrote."""
-        return max((int(found[1]) for found in _shards(self.actor)), default=0)
+        """Shards of the model; 0 for one that Megatron wrote."""
+        return max((size for kind, size, _ in _shards(self.actor) if kind == "model"), default=0)
 
     def lack(self) -> str:
-        """What is missing or empty, as a save that was cut off leaves it; "" for a whole checkpoint."""
+        """What the model lacks, as a save that was cut off leaves it; "" where all of it is there."""
         if (self.actor / "dist_ckpt").is_dir():
             return (
                 f"{self.actor}: found shards of Megatron, expected those of FSDP; veRL's own merger joins "
@@ -32,8 +33,8 @@ class Checkpoint(NamedTuple):
             return f"{self.actor}: found no shards (model_world_size_N_rank_R.pt)"
         for rank in range(self.ranks):
             shard = self.actor / f"model_world_size_{self.ranks}_rank_{rank}.pt"
-            if not shard.is_file() or not shard.stat().st_size:
-                return f"{shard}: missing or empty, the shard of one of {self.ranks} ranks"
+            if not zipfile.is_zipfile(shard):
+                return f"{shard}: missing or cut off, the shard of one of {self.ranks} ranks"
         config = self.actor / "huggingface/config.json"
         return "" if config.is_file() and config.stat().st_size else f"{config}: missing or empty"
 
@@ -44,13 +45,32 @@ def checkpoints_of(folder: Path) -> list[Checkpoint]:
     Whole or not; [] for a folder that holds none, such as an exported model.
     """
     for actor in (folder, folder / "actor", folder.parent if folder.name == "huggingface" else folder):
-        if _shards(actor) or (actor / "dist_ckpt").is_dir():
+        if Checkpoint(None, actor).ranks or (actor / "dist_ckpt").is_dir():
             return [Checkpoint(_step_of(actor) or _step_of(actor.parent), actor)]
     for parent in (folder, folder / "checkpoints"):
-        found = [Checkpoint(_step_of(step), step / "actor") for step in parent.glob(f"{STEP}*")]
-        if found := [checkpoint for checkpoint in found if checkpoint.step is not None]:
-            return sorted(found, key=lambda checkpoint: checkpoint.step or 0)
+        if found := steps_of(parent):
+            return [Checkpoint(step, path / "actor") for step, path in found.items()]
     return []
+
+
+def steps_of(folder: Path) -> dict[int, Path]:
+    """The folders of steps in `folder` itself, in order."""
+    found = {step: path for path in folder.glob(f"{STEP}*") if (step := _step_of(path)) is not None}
+    return {step: found[step] for step in sorted(found)}
+
+
+def is_whole(path: Path, *, all_ranks: bool = True) -> bool:
+    """Whether a run can go on from the folder of a step of veRL's FSDP: all its files, each with its end.
+
+    torch saves a zip file, whose list of contents is at its end; `data.pt` is written last. `all_ranks`: the
+    shards of all ranks are looked for, which may lie on other nodes.
+    """
+    shards = _shards(path / "actor")
+    files = [path / "actor" / f"{kind}_world_size_{size}_rank_{rank}.pt" for kind, size, rank in shards]
+    if not shards or not all(map(zipfile.is_zipfile, [*files, path / "data.pt"])):
+        return False
+    kinds = {(kind, size) for kind, size, _ in shards}
+    return not all_ranks or len(shards) == sum(size for _, size in kinds)
 
 
 def _step_of(folder: Path) -> int | None:
@@ -58,6 +78,7 @@ def _step_of(folder: Path) -> int | None:
     return int(number) if folder.absolute().name.startswith(STEP) and number.isdecimal() else None
 
 
-def _shards(actor: Path) -> list[re.Match[str]]:
-    names = (path.name for path in actor.glob("model_world_size_*_rank_*.pt"))
-    return [found for name in names if (found := _SHARD.fullmatch(name))]
+def _shards(actor: Path) -> list[tuple[str, int, int]]:
+    """Kind, number of ranks and rank of each shard that is there."""
+    names = (path.name for path in actor.glob("*_world_size_*_rank_*.pt"))
+    return [(m[1], int(m[2]), int(m[3])) for name in names if (m := _SHARD.fullmatch(name))]

@@ -13,7 +13,8 @@ pytest.importorskip("verl")
 from verl.trainer.ppo.v1 import replay_buffer, trainer_base
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from tpru_verl.launch.resume import TRACKER, is_whole, mend_tracker, steps_of
+from tpru_verl.checkpoints import is_whole, steps_of
+from tpru_verl.launch.resume import TRACKER, mend_tracker
 from tpru_verl.launch.settings import Settings
 from tpru_verl.plugin import checkpoints
 

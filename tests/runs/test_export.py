@@ -8,6 +8,7 @@ import re
 import stat
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from support.checkpoints import ALPHA, RANK, write_checkpoint
@@ -28,12 +29,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str | int | None
 
 
 def step_of(folder: Path, number: int, *, ranks: int = 1, shards: int | None = None) -> Path:
-    """An empty checkpoint of a step: names alone."""
+    """A checkpoint of a step whose shards hold nothing."""
     actor = folder / f"global_step_{number}/actor"
     (actor / "huggingface").mkdir(parents=True)
     (actor / "huggingface/config.json").write_text("{}")
     for rank in range(ranks if shards is None else shards):
-        (actor / f"model_world_size_{ranks}_rank_{rank}.pt").write_bytes(b"x")
+        ZipFile(actor / f"model_world_size_{ranks}_rank_{rank}.pt", "w").close()  # as torch's files are
     return actor
 
 
@@ -75,8 +76,14 @@ class TestWhichCheckpoint:
 
     def test_one_that_was_cut_off_is_named(self, tmp_path: Path) -> None:
         actor = step_of(tmp_path, 5, ranks=4, shards=3)
-        with pytest.raises(ValueError, match=rf"{actor}/model_world_size_4_rank_3.pt: missing or empty"):
+        with pytest.raises(ValueError, match=rf"{actor}/model_world_size_4_rank_3.pt: missing or cut off"):
             export.chosen(tmp_path)
+
+    def test_a_shard_without_its_end_is_no_shard(self, tmp_path: Path) -> None:
+        step_of(tmp_path, 5)
+        cut_off = step_of(tmp_path, 10) / "model_world_size_1_rank_0.pt"
+        cut_off.write_bytes(b"PK\x03\x04 half of it")
+        assert export.chosen(tmp_path).step == 5
 
     def test_shards_of_megatron_are_refused(self, tmp_path: Path) -> None:
         (tmp_path / "global_step_5/actor/dist_ckpt").mkdir(parents=True)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from tpru_verl import trainers
+from tpru_verl.checkpoints import STEP, is_whole, steps_of
 from tpru_verl.files import write_json, write_text
 from tpru_verl.launch import checks
 from tpru_verl.launch.settings import Settings
@@ -81,7 +80,7 @@ def last_step(settings: Settings) -> int | None:
         step = int(json.loads(text)[name] if name else text)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return step if (folder / f"global_step_{step}").is_dir() else None
+    return step if (folder / f"{STEP}{step}").is_dir() else None
 
 
 def mend_tracker(settings: Settings) -> str | None:
@@ -104,31 +103,6 @@ def mend_tracker(settings: Settings) -> str | None:
     write_text(folder / TRACKER, str(whole[-1]))
     before = f"named step {named}, which is no whole checkpoint" if named else "named no step"
     return f"{folder / TRACKER} {before}; it names step {whole[-1]} now, the newest whole one"
-
-
-def steps_of(folder: Path) -> dict[int, Path]:
-    """veRL's checkpoints in `folder` by their steps, in order."""
-    found = {path.name.removeprefix("global_step_"): path for path in folder.glob("global_step_*")}
-    return {int(step): found[step] for step in sorted(filter(str.isdigit, found), key=int)}
-
-
-def is_whole(checkpoint: Path, *, all_ranks: bool = True) -> bool:
-    """Whether a checkpoint of veRL's FSDP has all its files, each with its end; `data.pt` is written last.
-
-    torch saves a zip file, whose list of contents is at its end. `all_ranks`: the shards of all ranks are
-    looked for, which may lie on other nodes.
-    """
-    shards = sorted((checkpoint / "actor").glob("*_world_size_*_rank_*.pt"))
-    if not shards or not all(map(zipfile.is_zipfile, [*shards, checkpoint / "data.pt"])):
-        return False
-    kinds: dict[tuple[str, int], set[int]] = {}
-    for shard in shards:
-        kind, size, rank = _SHARD.fullmatch(shard.stem).groups()  # type: ignore[union-attr]
-        kinds.setdefault((kind, int(size)), set()).add(int(rank))
-    return not all_ranks or all(len(ranks) == size for (_, size), ranks in kinds.items())
-
-
-_SHARD = re.compile(r"(.+)_world_size_(\d+)_rank_(\d+)")
 
 
 def note_run(settings: Settings) -> None:

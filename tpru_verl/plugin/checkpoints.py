@@ -34,7 +34,8 @@ def remove_after_save(trainer_base: ModuleType) -> None:
     writes the tracker at once, and then removes the oldest checkpoints of the folder. On several nodes, with
     a critic and with `async_save` veRL's own way remains: there a checkpoint may lie on other machines.
     """
-    from tpru_verl.launch.resume import TRACKER, steps_of
+    from tpru_verl.checkpoints import steps_of
+    from tpru_verl.launch.resume import TRACKER
 
     trainer = trainer_base.PPOTrainer
     require(trainer, "_save_checkpoint")
