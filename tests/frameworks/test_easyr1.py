@@ -35,6 +35,9 @@ from tpru_verl.models import FAMILIES
 from tpru_verl.prompts import render
 from tpru_verl.recipes import overlays
 from tpru_verl.recipes.for_easyr1 import PAPER
+from tpru_verl.runs.history import HistoryReader
+from tpru_verl.runs.logs import RunFiles
+from tpru_verl.runs.rollouts import graded, read_rollouts
 
 CHECKOUT = os.environ.get("TPRU_EASYR1", "")
 STUBS = Path(__file__).parent / "stubs"
@@ -390,3 +393,27 @@ class TestInstall:
         command = [str(python), "-c", code]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
+
+
+def test_a_report_reads_what_its_own_loggers_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0.3.2 logs to no file. What it prints of generations has the form of the head's `generations.log`."""
+    from verl.utils.logger import gen_logger, logger  # pyright: ignore
+
+    texts = {"<think>x\n\ny</think><answer>A</answer>": 1.0, "[output] none": 0.0}
+    samples = [("Which?\nA. 1 2 B. 2 1", text, "A", score) for text, score in texts.items()]
+    if "file" in logger.LOGGERS:
+        config = {"trainer": {"save_checkpoint_path": str(tmp_path)}, "data": {"max_response_length": 64}}
+        logger.LOGGERS["file"](config).log({"reward/overall": 0.5, "val/reward_score": 0.5}, 3)
+        gen_logger.GEN_LOGGERS["file"](config).log(samples, 3)
+        reader = HistoryReader(RunFiles.find(tmp_path))
+        (step,) = reader.update().steps
+        assert (step.number, step.get("reward")) == (3, 0.5)
+        found = reader.validation[3]
+    else:
+        gen_logger.ConsoleGenerationLogger().log(samples, 3)
+        path = tmp_path / "generations.log"
+        path.write_text(capsys.readouterr().out)
+        found = list(graded(read_rollouts(path)))
+    assert [(answer.parsed, answer.reward) for answer in found] == [("A", 1.0), (None, 0.0)]
