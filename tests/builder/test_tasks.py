@@ -11,10 +11,11 @@ from PIL import Image, ImageFilter
 from support.frames import Given, clip, encoded, moment, screen, screens
 
 from tpru_verl.builder import candidates, tasks
+from tpru_verl.builder.asking import ask
 from tpru_verl.builder.clips import Counts, Frame
 from tpru_verl.builder.deal import Deal
 from tpru_verl.builder.filters import Filters, clips_of
-from tpru_verl.builder.tasks import LETTERS, Draft, Near, TaskOptions, ask, drafts_of, plain_text, seeded
+from tpru_verl.builder.tasks import LETTERS, Draft, Near, TaskOptions, drafts_of, plain_text, seeded
 from tpru_verl.data.likeness import watched_of
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION, Task, parse_options, problems_of, recognise_task
 

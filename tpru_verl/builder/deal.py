@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from tpru_verl.builder.asking import ask
 from tpru_verl.builder.drafts import Drafted
-from tpru_verl.builder.tasks import LETTERS, TaskOptions, ask, seeded
+from tpru_verl.builder.tasks import LETTERS, TaskOptions, seeded
 from tpru_verl.sample import Task, problems_of
 
 BLOCK = 5  # rows; the places of the negatives are drawn within each block
