@@ -10,6 +10,8 @@ import numpy as np
 
 from tpru_verl.builder.candidates import Ref
 from tpru_verl.builder.tasks import LETTERS, WRONG, Draft
+from tpru_verl.builder.wrong_orders import WrongOrders
+from tpru_verl.data.source.named import order_question
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION
 
 
@@ -23,19 +25,32 @@ class BuiltRow:
     negative: str  # "", "mismatch" or "missing answer"
 
 
-def ask(draft: Draft, letter: str, none_letter: str, negative: str, rng: np.random.Generator) -> BuiltRow:
+def ask(
+    draft: Draft,
+    letter: str,
+    none_letter: str,
+    negative: str,
+    rng: np.random.Generator,
+    orders: WrongOrders,
+) -> BuiltRow:
     """Write the text of a row in which `letter` is right. In a `negative` row that is `none_letter`."""
     about = draft.about
     if negative == "mismatch":
         about = draft.not_about[int(rng.integers(len(draft.not_about)))]
     shows = f"These photos show {about}. " if about else ""
     if not draft.asked:
-        return _ask_order(draft, shows, letter, none_letter, negative, rng)
+        return _ask_order(draft, shows, letter, none_letter, negative, rng, orders)
     return _ask_frames(draft, shows, letter, none_letter, negative, rng)
 
 
 def _ask_order(
-    draft: Draft, shows: str, letter: str, none_letter: str, negative: str, rng: np.random.Generator
+    draft: Draft,
+    shows: str,
+    letter: str,
+    none_letter: str,
+    negative: str,
+    rng: np.random.Generator,
+    orders: WrongOrders,
 ) -> BuiltRow:
     count = len(draft.steps)
     shuffled = [int(i) for i in rng.permutation(count)]
@@ -45,7 +60,7 @@ def _ask_order(
     if not letter:
         return BuiltRow(asked, " ".join(map(str, right)), images, negative)
     fits = _fits(letter, none_letter, negative, rng)
-    orders = iter(_orders(right, bool(fits), rng))
+    wrong = iter(orders.draw(right, rng, listed=bool(fits), chained=draft.chained))
     listed: list[str] = []
     for place in _letters(none_letter):
         if place == none_letter:
@@ -53,7 +68,7 @@ def _ask_order(
         elif place == fits:
             listed.append(" ".join(map(str, right)))
         else:
-            listed.append(" ".join(map(str, next(orders))))
+            listed.append(" ".join(map(str, next(wrong))))
     return BuiltRow(_with_options(asked, listed), letter, images, negative)
 
 
@@ -70,17 +85,6 @@ def _fits(letter: str, none_letter: str, negative: str, rng: np.random.Generator
     if negative == "mismatch":
         return str(rng.choice([place for place in LETTERS if place != none_letter]))
     return "" if negative else letter
-
-
-def _orders(right: tuple[int, ...], right_listed: bool, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """Wrong orders, each with its reverse. So no option is nearer to the others than the right one."""
-    every = [order for order in permutations(range(1, len(right) + 1)) if order not in (right, right[::-1])]
-    pairs = [order for order in every if order < order[::-1]]
-    drawn = [pairs[i] for i in rng.permutation(len(pairs))[:2]]
-    listed = [order for pair in drawn for order in (pair, pair[::-1])]
-    if right_listed:
-        listed = [right[::-1], *listed[:2]]
-    return [listed[i] for i in rng.permutation(len(listed))]
 
 
 def _ask_frames(

@@ -104,6 +104,7 @@ _ADVICE = {
     "fewer frames than steps": "fewer --steps, or more frames a clip",
     "cyclic": "no order can be seen",
     "too few wrong candidates": "more clips of the same scene, or a higher --max-foreign",
+    "no other steps": "longer clips, or fewer --rows-per-clip",
     "order not visible": "a lower --min-order keeps more",
     "in short shots": "a smaller --every, or fewer --steps",
 }

@@ -145,6 +145,14 @@ def build(
         str, _panel(ASKING, "How many steps a row has. With several numbers, such as 3,4,5, one is drawn.")
     ] = "4",
     rows_per_clip: Annotated[int, _panel(ASKING, "Rows of each task from one clip.", min=1)] = 1,
+    order_distances: Annotated[
+        str | None,
+        _panel(
+            ASKING,
+            "Shares of the wrong orders by their Kendall distance (swaps of neighbours) to the right one, "
+            "as in 1=0.34,2=0.33,3=0.33. Default: 1 in a third, the others equally often.",
+        ),
+    ] = None,
     gaps: Annotated[int, _panel(ASKING, "How many steps are missing in a next-frame row.", min=1, max=3)] = 1,
     free_form: Annotated[
         bool, _panel(ASKING, "Ask for orders without options, for rewards that give partial credit.")
@@ -249,6 +257,7 @@ def build(
             free_form,
             negatives,
             mismatches,
+            _distances(order_distances),
             min_order,
         ),
         clip_frames,
@@ -293,6 +302,21 @@ def build(
         told = f"{source}: {lost} could not be read, listed in {out / DROPPED}; the rows are of the rest"
         typer.echo(told, err=True)
         raise typer.Exit(PARTLY)
+
+
+def _distances(text: str | None) -> tuple[tuple[int, float], ...]:
+    from tpru_verl.builder.wrong_orders import checked_shares
+
+    if text is None:
+        return ()
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        shares = {int(distance): float(share) for distance, share in pairs}
+    except ValueError:
+        raise ValueError(
+            f"--order-distances: found {text!r}, expected the form 1=0.34,2=0.33,3=0.33"
+        ) from None
+    return tuple(sorted(checked_shares(shares).items()))
 
 
 def _numbers(text: str) -> tuple[int, ...]:

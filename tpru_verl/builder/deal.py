@@ -17,6 +17,7 @@ import numpy as np
 from tpru_verl.builder.asking import ask
 from tpru_verl.builder.drafts import Drafted
 from tpru_verl.builder.tasks import LETTERS, TaskOptions, seeded
+from tpru_verl.builder.wrong_orders import WrongOrders
 from tpru_verl.sample import Task, problems_of
 
 BLOCK = 5  # rows; the places of the negatives are drawn within each block
@@ -96,6 +97,7 @@ class Ledger:
     scenes: dict[str, Counter[str]] = field(default_factory=dict)
     letters: dict[str, Counter[str]] = field(default_factory=dict)
     negatives: dict[str, Counter[str]] = field(default_factory=dict)
+    distances: dict[str, dict[str, int]] = field(default_factory=dict)  # of wrong orders to the right one
 
 
 def deal(
@@ -107,6 +109,7 @@ def deal(
     """
     deals: dict[tuple[str, Task], Deal] = {}
     shards: dict[str, _Shard] = {}
+    orders: dict[str, WrongOrders] = {}
     ledger = Ledger()
     for split, row in ((split, row) for clips in drafted for split, rows in clips for row in rows):
         free = options.free_form and not row.asked
@@ -116,7 +119,8 @@ def deal(
                 (split, row.task), Deal(row.task, options.negatives, options.mismatches, seed, split)
             )
             letter, none, negative = dealer.next(row.negatives)
-        asked = ask(row, letter, none, negative, seeded(seed, row.row_id, "words"))
+        of_split = orders.setdefault(split, WrongOrders(dict(options.order_distances)))
+        asked = ask(row, letter, none, negative, seeded(seed, row.row_id, "words"), of_split)
         if problems := problems_of(asked.problem, asked.answer, len(asked.images)):
             raise ValueError(f"{row.row_id}: {problems[0]}")
         line = {**asdict(asked), "row_id": row.row_id, "task": row.task.value, "clip": row.clip}
@@ -128,6 +132,9 @@ def deal(
         answer = asked.answer if letter else "an order"
         ledger.letters.setdefault(f"{split} {row.task.value}", Counter())[answer] += 1
         ledger.negatives.setdefault(f"{split} {row.task.value}", Counter())[negative or "positive"] += 1
+    for split, drawn in orders.items():
+        for steps, made in sorted(drawn.made.items()):
+            ledger.distances[f"{split}, {steps} steps"] = {str(apart): made[apart] for apart in sorted(made)}
     if not shards:
         raise ValueError("found no clip that a row can be made of")
     return [path for split in sorted(shards) for path in shards[split].close()], ledger

@@ -198,6 +198,7 @@ def _manifest(
             "answers": {
                 name: dict(sorted(letters.items())) for name, letters in sorted(ledger.letters.items())
             },
+            "wrong orders by Kendall distance": ledger.distances,
             "negatives": {
                 name: dict(sorted(kinds.items())) for name, kinds in sorted(ledger.negatives.items())
             },

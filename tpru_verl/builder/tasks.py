@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tpru_verl.builder.candidates import Bench, Ranks, Ref, wrong_frames
 from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
+from tpru_verl.data.audit.rules import chain_of
 from tpru_verl.data.likeness import CLEARLY, changes
 from tpru_verl.sample import Task
 
@@ -53,6 +54,7 @@ class TaskOptions:
     free_form: bool = False  # orders without options
     negatives: float = 0.2
     mismatches: float = 0.5  # share of the negatives, where a text that does not fit is at hand
+    order_distances: tuple[tuple[int, float], ...] = ()  # shares of wrong orders; (): as WrongOrders does
     min_order: float | None = None  # visible order of a clip, below which it gives no row; None: LEAST_ORDER
 
     def least_order(self, task: Task, *, timed: bool) -> float:
@@ -86,6 +88,7 @@ class Draft:
     wrong: tuple[Ref, ...]
     about: str
     not_about: tuple[str, ...]  # texts that do not fit
+    chained: bool = False  # whether going on to the nearest picture gives the order, but for its direction
 
     @property
     def right(self) -> tuple[Ref, ...]:
@@ -124,19 +127,21 @@ def drafts_of(
     ]
     not_about = [text for text in (plain_text(wrong_text), *others) if text and not _same(text, about)]
     bench = _bench(clip, place, near, options, filters, seed, watched)
+    asked_before: set[tuple[Ref, ...]] = set()
     for task in options.tasks:
         for number in range(options.rows_per_clip):
             row_id = f"{clip.id}/{task.value}/{number}"
             if bench.visible_order < options.least_order(task, timed=clip.time[0] is not None):
                 yield row_id, UNSEEN
                 continue
-            drawn = _draw(task, bench, options, seeded(seed, row_id))
+            drawn = _draw(task, bench, options, seeded(seed, row_id), asked_before)
             if isinstance(drawn, str):
                 yield row_id, drawn
                 continue
             steps, asked, wrong = drawn
             texts = tuple(dict.fromkeys(not_about)) if about else ()
-            yield Draft(row_id, task, clip.id, clip.scene, clip.group, steps, asked, wrong, about, texts)
+            names = (row_id, task, clip.id, clip.scene, clip.group)
+            yield Draft(*names, steps, asked, wrong, about, texts, _chained(steps, bench))
 
 
 def _draw(
@@ -144,23 +149,31 @@ def _draw(
     bench: Bench,
     options: TaskOptions,
     rng: np.random.Generator,
+    asked_before: set[tuple[Ref, ...]],
 ) -> tuple[tuple[Ref, ...], tuple[int, ...], tuple[Ref, ...]] | str:
-    """The steps, the places that are asked for, and wrong frames; or the reason why there is no row."""
+    """The steps, the places that are asked for, and wrong frames; or the reason why there is no row.
+
+    No order is asked for that is among `asked_before`; a new one is added.
+    """
     own = bench.own
     counts = [steps for steps in options.steps if steps <= own]
     if not counts:
         return "fewer frames than steps"
     reason, best, least = "cyclic", None, np.inf
     ranks = Ranks.drawn(WRONG, rng)
-    for _ in range(TRIES):
+    for attempt in range(TRIES if task is not Task.TEMPORAL_REORDERING else 4 * TRIES):
         count = int(rng.choice(counts))
-        steps = _spread(own, count, rng)
+        steps = _spread(own, count, rng, least=1 + (attempt < TRIES))
         if not bench.all_apart(steps):
             continue  # two moments look alike, as in a cycle: nobody could tell their order
         if task is Task.TEMPORAL_REORDERING and bench.comes_back[steps].any():
             continue  # a pendulum passes this place on both ways
         refs = tuple(bench.refs[step] for step in steps)
         if task is Task.TEMPORAL_REORDERING:
+            if refs in asked_before:
+                reason = "no other steps"
+                continue
+            asked_before.add(refs)
             return refs, (), ()
         asked = _asked(task, count, options.gaps)
         wanted = WRONG + 1 - len(asked)
@@ -180,13 +193,20 @@ def _draw(
     return best or reason
 
 
-def _spread(frames: int, steps: int, rng: np.random.Generator) -> list[int]:
-    """Places of evenly spaced frames. A small spacing is more likely than a large one.
+def _chained(steps: tuple[Ref, ...], bench: Bench) -> bool:
+    """Whether the audit's rule "chain of frames, either way" finds the order."""
+    places = [bench.refs.index(step) for step in steps]
+    chain = chain_of(bench.pixels[np.ix_(places, places)])
+    return [*chain] in ([*range(len(steps))], [*reversed(range(len(steps)))])
+
+
+def _spread(frames: int, steps: int, rng: np.random.Generator, *, least: int) -> list[int]:
+    """Places of evenly spaced frames, `least` or more apart. A small spacing is more likely than a large one.
 
     The frames between them and beyond them are hard wrong candidates.
     """
     widest = (frames - 1) // (steps - 1)
-    stride = int(rng.integers(min(2, widest), widest + 1, 2).min())
+    stride = int(rng.integers(min(least, widest), widest + 1, 2).min())
     start = int(rng.integers(0, frames - stride * (steps - 1)))
     return [start + stride * step for step in range(steps)]
 
