@@ -35,7 +35,7 @@ def test_a_neighbours_swap_is_always_listed(steps: int, listed: bool, chained: b
         {},
         {1: 0.4, 2: 0.3, 3: 0.3},
         {1: 0.34, 4: 0.33, 5: 0.33},
-        {1: 0.6, 2: 0.4},
+        {1: 0.65, 2: 0.35},
         {1: 0.34, 5: 0.33, 6: 0.33},
     ],
 )
