@@ -25,6 +25,7 @@ from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.watch import watch
 from tpru_verl.runs.alarms import LEAST_AGREEMENT
+from tpru_verl.runs.export import chosen, export
 from tpru_verl.runs.history import HistoryReader
 from tpru_verl.runs.logs import RunFiles
 from tpru_verl.terminal import percent
@@ -147,12 +148,10 @@ class _Demo:
         self.seconds["start"] = time.monotonic() - started - self.seconds["grpo"]
 
     def merge(self) -> None:
-        actor = self.out / f"checkpoints/global_step_{self.steps}/actor"
-        shutil.rmtree(self.out / "model", ignore_errors=True)
-        command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-        self._call(
-            "merge", [*command, "--local_dir", str(actor), "--target_dir", str(self.out / "model")], {}
-        )
+        """As `tpru export` does; the evaluation that follows loads the model in vLLM."""
+        model = self.out / "model"
+        shutil.rmtree(model, ignore_errors=True)
+        export(self.out, chosen(self.out, step=self.steps), model, vllm=False, say=lambda _: None)
 
     def _call(
         self,
