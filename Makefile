@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp-$(shell cksum < pyproject.toml | tr ' ' '-')
 ARGS ?=
 
-.PHONY: help demo test frameworks lint resolve clean
+.PHONY: help demo test frameworks lint docs resolve clean
 help:
 	@echo 'make demo    train the tiny model on a CPU with veRL and show that it got better (outputs/demo)'
 	@echo 'make test    run all tests; quick ones only: make test ARGS="-m '"'not e2e'"'"'
 	@echo 'make lint    ruff and pyright'
+	@echo 'make docs    the site of the documentation (outputs/site)'
 	@echo 'make resolve what pip would install for each extra on Python 3.10 to 3.12; fetches gigabytes'
 	@echo 'make clean   remove .venv and caches; outputs/ is kept'
 	@echo 'Options go in ARGS, as in: make demo ARGS="--seed 2". Another Python: make PYTHON=python3.12 demo'
@@ -38,6 +39,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+
 resolve: $(STAMP)
 	$(BIN)/python benchmarks/resolve.py $(ARGS)
 
@@ -49,7 +53,7 @@ $(STAMP):
 	@if ls $(VENV)/.stamp-* >/dev/null 2>&1; \
 	then echo "pyproject.toml changed: updating $(VENV)"; rm -f $(VENV)/.stamp-*; \
 	else echo "Making $(VENV): about 5 GB and a few minutes"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); fi
-	@$(BIN)/python -m pip install --editable '.[cpu,build,eval,dev]' || { \
+	@$(BIN)/python -m pip install --editable '.[cpu,build,eval,dev,docs]' || { \
 	  echo 'Installation failed. If pip found no torch==2.13.0+cpu: set PIP_EXTRA_INDEX_URL to the CPU wheel index of PyTorch, then run make again.'; exit 1; }
 	@$(BIN)/python -m tpru_verl.doctor.torchvision_repair
 	@touch $@
