@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 # A worker's death is seen at the second look after it, at the latest.
-LIVENESS_SECONDS = 2.0
+LIVENESS_SECONDS = 1.0
 ERROR = "tpru_error"  # in the tag of a prompt that could not be prepared: why, and which row it is
 
 _watched: list[ActorHandle] = []
