@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tpru_verl.data.audit.looks import Distances, Look, distances, distances_between, look_at
 from tpru_verl.data.audit.question import Order, Question, read_question, swaps
-from tpru_verl.data.audit.second import Pictures, shown_in
+from tpru_verl.data.audit.second import PicturesOfRows, shown_in
 from tpru_verl.data.checks import problems_of_row
 from tpru_verl.data.source.forms import Form, Unit
 from tpru_verl.data.source.rows import Row, read_rows
@@ -89,7 +89,7 @@ class Pieces:
     without_options: int = 0  # rows that answer with a letter and list no options: nothing to pick from
     clues: list[Clues] = field(default_factory=list)
     tallies: dict[tuple[Rule, str], RuleTally] = field(default_factory=dict)  # (rule, task)
-    pictures: Pictures = field(default_factory=Pictures)  # of the rows that keep their text
+    pictures: PicturesOfRows = field(default_factory=PicturesOfRows)  # of the rows that keep their text
 
     def count(self, rule: Rule, clues: Clues, outcome: Outcome) -> None:
         """Add the rule's outcome on one row."""

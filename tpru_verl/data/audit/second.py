@@ -32,7 +32,7 @@ Greys = Mapping[bytes, NDArray[np.uint8]]  # digest of a picture -> (64, 64)
 
 
 @dataclass(frozen=True)
-class Shown:
+class RowPictures:
     """The pictures of one row, by digest. `before` and `after` are the steps beside the gap, or b""."""
 
     row_id: str
@@ -48,27 +48,27 @@ class Shown:
 
 
 @dataclass
-class Pictures:
+class PicturesOfRows:
     """What rows show, and how these pictures look."""
 
-    rows: list[Shown] = field(default_factory=list)
+    rows: list[RowPictures] = field(default_factory=list)
     greys: dict[bytes, NDArray[np.uint8]] = field(default_factory=dict)
 
-    def add(self, other: Pictures) -> None:
+    def add(self, other: PicturesOfRows) -> None:
         self.rows += other.rows
         self.greys.update(other.greys)
 
 
 def shown_in(
     question: Question, problem: str, task: str, names: tuple[str, str, str], images: Sequence[bytes]
-) -> Shown | None:
+) -> RowPictures | None:
     """What a row of these `names` (row, source, scene) shows; None where its parts are not certain."""
     digests = [xxhash.xxh3_64_digest(image) for image in images]
     lead = re.sub(r"[\d\W]+", " ", problem.partition(". ")[0]).casefold()
     none = question.none >= 0 and question.right == question.none
     if question.frames and not question.candidates:
         steps = tuple(digests[question.frames[place]] for place in question.order)
-        return Shown(*names, lead, steps, none=none)
+        return RowPictures(*names, lead, steps, none=none)
     given = [digests[i] for i in question.given]
     if len(question.candidates) < 2 or not given:
         return None
@@ -84,10 +84,10 @@ def shown_in(
     wrong = tuple(digests[i] for option, i in question.candidates.items() if option != question.right)
     before, after = given[place - 1] if place else b"", given[place] if place < len(given) else b""
     steps = (*given[:place], *right, *given[place:])
-    return Shown(*names, lead, steps, before, after, right[0] if right else b"", wrong, none)
+    return RowPictures(*names, lead, steps, before, after, right[0] if right else b"", wrong, none)
 
 
-def second_answers(found: Pictures) -> list[tuple[str, str]]:
+def second_answers(found: PicturesOfRows) -> list[tuple[str, str]]:
     """Row id and reason of each row with a second right answer or a wrong None."""
     least, watched = _visible_step(found), _watched(found)
     links = _links(found.rows)
@@ -117,7 +117,7 @@ def second_answers(found: Pictures) -> list[tuple[str, str]]:
     return doubtful
 
 
-def _links(rows: Sequence[Shown]) -> dict[str, tuple[Links, Links]]:
+def _links(rows: Sequence[RowPictures]) -> dict[str, tuple[Links, Links]]:
     """For each source: the frames right after each frame in some row, and those right before."""
     links: dict[str, tuple[Links, Links]] = {}
     for row in rows:
@@ -141,7 +141,7 @@ def _reached(frame: bytes, links: Links) -> set[bytes]:
     return found
 
 
-def _visible_step(found: Pictures) -> float:
+def _visible_step(found: PicturesOfRows) -> float:
     """The share of the pixels from which these rows take a change for a visible step."""
     pairs = [pair for row in found.rows for pair in pairwise(row.steps)]
     pairs = pairs[:: 1 + len(pairs) // 2000]
@@ -149,7 +149,7 @@ def _visible_step(found: Pictures) -> float:
     return min(CLEARLY / 4, float(np.percentile(steps, _LEAST_STEP))) if steps else CLEARLY / 4
 
 
-def _watched(found: Pictures) -> dict[str, NDArray[np.bool_]]:
+def _watched(found: PicturesOfRows) -> dict[str, NDArray[np.bool_]]:
     """For each scene the pixels where no clock runs."""
     scenes: dict[str, dict[bytes, str]] = {}
     for row in found.rows:
