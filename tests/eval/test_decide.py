@@ -186,14 +186,16 @@ class TestEndpoint:
             return {"B": -0.1, "A": -4}
 
         def rule(asked: Asked) -> str:
-            assert asked.body.get("logprobs") or asked.body["stop"] == ["<answer>"]
-            return "<think>B fits.</think>"
+            return "<think>B fits.</think>" + "<answer>B</answer>" * (asked.body.get("stop") is None)
 
         with endpoint(rule, tops=tops) as server:
             args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
             code, _, err = tpru_eval(*args, "--decide", "score", "--after-reasoning")
-        assert code == 0, err
-        assert len(server.asked) == 10
+            assert code == 0, err
+            assert len(server.asked) == 10
+            code, _, err = tpru_eval(*args, "--decide", "generate,score", "--after-reasoning")
+            assert code == 0, err
+            assert len(server.asked) == 15  # the responses alone
 
     def test_a_server_without_log_probabilities(self, tpru_eval: Tpru, tmp_path: Path) -> None:
         source = tpru_hub(tmp_path / "rows")

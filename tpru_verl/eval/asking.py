@@ -95,7 +95,7 @@ def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, cloc
     """Ask for each reply that is not stored, and judge all rows. `options` name one way to decide."""
     title = loaded.benchmark.title
     asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
-    if options.after_reasoning and options.decide != (GENERATE,):
+    if options.after_reasoning:
         asked = _after_reasoning(asked, engine, store, clock, title)
     errors = _answered([r for _, requests in asked for r in requests], engine, store, clock, title)
     results: list[RowResult] = []

@@ -74,7 +74,9 @@ def _evaluated(
             _announce(loaded, engine)
             for decide in options.decide:
                 named = _named(loaded, decide)
-                results = ask(named, engine, replace(options, decide=(decide,)), store, clock)
+                reasoning = options.after_reasoning and decide != GENERATE
+                way = replace(options, decide=(decide,), after_reasoning=reasoning)
+                results = ask(named, engine, way, store, clock)
                 with clock.phase("statistics"):
                     scores = summarise(results)
                 name = named.benchmark.name
