@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote, urlsplit
@@ -97,3 +98,9 @@ def without(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted({secret for secret in secrets if len(secret) > 3}, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return redact_urls(text)
+
+
+def keys_of_environment() -> Iterator[str]:
+    """The values of the variables whose names say that they hold a secret, such as `HF_TOKEN`."""
+    # Shorter values are switches and numbers, which stand in many places.
+    return (value for name, value in os.environ.items() if len(value) >= 8 and is_secret(name, value))

@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tpru_verl import __version__, trainers
 from tpru_verl.files import write_json, write_text
 from tpru_verl.recipes import leaves
+from tpru_verl.redaction import is_secret, keys_of_environment, without
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
@@ -130,6 +131,7 @@ def begin(folder: Path, plan: Plan, recipe: str, overrides: Sequence[str], befor
 def _script(folder: Path, plan: Plan) -> str:
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     kept |= {name: value for name, value in os.environ.items() if name.startswith(("TPRU_", "VERL_"))}
+    kept = {name: value for name, value in kept.items() if not is_secret(name, value)}
     lines = [
         "#!/bin/sh",
         f"# Trains as `tpru train` of tpru-verl {__version__} does. A checkpoint in this folder is resumed.",
@@ -143,8 +145,21 @@ def _script(folder: Path, plan: Plan) -> str:
 def _yaml(config: Mapping[str, object]) -> str:
     import yaml  # omegaconf's, which both trainers have
 
-    plain = json.loads(json.dumps(config, default=str))
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_shown(config), sort_keys=False, allow_unicode=True)
+
+
+def _shown(config: Mapping[str, object]) -> Any:
+    """The configuration in plain values; a key that a setting takes from the environment is hidden."""
+    keys = list(keys_of_environment())
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shown(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [shown(inner) for inner in value]
+        return without(value, keys) if isinstance(value, str) else value
+
+    return shown(json.loads(json.dumps(config, default=str)))
 
 
 def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:
@@ -155,7 +170,7 @@ def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:
         old = leaves(yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError):
         old = {}
-    new = leaves(json.loads(json.dumps(plan.settings.config, default=str)))
+    new = leaves(_shown(plan.settings.config))
     lines = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
     if recipe != before.recipe:
         lines.insert(0, f"recipe: {before.recipe} -> {recipe}")

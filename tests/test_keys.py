@@ -1,0 +1,65 @@
+"""No key of the environment reaches a file that we write. tests/builder/test_describe.py: nor a build's cache."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.rows import reordering, write_parquet
+
+from tpru_verl.launch import run, train
+from tpru_verl.redaction import keys_of_environment
+
+NAMES = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "VERL_API_KEY", "TPRU_TOKEN")
+
+
+@pytest.fixture
+def keys(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Values that nothing but the environment holds."""
+    values = {name: f"sk-kept-to-itself-{i}" for i, name in enumerate(NAMES)}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return list(values.values())
+
+
+def with_keys(folder: Path, keys: list[str]) -> list[str]:
+    """The files of a folder that hold one of the keys."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert files
+    return [path.name for path in files if any(key.encode() in path.read_bytes() for key in keys)]
+
+
+def test_the_keys_of_an_environment_are_known(keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("A_KEY", "true")
+    found = set(keys_of_environment())
+    assert found >= set(keys)
+    assert not found & {"true", "false"}
+
+
+def test_the_folder_of_a_run_has_no_key(
+    keys: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VERL_LOGGING_LEVEL", "INFO")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr(run, "run", lambda *_, **__: 1)
+    monkeypatch.setattr(run, "check", lambda plan: plan.check() or "fine")
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    # A reward that asks a server: its key is named, and Hydra puts its value in when the recipe is composed.
+    named = "+reward.custom_reward_function.reward_kwargs.api_key=${oc.env:OPENAI_API_KEY}"
+    rows: list[Any] = ["data.train_files=rows.parquet", "data.val_files=rows.parquet"]
+    place = tmp_path / "run"
+    train.train("tpru_tiny_cpu", [*rows, named], out=place)
+    assert with_keys(place, keys) == []
+    assert "api_key: '***'" in (place / "recipe.yaml").read_text()
+    assert "${oc.env:OPENAI_API_KEY}" in (place / "command.sh").read_text()
+    assert "export VERL_LOGGING_LEVEL=INFO" in (place / "command.sh").read_text()
+    assert json.loads((place / "run.json").read_text())["overrides"] == [*rows, named]
+    # Continued with another key: what differs is told without it.
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-kept-to-itself-too")
+    train.train("", ["trainer.total_epochs=4"], resume=place)
+    assert with_keys(place, [*keys, "sk-kept-to-itself-too"]) == []
+    said = "".join(capfd.readouterr())
+    assert "trainer.total_epochs" in said
+    assert not any(key in said for key in [*keys, "sk-kept-to-itself-too"])
