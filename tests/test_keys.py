@@ -1,10 +1,12 @@
-"""No key of the environment reaches a file that we write. tests/builder/test_describe.py: nor a build's cache."""
+"""No key of the environment reaches a file that we write."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import Tpru
+from support.endpoint import endpoint
 from support.rows import reordering, write_parquet
 
 from tpru_verl.launch import run, train
@@ -63,3 +65,14 @@ def test_the_folder_of_a_run_has_no_key(
     said = "".join(capfd.readouterr())
     assert "trainer.total_epochs" in said
     assert not any(key in said for key in [*keys, "sk-kept-to-itself-too"])
+
+
+def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru, tmp_path: Path) -> None:
+    source = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(3)])
+    with endpoint() as server:
+        asked = ("tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out")
+        code, out, err = tpru_eval(*asked)
+    assert code == 0, err
+    assert server.asked
+    assert with_keys(tmp_path / "out", keys) == []
+    assert not any(key in out + err for key in keys)
