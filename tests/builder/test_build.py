@@ -377,3 +377,30 @@ def test_bricks_are_built_from_the_ground_up(build: Run) -> None:
     kinds = sum((Counter(kinds) for kinds in manifest["rows"]["negatives"].values()), Counter())
     assert kinds["mismatch"]
     assert kinds["missing answer"]
+
+
+def test_clips_whose_order_is_hardly_visible_are_shown_and_can_be_dropped(
+    build: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shaking = [abs((i * 0.37) % 1 - 0.5) + i / 60 for i in range(24)]
+    for seed, way in enumerate([shaking, [i / 24 for i in range(24)]]):
+        folder = tmp_path / "in" / "scene" / f"<b>take{seed}"
+        folder.mkdir(parents=True)
+        for number, place in enumerate(way):
+            (folder / f"{number}.png").write_bytes(encoded(moment(seed, place), "PNG"))
+    few = ("--task", "temporal_reordering", "--min-order", 0.4, "--negatives", 0)
+    manifest = build(tmp_path / "in", "out", *few)
+    assert manifest["clips near the threshold"] == 1
+    page = (tmp_path / "out/clips.html").read_text()
+    assert "look at" in " ".join(capsys.readouterr().out.split())
+    assert 'value="scene/&lt;b&gt;take0"' in page
+    assert "take1" not in page
+    assert page.count("data:image/jpeg;base64,/9j/") == 8
+    (tmp_path / "drop.txt").write_text("scene/<b>take0\n\n")
+    manifest = build(tmp_path / "in", "out", *few, "--drop", tmp_path / "drop.txt")
+    assert manifest["left_out"] == {"--drop": 1}
+    assert not (tmp_path / "out/clips.html").exists()
+    (tmp_path / "drop.txt").write_text("take9\n")
+    with pytest.raises(SystemExit) as stop:
+        build(tmp_path / "in", "out", *few, "--drop", tmp_path / "drop.txt")
+    assert "--drop: found 'take9', expected the id of a clip" in str(stop.value.code)

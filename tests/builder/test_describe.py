@@ -16,7 +16,7 @@ from support.results import contents, read
 
 Reply = tuple[int, str]  # status, content of the message or body of the error
 FINE = {
-    "judge": '{"clean": true, "chronological": true}',
+    "judge": '{"clean": true, "chronological": true, "order_visible": true}',
     "describe": '{"description": "a square going right"}',
     "contradict": '{"description": "a square going left"}',
 }
@@ -124,12 +124,12 @@ def test_nothing_is_asked_twice(described: Run, stub: Stub, tmp_path: Path) -> N
 def test_what_the_model_rejects_is_left_out_and_listed(described: Run, stub: Stub, tmp_path: Path) -> None:
     stub.reply = lambda question, number: (
         200,
-        '{"clean": true, "chronological": false}' if number == 1 else FINE[question],
+        '{"clean": true, "chronological": true, "order_visible": false}' if number == 1 else FINE[question],
     )
     manifest = described("out", "--concurrency", 1)
     assert manifest["left_out"] == {"rejected by the model": 1}
     (dropped,) = json.loads((tmp_path / "out/dropped.json").read_text())
-    assert dropped["detail"] == "not chronological"
+    assert dropped["detail"] == "not order_visible"
     assert len({line["clip"] for line in provenance(tmp_path / "out").values()}) == 3
 
 
@@ -148,7 +148,8 @@ MALFORMED = [
     "yes",
     "[]",
     "{}",
-    '{"clean": "very", "chronological": true}',
+    '{"clean": "very", "chronological": true, "order_visible": true}',
+    '{"clean": true, "chronological": true}',
     '{"clean": tru',
     "not even json",
 ]

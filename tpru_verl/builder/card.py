@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import RenderableType
 
 from tpru_verl import __version__
+from tpru_verl.builder.doubtful import PAGE
 from tpru_verl.data.layout import DROPPED, card_head
 from tpru_verl.data.splits import lone_scene, rows_table, view_commands
 
@@ -60,6 +61,8 @@ def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableTyp
     yield f"frames: {frames['kept']} of {frames['read']} kept"
     if manifest["cuts"]:
         yield f"cuts between shots: {manifest['cuts']} (a higher --cut finds fewer)"
+    if near := manifest["clips near the threshold"]:
+        yield f"clips whose order is hardly visible: {near}; look at {out / PAGE}, then --drop the bad ones"
     for reason, count in frames["left_out"].items():
         yield f"  {count} frames left out: {_with_advice(reason)}"
     for reason, count in manifest["left_out"].items():

@@ -197,6 +197,9 @@ def build(
     against: Annotated[
         str | None, _panel(RESULT, "Test rows. Clips that show one of their pictures are left out.")
     ] = None,
+    drop: Annotated[
+        Path | None, _panel(RESULT, "A file with ids of clips that give no rows, one a line.")
+    ] = None,
     seed: Annotated[int, _panel(RESULT, "Seed of everything that is drawn at random.")] = 0,
     template: Annotated[str, _panel(RESULT, "Prompt template for the column `prompt`.")] = "tpru",
     audit: Annotated[
@@ -232,6 +235,7 @@ def build(
     """
     from tpru_verl.builder.card import summary_of
     from tpru_verl.builder.crop import Cover
+    from tpru_verl.builder.doubtful import names_in
     from tpru_verl.builder.filters import Filters
     from tpru_verl.builder.pipeline import build as work
     from tpru_verl.builder.stages import BuildOptions
@@ -266,6 +270,7 @@ def build(
         template,
         episodes,
         Cover.read(crop, mask or ()),
+        drop=tuple(sorted(names_in(drop))) if drop else (),
     )
     describer = None
     if endpoint:

@@ -65,8 +65,9 @@ QUESTIONS = {
         "judge",
         "These images are frames of one sequence, in the order shown. Say whether they are clean (sharp, "
         "nothing but the scene itself: no title cards, clocks, counters or collages) and whether they are in "
-        "chronological order, as far as one can see.",
-        {"clean": {"type": "boolean"}, "chronological": {"type": "boolean"}},
+        "chronological order, as far as one can see, and whether somebody who gets them shuffled could find "
+        "their order: not for waves, crowds, juggling, or motion back and forth.",
+        {name: {"type": "boolean"} for name in ("clean", "chronological", "order_visible")},
     ),
     "describe": ModelQuestion(
         "describe",

@@ -6,7 +6,7 @@ Hashes and thumbnails of the frames are enough for this; no picture is decoded.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,10 +15,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from tpru_verl.builder.clips import Clip, Label, Told, file_of, read_clip, read_told, told_file
+from tpru_verl.builder.doubtful import NEAR, Doubtful
 from tpru_verl.builder.filters import Filters
+from tpru_verl.builder.order import distances, visible_order
 from tpru_verl.builder.tasks import Draft, Near, Place, TaskOptions, drafts_of
 from tpru_verl.data.likeness import SAME_PICTURE, bits, watched_of
 from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
+from tpru_verl.sample import Task
 
 CLOCK_CLIPS, CLOCK_FRAMES = 64, 160  # at most about so many of a scene tell where a clock runs
 ALIKE_BITS = 8  # of 256: one picture at two sizes or qualities differs in no more
@@ -49,6 +52,14 @@ def leaked(labels: Mapping[Place, Label], hashes: NDArray[np.uint64]) -> set[Pla
         if len(hashes) and (bits(hashes[:, None] ^ label.leak_hash) <= SAME_PICTURE).any():
             found.add(place)
     return found
+
+
+def named(labels: Mapping[Place, Label], names: Sequence[str]) -> list[Place]:
+    """The clips of these ids. Raises ValueError for an id that no clip has."""
+    places = {label.id: place for place, label in labels.items()}
+    if unknown := sorted({*names} - {*places}):
+        raise ValueError(f"--drop: found {unknown[0]!r}, expected the id of a clip, as in provenance.jsonl")
+    return [places[name] for name in dict.fromkeys(names)]
 
 
 def splits_of(
@@ -131,14 +142,16 @@ def neighbours_of(
     return near
 
 
-def draft(task: DraftTask) -> tuple[Drafted, Counter[str]]:
-    """Drafts of the clips of one file, and the number of rows that could not be made, by reason."""
+def draft(task: DraftTask) -> tuple[Drafted, Counter[str], list[Doubtful]]:
+    """Drafts of the clips of one file, rows that could not be made by reason, and clips to be looked at."""
+    doubtful: list[Doubtful] = []
     drafted: Drafted = []
     lost: Counter[str] = Counter()
     for place, split, near in task.clips:
         clip, told = _clip(task, place)
         others = [Near(_clip(task, other)[0], other) for other in near]
         others += _earlier(task, clip, place, {*near})
+        doubtful += _doubtful(clip, place, task.options)
         rows: list[Draft] = []
         watched = task.watched.get(clip.scene)
         for row in drafts_of(clip, place, others, told.wrong, task.options, task.filters, task.seed, watched):
@@ -147,7 +160,14 @@ def draft(task: DraftTask) -> tuple[Drafted, Counter[str]]:
             else:
                 lost[row[1]] += 1
         drafted.append((split, rows))
-    return drafted, lost
+    return drafted, lost, doubtful
+
+
+def _doubtful(clip: Clip, place: Place, options: TaskOptions) -> Iterator[Doubtful]:
+    """The clip, where its visible order is near the threshold of reordering rows."""
+    least = options.least_order(Task.TEMPORAL_REORDERING, timed=clip.time[0] is not None)
+    if least and abs((order := visible_order(distances(clip.grey))) - least) < NEAR:
+        yield Doubtful(abs(order - least), clip.id, place, order)
 
 
 def _earlier(task: DraftTask, clip: Clip, place: Place, known: set[Place]) -> list[Near]:

@@ -25,6 +25,7 @@ from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
 from tpru_verl.builder.describe import Describer
+from tpru_verl.builder.doubtful import PAGE, write_page
 from tpru_verl.builder.sources import items_of
 from tpru_verl.builder.stages import BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
@@ -33,6 +34,7 @@ from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import fingerprints
 from tpru_verl.data.work import opened
 from tpru_verl.files import companion, locked, write_json, write_text
+from tpru_verl.sample import Task
 from tpru_verl.terminal import messages, needs
 
 MADE_BY = "tpru build"
@@ -102,6 +104,8 @@ def _build(
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
     labels = _labels(clips, files, counts)
+    for place in drafts.named(labels, settings.drop):
+        counts.dropped.append({"id": labels.pop(place).id, "reason": "--drop", "detail": "named by --drop"})
     for place in drafts.leaked(labels, hashes):
         counts.dropped.append(
             {
@@ -115,9 +119,14 @@ def _build(
         first = counts.dropped[0] if counts.dropped else {"id": source, "detail": "found no frames"}
         raise ValueError(f"{source}: found no usable clip; the first: {first['id']}: {first['detail']}")
     splits = drafts.splits_of(labels, settings.split, settings.seed)
-    plans, ledger, lost = stages.draft(clips, told, labels, splits)
+    plans, ledger, lost, doubtful = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
+    (shards / PAGE).unlink(missing_ok=True)
+    if doubtful:
+        least = settings.options.least_order(Task.TEMPORAL_REORDERING, timed=True)
+        write_page(shards / PAGE, clips, doubtful, least)
     manifest = _manifest(source, stages, counts, ledger, lost, written, describer, against)
+    manifest["clips near the threshold"] = len(doubtful)
     return shards, manifest | {"shared_pictures": drafts.look_alikes(labels, splits)}, counts
 
 
@@ -237,9 +246,11 @@ def _finish(
                 os.link(path, placed)  # a run that is ended here finds it still
             except OSError:  # not every file system has links
                 shutil.copyfile(path, placed)
+        if (shards / PAGE).exists():
+            shutil.copyfile(shards / PAGE, unfinished / PAGE)
         if counts.dropped:
             write_json(unfinished / layout.DROPPED, counts.dropped)
-        names = (PROVENANCE, layout.DROPPED)
+        names = (PROVENANCE, layout.DROPPED, PAGE)
         files = manifest["files"]
         assert isinstance(files, list)
         files += [

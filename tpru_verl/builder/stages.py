@@ -30,6 +30,7 @@ from tpru_verl.builder.clips import (
 )
 from tpru_verl.builder.crop import Cover
 from tpru_verl.builder.describe import Describer
+from tpru_verl.builder.doubtful import Doubtful
 from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.tasks import Place, TaskOptions
 from tpru_verl.builder.video import FrameSampling
@@ -64,6 +65,7 @@ class BuildOptions:
     template: str = "tpru"
     episodes: int = 100
     cover: Cover = field(default_factory=Cover)
+    drop: tuple[str, ...] = ()  # ids of clips that give no row
 
     def __post_init__(self) -> None:
         check_shares(self.split)
@@ -251,7 +253,7 @@ class Stages:
         told: Path | None,
         labels: Mapping[Place, Label],
         splits: Mapping[Place, str],
-    ) -> tuple[list[Path], deal.Ledger, Counter[str]]:
+    ) -> tuple[list[Path], deal.Ledger, Counter[str], list[Doubtful]]:
         settings = self.settings
         near = drafts.neighbours_of(labels, splits)
         watched = drafts.watched_in(clips, labels)
@@ -268,10 +270,12 @@ class Stages:
             for _, places in groupby(sorted(labels), key=lambda place: place[0])
         ]
         lost: Counter[str] = Counter()
+        doubtful: list[Doubtful] = []
 
         def drafted() -> Iterator[drafts.Drafted]:
-            for rows, without in self._run(tasks, drafts.draft, "Drafting rows"):
+            for rows, without, near_by in self._run(tasks, drafts.draft, "Drafting rows"):
                 lost.update(without)
+                doubtful.extend(near_by)
                 yield rows
 
         folder = self.folder("plan")
@@ -282,7 +286,7 @@ class Stages:
         except ValueError as error:
             reasons = ", ".join(f"{count} rows: {reason}" for reason, count in lost.most_common())
             raise ValueError(f"{error}{f' ({reasons})' * bool(reasons)}") from error
-        return plans, ledger, lost
+        return plans, ledger, lost, doubtful
 
     def write(self, plans: Sequence[Path], clips: Path) -> tuple[Path, list[dict[str, object]]]:
         """The folder of the shards, and the description of each shard."""
