@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping
 from itertools import pairwise, permutations, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -240,3 +241,29 @@ def test_tokens_of_candidates_are_those_of_the_whole_text(checkpoint: Path) -> N
             assert [*shared, *path] == tokenizer(text + candidate)["input_ids"]
         assert best_of({c: float(i) for i, c in enumerate(paths)}) == candidates[-1]
         assert all(a != b for a, b in pairwise(paths.values()))
+
+
+def test_a_vllm_that_gives_its_likeliest_tokens_alone(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 0.24, which veRL pins: a letter that is not among them has the lowest value of the list at most."""
+    transformers, vllm = pytest.importorskip("transformers"), pytest.importorskip("vllm")
+    from tpru_verl.eval.engines.base import Request
+    from tpru_verl.eval.engines.candidates import LIKELIEST, scoring_job
+
+    class Params:
+        def __init__(self, *, max_tokens: int, temperature: float, logprobs: int) -> None:
+            assert (max_tokens, temperature, logprobs) == (1, 0, LIKELIEST)
+
+    monkeypatch.setattr(vllm, "SamplingParams", Params)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    item = Item("x", "Which?", "A", (), {"A": "1", "B": "2", "C": "3"})
+    request = Request("key", item, "Which?", "score", ("A", "B", "C"))
+    job = scoring_job(request, {"prompt": "<|im_end|>"}, tokenizer)
+    ((a,), (b,), _) = job.paths.values()
+    after = {a: -2.0, b: -0.5, 0: -3.0}
+    logprobs = [{token: SimpleNamespace(logprob=value) for token, value in after.items()}]
+    job.outputs[0] = SimpleNamespace(prompt_token_ids=[1], outputs=[SimpleNamespace(logprobs=logprobs)])
+    reply = job.reply()
+    assert reply.texts == ["B"]
+    assert reply.scores == {"A": -2.0, "B": -0.5, "C": -3.0}

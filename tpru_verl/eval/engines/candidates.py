@@ -2,7 +2,8 @@
 
 These prompts begin alike, pictures included, so that vLLM's prefix cache computes the common part once. Of
 each, one token is asked for: `logprob_token_ids` gives the log-probabilities of exactly the tokens that may
-follow, before any sampling parameter acts on them.
+follow, before any sampling parameter acts on them. vLLM 0.24 has no such field and is asked for its likeliest
+tokens; one that is not among them gets the lowest value of the list, which is the most that it can have.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 from tpru_verl.eval.decide import SCORE, Fork, best_of, forks_of, scores_of
 from tpru_verl.eval.engines.base import Request
 from tpru_verl.eval.store import Reply
+
+LIKELIEST = 20  # as many as vLLM gives unless told otherwise (`max_logprobs`)
 
 
 @dataclass
@@ -34,7 +37,10 @@ class Job:
         found = {}
         for i, fork in enumerate(self.forks):
             (after,) = self.outputs[i].outputs[0].logprobs
-            found[fork.path] = {token: after[token].logprob for token in fork.following}
+            least = min(each.logprob for each in after.values())
+            found[fork.path] = {
+                token: after[token].logprob if token in after else least for token in fork.following
+            }
         scores = scores_of(self.paths, found)
         prompts = max(len(output.prompt_token_ids or ()) for output in self.outputs.values())
         return Reply([best_of(scores)], [SCORE], prompts, len(self.forks), scores)
@@ -48,23 +54,21 @@ def _reply_of(output: Any) -> Reply:
 
 
 def scoring_job(request: Request, prompt: dict[str, Any], tokenizer: Any) -> Job:
-    """A prompt for each fork of the request's candidates; `prompt` has its text and its pictures.
+    """A prompt for each fork of the request's candidates; `prompt` has its text and its pictures."""
+    from vllm import SamplingParams
 
-    Raises RuntimeError for a vLLM that cannot give the log-probabilities of named tokens.
-    """
-    from vllm import SamplingParams, __version__
-
-    if not hasattr(SamplingParams, "logprob_token_ids"):
-        raise RuntimeError(
-            f"--decide score: found vLLM {__version__}, expected one with SamplingParams.logprob_token_ids, "
-            "such as 0.28"
-        )
     pictures = {name: value for name, value in prompt.items() if name != "prompt"}
     shared, paths = paths_of(tokenizer, prompt["prompt"], request.candidates)
     forks = forks_of([*paths.values()])
     prompts = [{**pictures, "prompt_token_ids": [*shared, *fork.path]} for fork in forks]
-    params = [SamplingParams(max_tokens=1, temperature=0, logprob_token_ids=[*f.following]) for f in forks]
+    params = [SamplingParams(max_tokens=1, temperature=0, **_told(SamplingParams, fork)) for fork in forks]
     return Job(request, prompts, params, forks, paths)
+
+
+def _told(params: type, fork: Fork) -> dict[str, Any]:
+    """What asks for log-probabilities: of named tokens, or in vLLM before 0.28 of the likeliest ones."""
+    named = hasattr(params, "logprob_token_ids")
+    return {"logprob_token_ids": [*fork.following]} if named else {"logprobs": LIKELIEST}
 
 
 def paths_of(
