@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,7 +72,7 @@ def printed(of: str) -> list[str]:
     if of == "ours":
         return [text for file in sorted((ROOT / "tpru_verl").rglob("*.py")) for text in texts(file)]
     if of == "EasyR1":
-        places = sorted((ROOT / ".venv/frameworks/easyr1/lib").glob("python*/site-packages"))
+        places = sorted(Path(sys.prefix, "frameworks/easyr1/lib").glob("python*/site-packages"))
     else:
         spec = find_spec(FILES[of][0].partition("/")[0])
         places = [Path(spec.origin).parent.parent] if spec and spec.origin else []
