@@ -1,6 +1,7 @@
 """No key of the environment reaches a file that we write."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from support.endpoint import endpoint
 from support.rows import reordering, write_parquet
 
 from tpru_verl.launch import run, train
+from tpru_verl.launch.watch import watch
 from tpru_verl.redaction import keys_of_environment
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "VERL_API_KEY", "TPRU_TOKEN")
@@ -65,6 +67,17 @@ def test_the_folder_of_a_run_has_no_key(
     said = "".join(capfd.readouterr())
     assert "trainer.total_epochs" in said
     assert not any(key in said for key in [*keys, "sk-kept-to-itself-too"])
+
+
+def test_the_log_of_a_run_has_no_key(
+    keys: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that is written in two parts."""
+    said = f"import sys, time; w = sys.stdout.write; w('a {keys[0]} b {keys[1][:5]}'); sys.stdout.flush(); "
+    said += f"time.sleep(0.3); w('{keys[1][5:]}' + chr(10) + 'the end')"
+    end = watch([sys.executable, "-c", said], {}, tmp_path / "log", echo=True)
+    assert end.code == 0
+    assert (tmp_path / "log").read_text() == capfd.readouterr().out == "a *** b ***\nthe end"
 
 
 def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import IO
 from tpru_verl.launch.guard import ENDING, FORWARDED
 from tpru_verl.launch.progress import Progress
 from tpru_verl.launch.stacks import dump_stacks
+from tpru_verl.redaction import HIDDEN, keys_of_environment
 
 # Seconds that a trainer has to end after its main function has failed: Ray, where it is broken itself, takes
 # ten and more. The last words of other processes come a second later than the trainer's.
@@ -106,6 +107,7 @@ class _Watched:
     _moved: float = field(default_factory=time.monotonic)  # when it last showed progress
 
     def __post_init__(self) -> None:
+        self._secrets = [secret.encode(errors="surrogateescape") for secret in keys_of_environment()]
         self.reader = threading.Thread(target=self._pass_on, daemon=True)
         self.reader.start()
 
@@ -146,18 +148,26 @@ class _Watched:
 
     def _pass_on(self) -> None:
         source = self.process.stdout
-        progress = Progress()
+        progress, rest = Progress(), b""
         for chunk in iter(lambda: source.read1(65536), b""):  # type: ignore[union-attr]
             if progress.read(chunk):
                 self._moved = time.monotonic()
             if progress.failed:
                 self._failed_at = min(self._failed_at, time.monotonic())
-            self.kept.write(chunk)
-            self.kept.flush()
-            if self.echo:
-                with suppress(OSError, ValueError):  # whoever listened has gone, as in `tpru train | head`
-                    sys.stdout.buffer.write(chunk)
-                    sys.stdout.buffer.flush()
+            lines, end, rest = (rest + chunk).rpartition(b"\n")  # a key may lie in two chunks
+            self._keep(lines + end)
+        self._keep(rest)
+
+    def _keep(self, text: bytes) -> None:
+        """Write text to the log, without the keys of the environment: veRL prints its whole configuration."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN.encode())
+        self.kept.write(text)
+        self.kept.flush()
+        if self.echo:
+            with suppress(OSError, ValueError):  # whoever listened has gone, as in `tpru train | head`
+                sys.stdout.buffer.write(text)
+                sys.stdout.buffer.flush()
 
     @contextmanager
     def forwarding(self) -> Iterator[None]:
