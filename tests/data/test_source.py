@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from string import ascii_uppercase
 from urllib.parse import quote
 
@@ -26,7 +27,7 @@ from tpru_verl.eval.benchmarks.base import load
 from tpru_verl.sample import Task
 
 
-def read(name: Path | str, **keys: str) -> list[Row]:
+def read(name: Path | str, **keys: Any) -> list[Row]:
     source = Source.open(str(name), keys=Keys(**keys))
     return [row for unit in source.units for row in read_rows(unit, source.form(unit))]
 

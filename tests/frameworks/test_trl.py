@@ -47,7 +47,8 @@ def test_rows_that_were_prepared_again_are_loaded_again(tmp_path: Path) -> None:
         write_parquet([row], tmp_path / "rows.parquet")
         source = Source.open(str(tmp_path / "rows.parquet"))
         prepare(source, tmp_path / "OUT", PrepareOptions(framework="trl"), workers=1)
-        (read,) = load_dataset(str(tmp_path / "OUT"), split="train", cache_dir=str(tmp_path / "cache"))
+        rows: Any = load_dataset(str(tmp_path / "OUT"), split="train", cache_dir=str(tmp_path / "cache"))
+        (read,) = rows
         texts.append(read["problem"])
         assert read["problem"] == row.problem
     assert len(set(texts)) == 2
