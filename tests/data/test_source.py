@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 from string import ascii_uppercase
+from typing import Any
 from urllib.parse import quote
 
 import pytest
