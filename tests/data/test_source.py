@@ -253,7 +253,7 @@ def test_columns_are_detected_or_named(tmp_path: Path) -> None:
             b"question\tanswer\timage\nonly one\n",
             r"row 0: found more or fewer cells than columns",
         ),
-        ("rows.jsonl", b"\xff\xfe\x00", "not readable as jsonl"),
+        ("rows.jsonl", b"\xff\xfe\x00", "save the file as UTF-8"),
         ("rows.txt", b"x", r"found '\.txt', expected \.parquet"),
     ],
 )

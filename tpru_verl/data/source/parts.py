@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from tpru_verl.data.source.hub import commit_of, load_hub
+from tpru_verl.data.source.quotes import HOW, holds_rows, kept
 from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
@@ -166,7 +167,10 @@ def plain_rows(part: Part) -> Iterator[dict[str, object]]:
                 yield from _table_rows(part, file)
             else:
                 yield from _json_rows(part, file)
-    except (UnicodeDecodeError, csv.Error, MemoryError) as error:
+    except UnicodeDecodeError as error:
+        found = f"found bytes that are no UTF-8 ({line_of(error)})"
+        raise ValueError(f"{part.name}: {found}, expected text in UTF-8; save the file as UTF-8") from error
+    except MemoryError as error:
         raise ValueError(f"{part.name}: not readable as {path.suffix[1:]}: {line_of(error)}") from error
 
 
@@ -200,17 +204,34 @@ def _too_long(part: Part, number: int) -> ValueError:
 def _table_rows(part: Part, file: io.TextIOBase) -> Iterator[dict[str, object]]:
     csv.field_size_limit(_LONGEST_LINE)
     delimiter = TABLES[cast(Path, part.path).suffix]
-    reader = csv.DictReader(_lines(part, file), delimiter=delimiter)
-    columns = [*(reader.fieldnames or ())]
+    lines: list[str] = []  # of one row
+    reader = csv.DictReader(kept(_lines(part, file), lines), delimiter=delimiter, strict=True)
+    try:
+        columns = [*(reader.fieldnames or ())]
+        _check_columns(part, columns, delimiter)
+        lines.clear()
+        for number, record in enumerate(reader):
+            if None in record or None in record.values():
+                raise ValueError(f"{part.name} row {number}: found more or fewer cells than columns")
+            if len(lines) > 1 and holds_rows(lines, delimiter, len(columns)):
+                first, last = reader.reader.line_num - len(lines) + 1, reader.reader.line_num
+                found = f"found a quote that joins lines {first} to {last}, which are rows of their own"
+                raise ValueError(f"{part.name} line {first}: {found}; {HOW}")
+            lines.clear()
+            yield dict(record)
+    except csv.Error as error:
+        first = max(1, reader.reader.line_num - len(lines) + 1)
+        how = f"; {HOW}" if any('"' in line for line in lines) else ""
+        reason = f"not readable as {cast(Path, part.path).suffix[1:]}: {line_of(error)}{how}"
+        raise ValueError(f"{part.name} line {first}: {reason}") from error
+
+
+def _check_columns(part: Part, columns: list[str], delimiter: str) -> None:
     if twice := [name for name, times in Counter(columns).items() if times > 1]:
         raise ValueError(f"{part.name}: found the column {twice[0]!r} twice, expected distinct names")
     if len(columns) == 1 and (other := next((mark for mark in "\t;|," if mark in columns[0]), None)):
         found = f"found {other!r} between the names of columns"
         raise ValueError(f"{part.name}: {found}, expected {delimiter!r} in such a file")
-    for number, record in enumerate(reader):
-        if None in record or None in record.values():
-            raise ValueError(f"{part.name} row {number}: found more or fewer cells than columns")
-        yield dict(record)
 
 
 def _json_rows(part: Part, file: io.TextIOBase) -> Iterator[dict[str, object]]:
