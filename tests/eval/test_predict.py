@@ -88,7 +88,7 @@ def test_the_commands_of_the_page(
     with endpoint(tops=knowing) as server:
         code, _, err = tpru_eval(name, "tiny", *arguments, "--base-url", server.url)
         assert code == 0, err
-        assert "answers.csv: 2 answers" in err
+        assert "answers.csv: 2 of 2 answers" in err
         submission = [["Id", "Answer"], *([f"Row{k}", str(ranks)] for k, ranks in enumerate(RANKS.values()))]
         assert rows_of("answers.csv") == submission
         asked = len(server.asked)
@@ -119,7 +119,9 @@ def test_what_the_model_writes(
         code, _, err = tpru_eval(*args, *options)
     assert code == 0, err
     assert rows_of("a.csv")[:2] == lines
-    assert ("no answer for 2: Row0, Row1" in err) == (not lines[1][-1])
+    empty = not lines[1][-1]
+    assert f"a.csv: {0 if empty else 2} of 2 answers" in err
+    assert ("2 responses without a readable answer: Row0, Row1; --decide guided or score" in err) == empty
 
 
 def test_options_of_rows_with_answers(tpru_eval: Tpru, tmp_path: Path) -> None:
@@ -141,10 +143,17 @@ def test_options_of_rows_with_answers(tpru_eval: Tpru, tmp_path: Path) -> None:
             "--column: found 'name', expected one of id, answer, probability, response",
         ),
         (["--column", "p=probability"], "expected --decide score"),
-        (["--decide", "score,guided"], "--decide: found"),
+        (
+            ["--decide", "score,guided"],
+            "--decide: found 'score,guided', expected one of generate, guided, score",
+        ),
         ([], "say with --answers orders"),
         (["--answers", "ranks", "--image-root", "tests"], "--image-root: found no folder tests"),
-        (["--answers", "ranks", "--image-root", "train/Row0"], "1 of 2 rows cannot be asked"),
+        (["--answers", "ranks", "--image-root", "."], "2 of 2 rows cannot be asked"),
+        (
+            ["--answers", "ranks", "--column", "Id=id", "--column", "Id=answer"],
+            "--column: found 'Id' twice, expected each name once",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_asked(
@@ -162,3 +171,45 @@ def test_an_id_that_comes_twice(folder: Path, tpru_eval: Tpru) -> None:
     args = ["predict", "tiny", "--base-url", "http://127.0.0.1:9/v1", "--rows", "test.csv", "--out", "a.csv"]
     code, _, _ = tpru_eval(*args, *KEYS, "--answers", "ranks")
     assert "found the id 'Row0' twice" in str(code)
+
+
+REFUSED = (400, b'{"error": {"message": "the prompt is too long"}}')
+
+
+@pytest.mark.parametrize(
+    ("decide", "refused", "answers", "said"),
+    [
+        ("generate", ["Row0", "Row1"], 0, "2 requests failed, the first: row Row0: HTTP 400: the prompt is"),
+        ("generate", ["Row1"], 1, "1 request failed, the first: row Row1: HTTP 400: the prompt is too long"),
+        ("score", [], 0, "2 requests failed, the first: row Row0: found no log-probabilities"),
+    ],
+)
+def test_requests_that_fail(
+    folder: Path, tpru_eval: Tpru, decide: str, refused: list[str], answers: int, said: str
+) -> None:
+    sentences = [sentence for row, sentence in zip(("Row0", "Row1"), ORDERS, strict=True) if row in refused]
+
+    def fault(number: int, asked: Asked) -> tuple[int, bytes] | None:
+        return REFUSED if any(sentence in asked.text for sentence in sentences) else None
+
+    with endpoint(lambda asked: " ".join(order_asked(asked)), fault=fault) as server:
+        args = ["predict", "tiny", "--base-url", server.url, "--rows", "test.csv", "--out", "a.csv", *KEYS]
+        code, _, err = tpru_eval(*args, "--answers", "ranks", "--decide", decide)
+    assert code == 3, err
+    assert f"a.csv: {answers} of 2 answers" in err
+    assert said in err
+    assert "--decide guided or score" not in err
+    empty = [row for row, answer, *_ in rows_of("a.csv")[1:] if not answer]
+    assert empty == (refused or ["Row0", "Row1"])
+
+
+def test_a_picture_that_is_lost_leaves_one_cell_empty(folder: Path, tpru_eval: Tpru) -> None:
+    (folder / "test/Row0/Row0_2.png").unlink()
+    with endpoint(lambda asked: " ".join(order_asked(asked))) as server:
+        args = ["predict", "tiny", "--base-url", server.url, "--rows", "test.csv", "--out", "a.csv", *KEYS]
+        code, _, err = tpru_eval(*args, "--answers", "ranks")
+    assert code == 3, err
+    assert rows_of("a.csv") == [["id", "answer"], ["Row0", ""], ["Row1", "[2, 3, 1, 4]"]]
+    assert "a.csv: 1 of 2 answers" in err
+    assert "1 of 2 rows cannot be asked" in err
+    assert "1 row of the data is broken, the first: row Row0: test.csv row 0: " in err

@@ -220,12 +220,17 @@ def predict(
     """Answer rows that have no answers, and write a table of the answers, in the order of the rows.
 
     `--answers orders` and `--answers ranks` also say in which form an order is written: [3, 1, 4, 2].
+    Exit codes: 0 every row has a response, 3 the table is written but a row is broken or a request failed.
     """
+    from tpru_verl.data.source.cells import names_of
     from tpru_verl.eval import predict as work
-    from tpru_verl.eval.asking import EvalOptions
+    from tpru_verl.eval.asking import EvalOptions, say
+    from tpru_verl.eval.decide import DECIDES, GENERATE
     from tpru_verl.eval.engines.base import Sampling
-    from tpru_verl.terminal import messages
+    from tpru_verl.eval.failures import INCOMPLETE, lines_of
 
+    if decide not in DECIDES:
+        raise ValueError(f"--decide: found {decide!r}, expected one of {', '.join(DECIDES)}")
     columns = work.columns_of(out, pairs_of("--column", column), decide)
     kind = answers.value if answers else None
     keys = keys_of(problem_key, answer_key, image_key, image_root, answers, answered=False)
@@ -244,13 +249,17 @@ def predict(
         option=option,
     )
     with continued(out):
-        empty = work.predict(loaded, engine, options, out, columns, kind)
-    n = len(loaded.items)
-    messages.print(f"{out}: {n:,} answers", highlight=False, soft_wrap=True)
-    if empty:
-        named = ", ".join(empty[:5]) + (f" and {len(empty) - 5:,} more" if len(empty) > 5 else "")
-        hint = "" if decide != "generate" else "; --decide guided or score always gives one"
-        messages.print(f"  no answer for {len(empty):,}: {named}{hint}", style="yellow", highlight=False)
+        found = work.predict(loaded, engine, options, out, columns, kind)
+    say(f"{out}: {found.answers:,} of {len(loaded.items):,} answers")
+    for line in lines_of(found.failures):
+        say(f"  {line}", "yellow")
+    if found.unread:
+        hint = "; --decide guided or score lets the model write nothing else" if decide == GENERATE else ""
+        named = names_of(found.unread, 5)
+        say(f"  {len(found.unread):,} responses without a readable answer: {named}{hint}", "yellow")
+    if found.failures:
+        say("  cells without an answer are empty; the same command asks again where a request failed")
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command(epilog="Example: `tpru eval compare outputs/eval/base outputs/eval/trained --json gain.json`")

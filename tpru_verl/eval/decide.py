@@ -104,7 +104,10 @@ def told_apart(tops: Sequence[Mapping[str, float]], following: Sequence[str]) ->
     if len(tops) > 1 and tops[0] and not best_of(tops[0]).strip():
         before, tops = tops[0][best_of(tops[0])], tops[1:]
     if not tops or not tops[0]:
-        raise ValueError("found no log-probabilities, expected the likeliest tokens (`top_logprobs`)")
+        raise ValueError(
+            "found no log-probabilities, expected the likeliest tokens (`top_logprobs`); "
+            "--decide generate or guided needs none"
+        )
     least = min(tops[0].values())
     chance: Callable[[str], float] = lambda step: sum(  # noqa: E731
         exp(value) for token, value in tops[0].items() if token.strip() == step.strip()

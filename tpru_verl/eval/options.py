@@ -93,12 +93,14 @@ def engine_of(
 
 
 def pairs_of(name: str, texts: list[str] | None) -> dict[str, str]:
-    """KEY=VALUE texts as pairs. Raises ValueError for any other form."""
-    pairs = {}
+    """KEY=VALUE texts as pairs. Raises ValueError for any other form, and for a key that comes twice."""
+    pairs: dict[str, str] = {}
     for text in texts or []:
         key, sign, value = text.partition("=")
         if not (key and sign and value):
             raise ValueError(f"{name}: found {text!r}, expected the form KEY=VALUE")
+        if key.strip() in pairs:
+            raise ValueError(f"{name}: found {key.strip()!r} twice, expected each name once")
         pairs[key.strip()] = value.strip()
     return pairs
 

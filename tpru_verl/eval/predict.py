@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
 
 from tpru_verl.data.source.forms import Keys
 from tpru_verl.data.source.named import numbers_of, ranks_of
-from tpru_verl.eval.asking import Clock, EvalOptions, ask
+from tpru_verl.eval.asking import Clock, EvalOptions, ask, say
 from tpru_verl.eval.benchmarks import Loaded
 from tpru_verl.eval.benchmarks.base import load
 from tpru_verl.eval.benchmarks.own import own
 from tpru_verl.eval.commands import VALUES
 from tpru_verl.eval.decide import SCORE
 from tpru_verl.eval.engines.base import Engine
+from tpru_verl.eval.failures import Failures, failures_of
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import RowResult
 from tpru_verl.eval.store import Store
 from tpru_verl.files import locked, write_text
 
 MARKS = {".csv": ",", ".tsv": "\t"}
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What the table has: the number of its answers, and why its other cells are empty.
+
+    `unread` has the ids of rows whose response has no answer that can be read.
+    """
+
+    answers: int
+    failures: dict[str, Failures]
+    unread: list[str]
 
 
 def columns_of(out: Path, named: Mapping[str, str], decide: str) -> dict[str, str]:
@@ -38,11 +51,20 @@ def columns_of(out: Path, named: Mapping[str, str], decide: str) -> dict[str, st
 
 
 def load_rows(source: str, keys: Keys) -> Loaded:
-    """The rows to answer. Raises as `load`, and ValueError for broken rows and for an id that comes twice."""
+    """The rows to answer; a broken row stays among them, so that the table has its id.
+
+    Raises as `load`, and ValueError if all rows are broken and for an id that comes twice.
+    """
     ((benchmark, name),) = own([source], keys)
     loaded = load(benchmark, name)
-    if broken := [item.broken for item in loaded.items if item.broken]:
-        raise ValueError(f"{len(broken)} of {len(loaded.items)} rows cannot be asked, the first: {broken[0]}")
+    broken = [item.broken for item in loaded.items if item.broken]
+    said = (
+        f"{len(broken):,} of {len(loaded.items):,} rows cannot be asked, the first: {next(iter(broken), '')}"
+    )
+    if len(broken) == len(loaded.items):
+        raise ValueError(said)
+    if broken:
+        say(f"{said}; their cells stay empty", "yellow")
     if twice := [item.id for item in loaded.items if item.id.endswith("#2")]:
         raise ValueError(f"{source}: found the id {twice[0][:-2]!r} twice, expected one row for each id")
     return replace(loaded, items=[_with_an_answer(item) for item in loaded.items])
@@ -61,8 +83,8 @@ def predict(
     out: Path,
     columns: Mapping[str, str],
     kind: str | None,
-) -> list[str]:
-    """Write the table, and return the ids of the rows whose answer could not be read: their cell is empty.
+) -> Predicted:
+    """Write the table. The cell of a row without an answer is empty.
 
     Replies are kept beside the table, in a file that ends in `.responses.jsonl`: a second call asks only for
     those that are missing. `kind` is one of ANSWER_KINDS. Raises as `evaluate`.
@@ -77,7 +99,10 @@ def predict(
             _write(out, columns, results, kind)
     finally:
         engine.close()
-    return [result["id"] for result in results if not _answer(result, kind)]
+    unread = [row["id"] for row in results if row["failed"] is None and not _answer(row, kind)]
+    failures = failures_of(loaded.items, results)
+    answers = len(results) - len(unread) - sum(one["rows"] for one in failures.values())
+    return Predicted(answers, failures, unread)
 
 
 def _write(out: Path, columns: Mapping[str, str], results: Sequence[RowResult], kind: str | None) -> None:
