@@ -1,13 +1,15 @@
 """The audit finds rows with a second right answer: what fills a row's gap is told by other rows."""
 
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 from support.frames import encoded, screen
 from support.rows import Row, write_parquet
 
 from tpru_verl.data.audit.measure import audit
 from tpru_verl.data.audit.report import verdict
-from tpru_verl.data.audit.second import SECOND, WRONG_NONE
+from tpru_verl.data.audit.second import SECOND, WRONG_NONE, PicturesOfRows, RowPictures, second_answers
 from tpru_verl.data.source.forms import Source
 from tpru_verl.sample import IMAGE_TAG, NONE_OPTION
 
@@ -65,3 +67,22 @@ def test_second_right_answers_are_found(tmp_path: Path) -> None:
     assert found.compared == len(CASES)
     assert dict(found.doubtful) == {name: reason for name, reason in expected.items() if reason}
     assert "4 of 8 rows may not have exactly one right answer" in verdict(found)
+
+
+def test_a_candidate_that_is_as_far_off_as_a_small_step_is_no_second_answer() -> None:
+    """An agent of 6 or 7 pixels that moves through a maze: 12 to 14 of 4096 pixels change in a step."""
+    greys = {}
+    for place in range(8):
+        picture = np.zeros((64, 64), np.uint8)
+        picture[8 * place, : 6 + place % 2] = 200
+        greys[bytes([place])] = picture
+    frames = [*greys]
+    rows = [RowPictures(f"order-{i}", "maze", "maze", "go", tuple(frames[i : i + 4])) for i in range(5)]
+    steps = (frames[2], frames[3], frames[4], frames[6])
+    asked = RowPictures("asked", "maze", "maze", "go", steps, frames[3], frames[6], frames[4], (frames[0],))
+    assert len({int((greys[a] != greys[b]).sum()) for a, b in pairwise(frames)}) == 1
+    assert second_answers(PicturesOfRows([*rows, asked], greys)) == []
+    greys[b"same"] = greys[frames[4]].copy()
+    greys[b"same"][0, 60:63] = 200  # the right one, with a speck
+    second = RowPictures("asked", "maze", "maze", "go", steps, frames[3], frames[6], frames[4], (b"same",))
+    assert second_answers(PicturesOfRows([*rows, second], greys)) == [("asked", SECOND)]

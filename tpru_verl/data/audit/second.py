@@ -142,11 +142,14 @@ def _reached(frame: bytes, links: Links) -> set[bytes]:
 
 
 def _visible_step(found: PicturesOfRows) -> float:
-    """The share of the pixels from which these rows take a change for a visible step."""
+    """The share of the pixels from which these rows take a change for a visible step.
+
+    It is half of the smallest steps: two frames that differ almost as much as these do not look alike.
+    """
     pairs = [pair for row in found.rows for pair in pairwise(row.steps)]
     pairs = pairs[:: 1 + len(pairs) // 2000]
     steps = [changes(np.stack([found.greys[one], found.greys[other]]))[0, 1] for one, other in pairs]
-    return min(CLEARLY / 4, float(np.percentile(steps, _LEAST_STEP))) if steps else CLEARLY / 4
+    return min(CLEARLY / 4, float(np.percentile(steps, _LEAST_STEP)) / 2) if steps else CLEARLY / 4
 
 
 def _watched(found: PicturesOfRows) -> dict[str, NDArray[np.bool_]]:
