@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.frames import clip, moment
+from support.builds import Run, provenance
+from support.frames import clip, moment, scenes
 
 from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.order import comes_back, distances, visible_order
+from tpru_verl.builder.pictures import look_at
 from tpru_verl.builder.tasks import UNSEEN, Draft, TaskOptions, drafts_of
 from tpru_verl.sample import Task
 
@@ -83,3 +86,15 @@ def test_back_and_forth_is_cyclic_wherever_it_is() -> None:
     (row,) = drafts_of(way(on_and_back), (0, 0), [], "", options, Filters(min_bits=0), 0)
     assert isinstance(row, Draft)
     assert all(step.frame < 16 or step.frame == 19 for step in row.steps)
+
+
+def test_provenance_has_the_visible_order_of_each_row_s_clip(build: Run, tmp_path: Path) -> None:
+    source = scenes(tmp_path / "in", takes=2)
+    manifest = build(source, "out")
+    assert manifest["frames"]["left_out"] == {}
+    lines = [*provenance(tmp_path / "out").values()]
+    assert len({line["clip"] for line in lines}) == 2
+    for line in lines:
+        files = sorted((source / line["clip"]).glob("*.jpg"), key=lambda file: int(file.stem))
+        greys = np.stack([look_at(file.read_bytes()).grey for file in files])
+        assert line["visible_order"] == round(visible_order(distances(greys)), 3)

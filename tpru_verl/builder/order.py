@@ -6,12 +6,14 @@ look alike all the time, a pendulum comes back: nobody can order their frames.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tpru_verl.builder.clips import GREY
+from tpru_verl.builder.clips import GREY, read_clip
 
 CHANCE = 1 / 3  # of three frames, how often the outer two differ most where there is no order
 _RETURN = 0.5  # a frame comes back when a later one is this much nearer to it than its neighbours are
@@ -29,10 +31,11 @@ def distances(grey: NDArray[np.uint8]) -> Floats:
     total, frames = np.zeros((len(grey), len(grey))), len(grey)
     cells, side = grey.astype(np.float32), 1
     while side < GREY // 2:
-        side, size = 2 * side, cells.shape[1] // 2
-        cells = cells.reshape(frames, size, 2, size, 2).mean((2, 4))
+        side *= 2
+        rows = cells[:, ::2] + cells[:, 1::2]  # exact in float32, and faster than a mean over two axes
+        cells = (rows[:, :, ::2] + rows[:, :, 1::2]) / 4
         flat = cells.reshape(frames, -1)
-        total += side * np.stack([np.abs(flat - one).mean(1) for one in flat])
+        total += side / flat.shape[1] * np.stack([np.abs(flat - one).sum(1) for one in flat])
     return total
 
 
@@ -43,6 +46,12 @@ def visible_order(between: Floats) -> float:
         return 1.0
     i, j, k = np.array([*combinations(range(frames), 3)]).T
     return float((between[i, k] > np.maximum(between[i, j], between[j, k])).mean())
+
+
+@lru_cache(maxsize=64)
+def order_of(path: Path, number: int) -> float:
+    """The visible order of a clip in a file of clips."""
+    return visible_order(distances(read_clip(path, number).grey))
 
 
 def comes_back(between: Floats) -> NDArray[np.bool_]:

@@ -32,6 +32,7 @@ from tpru_verl.builder.crop import Cover
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.doubtful import Doubtful
 from tpru_verl.builder.filters import Filters, clips_of
+from tpru_verl.builder.order import order_of
 from tpru_verl.builder.tasks import Place, TaskOptions
 from tpru_verl.builder.video import FrameSampling
 from tpru_verl.data import layout
@@ -189,7 +190,13 @@ def _provenance(line: Mapping, folder: Path) -> str:
         )
     kept = ("row_id", "split", "task", "scene", "group", "clip", "answer", "negative", "seed")
     filters = ["blank", "blurred", "frozen", "too small a change", "duplicate", "cyclic"]
-    content = {**{name: line[name] for name in kept}, "filters_passed": filters, "frames": frames}
+    own, number, _ = line["images"][0]  # the first picture of every row is of its own clip
+    content = {
+        **{name: line[name] for name in kept},
+        "visible_order": round(order_of(file_of(folder, own), number), 3),
+        "filters_passed": filters,
+        "frames": frames,
+    }
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
