@@ -62,6 +62,9 @@ def test_the_end_of_a_build(tmp_path: Path, build: Run, capsys: pytest.CaptureFi
     assert f"1 clips or files left out: {advice}, listed in {tmp_path}/out/dropped.json" in lines
     assert any(line.startswith("1 clips or files left out: unreadable") for line in lines)
     assert any(line.startswith("for more rows: more sources, --rows-per-clip 2") for line in lines)
+    for split, counts in rows["wrong orders by Kendall distance"].items():
+        shares = ", ".join(f"{apart}={n / sum(counts.values()):.2f}" for apart, n in counts.items())
+        assert f"wrong orders by Kendall distance, {split}: {shares}" in lines
     if manifest["shared_pictures"]:
         assert any(line.startswith("shared pictures: ") for line in lines)
 

@@ -70,6 +70,10 @@ def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableTyp
         yield f"  {count} clips or files left out: {_with_advice(reason)}{kinds}, listed in {out / DROPPED}"
     for reason, count in manifest["failed_rows"].items():
         yield f"  {count} rows not made: {_with_advice(reason)}"
+    for name, counts in rows["wrong orders by Kendall distance"].items():
+        if total := sum(counts.values()):
+            shares = ", ".join(f"{apart}={count / total:.2f}" for apart, count in counts.items())
+            yield f"wrong orders by Kendall distance, {name}: {shares}"
     yield from shared_pictures(manifest, str(out))
     if problem := lone_scene(rows["scenes"]):
         yield f"warning: {problem}"
