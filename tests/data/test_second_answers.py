@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from PIL import ImageDraw
 from support.frames import encoded, screen
 from support.rows import Row, write_parquet
 
@@ -77,12 +78,47 @@ def test_a_candidate_that_is_as_far_off_as_a_small_step_is_no_second_answer() ->
         picture[8 * place, : 6 + place % 2] = 200
         greys[bytes([place])] = picture
     frames = [*greys]
-    rows = [RowPictures(f"order-{i}", "maze", "maze", "go", tuple(frames[i : i + 4])) for i in range(5)]
+    rows = [RowPictures(f"order-{i}", "maze", "maze", "", "go", tuple(frames[i : i + 4])) for i in range(5)]
     steps = (frames[2], frames[3], frames[4], frames[6])
-    asked = RowPictures("asked", "maze", "maze", "go", steps, frames[3], frames[6], frames[4], (frames[0],))
+    asked = RowPictures(
+        "asked", "maze", "maze", "", "go", steps, frames[3], frames[6], frames[4], (frames[0],)
+    )
     assert len({int((greys[a] != greys[b]).sum()) for a, b in pairwise(frames)}) == 1
     assert second_answers(PicturesOfRows([*rows, asked], greys)) == []
     greys[b"same"] = greys[frames[4]].copy()
     greys[b"same"][0, 60:63] = 200  # the right one, with a speck
-    second = RowPictures("asked", "maze", "maze", "go", steps, frames[3], frames[6], frames[4], (b"same",))
+    second = RowPictures(
+        "asked", "maze", "maze", "", "go", steps, frames[3], frames[6], frames[4], (b"same",)
+    )
     assert second_answers(PicturesOfRows([*rows, second], greys)) == [("asked", SECOND)]
+
+
+def test_a_text_of_another_clip_is_no_wrong_none(tmp_path: Path) -> None:
+    """Most clips are about a cup, and clips of one source have texts of their own."""
+    rows = [ordered(other, ["home", "app", f"a{other}", "end"]) for other in range(20, 40)]
+    cup, tea = FACTS, "These photos show how tea is made. "
+    for source in range(1, 5):
+        own = [
+            ordered(source, names)
+            for names in (["home", "app", "list", "item"], ["app", "list", "item", "x"])
+        ]
+        for row in own if source < 4 else own[:1]:
+            row["problem"] = str(row["problem"]).replace(FACTS, tea)
+        options = [shown("x"), shown("list", source), shown("y"), shown("z")]
+        # The text is the most frequent one of all, one of no clip, one of another clip, or one of two clips.
+        lead = {1: cup, 2: "It rains. ", 3: cup, 4: cup}[source]
+        rows += [*own, asked(source, GIVEN, options, "E", lead)]
+    found = audit(Source.open(str(write_parquet(tmp_path / "rows.parquet", rows))), workers=1)
+    assert (found.compared, found.doubtful) == (4, [])
+
+
+def test_options_of_a_row_are_compared_without_sources_too(tmp_path: Path) -> None:
+    rows = [ordered(other * 7, ["home", "app", f"thing {other}", f"end {other}"]) for other in range(20, 32)]
+    bar = screen("list", 300)
+    ImageDraw.Draw(bar).rectangle((0, 0, bar.width, bar.height // 32), fill="red")
+    rows.append(asked(1, GIVEN, [shown("list", 1), encoded(bar, "PNG"), shown("y"), shown("z")], "A"))
+    rows.append(asked(2, GIVEN, [shown("list", 2), shown("x", 2), shown("y"), shown("z")], "A"))
+    for row in rows:
+        del row["source_id"]
+    found = audit(Source.open(str(write_parquet(tmp_path / "rows.parquet", rows))), workers=1)
+    assert found.doubtful == [("asked-1", SECOND)]

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from tpru_verl.data.audit.measure import ALPHA, Audit, RuleResult
 from tpru_verl.data.audit.rules import Rule
+from tpru_verl.data.audit.second import WRONG_NONE
 from tpru_verl.terminal import percent
 
 LISTED = 3  # rules of one family in the verdict; the tables have all
@@ -61,7 +62,10 @@ def _of_answers(audit: Audit) -> str:
     for reason, ids in reasons.items():
         more = f" and {len(ids) - LISTED:,} more" if len(ids) > LISTED else ""
         lines.append(f"- {len(ids):,}: {reason} ({', '.join(ids[:LISTED])}{more})")
-    return "\n".join([*lines, "Cure: leave these rows out; --json lists all."])
+    known = " A None row is right if its text is of other pictures on purpose." * (WRONG_NONE in reasons)
+    return "\n".join(
+        [*lines, f"Cure: look at these rows, and leave out the wrong ones; --json lists all.{known}"]
+    )
 
 
 def _of_shortcuts(audit: Audit) -> str:

@@ -23,6 +23,8 @@ from tpru_verl.sample import Task
 _STEP = re.compile(r"step\s?(\d+)\s?[:.)]?\s?<image>", re.IGNORECASE)
 _SAMPLE = 160  # pictures of a scene that tell where a clock runs
 _LEAST_STEP = 5  # percentile of the changes from step to step that still counts as a visible one
+_NEARLY_ALL = 0.9  # share of the sources
+_BAR = 4  # of 64 lines: the height of a status bar
 
 SECOND = "a wrong candidate looks like the right one, or like another frame of the gap"
 WRONG_NONE = "None is right, but a candidate looks like a frame of the gap"
@@ -38,6 +40,7 @@ class RowPictures:
     row_id: str
     group: str
     scene: str
+    task: str
     lead: str  # the words before the first stop: what a text says that the pictures show
     steps: tuple[bytes, ...]  # in the order that the row's answer tells
     before: bytes = b""
@@ -68,7 +71,7 @@ def shown_in(
     none = question.none >= 0 and question.right == question.none
     if question.frames and not question.candidates:
         steps = tuple(digests[question.frames[place]] for place in question.order)
-        return RowPictures(*names, lead, steps, none=none)
+        return RowPictures(*names, task, lead, steps, none=none)
     given = [digests[i] for i in question.given]
     if len(question.candidates) < 2 or not given:
         return None
@@ -84,16 +87,14 @@ def shown_in(
     wrong = tuple(digests[i] for option, i in question.candidates.items() if option != question.right)
     before, after = given[place - 1] if place else b"", given[place] if place < len(given) else b""
     steps = (*given[:place], *right, *given[place:])
-    return RowPictures(*names, lead, steps, before, after, right[0] if right else b"", wrong, none)
+    return RowPictures(*names, task, lead, steps, before, after, right[0] if right else b"", wrong, none)
 
 
 def second_answers(found: PicturesOfRows) -> list[tuple[str, str]]:
     """Row id and reason of each row with a second right answer or a wrong None."""
     least, watched = _visible_step(found), _watched(found)
     links = _links(found.rows)
-    leads = Counter(row.lead for row in found.rows if not row.none)
-    own_leads = {(row.group, row.lead) for row in found.rows if not row.none}
-    groups = len({row.group for row in found.rows})
+    described = _Described(found.rows)
     homes: dict[bytes, set[str]] = {}
     for row in found.rows:
         for step in row.steps:
@@ -101,20 +102,55 @@ def second_answers(found: PicturesOfRows) -> list[tuple[str, str]]:
     doubtful: list[tuple[str, str]] = []
     for row in found.rows:
         # The text of a None row may not fit its pictures. Then they hold the right one, as they should.
-        described = (row.group, row.lead) in own_leads or leads[row.lead] > groups / 2
-        if not row.wrong or (row.none and not described):
+        if not row.wrong or (row.none and row not in described):
             continue
         later, earlier = links[row.group]
         fits = (_reached(row.before, later) if row.before else {*later}) - {*row.steps}
         fits &= _reached(row.after, earlier) if row.after else {*later}
-        fits |= {row.right} if row.right else set()
         across = {shown for shown in row.wrong if shown in homes and row.group not in homes[shown]}
+        right = {row.right} if row.right else set[bytes]()
+        beside_clock = _without_bar(watched[row.scene])
         if any(
-            _like(shown, fits, found.greys, 2 * least if shown in across else least, watched[row.scene])
+            _like(shown, fits, found.greys, limit, watched[row.scene])
+            or _like(shown, right, found.greys, limit, beside_clock)
             for shown in row.wrong
+            for limit in [2 * least if shown in across else least]
         ):
             doubtful.append((row.row_id, WRONG_NONE if row.none else SECOND))
     return doubtful
+
+
+class _Described:
+    """The rows whose words fit their pictures, as far as the other rows tell: `row in described`."""
+
+    def __init__(self, rows: Sequence[RowPictures]) -> None:
+        self._rows: dict[str, list[RowPictures]] = {}  # of each source, but for those with None
+        leads: dict[tuple[str, str], set[str]] = {}
+        for row in rows:
+            if not row.none:
+                self._rows.setdefault(row.group, []).append(row)
+                leads.setdefault((row.task, row.group), set()).add(row.lead)
+        sources = Counter(task for task, _ in leads)
+        alone = Counter((task, *words) for (task, _), words in leads.items() if len(words) == 1)
+        # The only words of a task in nearly all sources are the question: they say nothing of the pictures.
+        self._plain = {(task, lead) for (task, lead), n in alone.items() if n >= _NEARLY_ALL * sources[task]}
+
+    def __contains__(self, row: RowPictures) -> bool:
+        """Whether all rows that tell have the row's words: those with its pictures, or else of its source."""
+        if (row.task, row.lead) in self._plain:
+            return True
+        of_source = self._rows.get(row.group, [])
+        near = [other for other in of_source if not {*row.steps}.isdisjoint(other.steps)]
+        return {other.lead for other in near or of_source} == {row.lead}
+
+
+def _without_bar(watched: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels that are compared, without the outermost lines at the edge where a clock runs, if any."""
+    kept = watched.copy()
+    for lines in (kept[:_BAR], kept[-_BAR:]):
+        if not lines.all():
+            lines[:] = False
+    return kept
 
 
 def _links(rows: Sequence[RowPictures]) -> dict[str, tuple[Links, Links]]:
