@@ -214,9 +214,11 @@ def score(
     Shows what another preset would have paid, and how many groups would have taught nothing.
     """
     from tpru_verl import score as work
-    from tpru_verl.files import write_json
+    from tpru_verl.files import check_output, write_json
+    from tpru_verl.runs.rollouts import files_of
     from tpru_verl.terminal import results
 
+    check_output("--json", json_file, files_of(rollouts))
     tallies = work.score_rollouts(rollouts)
     console = results()
     for table in work.tables(tallies):

@@ -11,7 +11,7 @@ import shutil
 import socket
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +37,20 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: object) -> None:
     """Indented, so that two results can be compared line by line."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def check_output(option: str, out: Path | None, sources: Iterable[Path]) -> None:
+    """Raises ValueError where writing to `out` would replace what is read: a file, or one inside a folder.
+
+    A link counts as what it leads to. `option` is the option that names `out`.
+    """
+    if out is None or not out.is_file():
+        return
+    for source in sources:
+        if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
+            raise ValueError(f"{option} {out} lies in the source {source}; give another file")
+        if source.is_file() and out.samefile(source):
+            raise ValueError(f"{option} {out} is the source {source}; give another file")
 
 
 @contextmanager

@@ -244,9 +244,11 @@ def build(
     from tpru_verl.cores import available_cores
     from tpru_verl.data.commands import open_source, shares_of
     from tpru_verl.data.layout import DROPPED
-    from tpru_verl.files import write_json
+    from tpru_verl.data.source.parts import files_of
+    from tpru_verl.files import check_output, write_json
     from tpru_verl.terminal import results
 
+    check_output("--json", json_file, [Path(source), *files_of(against)])
     processes = workers or available_cores()
     settings = BuildOptions(
         FrameSampling(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tpru_verl import hub
-from tpru_verl.files import write_json
+from tpru_verl.files import check_output, write_json
 from tpru_verl.models import DEFAULT, patch_sides
 
 if TYPE_CHECKING:
@@ -138,8 +138,10 @@ def validate(
     Nothing is changed.
     """
     from tpru_verl.data import validate as work
+    from tpru_verl.data.source.parts import files_of
     from tpru_verl.terminal import results
 
+    check_output("--report", report, files_of(source, against))
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     found = work.validate(
         opened, deep=deep, against=open_source(against) if against else None, workers=workers
@@ -276,10 +278,12 @@ def stats(
 ) -> None:
     """Count tasks, scenes, images, sizes, tokens, right answers and options that say "None of the ..."."""
     from tpru_verl.data import stats as work
+    from tpru_verl.data.source.parts import files_of
     from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.terminal import results
 
+    check_output("--json", json_file, files_of(source))
     keys = (problem_key, answer_key, image_key, image_root, answers)
     opened = open_source(source, revision, *keys, answered=False)
     counter = _counter(model, template, min_pixels, max_pixels) if model else None
@@ -313,8 +317,10 @@ def view(
     workers: Workers = None,
 ) -> None:
     """Write one HTML file that shows rows: images, questions, options and answers, with filters."""
+    from tpru_verl.data.source.parts import files_of
     from tpru_verl.data.view import write_gallery
 
+    check_output("--out", out, files_of(source))
     keys = (problem_key, answer_key, image_key, image_root, answers)
     opened = open_source(source, revision, *keys, answered=False)
     typer.echo(f"Look at {write_gallery(opened, out, limit=limit, seed=seed, workers=workers)}")
@@ -341,8 +347,10 @@ def audit(
     compared with chance (95 % interval), and a verdict says what to change. The exit code is always 0.
     """
     from tpru_verl.data.audit import measure, report
+    from tpru_verl.data.source.parts import files_of
     from tpru_verl.terminal import results
 
+    check_output("--json", json_file, files_of(source))
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     found = measure.audit(opened, seed=seed, workers=workers)
     console = results()

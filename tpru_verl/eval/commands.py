@@ -223,15 +223,19 @@ def predict(
     Exit codes: 0 every row has a response, 3 the table is written but a row is broken or a request failed.
     """
     from tpru_verl.data.source.cells import names_of
+    from tpru_verl.data.source.parts import files_of
     from tpru_verl.eval import predict as work
     from tpru_verl.eval.asking import EvalOptions, say
     from tpru_verl.eval.decide import DECIDES, GENERATE
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.failures import INCOMPLETE, lines_of
+    from tpru_verl.files import check_output
 
     if decide not in DECIDES:
         raise ValueError(f"--decide: found {decide!r}, expected one of {', '.join(DECIDES)}")
     columns = work.columns_of(out, pairs_of("--column", column), decide)
+    for file in (out, work.responses_of(out)):
+        check_output("--out", file, files_of(rows))
     kind = answers.value if answers else None
     keys = keys_of(problem_key, answer_key, image_key, image_root, answers, answered=False)
     options = EvalOptions(style, decide=(decide,), after_reasoning=after_reasoning)
@@ -281,9 +285,11 @@ def compare(
     Evaluations whose rows, prompts, pixels or sampling differ are refused.
     """
     from tpru_verl.eval import compare as work
-    from tpru_verl.files import write_json
+    from tpru_verl.files import check_output, write_json
     from tpru_verl.terminal import results
 
+    for run in (a, b):
+        check_output("--json", json_file, [run / "summary.json", *run.glob("*.jsonl")])
     found = work.compare(a, b, anyway=anyway, samples=samples, seed=seed)
     console = results()
     for table in work.tables(found):

@@ -91,7 +91,7 @@ def predict(
     """
     try:
         with locked(out):
-            store = Store(out.with_suffix(".responses.jsonl"))
+            store = Store(responses_of(out))
             try:
                 results = ask(loaded, engine, options, store, Clock())
             finally:
@@ -103,6 +103,11 @@ def predict(
     failures = failures_of(loaded.items, results)
     answers = len(results) - len(unread) - sum(one["rows"] for one in failures.values())
     return Predicted(answers, failures, unread)
+
+
+def responses_of(out: Path) -> Path:
+    """The file that keeps the replies to a table."""
+    return out.with_suffix(".responses.jsonl")
 
 
 def _write(out: Path, columns: Mapping[str, str], results: Sequence[RowResult], kind: str | None) -> None:

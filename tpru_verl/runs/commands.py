@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from tpru_verl.files import check_output
 from tpru_verl.runs.logs import RunFiles
 from tpru_verl.runs.report import RunReport, write_report
+from tpru_verl.runs.rollouts import files_of
 from tpru_verl.runs.text import texts
 from tpru_verl.terminal import messages, results
 
@@ -36,6 +38,9 @@ def report(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ValueError(f"found {twice} {names.count(twice)} times, expected different runs")
     reports = [RunReport(replace(files, name=name)) for files, name in zip(found, names, strict=True)]
+    for files in found:
+        dumps = [file for at in (files.rollouts, files.validation) if at for file in files_of(at)]
+        check_output("--out", out, [*dumps, *filter(None, (files.metrics, files.config))])
     page = out or (runs[0] if runs[0].is_dir() else runs[0].parent) / "report.html"
     _show(reports, page, text, watch)
     while watch:

@@ -71,11 +71,16 @@ def read_rollouts(path: Path, *, cut_off: bool = False) -> Iterator[Rollout]:
 
     Raises FileNotFoundError where there is nothing, ValueError with file, line and keys for another form.
     """
-    files = sorted(path.glob("*.jsonl"), key=_step) if path.is_dir() else [path]
+    files = files_of(path)
     if not files or not path.exists():
         raise FileNotFoundError(f"{path}: found no rollouts, expected .jsonl, a folder of them, or .log")
     for file in files:
         yield from _read_log(file) if file.suffix == ".log" else _read_jsonl(file, cut_off)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that rollouts are read from, in the order of their steps."""
+    return sorted(path.glob("*.jsonl"), key=_step) if path.is_dir() else [path]
 
 
 def files_by_step(folder: Path) -> dict[int, Path]:

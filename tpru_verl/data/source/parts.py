@@ -81,6 +81,16 @@ def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
     raise FileNotFoundError(f"{source}: no such file or folder; expected {', '.join(SUFFIXES)} or a Hub id")
 
 
+def files_of(*sources: str | None) -> list[Path]:
+    """The files that are read for local sources, and the manifests of folders. Raises as `parts_of`."""
+    found: list[Path] = []
+    for source in sources:
+        if source is not None and is_there(source):
+            found += [part.path for part in parts_of(source) if part.path]
+            found.append(_path_and_split(source)[0] / "manifest.json")  # as in `tpru_verl.data.layout`
+    return found
+
+
 def is_local(name: str) -> bool:
     """Whether a data set or a model is a file or folder of this machine, and not the id of one on the Hub.
 
