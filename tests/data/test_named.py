@@ -162,6 +162,20 @@ def test_a_picture_outside_of_the_folder_is_not_opened(tmp_path: Path) -> None:
     assert [*problems_of_row(row)] == problems
 
 
+@pytest.mark.parametrize("name", ["..", "../..", "7/..", ".", "/", "link"])
+def test_an_id_that_leads_out_of_the_folder_lists_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "frames/7").mkdir(parents=True)
+    (tmp_path / "frames/link").symlink_to(tmp_path)
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        (tmp_path / f"frames/{n}.png").write_bytes(picture(n))
+    (tmp_path / "rows.csv").write_text(f"id,text,answer\n{name},A disc grows,3 1 4 2\n")
+    keys = {"images": None, "problem": "text", "image_root": tmp_path / "frames", "answers": "orders"}
+    ((_, problems),) = read(tmp_path / "rows.csv", **keys)
+    assert any(f"found {name!r}, expected a path inside" in problem for problem in problems)
+    assert not any(".png" in problem for problem in problems)
+
+
 def test_the_commands_from_a_contest_to_rows(tmp_path: Path, tpru: Tpru) -> None:
     path = table(tmp_path, ["[3, 1, 4, 2]", "[4, 1, 2, 3]", "[2, 3, 1, 4]", "[2, 1, 3, 4]"])
     described = ["--problem-key", "Sentence", "--image-key", KEYS["images"]]

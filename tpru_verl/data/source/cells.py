@@ -136,7 +136,7 @@ def _file_of(name: str, folder: Path) -> bytes:
         raise ValueError(f"found {short(name)}, expected a path without NUL")
     try:
         path = (folder / name).resolve()
-        if not path.is_relative_to(folder.resolve()):
+        if folder.resolve() not in path.parents:
             raise ValueError(f"found {short(name)}, expected a path inside {folder}")
         if not path.is_file():
             if len(name) >= _SHORTEST and _BASE64.fullmatch(name):

@@ -55,8 +55,8 @@ def _files_of(root: Path, own: str, name: str) -> list[object]:
             return [name]
         if own and (root / inside).is_file():
             return [inside]
-        if not name or not (root / name).is_dir():
-            return [name]
+        if not name or not (root / name).is_dir() or root.resolve() not in (root / name).resolve().parents:
+            return [name]  # `image_bytes` refuses a path out of `root`: nothing out there is listed
         found = [path.name for path in (root / name).iterdir() if path.suffix.lower() in COMMON]
     except (OSError, ValueError):  # a name that is none is told by who opens it
         return [name]
