@@ -185,3 +185,6 @@ def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="x"), locked(out):
         raise ValueError("x")
     assert names(tmp_path) == ["link"]
+    with pytest.raises(ValueError, match="y"), locked(tmp_path / "new/folder/out"):
+        raise ValueError("y")
+    assert names(tmp_path) == ["link"]

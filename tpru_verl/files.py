@@ -128,6 +128,19 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def folder_for_a_block(folder: Path) -> Iterator[None]:
+    """Make `folder` where it is missing. When the block ends, folders made here that are empty go again."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # the deepest first
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # one that is not empty
+            for path in made:
+                path.rmdir()
+
+
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes of this package from writing to `folder` while the block runs.
 
@@ -141,31 +154,32 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     path = companion(folder, LOCK)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RuntimeError(
-                    f"{folder}: {holder} is writing to it; wait until it has ended, or name another folder"
-                ) from None
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                print(f"{folder}: no locks on this file system: start no second command", file=sys.stderr)
-            if not _is_at(file.fileno(), path):  # its holder removed it between our opening and our locking
-                continue
-            try:
-                file.truncate(0)
-                file.write(f"process {os.getpid()} on {socket.gethostname()} ({shlex.join(_command())})\n")
-                file.flush()
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    with folder_for_a_block(path.parent):
+        while True:
+            with path.open("a+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    file.seek(0)
+                    holder = file.read().strip() or "another process"
+                    advice = "wait until it has ended, or name another folder"
+                    raise RuntimeError(f"{folder}: {holder} is writing to it; {advice}") from None
+                except OSError as error:
+                    if error.errno not in _NO_LOCKS:
+                        raise
+                    said = "no locks on this file system: start no second command"
+                    print(f"{folder}: {said}", file=sys.stderr)
+                if not _is_at(file.fileno(), path):
+                    continue  # its holder removed it between our opening and our locking
+                try:
+                    file.truncate(0)
+                    process = f"process {os.getpid()} on {socket.gethostname()}"
+                    file.write(f"{process} ({shlex.join(_command())})\n")
+                    file.flush()
+                    yield
+                finally:
+                    path.unlink(missing_ok=True)
+                return
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

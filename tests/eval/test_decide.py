@@ -203,7 +203,7 @@ class TestEndpoint:
         with endpoint(lambda asked: "B") as server:
             args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
             code, _, err = tpru_eval(*args, "--decide", "score")
-        assert code == 0
+        assert code == 3
         assert "found no log-probabilities" in err
         (group,) = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"].values()
         assert group["failed"] == 5

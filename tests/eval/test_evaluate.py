@@ -214,7 +214,14 @@ class TestFaults:
             tpru, tmp_path, lambda number, asked: (400, reason) if number == 1 else None
         )
         assert (code, group["failed"]) == (0, 1)
+        assert "TPRU-Test: 1 of 5 rows have no response and count as wrong 1 request failed" in err
         assert re.search(r"row test-00000-of-00001.parquet:\d failed: HTTP 400: maximum context length", err)
+
+    def test_all_requests_refused_is_no_measurement(self, tpru: Tpru, tmp_path: Path) -> None:
+        code, group, err = self.run(tpru, tmp_path, lambda number, asked: (400, b"{}"))
+        assert (code, group["failed"], group["failures"]["requests"]["rows"]) == (3, 5, 5)
+        assert "5 of 5 rows have no response and count as wrong: the accuracy of 0 measures nothing" in err
+        assert not (tmp_path / "out/responses.jsonl").exists()
 
     def test_slow_answers(self, tpru: Tpru, tmp_path: Path) -> None:
         code, group, err = self.run(
@@ -233,7 +240,8 @@ class TestFaults:
         source = tpru_hub(tmp_path / "rows")
         with endpoint() as server:
             pass
-        code, _, _ = tpru(*asking(server.url, tmp_path / "o", source))
+        code, _, _ = tpru(*asking(server.url, tmp_path / "new/o", source))
+        assert not (tmp_path / "new").exists()
         assert isinstance(code, str)
         assert re.fullmatch(r"tpru: http://127.*/v1: no answer \(.*\); is the server running\?", code)
 

@@ -70,7 +70,8 @@ def test_a_row_that_cannot_be_asked_counts_as_failed(
             "tiny", "--base-url", server.url, "--out", tmp_path / "out", "--rows", source
         )
     assert code == 0, err
-    assert said in err
+    assert "1 row of the data is broken, the first: row " in err
+    assert said in err.partition("count as wrong")[2]
     (group,) = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"].values()
     assert (group["n"], group["failed"]) == (2, 1)
 

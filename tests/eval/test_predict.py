@@ -121,7 +121,9 @@ def test_what_the_model_writes(
     assert rows_of("a.csv")[:2] == lines
     empty = not lines[1][-1]
     assert f"a.csv: {0 if empty else 2} of 2 answers" in err
-    assert ("2 responses without a readable answer: Row0, Row1; --decide guided or score" in err) == empty
+    assert (
+        "2 of the responses without a readable answer: Row0, Row1; --decide guided or score" in err
+    ) == empty
 
 
 def test_options_of_rows_with_answers(tpru_eval: Tpru, tmp_path: Path) -> None:

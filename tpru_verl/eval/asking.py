@@ -88,7 +88,7 @@ class Clock:
 
 def say(text: str, style: str | None = None) -> None:
     """One line on standard error."""
-    messages.print(text, style=style, highlight=False)
+    messages.print(text, style=style, highlight=False, soft_wrap=True)
 
 
 def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: Clock) -> list[RowResult]:

@@ -136,12 +136,14 @@ def run(
 ) -> None:
     """Ask a model about every row, judge the answers, and write the results and a page.
 
-    If a run was interrupted, the same command continues it and asks nothing twice.
+    If a run was interrupted, the same command continues it and asks nothing twice. Exit codes: 0 done,
+    3 all rows of a benchmark failed, so that its accuracy of 0 measures nothing.
     """
-    from tpru_verl.eval.asking import EvalOptions
+    from tpru_verl.eval.asking import EvalOptions, say
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.benchmarks.own import own
     from tpru_verl.eval.engines.base import Sampling
+    from tpru_verl.eval.failures import INCOMPLETE, lines_of_benchmark
     from tpru_verl.eval.report import tables
     from tpru_verl.eval.run import evaluate
     from tpru_verl.terminal import results
@@ -176,6 +178,12 @@ def run(
     for found in tables(summary):
         console.print(found)
     console.print(f"Look at {out / 'page.html'}; all answers are in {out}", soft_wrap=True, highlight=False)
+    measured = [*summary["benchmarks"].values()]
+    for one in measured:
+        for line in lines_of_benchmark(one["title"], one["n"], one["failures"]):
+            say(line, "yellow")
+    if any(one["failed"] == one["n"] for one in measured):
+        raise typer.Exit(INCOMPLETE)
 
 
 @app.command(
@@ -260,9 +268,10 @@ def predict(
     if found.unread:
         hint = "; --decide guided or score lets the model write nothing else" if decide == GENERATE else ""
         named = names_of(found.unread, 5)
-        say(f"  {len(found.unread):,} responses without a readable answer: {named}{hint}", "yellow")
+        say(f"  {len(found.unread):,} of the responses without a readable answer: {named}{hint}", "yellow")
     if found.failures:
-        say("  cells without an answer are empty; the same command asks again where a request failed")
+        again = "; the same command asks again where a request failed" * ("requests" in found.failures)
+        say(f"  cells without an answer are empty{again}")
         raise typer.Exit(INCOMPLETE)
 
 

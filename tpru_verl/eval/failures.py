@@ -19,11 +19,11 @@ class Failures(TypedDict):
 
 
 def failures_of(items: Sequence[Item], results: Sequence[RowResult]) -> dict[str, Failures]:
-    """Rows without a response by cause: `data` (nothing can be asked, or no answer be right) or `asked`."""
+    """Rows without a response by cause: `data` if the row is broken (its answer, too), else `requests`."""
     found: dict[str, Failures] = {}
     for item, result in zip(items, results, strict=True):
         if result["failed"] is not None:
-            cause = "data" if item.broken else "asked"
+            cause = "data" if item.broken else "requests"
             one = found.setdefault(cause, Failures(rows=0, first=f"row {item.id}: {result['failed']}"))
             one["rows"] += 1
     return found
@@ -32,7 +32,7 @@ def failures_of(items: Sequence[Item], results: Sequence[RowResult]) -> dict[str
 def lines_of(failures: Mapping[str, Failures]) -> list[str]:
     """Each cause as a line: "6 requests failed, the first: ..."."""
     words = {
-        "asked": ("request failed", "requests failed"),
+        "requests": ("request failed", "requests failed"),
         "data": ("row of the data is broken", "rows of the data are broken"),
     }
     return [

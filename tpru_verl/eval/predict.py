@@ -58,12 +58,10 @@ def load_rows(source: str, keys: Keys) -> Loaded:
     ((benchmark, name),) = own([source], keys)
     loaded = load(benchmark, name)
     broken = [item.broken for item in loaded.items if item.broken]
-    said = (
-        f"{len(broken):,} of {len(loaded.items):,} rows cannot be asked, the first: {next(iter(broken), '')}"
-    )
-    if len(broken) == len(loaded.items):
-        raise ValueError(said)
     if broken:
+        said = f"{len(broken):,} of {len(loaded.items):,} rows cannot be asked, the first: {broken[0]}"
+        if len(broken) == len(loaded.items):
+            raise ValueError(said)
         say(f"{said}; their cells stay empty", "yellow")
     if twice := [item.id for item in loaded.items if item.id.endswith("#2")]:
         raise ValueError(f"{source}: found the id {twice[0][:-2]!r} twice, expected one row for each id")

@@ -20,9 +20,10 @@ from tpru_verl.eval.benchmarks.own import own
 from tpru_verl.eval.compare import as_json, decisions
 from tpru_verl.eval.decide import GENERATE
 from tpru_verl.eval.engines.base import Engine, Sampling
+from tpru_verl.eval.failures import failures_of
 from tpru_verl.eval.results import RowResult, prompts_hash, summarise, versions
 from tpru_verl.eval.store import Store
-from tpru_verl.files import locked, write_json, write_text
+from tpru_verl.files import folder_for_a_block, locked, write_json, write_text
 from tpru_verl.redaction import redact_command, redact_urls
 
 
@@ -40,7 +41,7 @@ def evaluate(
     options: EvalOptions,
     out: Path,
     model: str,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Evaluate each benchmark with the source given for it, write the results to OUT, return the summary.
 
     Each reply is appended to OUT/responses.jsonl as it comes. A second call asks only for missing replies.
@@ -50,7 +51,7 @@ def evaluate(
         KeyboardInterrupt: the user pressed Ctrl-C; all replies are on disk.
     """
     try:
-        with locked(out):
+        with locked(out), folder_for_a_block(out):
             return _evaluated(benchmarks, engine, options, out, model)
     finally:
         engine.close()
@@ -62,8 +63,7 @@ def _evaluated(
     options: EvalOptions,
     out: Path,
     model: str,
-) -> dict[str, object]:
-    out.mkdir(parents=True, exist_ok=True)
+) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     pages: list[tuple[Loaded, list[RowResult]]] = []
     with _opened(out / "responses.jsonl") as store:
@@ -89,13 +89,14 @@ def _evaluated(
                     "notes": loaded.notes,
                     "prompts": prompts_hash(results),
                     **scores,
+                    "failures": failures_of(named.items, results),
                     "seconds": clock.seconds,
                     "tokens": clock.tokens,
                 }
                 pages.append((named, results))
                 clock = Clock()
     engine.close()  # before the page is drawn: the engine has the memory
-    summary: dict[str, object] = {
+    summary: dict[str, Any] = {
         "model": model,
         "benchmarks": found,
         "decisions": as_json(decisions([results for _, results in pages], found, options.decide)),

@@ -104,7 +104,10 @@ class Store:
         self._replies[key] = reply
 
     def close(self) -> None:
+        """Close the file. It goes if it is empty: no reply came."""
         self._file.close()
+        if not self._replies and self.path.is_file() and not self.path.stat().st_size:
+            self.path.unlink()
 
 
 def key_of(*facts: object, images: Sequence[bytes] = ()) -> str:
