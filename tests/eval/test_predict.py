@@ -205,6 +205,18 @@ def test_requests_that_fail(
     assert empty == (refused or ["Row0", "Row1"])
 
 
+def test_a_row_with_equal_options_has_its_id_in_the_table(tpru_eval: Tpru, tmp_path: Path) -> None:
+    good, bad = ({**reordering(i), "id": f"r{i}"} for i in (1, 2))
+    bad["problem"] = re.sub(r"(?m)^(B[.)] ).*$", r"\1None of the choices provided", bad["problem"])
+    source, out = write_parquet(tmp_path / "rows.parquet", [bad, good]), tmp_path / "a.csv"
+    with endpoint(lambda asked: "<answer>B</answer>") as server:
+        args = ["predict", "tiny", "--base-url", server.url, "--rows", source, "--out", out]
+        code, _, err = tpru_eval(*args)
+    assert code == 3, err
+    assert out.read_text() == "id,answer\nr2,\nr1,B\n"
+    assert "2 times, expected distinct options" in err
+
+
 def test_a_picture_that_is_lost_leaves_one_cell_empty(folder: Path, tpru_eval: Tpru) -> None:
     (folder / "test/Row0/Row0_2.png").unlink()
     with endpoint(lambda asked: " ".join(order_asked(asked))) as server:
