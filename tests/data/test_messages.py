@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,30 @@ def test_rows_of_messages_without_answers(folder: Path) -> None:
     path = write_jsonl(folder / "rows.jsonl", [openai(*URIS, answer=None)])
     ((row, problems),) = read(path, answered=False)
     assert (row.answer, problems) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("images", ["0.png", "1.png"], r"images in its first row, too \(null where it has none\)"),
+        ("Image", "0.png", "Image in its first row, too"),
+        ("solution", "A", "solution in all rows, or --answer-key messages for the assistant's answers"),
+    ],
+)
+def test_a_column_that_the_first_row_does_not_have_is_told(
+    folder: Path, column: str, value: object, expected: str
+) -> None:
+    first, *others = openai(*URIS), openai(*URIS), {**openai(*URIS), column: None}
+    late = {**(openai() if "image" in column.lower() else openai(*URIS)), column: value}
+    path = write_jsonl(folder / "rows.jsonl", [first, *others, late])
+    *sound, (_, problems) = read(path)
+    assert not any(found for _, found in sound)
+    assert re.match(
+        f"messages: found {column} beside it, which the first row does not have, .*{expected}", problems[0]
+    )
+    # What the message says is done.
+    if column == "solution":
+        assert [row.answer for row, _ in read(path, answer="messages")] == ["B"] * 4
+    else:
+        write_jsonl(path, [{**first, column: None}, late])
+        assert [len(row.images()) for row, _ in read(path)] == [2, 2 if column == "images" else 1]

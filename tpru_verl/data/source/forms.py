@@ -78,6 +78,9 @@ class Form:
     image_root: Path | None = None
     answers: str | None = None  # one of ANSWER_KINDS; None where nobody said
     answered: bool = True  # False: a row without an answer is sound
+    late: tuple[
+        str, ...
+    ] = ()  # names, in small letters, of columns that `chat` reads if the first row has them
 
     def name_of(self, role: str) -> str:
         """The field of a row that holds its `problem`, `answer` or `images`."""
@@ -136,7 +139,8 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
         return Form("verl", "prompt", "reward_model", images, answered=keys.answered)
     if chat := _first_of(CHATS, [keys.problem] if keys.problem else [] if published else found):
         answer = keys.answer or _first_of(ANSWERS, found) or chat
-        described = (columns, keys.image_root, keys.answers, keys.answered)
+        late = (*(() if columns else IMAGES), *(() if keys.answer or answer != chat else ANSWERS))
+        described = (columns, keys.image_root, keys.answers, keys.answered, late)
         return Form("chat", chat, answer, images or chat, *described)
     problem = keys.problem or _first_of(PROBLEMS, found)
     answer = keys.answer or _first_of(ANSWERS, found) or (None if keys.answered else "")

@@ -37,7 +37,7 @@ def cells_of(record: Mapping[str, object], form: Form, folder: Path | None) -> l
     own = str(record.get("id") or "")
     for column in form.columns:
         value = record.get(column)
-        value = str(value) if isinstance(value, int) else value  # a folder named by a number
+        value = str(value) if type(value) is int else value  # a folder named by a number
         held = cells_of_text(value) if isinstance(value, str) else value
         for cell in held if isinstance(held, list) else [held]:
             if isinstance(cell, str) and folder is not None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from tpru_verl.data.images import Header, read_header
 from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells, is_missing
-from tpru_verl.data.source.forms import OPTIONAL, Form, Unit
+from tpru_verl.data.source.forms import ANSWERS, OPTIONAL, Form, Unit
 from tpru_verl.data.source.messages import read_chat, read_messages
 from tpru_verl.data.source.named import as_order, cells_of, question_and_answer, with_given_names
 from tpru_verl.data.source.parts import Part, plain_rows
@@ -226,6 +226,7 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         answer = as_order(answer, form.answers, len(cells))
         if form.columns and chat.images and cells is not chat.images:
             unread = unread or f"found pictures, and others in {form.images}, expected one of them"
+        unread = unread or _late_column(record, form)
     elif form.kind == "named":
         cells, unread = _own_cells(part, record, form, unread)
         used = {form.problem, form.answer, *form.columns}
@@ -251,6 +252,18 @@ def _own_cells(part: Part, record: Mapping[str, object], form: Form, unread: str
         return cells_of(record, form, form.image_root or part.folder), unread
     except ValueError as error:
         return [], unread or str(error)
+
+
+def _late_column(record: Mapping[str, object], form: Form) -> str:
+    """Why a row of messages cannot be read that has a column which the first row has not; else ""."""
+    name = next((n for n in record if n.casefold() in form.late and not is_missing(record[n])), None)
+    if name is None:
+        return ""
+    expected = f"{name} in its first row, too (null where it has none)"
+    if name.casefold() in ANSWERS:
+        expected = f"{name} in all rows, or --answer-key {form.problem} for the assistant's answers"
+    found = f"found {name} beside it, which the first row does not have"
+    return f"{found}, expected one form in the whole file: {expected}"
 
 
 def _keeps_messages(record: Mapping[str, object]) -> bool:
