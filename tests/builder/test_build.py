@@ -396,11 +396,13 @@ def test_clips_whose_order_is_hardly_visible_are_shown_and_can_be_dropped(
     assert 'value="scene/&lt;b&gt;take0"' in page
     assert "take1" not in page
     assert page.count("data:image/jpeg;base64,/9j/") == 8
-    (tmp_path / "drop.txt").write_text("scene/<b>take0\n\n")
+    (tmp_path / "drop.txt").write_text("scene/<b>take0\n\n", encoding="utf-8-sig")
     manifest = build(tmp_path / "in", "out", *few, "--drop", tmp_path / "drop.txt")
     assert manifest["left_out"] == {"--drop": 1}
     assert not (tmp_path / "out/clips.html").exists()
-    (tmp_path / "drop.txt").write_text("take9\n")
-    with pytest.raises(SystemExit) as stop:
-        build(tmp_path / "in", "out", *few, "--drop", tmp_path / "drop.txt")
-    assert "--drop: found 'take9', expected the id of a clip" in str(stop.value.code)
+    for name, scanned in (("take9", False), ("scene/<b>take0#7", True)):  # no such item, no such clip of one
+        (tmp_path / "drop.txt").write_text(f"{name}\n")
+        with pytest.raises(SystemExit) as stop:
+            build(tmp_path / "in", "new", *few, "--drop", tmp_path / "drop.txt")
+        assert f"--drop: found {name!r}, expected the id of a clip" in str(stop.value.code)
+        assert any((tmp_path / ".new.work").rglob("*")) is scanned

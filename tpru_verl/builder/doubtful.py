@@ -71,7 +71,7 @@ def _pictures(clips: Path, clip: Doubtful) -> list[str]:
 def names_in(path: Path) -> set[str]:
     """The ids in a file of `--drop`, one a line. Raises OSError or ValueError for one that cannot be read."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(
             f"--drop {path}: found no UTF-8 text, expected the id of a clip in each line"

@@ -5,8 +5,10 @@ Hashes and thumbnails of the frames are enough for this; no picture is decoded.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from tpru_verl.builder.clips import Clip, Label, Told, file_of, read_clip, read_told, told_file
+from tpru_verl.builder.clips import Clip, Label, SourceItem, Told, file_of, read_clip, read_told, told_file
 from tpru_verl.builder.doubtful import NEAR, Doubtful
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.order import distances, visible_order
@@ -54,11 +56,26 @@ def leaked(labels: Mapping[Place, Label], hashes: NDArray[np.uint64]) -> set[Pla
     return found
 
 
+def check_named(items: Sequence[SourceItem], names: Sequence[str]) -> None:
+    """Raises ValueError for an id of a clip whose item the source does not hold, before any frame is read."""
+    ids: set[str] = set()
+    for item in items if names else ():
+        with suppress(ValueError, OSError):  # told when the item is read
+            ids.add(item.id)
+    for name in names:
+        if not {name, re.sub(r"#\d+$", "", name)} & ids:
+            raise _unknown(name)
+
+
+def _unknown(name: str) -> ValueError:
+    return ValueError(f"--drop: found {name!r}, expected the id of a clip, as in provenance.jsonl")
+
+
 def named(labels: Mapping[Place, Label], names: Sequence[str]) -> list[Place]:
     """The clips of these ids. Raises ValueError for an id that no clip has."""
     places = {label.id: place for place, label in labels.items()}
     if unknown := sorted({*names} - {*places}):
-        raise ValueError(f"--drop: found {unknown[0]!r}, expected the id of a clip, as in provenance.jsonl")
+        raise _unknown(unknown[0])
     return [places[name] for name in dict.fromkeys(names)]
 
 

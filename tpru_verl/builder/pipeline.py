@@ -74,6 +74,7 @@ def build(
             seed=settings.seed,
             cover=settings.cover,
         )
+        drafts.check_named(items, settings.drop)
         work = companion(out, layout.WORK)
         try:
             with opened(with_engine, workers) as run:
