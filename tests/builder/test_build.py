@@ -215,9 +215,11 @@ def test_a_bad_episode_is_one_line_and_the_rest_is_kept(
     path.write_text(path.read_text() + text + "\n")
     manifest = build(path)
     assert (manifest["clips"], manifest["left_out"]) == (2, {"unreadable": 1})
+    assert manifest["unread_kinds"] == {"in episodes": 1}
     shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("left out")]
     assert len(shown) == 1
     assert said in shown[0]
+    assert ": : " not in shown[0]
     (dropped,) = json.loads((tmp_path / "out/dropped.json").read_text())
     assert said in dropped["detail"]
 
@@ -406,3 +408,35 @@ def test_clips_whose_order_is_hardly_visible_are_shown_and_can_be_dropped(
             build(tmp_path / "in", "new", *few, "--drop", tmp_path / "drop.txt")
         assert f"--drop: found {name!r}, expected the id of a clip" in str(stop.value.code)
         assert any((tmp_path / ".new.work").rglob("*")) is scanned
+
+
+def test_a_result_inside_its_source_is_refused(build: Run, tmp_path: Path) -> None:
+    source = stills(tmp_path / "in", 0)
+    with pytest.raises(SystemExit) as stop:
+        build(source, "in/sub/out")
+    assert "in/sub/out: found a folder inside the source" in str(stop.value)
+    assert not (source / "sub").exists()
+
+
+def test_a_picture_that_all_clips_share_is_named(build: Run, tmp_path: Path) -> None:
+    source = scenes(tmp_path / "in", takes=4)
+    for take in range(1, 4):
+        (source / f"scene{take % 2}/take{take}/3.jpg").write_bytes(
+            (source / "scene0/take0/3.jpg").read_bytes()
+        )
+    with pytest.raises(SystemExit) as stop:
+        build(source, "out", "--split", "train=0.5,test=0.5")
+    assert "found 1 group of rows" in str(stop.value)
+    assert "4 sources show the same picture: picture 3 of scene0/take0, picture 3 of scene0/take2" in str(
+        stop.value
+    )
+
+
+def test_what_was_to_give_frames_is_named_first(build: Run, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    stills(source / "b", 0)
+    (source / "b" / "4.jpg").write_bytes(b"x")
+    (source / "a").symlink_to(source / "b", target_is_directory=True)
+    with pytest.raises(SystemExit) as stop:
+        build(source)
+    assert "the first: b: " in str(stop.value)

@@ -317,6 +317,8 @@ def test_no_text_acts_in_a_prompt(text: str) -> None:
 
 def test_texts_are_one_plain_line() -> None:
     assert plain_text(" a <image>\n</think> b. ") == "a b"
+    for end in ("!", "?!", "...", "\u3002", "\uff01 ", "\u2026", "\u0964"):
+        assert plain_text(f"a b{end}") == "a b"
     assert plain_text("a \x1b]0;owned\x07 b\x00") == "a ]0;owned b"
     assert len(plain_text("word " * 200)) <= 400
     assert seeded(1, "a").integers(2**60) == seeded(1, "a").integers(2**60)

@@ -132,7 +132,7 @@ def test_shares_have_to_be_shares(run: Prepare, split: dict[str, float]) -> None
 
 
 def test_a_split_that_stays_empty_is_refused(run: Prepare) -> None:
-    with pytest.raises(ValueError, match=r"found 1 groups of rows .* expected enough for"):
+    with pytest.raises(ValueError, match=r"found 1 group of rows .* expected enough for"):
         run([{**row, "source_id": "one film"} for row in ROWS], split={"train": 0.9, "test": 0.1})
 
 
@@ -282,7 +282,7 @@ def test_a_split_prints_sizes_and_scenes_and_refuses_one_that_measures_a_scene_a
 def test_an_empty_split_is_refused_unless_it_is_allowed(tpru: Tpru, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "rows.parquet", [reordering(i, source_id="one") for i in range(3)])
     code, _, error = tpru("prepare", path, tmp_path / "out", "--split", "train=0.9,test=0.1")
-    assert (code, "found 1 groups of rows" in error, "--allow" in error) == (1, True, True)
+    assert (code, "found 1 group of rows" in error, "--allow" in error) == (1, True, True)
     code, out, _ = tpru("prepare", path, tmp_path / "out", "--split", "train=0.9,test=0.1", "--allow")
     assert (code, "3 of 3 rows written" in out) == (0, True)
 

@@ -88,6 +88,7 @@ class Unusable:
     usual_frames: ClassVar[int] = 1
     id: str
     problem: str
+    kind: str = ""  # of file, as the summary counts it
     scene: str = ""
     group: str = ""
 

@@ -22,7 +22,7 @@ from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.order import distances, visible_order
 from tpru_verl.builder.tasks import Draft, Near, Place, TaskOptions, drafts_of
 from tpru_verl.data.likeness import SAME_PICTURE, bits, watched_of
-from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out
+from tpru_verl.data.splits import ONE_SPLIT, connected, shared_out, shared_picture
 from tpru_verl.sample import Task
 
 CLOCK_CLIPS, CLOCK_FRAMES = 64, 160  # at most about so many of a scene tell where a clock runs
@@ -98,7 +98,12 @@ def splits_of(
         return xxhash.xxh3_128_digest(min(labels[place].id for place in group).encode(), seed)
 
     drawn = sorted(members.values(), key=draw)
-    names = shared_out([len(group) for group in drawn], shares)
+    try:
+        names = shared_out([len(group) for group in drawn], shares)
+    except ValueError as error:
+        same = shared_picture((label.id, label.group, label.digests) for label in labels.values())
+        cure = f"; {same}. Take it out of the source, or cut off less with --crop and --mask" if same else ""
+        raise ValueError(f"{error}{cure}") from None
     return {place: name for name, group in zip(names, drawn, strict=True) for place in group}
 
 

@@ -26,7 +26,7 @@ from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.doubtful import PAGE, write_page
-from tpru_verl.builder.sources import items_of
+from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of
 from tpru_verl.builder.stages import BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
@@ -61,10 +61,12 @@ def build(
     Raises:
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
-        ValueError: no usable item, a package is not installed, or the endpoint does not answer.
+        ValueError: no usable item, `out` is in the source, a package is not installed, or the endpoint does
+            not answer.
         OSError: no space left.
     """
     _check_installed(audit)
+    _check_outside(source, out)
     with locked(out):
         layout.check_is_ours(out)
         items = items_of(
@@ -97,6 +99,13 @@ def _check_installed(audit: bool) -> None:
             raise needs("build", package, "tpru build")
 
 
+def _check_outside(source: str, out: Path) -> None:
+    """Raises ValueError where the next build would read the result of this one as a part of its source."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and folder.resolve() in out.resolve().parents:
+        raise ValueError(f"{out}: found a folder inside the source {source}, expected OUT outside it")
+
+
 def _build(
     source: str, stages: Stages, settings: BuildOptions, describer: Describer | None, against: Source | None
 ) -> tuple[Path, dict[str, object], Counts]:
@@ -117,8 +126,10 @@ def _build(
         )
     told = stages.tell(describer, clips, labels, counts) if describer else None
     if not labels:
-        first = counts.dropped[0] if counts.dropped else {"id": source, "detail": "found no frames"}
-        raise ValueError(f"{source}: found no usable clip; the first: {first['id']}: {first['detail']}")
+        # Links and files that are never read come last.
+        lost = sorted(counts.dropped, key=lambda entry: entry.get("kind", EPISODES) not in WITH_FRAMES)
+        first = f"; the first: {_told(lost[0])}" if lost else ", and no frame"
+        raise ValueError(f"{source}: found no usable clip{first}")
     splits = drafts.splits_of(labels, settings.split, settings.seed)
     plans, ledger, lost, doubtful = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
@@ -141,12 +152,16 @@ def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
 
 def _show_left_out(counts: Counts) -> None:
     for lost in counts.dropped[:SHOWN]:
-        messages.print(
-            f"left out: {lost['id']}: {lost['detail']}", style="yellow", markup=False, soft_wrap=True
-        )
+        messages.print(f"left out: {_told(lost)}", style="yellow", markup=False, soft_wrap=True)
     if len(counts.dropped) > SHOWN:
         more = len(counts.dropped) - SHOWN
         messages.print(f"left out: {more} more, listed in {layout.DROPPED}", style="yellow")
+
+
+def _told(lost: Mapping[str, str]) -> str:
+    """The id of an item that was left out, and why. Most details begin with the id."""
+    named = lost["detail"].startswith(f"{lost['id']}: ")
+    return lost["detail"] if named else f"{lost['id']}: {lost['detail']}"
 
 
 def _labels(clips: Path, files: int, counts: Counts) -> dict[Place, Label]:
@@ -219,9 +234,8 @@ def _manifest(
 
 
 def _unread_kinds(counts: Counts) -> Counter[str]:
-    """How many files of each kind could not be read: `.heic`, `.txt`, ..."""
-    unread = (entry["id"] for entry in counts.dropped if entry["reason"] == "unreadable")
-    return Counter(Path(name).suffix.lower() or "without a suffix" for name in unread)
+    """How much of each kind could not be read: `.heic`, `.txt`, `in folders of pictures`, ..."""
+    return Counter(entry["kind"] for entry in counts.dropped if entry["reason"] == "unreadable")
 
 
 def _ordered(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:

@@ -23,6 +23,10 @@ from tpru_verl.terminal import line_of
 PICTURES = (*COMMON, *CONVERTED)
 ABOUT = "description.txt"  # describes the pictures beside it
 MOST_ABOUT = 2**16  # bytes that are read of it
+# How the summary counts what could not be read: these, or the suffix of a file.
+PICTURE_FOLDERS, EPISODES = "in folders of pictures", "in episodes"
+LINKS, FOLDERS, NO_SUFFIX = "in links to folders", "in folders that cannot be read", "without a suffix"
+WITH_FRAMES = (PICTURE_FOLDERS, EPISODES, FOLDERS, *video.SUFFIXES)  # those that frames were expected of
 SIMULATED = "sim:"  # SOURCE of a simulator, as in sim:minigrid
 
 
@@ -63,6 +67,10 @@ class Video(_Below):
     usual_frames: ClassVar[int] = 64
     sampling: video.FrameSampling
 
+    @property
+    def kind(self) -> str:
+        return self.path.suffix.lower()
+
     def frames(self) -> Iterator[Frame]:
         return video.frames_of(self._inside(self.path), self.sampling)
 
@@ -72,6 +80,7 @@ class Pictures(_Below):
     """A folder of pictures, in the order that the numbers in their names give."""
 
     usual_frames: ClassVar[int] = 4
+    kind: ClassVar[str] = PICTURE_FOLDERS
     every: int = 1  # the first of so many pictures is read
 
     def frames(self) -> Iterator[Frame]:
@@ -248,13 +257,18 @@ def _below(root: Path, sampling: video.FrameSampling) -> Iterator[SourceItem]:
             if path.suffix.lower() in video.SUFFIXES:
                 yield Video(root, path, sampling)
             elif not is_picture(name) and not (pictures and name == ABOUT):
-                kind = f"ends in {path.suffix}" if path.suffix else "has no suffix"
-                said = f"found a file that {kind}, expected a picture, a video, or {ABOUT} beside pictures"
-                yield Unusable(path.relative_to(root).as_posix(), said)
+                ends = f"ends in {path.suffix}" if path.suffix else "has no suffix"
+                said = f"found a file that {ends}, expected a picture, a video, or {ABOUT} beside pictures"
+                kind = path.suffix.lower() or NO_SUFFIX
+                yield Unusable(path.relative_to(root).as_posix(), said, kind)
         for link in (folder / name for name in folders if (folder / name).is_symlink()):
-            yield Unusable(link.relative_to(root).as_posix(), "found a link to a folder, expected a folder")
+            yield Unusable(
+                link.relative_to(root).as_posix(), "found a link to a folder, expected a folder", LINKS
+            )
     for error in failed:
-        yield Unusable(os.path.relpath(error.filename, root), f"found a folder that cannot be read: {error}")
+        yield Unusable(
+            os.path.relpath(error.filename, root), f"found a folder that cannot be read: {error}", FOLDERS
+        )
 
 
 def is_picture(name: str) -> bool:

@@ -33,6 +33,7 @@ from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.doubtful import Doubtful
 from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.order import order_of
+from tpru_verl.builder.sources import EPISODES
 from tpru_verl.builder.tasks import Place, TaskOptions
 from tpru_verl.builder.video import FrameSampling
 from tpru_verl.data import layout
@@ -114,7 +115,8 @@ def scan(task: ScanTask) -> Counts:
 def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[Clip, list[bytes]]]:
     """The clips of an item. Any error ends the item alone: files of others and decoders raise many kinds."""
     counts.items += 1
-    name = ""
+    bare = getattr(item, "item", item)  # without the cover
+    kind, name = getattr(bare, "kind", EPISODES), getattr(bare, "name", "")  # an episode may hide its id
     try:
         name = item.id
         yield from clips_of(
@@ -126,7 +128,7 @@ def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[C
             leak_hash=task.leak_hash,
         )
     except Exception as error:
-        counts.dropped.append({"id": name, "reason": "unreadable", "detail": _detail(error)})
+        counts.dropped.append({"id": name, "reason": "unreadable", "detail": _detail(error), "kind": kind})
 
 
 def _detail(error: Exception) -> str:

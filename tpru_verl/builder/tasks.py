@@ -38,6 +38,8 @@ LETTERS = ascii_uppercase[: WRONG + 2]
 
 # Tags of images, thoughts and answers, chat control tokens such as <|im_end|>, and [INST].
 _TAG = re.compile(r"<[/|\uff5c]*[^\W\d_][^<>]*>|\[/?[A-Z_]{3,}\]|<+[|\uff5c]|[|\uff5c]>+")
+# Stops at the end of a description: the row writes its own.
+_ENDS = " .;,!?\u2026\u3002\uff0e\uff61\uff01\uff1f\uff1b\uff0c\u3001\u0964\u061f\u06d4"
 _OPTION_MARK = re.compile(r"(?<!\w)[(\[\uff08\u3010]?([A-Z])[.):\]\u3001\uff0e\uff1a\uff09\u3011]")
 
 Place = tuple[int, int]  # of a clip: number of its file, number in the file
@@ -282,7 +284,7 @@ def _shows(clip: Clip, other: Clip, watched: NDArray[np.bool_] | None) -> bool:
 
 
 def plain_text(text: str) -> str:
-    """One line of at most ABOUT_CHARACTERS, without the stop at its end, that cannot act in a prompt.
+    """One line of at most ABOUT_CHARACTERS, without stops at its end, that cannot act in a prompt.
 
     Tags and chat control tokens are removed. Option marks such as `A.` lose their mark, because the problem's
     own options have to be the only ones.
@@ -293,7 +295,7 @@ def plain_text(text: str) -> str:
     line = " ".join(_OPTION_MARK.sub(r"\1 ", printable).split())
     if len(line) > ABOUT_CHARACTERS:
         line = line[:ABOUT_CHARACTERS].rpartition(" ")[0]
-    return line.rstrip(" .;,")
+    return line.rstrip(_ENDS)
 
 
 def _about(clip: Clip) -> str:

@@ -32,7 +32,7 @@ from tpru_verl.data.layout import (
 from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_batches
-from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, lone_scene, shared_out
+from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, lone_scene, shared_out, shared_picture
 from tpru_verl.data.tokens.prompts import Asked
 from tpru_verl.data.validate import Finding, Report, SeenRow, check_units, compare_rows, summary_of
 from tpru_verl.data.work import each_unit
@@ -162,7 +162,8 @@ def _splits(rows: Sequence[SeenRow], options: PrepareOptions) -> dict[tuple[str,
     try:
         names = shared_out([len(group) for group in drawn], shares, empty=options.allow)
     except ValueError as error:
-        raise ValueError(f"{error}, or use --allow") from None
+        same = shared_picture((row.id, row.group or row.id, row.images) for row in rows)
+        raise ValueError(f"{error}, or use --allow{f'; {same}' if same else ''}") from None
     return {
         (rows[i].file, rows[i].row): name for name, group in zip(names, drawn, strict=True) for i in group
     }

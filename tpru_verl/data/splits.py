@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,23 @@ def shared_out(sizes: Sequence[int], shares: Mapping[str, float], *, empty: bool
         done += size
     missing = [name for name in names if name not in result]
     if missing and not empty:
-        found = f"{len(sizes)} groups of rows that share a source or a picture"
+        found = f"{len(sizes)} group{'s' * (len(sizes) != 1)} of rows that share a source or a picture"
         raise ValueError(f"--split: found {found}, expected enough for {missing[0]}={shares[missing[0]]:g}")
     return result
+
+
+def shared_picture(shown: Iterable[tuple[str, str, Sequence[bytes]]]) -> str:
+    """The picture that most sources show, where several do; else "".
+
+    `shown`: the name, the source, and the digests of the pictures of each row or clip.
+    """
+    sources: dict[bytes, dict[str, str]] = {}  # of a picture: each source, and where the picture is in it
+    for name, source, pictures in shown:
+        for place, picture in enumerate(pictures, 1):
+            sources.setdefault(picture, {}).setdefault(source, f"picture {place} of {name}")
+    most = max(sources.values(), key=len, default={})
+    one, other, *_ = *most.values(), "", ""
+    return f"{len(most)} sources show the same picture: {one}, {other}" if len(most) > 1 else ""
 
 
 def lone_scene(scenes: Mapping[str, Collection[str]]) -> str:
