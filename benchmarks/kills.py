@@ -44,7 +44,6 @@ VICTIMS = {
 }
 ROWS = 160  # an epoch of ten steps, so that the run is resumed in the middle of several
 SMALL = ("trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.save_freq=1")
-QUICK = ("+ray_kwargs.ray_init.include_dashboard=false",)  # a dozen processes less to start
 IN_A_SAVE = (*range(3, 100, 3), 13)  # 13 is the second one of the worker that writes
 STEP, SAVE = 4.0, 0.06  # seconds that a step and the save in it take on two cores
 PATIENCE = 600  # seconds for a start, and for the end after a kill
@@ -66,7 +65,7 @@ def main() -> None:
     if not rows.exists():
         given.out.mkdir(parents=True)
         write_parquet(make_rows(ROWS, seed=1), rows)
-    new = ["tpru_tiny_cpu", f"data.train_files={rows}", f"data.val_files={rows}", *SMALL, *QUICK]
+    new = ["tpru_tiny_cpu", f"data.train_files={rows}", f"data.val_files={rows}", *SMALL]
     new += [f"trainer.total_training_steps={steps}"]
     if not logged(whole) and (code := start([*new, "--out", str(whole)]).wait()):
         sys.exit(f"the run that nobody kills ended with exit code {code}: {whole}/train.log")
@@ -79,9 +78,7 @@ def main() -> None:
         began = starts(run)
         if process is None or process.poll() is not None:
             began += 1
-            again = (
-                ["--resume", str(run), *QUICK] if (run / "run.json").exists() else [*new, "--out", str(run)]
-            )
+            again = ["--resume", str(run)] if (run / "run.json").exists() else [*new, "--out", str(run)]
             process = start([*again, "--restarts", "4"] if number > alone else again)
         row = kill(process, run, victim, number, began)
         table.append({"kill": str(number), "of": victim, **row})
