@@ -70,7 +70,7 @@ def watched(command: Sequence[object]) -> tuple[float, float]:
     with tempfile.TemporaryFile("w+") as errors:
         process = psutil.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=errors)
         while process.poll() is None:
-            peak = max(peak, _private_bytes(process))
+            peak = max(peak, sum(private_bytes(process).values()))
             time.sleep(0.05)
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -80,12 +80,13 @@ def watched(command: Sequence[object]) -> tuple[float, float]:
     return seconds, peak / 2**30
 
 
-def _private_bytes(process: psutil.Process) -> int:
-    total = 0
+def private_bytes(process: psutil.Process) -> dict[psutil.Process, int]:
+    """What a process and each of its children hold themselves (RssAnon)."""
+    found: dict[psutil.Process, int] = {}
     for each in [process, *process.children(recursive=True)]:
         try:
             status = Path(f"/proc/{each.pid}/status").read_text()
-            total += 1024 * int(status.partition("RssAnon:")[2].split(maxsplit=1)[0])
+            found[each] = 1024 * int(status.partition("RssAnon:")[2].split(maxsplit=1)[0])
         except (psutil.Error, OSError, IndexError):  # it has just ended
             continue
-    return total
+    return found

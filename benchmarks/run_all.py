@@ -35,6 +35,7 @@ PARTS = {
     "evaluation": (),
     "deciding": (),
     "report": (),
+    "memory": (),
     "scale": ("--check", "--timed"),
     "ranks": (),
     "overlays": (),
