@@ -227,3 +227,36 @@ def test_a_picture_that_is_lost_leaves_one_cell_empty(folder: Path, tpru_eval: T
     assert "a.csv: 1 of 2 answers" in err
     assert "1 of 2 rows cannot be asked" in err
     assert "1 row of the data is broken, the first: row Row0: test.csv row 0: " in err
+
+
+@pytest.mark.parametrize("placeholder", ["", "0", "A"])
+def test_a_column_of_placeholders_is_not_read(folder: Path, tpru_eval: Tpru, placeholder: str) -> None:
+    with (folder / "test.csv").open(newline="") as file:
+        records = [{**record, "Answer": placeholder} for record in csv.DictReader(file)]
+    with (folder / "test.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(records[0]))
+        writer.writeheader()
+        writer.writerows(records)
+    with endpoint(lambda asked: " ".join(order_asked(asked))) as server:
+        args = ["predict", "tiny", "--base-url", server.url, "--rows", "test.csv", "--out", "a.csv", *KEYS]
+        code, _, err = tpru_eval(*args, "--answers", "ranks")
+    assert code == 0, err
+    assert "test.csv: answers are not read: Answer" in err
+    assert [answer for _, answer in rows_of("a.csv")[1:]] == [str(ranks) for ranks in RANKS.values()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Put the images A-D into order: <image><image><image><image>",
+        "What is the correct order?\nImage A: <image>\nImage B: <image>\nImage C: <image>\nImage D: <image>",
+    ],
+)
+def test_orders_of_letters(tpru_eval: Tpru, tmp_path: Path, text: str) -> None:
+    row = {"problem": text, "answer": "", "images": reordering(1)["images"][:4], "id": "r1"}
+    source, out = write_parquet(tmp_path / "rows.parquet", [row]), tmp_path / "a.csv"
+    with endpoint(lambda asked: "<answer>BDAC</answer>") as server:
+        args = ["predict", "tiny", "--base-url", server.url, "--rows", source, "--out", out]
+        code, _, err = tpru_eval(*args)
+    assert code == 0, err
+    assert out.read_text() == "id,answer\nr1,B D A C\n"

@@ -194,7 +194,9 @@ def run(
 )
 def predict(
     model: Model,
-    rows: Annotated[str, typer.Option(metavar="SOURCE", help="Rows of any source, with or without answers.")],
+    rows: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Rows of any source. A column of answers is not read.")
+    ],
     out: Annotated[Path, typer.Option(help="The table to write: .csv or .tsv.")],
     column: Annotated[
         list[str] | None,
@@ -205,7 +207,6 @@ def predict(
         ),
     ] = None,
     problem_key: ProblemKey = None,
-    answer_key: AnswerKey = None,
     image_key: ImageKey = None,
     image_root: ImageRoot = None,
     answers: Answers = None,
@@ -225,7 +226,7 @@ def predict(
     max_model_len: MaxModelLen = None,
     option: More = None,
 ) -> None:
-    """Answer rows that have no answers, and write a table of the answers, in the order of the rows.
+    """Answer rows, and write a table of the answers, in the order of the rows. Their own answers are not read.
 
     `--answers orders` and `--answers ranks` also say in which form an order is written: [3, 1, 4, 2].
     Exit codes: 0 every row has a response, 3 the table is written but a row is broken or a request failed.
@@ -245,7 +246,7 @@ def predict(
     for file in (out, work.responses_of(out)):
         check_output("--out", file, files_of(rows))
     kind = answers.value if answers else None
-    keys = keys_of(problem_key, answer_key, image_key, image_root, answers, answered=False)
+    keys = keys_of(problem_key, None, image_key, image_root, answers)
     options = EvalOptions(style, decide=(decide,), after_reasoning=after_reasoning)
     loaded = work.load_rows(rows, keys)
     engine = engine_of(

@@ -19,6 +19,7 @@ from typing import Any
 
 from tpru_verl.eval.item import Item
 from tpru_verl.grading import read_answer
+from tpru_verl.sample import IMAGE_TAG
 
 GENERATE, GUIDED, SCORE = DECIDES = ("generate", "guided", "score")
 MOST_LABELS = 5  # 120 orders
@@ -43,11 +44,12 @@ def candidates_of(item: Item) -> tuple[str, ...]:
     """
     if len(item.options) == 1:
         raise ValueError("found 1 option, expected 2 or more")
-    if item.options:
+    pictures = {*item.options.values()} <= {IMAGE_TAG}  # "Image A: <image>" may be an option or a label
+    labels = sorted(read_answer(item.answer).split()) if item.answer and pictures else []
+    if item.options and labels != [*item.options]:
         return tuple(item.options)
     if item.accepted:
         raise ValueError("found an answer in words, expected options or an order")
-    labels = sorted(read_answer(item.answer).split()) if item.answer else []
     labels = labels or [str(i + 1) for i in range(len(item.images))]
     if not 2 <= len(labels) <= MOST_LABELS:
         raise ValueError(

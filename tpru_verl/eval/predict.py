@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
+from string import ascii_uppercase
 
-from tpru_verl.data.source.forms import Keys
+from tpru_verl.data.source.forms import Keys, answers_in
 from tpru_verl.data.source.named import numbers_of, ranks_of
+from tpru_verl.data.source.parts import parts_of
 from tpru_verl.eval.asking import Clock, EvalOptions, ask, say
 from tpru_verl.eval.benchmarks import Loaded
 from tpru_verl.eval.benchmarks.base import load
@@ -22,6 +25,7 @@ from tpru_verl.eval.item import Item
 from tpru_verl.eval.results import RowResult
 from tpru_verl.eval.store import Store
 from tpru_verl.files import locked, write_text
+from tpru_verl.sample import IMAGE_TAG, Task
 
 MARKS = {".csv": ",", ".tsv": "\t"}
 
@@ -51,11 +55,14 @@ def columns_of(out: Path, named: Mapping[str, str], decide: str) -> dict[str, st
 
 
 def load_rows(source: str, keys: Keys) -> Loaded:
-    """The rows to answer; a broken row stays among them, so that the table has its id.
+    """The rows to answer, without their own answers, which may be placeholders.
 
-    Raises as `load`, and ValueError if all rows are broken and for an id that comes twice.
+    A broken row stays among them, so that the table has its id. Raises as `load`, and ValueError if all rows
+    are broken and for an id that comes twice.
     """
-    ((benchmark, name),) = own([source], keys)
+    if unread := dict.fromkeys(name for part in parts_of(source) for name in answers_in(part)):
+        say(f"{source}: answers are not read: {', '.join(unread)}")
+    ((benchmark, name),) = own([source], replace(keys, answer="", answered=False))
     loaded = load(benchmark, name)
     broken = [item.broken for item in loaded.items if item.broken]
     if broken:
@@ -69,9 +76,19 @@ def load_rows(source: str, keys: Keys) -> Loaded:
 
 
 def _with_an_answer(item: Item) -> Item:
-    """The item with any valid answer where it has none: the grader reads answers of its kind."""
-    order = " ".join(str(i + 1) for i in range(len(item.images)))
-    return item if item.answer else replace(item, answer=next(iter(item.options), order))
+    """The item with any valid answer: the grader reads answers of its kind.
+
+    It is an option; or an order of letters, where the text says "A-D" or the options label all pictures of a
+    reordering row; or an order of numbers.
+    """
+    letters = ascii_uppercase[: len(item.images)]
+    labelled = [*item.options.items()] == [(letter, IMAGE_TAG) for letter in letters]
+    if item.task == Task.TEMPORAL_REORDERING.value and labelled:
+        return replace(item, answer=letters)
+    span = rf"\b{letters[:1]}\s?[-\u2013]\s?{letters[-1:]}\b"
+    lettered = len(letters) > 1 and re.search(span, item.problem)
+    order = letters if lettered else " ".join(str(i + 1) for i in range(len(item.images)))
+    return replace(item, answer=next(iter(item.options), order))
 
 
 def predict(

@@ -35,7 +35,7 @@ class Keys:
     """What the user said of a source; what is None is detected."""
 
     problem: str | None = None  # name of a column
-    answer: str | None = None
+    answer: str | None = None  # "": none is read, whatever the columns are called
     images: str | None = None  # of one column, or of several: "first,second,third"
     image_root: Path | None = None  # where pictures lie, or below it in a folder that has the row's id
     answers: str | None = None  # one of ANSWER_KINDS
@@ -118,6 +118,11 @@ def columns_of(part: Part) -> list[str]:
     return list(next(plain_rows(part), {}))
 
 
+def answers_in(part: Part) -> list[str]:
+    """The part's columns that hold answers by their names. Raises as `columns_of`."""
+    return [name for name in columns_of(part) if name.casefold() in (*ANSWERS, "reward_model")]
+
+
 def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
     """Which columns hold what. Raises ValueError, with the columns found, where that can't be decided."""
     if isinstance(keys, TrainerKeys):
@@ -136,14 +141,16 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
     # `tpru data prepare` writes both forms: the question as it was counts, not the prompt made of it.
     published = {PROBLEMS[0], ANSWERS[0]} <= set(found)
     if images and not (keys.problem or keys.answer or published) and {"prompt", "reward_model"} <= set(found):
-        return Form("verl", "prompt", "reward_model", images, answered=keys.answered)
+        answer = "reward_model" if keys.answer is None else ""
+        return Form("verl", "prompt", answer, images, answered=keys.answered)
     if chat := _first_of(CHATS, [keys.problem] if keys.problem else [] if published else found):
-        answer = keys.answer or _first_of(ANSWERS, found) or chat
-        late = (*(() if columns else IMAGES), *(() if keys.answer or answer != chat else ANSWERS))
+        answer = (_first_of(ANSWERS, found) or chat) if keys.answer is None else keys.answer
+        late = (*(() if columns else IMAGES), *(ANSWERS if keys.answer is None and answer == chat else ()))
         described = (columns, keys.image_root, keys.answers, keys.answered, late)
         return Form("chat", chat, answer, images or chat, *described)
     problem = keys.problem or _first_of(PROBLEMS, found)
-    answer = keys.answer or _first_of(ANSWERS, found) or (None if keys.answered else "")
+    answer = _first_of(ANSWERS, found) if keys.answer is None else keys.answer
+    answer = "" if answer is None and not keys.answered else answer
     if problem is None or answer is None or images is None:
         wanted = zip(("problem", "answer", "image"), (problem, answer, images), strict=True)
         unknown = " and ".join(f"--{key}-key" for key, name in wanted if name is None)
