@@ -226,7 +226,9 @@ def predict(
     max_model_len: MaxModelLen = None,
     option: More = None,
 ) -> None:
-    """Answer rows, and write a table of the answers, in the order of the rows. Their own answers are not read.
+    """Answer rows, and write a table of the answers, in the order of the rows.
+
+    Answers that the rows have are not read.
 
     `--answers orders` and `--answers ranks` also say in which form an order is written: [3, 1, 4, 2].
     Exit codes: 0 every row has a response, 3 the table is written but a row is broken or a request failed.
