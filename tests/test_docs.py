@@ -3,21 +3,17 @@
 import ast
 import importlib.util
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 from support.pages import CHOICES, OPTIONS, cases, choice
+from support.shown import PAGES, ROOT, commands
 
-from tpru_verl.cli import app
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge
 from tpru_verl.grading import grade
 from tpru_verl.sample import parse_options
 
-ROOT = Path(__file__).parent.parent
 THOUGHT = "<think>A is too early, B late.</think>"
 
 
@@ -57,13 +53,6 @@ def test_what_we_make_of_the_cases_of_the_evaluation(root: Path) -> None:
         assert (judge(Item("x", "", "BDAC", ()), response).parsed or "-") == ours, response
 
 
-PAGES = sorted(
-    page.relative_to(ROOT).as_posix()
-    for folder in (".", "docs", "benchmarks")
-    for page in (ROOT / folder).glob("*.md")
-)
-
-
 def text_of(page: str) -> str:
     return (ROOT / page).read_text()
 
@@ -85,48 +74,9 @@ def test_links_lead_somewhere(page: str) -> None:
         assert not anchor or anchor in anchors(file), f"{page}: no heading {target}"
 
 
-def fenced_lines(page: str) -> list[str]:
-    """The lines of a page's code blocks without comments; lines that end in a backslash are joined."""
-    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", text_of(page), re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.sub(r"\s+#.*| &$", "", line).strip() for line in lines]
-
-
-SHOWN = [(page, line) for page in PAGES for line in fenced_lines(page) if line.startswith("tpru ")]
 NAMED = [
     (page, span) for page in PAGES for span in re.findall(r"(?<!`)`(tpru(?: [^`]*)?)`(?!`)", text_of(page))
 ]
-
-
-def commands() -> Any:
-    """`tpru` and all its commands, which parse their arguments and then do nothing."""
-
-    def idle(command: Any) -> None:
-        for one in getattr(command, "commands", {}).values():
-            idle(one)
-        if not hasattr(command, "commands"):
-            command.callback = lambda **_: None
-
-    tpru = typer.main.get_command(app)
-    idle(tpru)
-    return tpru
-
-
-@pytest.mark.parametrize(("page", "line"), SHOWN)
-def test_a_command_that_is_shown_parses(page: str, line: str) -> None:
-    arguments = shlex.split(line)[1:]
-    commands().main(arguments, prog_name="tpru", standalone_mode=False)
-    if (arguments[0] == "train" and "--resume" not in arguments) or "--recipe" in arguments:
-        recipe = arguments[arguments.index("--recipe") + 1] if "--recipe" in arguments else arguments[1]
-        assert any((ROOT / "recipes" / trainer / f"{recipe}.yaml").exists() for trainer in ("verl", "easyr1"))
-
-
-@pytest.mark.parametrize(
-    "line", ["data validat rows", "train --steps 3", "demo --stepz 3", "eval run x --pixels 1"]
-)
-def test_a_command_that_is_wrong_does_not_parse(line: str) -> None:
-    with pytest.raises(Exception, match=r"No such|Missing|Invalid"):
-        commands().main(line.split(), prog_name="tpru", standalone_mode=False)
 
 
 @pytest.mark.parametrize(("page", "span"), NAMED)
@@ -149,12 +99,7 @@ def test_a_command_that_is_named_exists_with_its_options(page: str, span: str) -
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_scripts_and_make_targets_that_are_shown_exist(page: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for line in fenced_lines(page):
-        words = line.split()
-        if words[:1] == ["make"] and len(words) > 1:
-            assert words[1] in targets, f"{page}: {line}"
+def test_files_that_are_named_exist(page: str) -> None:
     for path in re.findall(r"\bpython3? ((?:benchmarks|docs)/\S+\.py)", text_of(page)):
         assert (ROOT / path).is_file(), f"{page}: {path}"
     for path in re.findall(
