@@ -176,10 +176,10 @@ def quoted(override: str) -> str:
         return override
     if value.startswith("[") and value.endswith("]"):
         items = [item.strip() for item in value[1:-1].split(",")]
-        value = ",".join(item if _is_read(f"{key}={item}") else _in_quotes(item) for item in items)
+        value = ",".join(item if _is_read(f"{key}={item}") else in_quotes(item) for item in items)
         made = f"{key}=[{value}]"
     else:
-        made = f"{key}={_in_quotes(value)}"
+        made = f"{key}={in_quotes(value)}"
     if not equals or not _is_read(made):
         raise ValueError(f"found {override!r}, expected KEY=VALUE in Hydra's syntax, such as {_EXAMPLE}")
     return made
@@ -199,7 +199,8 @@ def _is_read(override: str) -> bool:
         return False
 
 
-def _in_quotes(value: str) -> str:
+def in_quotes(value: str) -> str:
+    """A value that Hydra reads as this text, whatever it looks like."""
     # A backslash counts only before a quotation mark.
     escaped = re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + match[2].replace('"', '\\"'), value)
     return f'"{escaped}"'

@@ -29,6 +29,7 @@ FILES = {
         "vllm/v1/engine/utils.py",
         "vllm/v1/worker/utils.py",
     ),
+    "Ray": ("ray/_private/worker.py", "ray/scripts/symmetric_run.py"),
     "transformers": (
         "transformers/modeling_utils.py",
         "transformers/models/auto/configuration_auto.py",

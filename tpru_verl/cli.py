@@ -84,7 +84,8 @@ Overrides = Annotated[
     "- `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
     "- `tpru train tpru_qwen3vl_8b '+tpru=[lora,one_gpu_48]'`\n\n"
     "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`\n\n"
-    "- `tpru train --resume outputs/tpru_7b-20260101-120000 trainer.total_epochs=4`"
+    "- `tpru train --resume outputs/tpru_7b-20260101-120000 trainer.total_epochs=4`\n\n"
+    "- `tpru train tpru_32b trainer.nnodes=4 --launch slurm > job.sh`"
 )
 def train(
     recipe: Annotated[
@@ -117,6 +118,13 @@ def train(
     grace: Annotated[
         float, typer.Option(min=0, help="Seconds in which a checkpoint may be saved after SIGTERM.")
     ] = 120,
+    launch: Annotated[
+        str | None, typer.Option(metavar="slurm|ray-job|skypilot", help="Print the script for a cluster.")
+    ] = None,
+    values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A value of it: time=4:00:00")
+    ] = None,
+    submit: Annotated[bool, typer.Option("--submit", help="Submit it instead.")] = False,
 ) -> None:
     """Check a recipe, print the exact command that trains it, and run that command.
 
@@ -125,6 +133,7 @@ def train(
     named. Exit codes: 0 done, 3 nothing was left to train, 4 ended by an alarm, 5 no progress, 128 + N ended
     by signal N, else the trainer's.
     """
+    from tpru_verl.launch import cluster
     from tpru_verl.launch import train as work
 
     given = overrides or []
@@ -132,6 +141,10 @@ def train(
         recipes()
     if recipe and "=" in recipe:  # with --resume the recipe is known
         recipe, given = None, [recipe, *given]
+    if launch or submit or values:
+        passed = cluster.passed_on(stop_on or [], stall_timeout, restarts, grace, verbose)
+        again, how = bool(resume or dry_run), {"out": out, "options": passed, "grace": grace}
+        raise typer.Exit(cluster.launch(launch, recipe, given, values or [], submit, again, **how))
     code = work.train(
         recipe,
         given,

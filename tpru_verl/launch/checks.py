@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -186,6 +187,24 @@ def engine_is_there(recipe: Mapping) -> None:
             f"{said}: found no package {ENGINES[name]}, expected it installed; install it as veRL's extra "
             f"does (pip install 'verl[{name}]'), or set actor_rollout_ref.rollout.name=vllm"
         )
+
+
+_URL = re.compile(r"(\w[\w+.-]*)://")
+
+
+def on_a_disk(settings: Settings) -> None:
+    """Raises ValueError for an address such as s3://... where a trainer takes files and folders alone.
+
+    veRL 0.9.1 would save checkpoints in a local folder named `s3:`. It copies a model from hdfs:// alone.
+    """
+    for name in ("train_files", "val_files", "checkpoints", "model"):
+        for value in settings.files(name):
+            found = _URL.match(value)
+            if found and not (name == "model" and found[1] == "hdfs"):
+                raise ValueError(
+                    f"{settings.key(name)}={value}: found an address, expected a file or folder; mount the "
+                    f"storage as a folder, or copy it (docs/clusters.md)"
+                )
 
 
 def data_is_there(key: str, files: str | Sequence[str] | None, keys: TrainerKeys) -> None:

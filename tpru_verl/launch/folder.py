@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -63,8 +64,11 @@ class Start:
 def new(out: Path | None, recipe: str) -> Path:
     """The absolute path of a folder for a new run; nothing is made.
 
-    Raises ValueError where `out` is a file or has something in it: two runs in one folder mix their results.
+    Raises ValueError where `out` is the address of a storage, is a file or has something in it: two runs in
+    one folder mix their results.
     """
+    if out and re.match(r"\w[\w+.-]+:/", str(out)):  # Path has made one slash of two
+        raise ValueError(f"--out {out}: found an address, expected a folder; mount the storage as a folder")
     folder = out or Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = folder.expanduser().absolute()
     if (folder / START).exists():

@@ -18,9 +18,12 @@ _CPUS = "ray_kwargs.ray_init.num_cpus"
 
 
 def joins_a_cluster(config: Mapping) -> bool:
-    """Whether the run joins a cluster of Ray, whose packages, CPUs and GPUs may be elsewhere."""
+    """Whether the run joins a cluster of Ray, whose packages, CPUs and GPUs may be elsewhere.
+
+    With `ray_kwargs.ray_init.address=local` Ray starts one of its own whatever RAY_ADDRESS says.
+    """
     address = value_at(config, "ray_kwargs.ray_init.address")
-    return bool(os.environ.get("RAY_ADDRESS")) or address not in (None, "local")
+    return address != "local" and bool(address or os.environ.get("RAY_ADDRESS"))
 
 
 def flash_attn(settings: Settings) -> str:

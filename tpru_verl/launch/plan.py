@@ -62,8 +62,9 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
 
     Raises:
         FileNotFoundError: an adapter that is none.
-        ValueError: an unknown recipe, overlay or key, one of the other trainer, a value that it refuses, and
-            settings that do not go together (`launch.overlays`).
+        ValueError: an unknown recipe, overlay or key, one of the other trainer, a value that it refuses, an
+            address of a storage (`checks.on_a_disk`), and settings that do not go together
+            (`launch.overlays`).
         RuntimeError: no trainer, both, a veRL that is too old, or EasyR1 beside a package that breaks it.
     """
     trainer = trainers.find()
@@ -74,6 +75,7 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     if trainer.name == trainers.EASYR1:
         arguments = recipes.easyr1_arguments(recipe, overrides)
         settings = Settings(trainer.name, easyr1.compose(arguments))
+        launch.on_a_disk(settings)
         return Plan(trainer, settings, [sys.executable, "-m", trainer.module, *arguments], {})
     from omegaconf import OmegaConf
 
@@ -92,9 +94,9 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
         plain["trainer"]["logger"] = loggers
         overrides.append(f"trainer.logger=[{','.join(loggers)}]")
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
+    launch.on_a_disk(settings)
     overlays.check(settings.config)
     overlays.check_size(settings, chosen)
-    command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
     environment = launch.environment(config)
     if run_folder:
         most = os.environ.get("TPRU_MOST_ANSWERS", MOST_ANSWERS)
@@ -103,7 +105,17 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
             "TPRU_MOST_ANSWERS": str(most),
         }
     doubts = [*recipes.doubtful_keys(recipe, overrides), *overlays.doubts(settings, chosen)]
+    if needs.joins_a_cluster(plain):
+        stop = {"TPRU_STOP_FILE": str(run_folder / folder.STOP)} if run_folder else {}
+        overrides += _for_workers({**environment, **stop})
+    command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
     return Plan(trainer, settings, command, environment, doubts)
+
+
+def _for_workers(environment: Mapping[str, str]) -> list[str]:
+    """Overrides that hand variables to the run's processes on a cluster, which inherit those of its nodes."""
+    key = "ray_kwargs.ray_init.runtime_env.env_vars"
+    return [f"++{key}.{name}={recipes.in_quotes(value)}" for name, value in environment.items()]
 
 
 def _placed(trainer: str, run_folder: Path) -> list[str]:
