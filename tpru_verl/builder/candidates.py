@@ -104,24 +104,24 @@ class Bench:
 
     @cached_property
     def far(self) -> Floats:
-        """(frames, frames) how far the pictures are from each other."""
-        return distances(self.grey)
+        """(own, frames) how far the pictures of the row's clip are from the others."""
+        return distances(self.grey, self.own)
 
     @cached_property
     def reach(self) -> float:
         """The largest distance from which a frame of another clip is a hard wrong candidate."""
         limit = self.filters.max_foreign
-        return limit * float(self.far[: self.own, : self.own].max()) if limit else np.inf
+        return limit * float(self.far[:, : self.own].max()) if limit else np.inf
 
     @cached_property
     def comes_back(self) -> NDArray[np.bool_]:
         """(own,) whether the clip shows what this frame shows a second time, after something else."""
-        return comes_back(self.far[: self.own, : self.own])
+        return comes_back(self.far[:, : self.own])
 
     @cached_property
     def visible_order(self) -> float:
         """How far the order of the clip's frames is visible in its pictures, 1/3 to 1."""
-        return visible_order(self.far[: self.own, : self.own])
+        return visible_order(self.far[:, : self.own])
 
     def all_apart(self, places: Sequence[int]) -> bool:
         """Whether no two of these frames look alike."""

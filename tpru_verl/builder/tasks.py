@@ -131,9 +131,10 @@ def drafts_of(
     bench = _bench(clip, place, near, options, filters, seed, watched)
     asked_before: set[tuple[Ref, ...]] = set()
     for task in options.tasks:
+        least = options.least_order(task, timed=clip.time[0] is not None)
         for number in range(options.rows_per_clip):
             row_id = f"{clip.id}/{task.value}/{number}"
-            if bench.visible_order < options.least_order(task, timed=clip.time[0] is not None):
+            if least and bench.visible_order < least:
                 yield row_id, UNSEEN
                 continue
             drawn = _draw(task, bench, options, seeded(seed, row_id), asked_before)
