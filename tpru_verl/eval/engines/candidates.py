@@ -1,9 +1,10 @@
 """The prompts that one request becomes inside vLLM: one, or one for each place where its candidates part.
 
-These prompts begin alike, pictures included, so that vLLM's prefix cache computes the common part once. Of
-each, one token is asked for: `logprob_token_ids` gives the log-probabilities of exactly the tokens that may
-follow, before any sampling parameter acts on them. vLLM 0.24 has no such field and is asked for its likeliest
-tokens; one that is not among them gets the lowest value of the list, which is the most that it can have.
+These prompts begin alike, pictures included. The pictures are processed once, and vLLM's prefix cache
+computes the common part once. Of each prompt, one token is asked for: `logprob_token_ids` gives the
+log-probabilities of exactly the tokens that may follow, before any sampling parameter acts on them. vLLM 0.24
+has no such field and is asked for its likeliest tokens; one that is not among them gets the lowest value of
+the list, which is the most that it can have.
 """
 
 from __future__ import annotations
@@ -11,25 +12,46 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tpru_verl.eval.decide import SCORE, Fork, best_of, forks_of, scores_of
 from tpru_verl.eval.engines.base import Request
 from tpru_verl.eval.store import Reply
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 LIKELIEST = 20  # as many as vLLM gives unless told otherwise (`max_logprobs`)
 
 
 @dataclass
 class Job:
-    """What vLLM is asked for one request, and what it has said so far."""
+    """What vLLM is asked for one request, and what it has said so far.
+
+    `prompt`, as vLLM takes it, is the whole prompt, or what those of all forks begin with.
+    """
 
     request: Request
-    prompts: list[Any]  # as vLLM takes them
-    params: list[Any]
+    prompt: dict[str, Any]
+    params: list[Any]  # of each prompt
     forks: list[Fork] = field(default_factory=list)
     paths: dict[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: dict[int, Any] = field(default_factory=dict)
+
+    def enqueue(self, llm: LLM) -> list[str]:
+        """Hand the prompts to vLLM, the shortest first, and return their names. Raises as `LLM.enqueue`."""
+        if not self.forks:
+            return llm.enqueue([self.prompt], self.params, use_tqdm=False)
+        names = llm.enqueue([self._prompt_of(self.forks[0])], self.params[:1], use_tqdm=False)
+        # Read once more, the prompt names its pictures, which vLLM's engine has by now, without their pixels.
+        (read,) = llm.renderer.render_cmpl([self.prompt])
+        for fork, params in zip(self.forks[1:], self.params[1:], strict=True):
+            one = {**read, "prompt_token_ids": [*read["prompt_token_ids"], *fork.path]}
+            names.append(llm.llm_engine.add_request(str(next(llm.request_counter)), one, params))
+        return names
+
+    def _prompt_of(self, fork: Fork) -> dict[str, Any]:
+        return {**self.prompt, "prompt_token_ids": [*self.prompt["prompt_token_ids"], *fork.path]}
 
     def reply(self) -> Reply:
         if not self.forks:
@@ -60,9 +82,8 @@ def scoring_job(request: Request, prompt: dict[str, Any], tokenizer: Any) -> Job
     pictures = {name: value for name, value in prompt.items() if name != "prompt"}
     shared, paths = paths_of(tokenizer, prompt["prompt"], request.candidates)
     forks = forks_of([*paths.values()])
-    prompts = [{**pictures, "prompt_token_ids": [*shared, *fork.path]} for fork in forks]
     params = [SamplingParams(max_tokens=1, temperature=0, **_told(SamplingParams, fork)) for fork in forks]
-    return Job(request, prompts, params, forks, paths)
+    return Job(request, {**pictures, "prompt_token_ids": shared}, params, forks, paths)
 
 
 def _told(params: type, fork: Fork) -> dict[str, Any]:

@@ -178,8 +178,7 @@ class Local:
                         request, prepared = ahead.popleft()
                         try:
                             job = prepared.result()
-                            for i, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
-                                (name,) = llm.enqueue([prompt], params, use_tqdm=False)
+                            for i, name in enumerate(job.enqueue(llm)):
                                 # Outputs lack what vLLM adds to its number.
                                 inside[name.partition("-")[0]] = job, i
                         except ValueError as error:  # an image, or a prompt that is too long
@@ -190,7 +189,7 @@ class Local:
                     for output in engine.step():
                         job, i = inside.pop(output.request_id)
                         job.outputs[i] = output
-                        if len(job.outputs) == len(job.prompts):
+                        if len(job.outputs) == len(job.params):
                             yield job.request, job.reply()
         finally:
             if inside:
@@ -200,7 +199,7 @@ class Local:
         prompt = self._prompt(request)
         if request.decide == SCORE:
             return scoring_job(request, prompt, self.processor.tokenizer)
-        return Job(request, [prompt], [self._params(request)])
+        return Job(request, prompt, [self._params(request)])
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         content = [
