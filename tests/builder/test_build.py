@@ -393,6 +393,8 @@ def test_clips_whose_order_is_hardly_visible_are_shown_and_can_be_dropped(
     few = ("--task", "temporal_reordering", "--min-order", 0.4, "--negatives", 0)
     manifest = build(tmp_path / "in", "out", *few)
     assert manifest["clips near the threshold"] == 1
+    shaky, straight = (manifest["visible_order"][f"scene/<b>take{i}"] for i in (0, 1))
+    assert 0.3 < shaky < 0.5 < straight <= 1
     page = (tmp_path / "out/clips.html").read_text()
     assert "look at" in " ".join(capsys.readouterr().out.split())
     assert 'value="scene/&lt;b&gt;take0"' in page

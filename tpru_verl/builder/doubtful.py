@@ -28,7 +28,7 @@ _SCRIPT = """document.getElementById("save").onclick = () => {
 };"""
 
 
-class Doubtful(NamedTuple):
+class Measured(NamedTuple):
     """A clip: how far its order is from the threshold, its id, its place, its visible order."""
 
     distance: float
@@ -37,7 +37,7 @@ class Doubtful(NamedTuple):
     order: float
 
 
-def write_page(path: Path, clips: Path, doubtful: Sequence[Doubtful], least: float) -> None:
+def write_page(path: Path, clips: Path, doubtful: Sequence[Measured], least: float) -> None:
     """Clips nearest to the threshold first, with pictures in their order, and a button that saves a list."""
     shown = sorted(doubtful)[:MOST_CLIPS]
     parts = [
@@ -60,7 +60,7 @@ def write_page(path: Path, clips: Path, doubtful: Sequence[Doubtful], least: flo
     write_text(path, "\n".join([*parts, f"<script>{_SCRIPT}</script>"]) + "\n")
 
 
-def _pictures(clips: Path, clip: Doubtful) -> list[str]:
+def _pictures(clips: Path, clip: Measured) -> list[str]:
     path, number = file_of(clips, clip.place[0]), clip.place[1]
     frames = len(read_clip(path, number))
     places = sorted({round(i * (frames - 1) / (MOST_FRAMES - 1)) for i in range(MOST_FRAMES)})

@@ -17,7 +17,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from tpru_verl.builder.clips import Clip, Label, SourceItem, Told, file_of, read_clip, read_told, told_file
-from tpru_verl.builder.doubtful import NEAR, Doubtful
+from tpru_verl.builder.doubtful import Measured
 from tpru_verl.builder.filters import Filters
 from tpru_verl.builder.order import distances, visible_order
 from tpru_verl.builder.tasks import Draft, Near, Place, TaskOptions, drafts_of
@@ -164,16 +164,16 @@ def neighbours_of(
     return near
 
 
-def draft(task: DraftTask) -> tuple[Drafted, Counter[str], list[Doubtful]]:
-    """Drafts of the clips of one file, rows that could not be made by reason, and clips to be looked at."""
-    doubtful: list[Doubtful] = []
+def draft(task: DraftTask) -> tuple[Drafted, Counter[str], list[Measured]]:
+    """Drafts of the clips of one file, rows that could not be made by reason, and visible orders."""
+    measured: list[Measured] = []
     drafted: Drafted = []
     lost: Counter[str] = Counter()
     for place, split, near in task.clips:
         clip, told = _clip(task, place)
         others = [Near(_clip(task, other)[0], other) for other in near]
         others += _earlier(task, clip, place, {*near})
-        doubtful += _doubtful(clip, place, task.options)
+        measured += _measured(clip, place, task.options)
         rows: list[Draft] = []
         watched = task.watched.get(clip.scene)
         for row in drafts_of(clip, place, others, told.wrong, task.options, task.filters, task.seed, watched):
@@ -182,14 +182,15 @@ def draft(task: DraftTask) -> tuple[Drafted, Counter[str], list[Doubtful]]:
             else:
                 lost[row[1]] += 1
         drafted.append((split, rows))
-    return drafted, lost, doubtful
+    return drafted, lost, measured
 
 
-def _doubtful(clip: Clip, place: Place, options: TaskOptions) -> Iterator[Doubtful]:
-    """The clip, where its visible order is near the threshold of reordering rows."""
+def _measured(clip: Clip, place: Place, options: TaskOptions) -> Iterator[Measured]:
+    """The visible order of the clip, where reordering rows have a threshold for it."""
     least = options.least_order(Task.TEMPORAL_REORDERING, timed=clip.time[0] is not None)
-    if least and abs((order := visible_order(distances(clip.grey))) - least) < NEAR:
-        yield Doubtful(abs(order - least), clip.id, place, order)
+    if least:
+        order = visible_order(distances(clip.grey))
+        yield Measured(abs(order - least), clip.id, place, order)
 
 
 def _earlier(task: DraftTask, clip: Clip, place: Place, known: set[Place]) -> list[Near]:

@@ -25,7 +25,7 @@ from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
 from tpru_verl.builder.describe import Describer
-from tpru_verl.builder.doubtful import PAGE, write_page
+from tpru_verl.builder.doubtful import NEAR, PAGE, write_page
 from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of
 from tpru_verl.builder.stages import BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
@@ -131,14 +131,15 @@ def _build(
         first = f"; the first: {_told(lost[0])}" if lost else ", and no frame"
         raise ValueError(f"{source}: found no usable clip{first}")
     splits = drafts.splits_of(labels, settings.split, settings.seed)
-    plans, ledger, lost, doubtful = stages.draft(clips, told, labels, splits)
+    plans, ledger, lost, measured = stages.draft(clips, told, labels, splits)
     shards, written = stages.write(plans, clips)
     (shards / PAGE).unlink(missing_ok=True)
-    if doubtful:
+    if doubtful := [clip for clip in measured if clip.distance < NEAR]:
         least = settings.options.least_order(Task.TEMPORAL_REORDERING, timed=True)
         write_page(shards / PAGE, clips, doubtful, least)
     manifest = _manifest(source, stages, counts, ledger, lost, written, describer, against)
     manifest["clips near the threshold"] = len(doubtful)
+    manifest["visible_order"] = {clip.id: round(clip.order, 3) for clip in measured}
     return shards, manifest | {"shared_pictures": drafts.look_alikes(labels, splits)}, counts
 
 

@@ -30,7 +30,7 @@ from tpru_verl.builder.clips import (
 )
 from tpru_verl.builder.crop import Cover
 from tpru_verl.builder.describe import Describer
-from tpru_verl.builder.doubtful import Doubtful
+from tpru_verl.builder.doubtful import Measured
 from tpru_verl.builder.filters import Filters, clips_of
 from tpru_verl.builder.order import order_of
 from tpru_verl.builder.sources import EPISODES
@@ -262,7 +262,7 @@ class Stages:
         told: Path | None,
         labels: Mapping[Place, Label],
         splits: Mapping[Place, str],
-    ) -> tuple[list[Path], deal.Ledger, Counter[str], list[Doubtful]]:
+    ) -> tuple[list[Path], deal.Ledger, Counter[str], list[Measured]]:
         settings = self.settings
         near = drafts.neighbours_of(labels, splits)
         watched = drafts.watched_in(clips, labels)
@@ -279,12 +279,12 @@ class Stages:
             for _, places in groupby(sorted(labels), key=lambda place: place[0])
         ]
         lost: Counter[str] = Counter()
-        doubtful: list[Doubtful] = []
+        measured: list[Measured] = []
 
         def drafted() -> Iterator[drafts.Drafted]:
             for rows, without, near_by in self._run(tasks, drafts.draft, "Drafting rows"):
                 lost.update(without)
-                doubtful.extend(near_by)
+                measured.extend(near_by)
                 yield rows
 
         folder = self.folder("plan")
@@ -295,7 +295,7 @@ class Stages:
         except ValueError as error:
             reasons = ", ".join(f"{count} rows: {reason}" for reason, count in lost.most_common())
             raise ValueError(f"{error}{f' ({reasons})' * bool(reasons)}") from error
-        return plans, ledger, lost, doubtful
+        return plans, ledger, lost, measured
 
     def write(self, plans: Sequence[Path], clips: Path) -> tuple[Path, list[dict[str, object]]]:
         """The folder of the shards, and the description of each shard."""
