@@ -32,7 +32,7 @@ class Job:
     """
 
     request: Request
-    prompt: dict[str, Any]
+    prompt: Any
     params: list[Any]  # of each prompt
     forks: list[Fork] = field(default_factory=list)
     paths: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class Job:
             return llm.enqueue([self.prompt], self.params, use_tqdm=False)
         names = llm.enqueue([self._prompt_of(self.forks[0])], self.params[:1], use_tqdm=False)
         # Read once more, the prompt names its pictures, which vLLM's engine has by now, without their pixels.
-        (read,) = llm.renderer.render_cmpl([self.prompt])
+        read: Any = llm.renderer.render_cmpl([self.prompt])[0]
         for fork, params in zip(self.forks[1:], self.params[1:], strict=True):
-            one = {**read, "prompt_token_ids": [*read["prompt_token_ids"], *fork.path]}
+            one: Any = {**read, "prompt_token_ids": [*read["prompt_token_ids"], *fork.path]}
             names.append(llm.llm_engine.add_request(str(next(llm.request_counter)), one, params))
         return names
 
-    def _prompt_of(self, fork: Fork) -> dict[str, Any]:
+    def _prompt_of(self, fork: Fork) -> Any:
         return {**self.prompt, "prompt_token_ids": [*self.prompt["prompt_token_ids"], *fork.path]}
 
     def reply(self) -> Reply:
