@@ -5,13 +5,16 @@ BIN := $(VENV)/bin
 # The stamp is written last. An environment without one was interrupted, and is made anew.
 STAMP := $(VENV)/.stamp-$(shell cksum < pyproject.toml | tr ' ' '-')
 ARGS ?=
+# Nothing is compiled at installation: 395 MB of Python take a minute of one core, and most is never imported.
+export PIP_NO_COMPILE := 1
 
-.PHONY: help demo test frameworks lint docs resolve clean
+.PHONY: help demo test frameworks lint docs pictures resolve clean
 help:
 	@echo 'make demo    train the tiny model on a CPU with veRL and show that it got better (outputs/demo)'
 	@echo 'make test    run all tests; quick ones only: make test ARGS="-m '"'not e2e'"'"'
 	@echo 'make lint    ruff and pyright'
 	@echo 'make docs    the site of the documentation (outputs/site)'
+	@echo 'make pictures the pictures of README and docs; needs Chromium'
 	@echo 'make resolve what pip would install for each extra on Python 3.10 to 3.12; fetches gigabytes'
 	@echo 'make clean   remove .venv and caches; outputs/ is kept'
 	@echo 'Options go in ARGS, as in: make demo ARGS="--seed 2". Another Python: make PYTHON=python3.12 demo'
@@ -19,11 +22,14 @@ help:
 demo: $(STAMP)
 	$(BIN)/tpru demo $(ARGS)
 
+# One process more than there are cores: a trainer that starts waits for half of its time (tests/conftest.py).
 test: $(STAMP) frameworks
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Environments of tests/test_frameworks.py: a list's packages in front of those of $(VENV).
-frameworks: $(patsubst tests/frameworks/%.txt,$(VENV)/frameworks/%/.stamp,$(wildcard tests/frameworks/*.txt))
+# `make --jobs 4 test` makes several at once, `make test FRAMEWORKS=` none.
+FRAMEWORKS ?= $(patsubst tests/frameworks/%.txt,%,$(wildcard tests/frameworks/*.txt))
+frameworks: $(FRAMEWORKS:%=$(VENV)/frameworks/%/.stamp)
 
 $(VENV)/frameworks/%/.stamp: tests/frameworks/%.txt $(STAMP)
 	@echo "Making $(@D)"
@@ -41,6 +47,10 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet
+
+pictures: $(STAMP)
+	$(BIN)/python docs/picture.py
+	$(BIN)/python docs/pictures.py $(ARGS)
 
 resolve: $(STAMP)
 	$(BIN)/python benchmarks/resolve.py $(ARGS)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,26 @@ def checkpoint(root: Path) -> Path:
     return folder
 
 
+# They start Ray, vLLM or other frameworks. They begin first, so that all others run beside them.
+LONGEST = ("test_end_to_end.py", "test_frameworks.py", "test_evaluate.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest first, so that all others run beside them."""
-    longest = ("test_end_to_end.py", "test_frameworks.py")
-    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
+    def place(item: pytest.Item) -> int:
+        return LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True, tryfirst=True)  # without pytest-xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Each file is the work of one process, and each environment of another framework by itself."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrEnvironment(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if "test_frameworks.py::" in nodeid else super()._split_scope(nodeid)
+
+    return ByFileOrEnvironment(config, log)

@@ -49,9 +49,22 @@ EQUAL_LENGTHS = """
 """
 
 
-def test_stock_verl_breaks_on_equal_lengths_and_the_plugin_does_not() -> None:
-    assert python(EQUAL_LENGTHS, **STOCK).returncode != 0
-    patched = python(EQUAL_LENGTHS)
+Done = subprocess.CompletedProcess[str]
+
+
+# Six seconds of a core each, so two tests share them.
+@pytest.fixture(scope="module")
+def stock() -> Done:
+    return python(EQUAL_LENGTHS, TPRU_PLUGIN_ANNOUNCED="", VERL_PLATFORM="cpu", **STOCK)
+
+
+@pytest.fixture(scope="module")
+def patched() -> Done:
+    return python(EQUAL_LENGTHS, TPRU_PLUGIN_ANNOUNCED="", VERL_PLATFORM="cpu")
+
+
+def test_stock_verl_breaks_on_equal_lengths_and_the_plugin_does_not(stock: Done, patched: Done) -> None:
+    assert stock.returncode != 0
     assert patched.returncode == 0, patched.stderr
 
 
@@ -256,14 +269,12 @@ def test_a_patch_waits_for_its_module_and_runs_once(tmp_path: Any, monkeypatch: 
     assert (seen, patched_later.value) == ([1], 2)
 
 
-def announced(**environment: str) -> str:
-    return python("import verl", **{"TPRU_PLUGIN_ANNOUNCED": "", "VERL_PLATFORM": "", **environment}).stderr
-
-
-def test_the_plugin_is_seen_once_and_only_when_it_is_wanted() -> None:
-    assert announced().count("tpru plugin 0.1.0 loaded into veRL: patches\n") == 1
-    assert "loaded into veRL: patches, cpu" in announced(VERL_PLATFORM="cpu")
-    assert "tpru plugin" not in announced(VERL_USE_EXTERNAL_PLUGINS="none")
+def test_the_plugin_is_seen_once_and_only_when_it_is_wanted(stock: Done, patched: Done) -> None:
+    elsewhere = python("import verl", TPRU_PLUGIN_ANNOUNCED="", VERL_PLATFORM="").stderr
+    assert elsewhere.count("tpru plugin 0.1.0 loaded into veRL: patches\n") == 1
+    assert "loaded into veRL: patches, cpu" in patched.stderr
+    assert "line 9" in stock.stderr  # where it fails: veRL was imported before
+    assert "tpru plugin" not in stock.stderr
 
 
 def test_a_part_that_cannot_load_is_a_visible_warning() -> None:
