@@ -21,6 +21,7 @@ SHOWN = list(all_commands())
 TPRU = [(block.place, arguments[1:]) for block, arguments in SHOWN if arguments[0] == "tpru"]
 # What a command begins with -> the file that runs it with other arguments.
 RUN_BY = {
+    "tpru train --launch": "tests/launch/test_cluster.py",
     "tpru export": "tests/runs/test_export.py",
     "tpru eval compare": "tests/eval/test_evaluate.py",
     "tpru eval export": "tests/eval/test_harnesses.py",
@@ -46,6 +47,8 @@ HERE = re.compile(r"tpru data (?:validate|stats|view|prepare) (?!Stephengzk)")
 
 
 def begins(arguments: list[str]) -> str | None:
+    if "--launch" in arguments and "--submit" not in arguments:
+        return "tpru train --launch"
     line = " ".join(arguments)
     return next((start for start in RUN_BY if line == start or line.startswith(f"{start} ")), None)
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ class Block:
 
     @property
     def commands(self) -> list[str]:
-        """One a line, without comments, variables before it, and what sends it to the background."""
+        """One a line, without comments, variables before it, and where its output goes."""
         lines = self.text.replace("\\\n", " ").splitlines()
-        bare = [re.sub(r"(^|\s+)#(?: .*|$)|\s*&$", "", line) for line in lines]
+        bare = [re.sub(r"(^|\s+)#(?: .*|$)|\s*&$|\s> \S+$", "", line) for line in lines]
         parts = [part for line in bare for part in re.split(r"\s&&\s", line)]
         return [re.sub(r"^(?:[A-Z_]+=\S*\s+)+", "", part.strip()) for part in parts if part.strip()]
 
@@ -95,7 +96,9 @@ def commands() -> Any:
 
 def recipe_of(arguments: list[str]) -> tuple[str, list[str]] | None:
     """Recipe and overrides of a command that composes one: `tpru train`, `tpru doctor`, `main_ppo`."""
+    of_option = {after for word, after in pairwise(arguments) if word == "--set"}
     given = [word for word in arguments if re.match(r"[+~]*[a-zA-Z_][\w.]*=", word)]
+    given = [word for word in given if word not in of_option]
     if arguments[:2] == ["tpru", "train"] and "--resume" not in arguments:
         return arguments[2], given
     for option in ("--recipe", "--config-name"):
