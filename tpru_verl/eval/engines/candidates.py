@@ -21,7 +21,7 @@ from tpru_verl.eval.store import Reply
 if TYPE_CHECKING:
     from vllm import LLM
 
-LIKELIEST = 20  # as many as vLLM gives unless told otherwise (`max_logprobs`)
+LIKELIEST = 100  # vLLM gives 20 unless its engine is told otherwise (`max_logprobs`)
 
 
 @dataclass

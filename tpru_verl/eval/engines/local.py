@@ -17,7 +17,7 @@ from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
 from tpru_verl.eval.decide import GUIDED, SCORE
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
-from tpru_verl.eval.engines.candidates import Job, scoring_job
+from tpru_verl.eval.engines.candidates import LIKELIEST, Job, scoring_job
 from tpru_verl.eval.store import Reply
 from tpru_verl.models import DEFAULT
 from tpru_verl.redaction import redact_options, secrets_in, without
@@ -98,6 +98,7 @@ class Local:
         options: dict[str, Any] = {
             "limit_mm_per_prompt": {"image": max(images, 1)},
             "seed": self.sampling.seed,
+            "max_logprobs": LIKELIEST,
         }
         if needed:
             # Room for another way to decide, so that vLLM needs no second start for it.
