@@ -21,11 +21,10 @@ from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.plugin.agent_loop import (
     TPRUAgentLoopManager,
     TPRUAgentLoopWorker,
-    _check_lists,
     _StockWorker,
-    _training_features,
 )
 from tpru_verl.plugin.dataset import TPRUDataset
+from tpru_verl.plugin.processors import check_lists_of_ids, training_features
 from tpru_verl.plugin.waiting import ERROR
 
 N = 3
@@ -62,7 +61,7 @@ def test_group_rollout_writes_what_stock_verl_writes(rollout: Callable) -> None:
     assert len(ours) == 2 * N
     # Timings differ, and stock veRL keeps the decoded pictures of every trajectory in `raw_prompt`.
     for key, row in stock.items():
-        assert set(ours[key]) | {"mm_processor_kwargs", "mm_processor_output"} >= set(row)
+        assert set(row) - set(ours[key]) <= {"mm_processor_kwargs", "mm_processor_output", "raw_prompt"}
         for name in row.keys() & ours[key].keys() - {"metrics", "raw_prompt"}:
             assert same(ours[key][name], row[name]), (key, name, ours[key][name], row[name])
     assert other.server.images == N * one.server.images
@@ -273,8 +272,8 @@ def test_the_reward_knows_whether_the_chat_template_opens_think(
 
 def test_images_that_an_update_would_not_see_are_an_error() -> None:
     with pytest.raises(ValueError, match="found 2 images without image_grid_thw"):
-        _training_features({"pixel_values": torch.zeros(2, 3)}, images=2)
-    assert _training_features({"mm_token_type_ids": torch.zeros(1, 3)}, images=0) == {}
+        training_features({"pixel_values": torch.zeros(2, 3)}, images=2)
+    assert training_features({"mm_token_type_ids": torch.zeros(1, 3)}, images=0) == {}
 
 
 def test_a_reward_sees_the_fields_of_its_own_sample(
@@ -294,7 +293,7 @@ def test_a_prompt_that_lost_image_tokens_is_still_noticed(checkpoint: Path) -> N
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(checkpoint)
-    _check_lists(processor)
+    check_lists_of_ids(processor)
     token, given = processor.image_token, torch.full((1, 3), processor.image_token_id)
     processor._check_special_mm_tokens([3 * token], {"input_ids": given}, modalities=["image"])
     with pytest.raises(ValueError, match="Mismatch in `image` token count"):

@@ -19,10 +19,9 @@ import asyncio
 import inspect
 import logging
 import random
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 from uuid import uuid4
 
 import numpy as np
@@ -32,7 +31,6 @@ import transfer_queue as tq
 import verl
 from omegaconf import DictConfig, OmegaConf
 from tensordict import NonTensorData, TensorDict
-from transformers import BatchFeature
 from verl.experimental.agent_loop.agent_loop import (
     AgentLoopBase,
     AgentLoopMetrics,
@@ -46,13 +44,13 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
 from tpru_verl.plugin import reproducible
+from tpru_verl.plugin.processors import Executor, check_lists_of_ids, training_features
 from tpru_verl.plugin.waiting import ERROR, said, watch, who_died
 from tpru_verl.terminal import line_of
 from tpru_verl.trainers import TESTED, VERL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from transformers import ProcessorMixin
     from verl.workers.rollout.replica import TokenOutput
 
 logger = logging.getLogger("tpru_verl")
@@ -62,9 +60,6 @@ NEVER = -100.0
 
 # Ray hides the class behind an actor class that cannot be inherited from.
 _StockWorker = vars(AgentLoopWorkerTQ)["__ray_metadata__"].modified_class.__ray_actor_class__
-
-
-T = TypeVar("T")
 
 
 class Prepared(NamedTuple):
@@ -91,12 +86,12 @@ class TPRUAgentLoopWorker(_StockWorker):
             dataset_cls=self.dataset_cls,
             data_config=DictConfigWrap(config.data),
         )
-        self._single_turn.loop.set_default_executor(_Executor())
+        self._single_turn.loop.set_default_executor(Executor())
         self._groups = self._runs_groups()
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
         if self._groups:
-            _check_lists(self.processor)
+            check_lists_of_ids(self.processor)
 
     def _runs_groups(self) -> bool:
         kind, engine = type(self.processor).__name__, self.rollout_config.name
@@ -145,7 +140,7 @@ class TPRUAgentLoopWorker(_StockWorker):
         loop._assert_mm_supported(bool(images))
         features: dict[str, object] = {}
         ids = await loop.ct_build_initial_tokens(messages, images=images, mm_inputs_out=features)
-        return Prepared(ids, images, _training_features(features, len(images)))
+        return Prepared(ids, images, training_features(features, len(images)))
 
     async def _run_group(
         self, prompt: dict, prepared: Prepared, sampling_params: dict, validate: bool
@@ -230,15 +225,21 @@ class TPRUAgentLoopWorker(_StockWorker):
         multi_modal_inputs: dict[str, torch.Tensor],
         validate: bool,
     ) -> None:
-        """Score the group and write it to TransferQueue, with the fields, keys and tags of stock veRL."""
+        """Score the group and write it to TransferQueue, with the keys and tags of stock veRL.
+
+        Its fields are those of stock veRL, but for messages that nobody reads.
+        """
         positions = self._positions(outputs, multi_modal_inputs)
         multi_modal_inputs.pop("mm_token_type_ids", None)  # only positions need them
         await self._score(prompt, outputs)
 
+        # veRL reads the messages again where the trainer asks a reward model; they hold the pictures.
+        unread = {"raw_prompt"} if self.reward_loop_worker_handles is not None else set()
         # Without this TensorDict would wrap each value once for every sample.
         shared = {
             key: value if isinstance(value, torch.Tensor) else NonTensorData(value)
             for key, value in {**prompt, "multi_modal_inputs": multi_modal_inputs}.items()
+            if key not in unread
         }
         batch_keys, fields, tags = [], [], []
         for session_id, (output, position_ids) in enumerate(zip(outputs, positions, strict=True)):
@@ -312,61 +313,6 @@ class TPRUAgentLoopWorker(_StockWorker):
         for output, result in zip(outputs, await worker.compute_score_batch.remote(data), strict=True):
             output.reward_score = result["reward_score"]
             output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
-
-
-def _check_lists(processor: ProcessorMixin) -> None:
-    """Let the processor count the image tokens of a prompt in a list.
-
-    transformers 5.10 compares tensors of one element each, which takes longer than preparing the images.
-    """
-    check = getattr(processor, "_check_special_mm_tokens", None)
-    if check is None:
-        logger.warning(
-            "tpru plugin: %s has no _check_special_mm_tokens, so it may count image tokens slowly",
-            type(processor).__name__,
-        )
-        return
-
-    def check_lists(text: list[str], text_inputs: BatchFeature, modalities: list[str]) -> None:
-        ids = [torch.as_tensor(ids).tolist() for ids in text_inputs["input_ids"]]
-        check(text, BatchFeature({"input_ids": ids}), modalities)
-
-    processor._check_special_mm_tokens = check_lists
-
-
-def _training_features(features: dict[str, object], images: int) -> dict[str, torch.Tensor]:
-    """The part of the processor's output that stock veRL keeps for training; none without images.
-
-    Raises ValueError where images have no `image_grid_thw`: the update would not see them.
-    """
-    kept = {key: torch.as_tensor(value) for key, value in features.items() if key != "attention_mask"}
-    grid = kept.get("image_grid_thw")
-    if grid is None:
-        if images:
-            raise ValueError(f"found {images} images without image_grid_thw in the processor's output")
-        return {}
-    kept["images_seqlens"] = torch.repeat_interleave(grid[:, 1] * grid[:, 2], grid[:, 0])
-    return kept
-
-
-class _Executor(ThreadPoolExecutor):
-    """An executor whose functions raise RuntimeError in the place of StopIteration.
-
-    Python 3.11's asyncio cannot store a StopIteration in a future, so that who awaits it waits for ever.
-    transformers' processors raise one for a text with more image tokens than images.
-    """
-
-    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        return super().submit(_without_stop_iteration, fn, *args, **kwargs)
-
-
-def _without_stop_iteration(function: Callable[..., T], *args: object, **kwargs: object) -> T:
-    try:
-        return function(*args, **kwargs)
-    except StopIteration as error:
-        raise RuntimeError(
-            "StopIteration: a processor raises it for a text with more image or video tokens than images"
-        ) from error
 
 
 def _reason(error: Exception) -> str:
