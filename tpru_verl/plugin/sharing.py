@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tpru_verl.plugin.hooks import require
+from tpru_verl.plugin.hooks import replace, require
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,71 @@ def generate_group(vllm_async_server: ModuleType) -> None:
             self.generate(request_id=f"{request_id}-{i}", sampling_params=one, **prompt)
             for i, one in enumerate(each)
         )
-        return await asyncio.gather(*samples)
+        with _processed_once(prompt.get("image_data")):
+            return await asyncio.gather(*samples)
 
     server.generate_group = generate_group
+
+
+class _Group:
+    """The samples that vLLM's server is asked for together, by their list of images."""
+
+    def __init__(self, images: object) -> None:
+        self.images = images
+        self.inputs: Any = None
+
+
+_groups: dict[int, _Group] = {}
+
+
+@contextmanager
+def _processed_once(images: object) -> Iterator[None]:
+    if images is None:
+        yield
+        return
+    _groups[id(images)] = _Group(images)
+    try:
+        yield
+    finally:
+        del _groups[id(images)]
+
+
+def process_group_once(preprocess: ModuleType) -> None:
+    """vLLM's front end (0.28) hashes, converts and places the images of each request, cached or not.
+
+    The patch does so for the first sample of a group of `generate_group`; the others take its inputs. vLLM's
+    cache of images is asked for each request as before, because the engine's own cache follows its order.
+    """
+    from vllm.multimodal.cache import BaseMultiModalProcessorCache
+
+    preprocessor = preprocess.InputPreprocessor
+    require(preprocessor, "preprocess")
+    require(preprocess.BaseRenderer, "mm_processor_cache")
+    require(BaseMultiModalProcessorCache, "is_cached_item", "get_and_update_item")
+    original = preprocessor.preprocess
+
+    def shared_preprocess(self: Any, prompt: Any, *args: object, **kwargs: object):
+        data = prompt.get("multi_modal_data") if isinstance(prompt, dict) else None
+        group = _groups.get(id(data.get("image"))) if data else None
+        if group is None:
+            return original(self, prompt, *args, **kwargs)
+        again = _again(group.inputs, self.renderer.mm_processor_cache) if group.inputs else None
+        if again is None:
+            group.inputs = again = original(self, prompt, *args, **kwargs)
+        return again
+
+    replace(preprocessor, "preprocess", shared_preprocess)
+
+
+def _again(inputs: Any, cache: Any) -> Any:
+    """The inputs of an equal request after the first one; None where the cache has lost an image since."""
+    if cache is None:
+        return inputs
+    hashes = inputs["mm_hashes"]
+    if not all(cache.is_cached_item(one) for every in hashes.values() for one in every):
+        return None
+    items = {
+        modality: [cache.get_and_update_item(None, one)[0] for one in every]
+        for modality, every in hashes.items()
+    }
+    return {**inputs, "mm_kwargs": type(inputs["mm_kwargs"])(items)}
