@@ -31,7 +31,7 @@ CHANGES = {
     "prefix caching in blocks of 32 tokens, not 128": [f"+{VLLM}.block_size=32"],
     "no chunked prefill": [f"{ROLLOUT}.enable_chunked_prefill=false"],
     "no cache of processed images": [f"+{VLLM}.mm_processor_cache_gb=0"],
-    "micro-batches of 16 sequences, not 64": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=16"],
+    "micro-batches of 16 sequences, not 128": [f"{ACTOR}.ppo_micro_batch_size_per_gpu=16"],
     "dynamic batch size, 6,144 tokens": [
         f"{ACTOR}.use_dynamic_bsz=true",
         f"{ACTOR}.ppo_max_token_len_per_gpu=6144",

@@ -101,6 +101,29 @@ def test_log_probabilities_in_chunks_are_those_of_the_softmax(rows: int) -> None
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("equal_size", [True, False])
+def test_one_part_is_what_the_search_finds(equal_size: bool) -> None:
+    from verl.utils import seqlen_balancing
+
+    lengths = [5, 9, 1, 7, 7]
+    found = seqlen_balancing.karmarkar_karp(lengths, k_partitions=1, equal_size=equal_size)
+    assert [sorted(part) for part in found] == seqlen_balancing.get_seqlen_balanced_partitions(
+        lengths, k_partitions=1, equal_size=equal_size
+    )
+    assert patches.one_part_needs_no_balance.__name__ not in hooks.skipped
+    assert len(seqlen_balancing.get_seqlen_balanced_partitions(lengths, 2, False)) == 2
+
+
+def test_generation_is_imported_without_sklearn() -> None:
+    done = python(
+        """
+        import sys, verl, transformers.generation.candidate_generator
+        print("sklearn.metrics" in sys.modules)
+        """
+    )
+    assert done.stdout.splitlines()[-1:] == ["False"], done.stderr
+
+
 def test_a_run_on_our_data_set_is_checked_before_the_start(tmp_path: Path) -> None:
     device = ModuleType("device")
     seen: list[object] = []

@@ -16,10 +16,12 @@ from tpru_verl.plugin import (
     gdpo,
     on_policy,
     pictured,
+    prefixes,
     records,
     reproducible,
     sharing,
     vision,
+    vllm_process,
     waiting,
 )
 from tpru_verl.plugin.hooks import replace, require, when_imported
@@ -35,6 +37,7 @@ TOKENS_A_CHUNK = 1024
 def register() -> None:
     """Register the patches; nothing is imported here."""
     when_imported("verl.utils.device")(check_before_start)
+    when_imported("transformers.utils")(vllm_process.without_sklearn)
     when_imported("verl.utils.tensordict_utils")(equal_length_position_ids)
     when_imported("verl.utils.torch_functional")(log_probs_in_chunks)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(waiting.prompt_polling)
@@ -53,7 +56,10 @@ def register() -> None:
     when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
     when_imported("verl.trainer.ppo.v1.trainer_base")(gdpo.hand_over_rewards)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.keep_adapters_trainable)
+    when_imported("verl.workers.engine.fsdp.transformer_impl")(prefixes.share_prompts)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(sharing.generate_group)
+    when_imported("vllm.inputs.preprocess")(sharing.process_group_once)
+    when_imported("verl.utils.seqlen_balancing")(one_part_needs_no_balance)
     when_imported("transfer_queue.utils.serial_utils")(sharing.one_copy_in_transfer)
     for modeling in vision.TOWERS:
         when_imported(modeling)(vision.share_images)
@@ -114,6 +120,22 @@ def equal_length_position_ids(tensordict_utils: ModuleType) -> None:
         return None
 
     replace(tensordict_utils, "maybe_fix_3d_position_ids", maybe_fix_3d_position_ids)
+
+
+def one_part_needs_no_balance(seqlen_balancing: ModuleType) -> None:
+    """Stock veRL searches for balanced parts of the batch, one a rank, where there is one rank, too.
+
+    The search over 128 samples takes as long as their advantages. Its result for one part is all of them.
+    """
+    require(seqlen_balancing, "get_seqlen_balanced_partitions")
+    original = seqlen_balancing.get_seqlen_balanced_partitions
+
+    def get_seqlen_balanced_partitions(seqlen_list: list[int], k_partitions: int, equal_size: bool):
+        if k_partitions == 1:
+            return [list(range(len(seqlen_list)))]
+        return original(seqlen_list, k_partitions, equal_size)
+
+    replace(seqlen_balancing, "get_seqlen_balanced_partitions", get_seqlen_balanced_partitions)
 
 
 def log_probs_in_chunks(torch_functional: ModuleType) -> None:

@@ -21,12 +21,24 @@ INPUT_NORMS = ("FusedInputNorm", "FusedMMInputNorm")  # vLLM 0.28, 0.32
 
 def register() -> None:
     """Register the patches; those for a CPU only in a run of veRL (VERL_PLATFORM=cpu)."""
+    when_imported("transformers.utils")(without_sklearn)
     when_imported("vllm.model_executor.model_loader.dummy_loader")(keep_pixel_normalisation)
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
         when_imported("vllm.distributed.device_communicators.shm_broadcast")(wait_asleep)
         when_imported("vllm.v1.worker.cpu_model_runner")(own_seeds_with_chunks)
         when_imported("vllm.model_executor.layers.batch_invariant")(no_kernels_of_triton)
+
+
+def without_sklearn(utils: ModuleType) -> None:
+    """With transformers' generation each process imports sklearn and scipy, too: a second or two.
+
+    transformers 5.10 wants one function of sklearn, for assisted generation, if sklearn is there. The patch
+    says that it is not.
+    """
+    require(utils, "is_sklearn_available", "import_utils")
+    replace(utils.import_utils, "is_sklearn_available", lambda: False)
+    replace(utils, "is_sklearn_available", utils.import_utils.is_sklearn_available)
 
 
 def plain_cpu_linear(layer_utils: ModuleType) -> None:
