@@ -15,6 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # veRL takes its platform once a process; the tests have no accelerator to offer.
 os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray gives its workers nice 15: beside tests that fill all cores, a trainer would hardly go on.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
