@@ -7,8 +7,9 @@ STAMP := $(VENV)/.stamp-$(shell cksum < pyproject.toml | tr ' ' '-')
 ARGS ?=
 # Nothing is compiled at installation: 395 MB of Python take a minute of one core, and most is never imported.
 export PIP_NO_COMPILE := 1
+TOOLS := outputs/.tools
 
-.PHONY: help demo test frameworks lint docs pictures resolve clean
+.PHONY: help demo test frameworks lint docs pictures resolve fuzz sbom release clean
 help:
 	@echo 'make demo    train the tiny model on a CPU with veRL and show that it got better (outputs/demo)'
 	@echo 'make test    run all tests; quick ones only: make test ARGS="-m '"'not e2e'"'"'
@@ -16,6 +17,9 @@ help:
 	@echo 'make docs    the site of the documentation (outputs/site)'
 	@echo 'make pictures the pictures of README and docs; needs Chromium'
 	@echo 'make resolve what pip would install for each extra on Python 3.10 to 3.12; fetches gigabytes'
+	@echo 'make fuzz    look for inputs that break grader, pictures, rows, report, templates; a minute (outputs/fuzz)'
+	@echo 'make sbom    list what an extra brings: make sbom ARGS="--extras base eval" (outputs/sbom)'
+	@echo 'make release build wheel and sdist, check them, and try the wheel in an empty environment (dist)'
 	@echo 'make clean   remove .venv and caches; outputs/ is kept'
 	@echo 'Options go in ARGS, as in: make demo ARGS="--seed 2". Another Python: make PYTHON=python3.12 demo'
 
@@ -54,6 +58,25 @@ pictures: $(STAMP)
 
 resolve: $(STAMP)
 	$(BIN)/python benchmarks/resolve.py $(ARGS)
+
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py $(ARGS)
+
+sbom: $(TOOLS)/.stamp
+	$(TOOLS)/bin/python benchmarks/sbom.py $(ARGS)
+
+release: $(TOOLS)/.stamp
+	rm -rf build dist *.egg-info
+	$(TOOLS)/bin/python -m build
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+	$(TOOLS)/bin/python tests/support/smoke.py dist/*.whl
+
+# What builds and lists a release, apart from what runs.
+$(TOOLS)/.stamp: pyproject.toml
+	@rm -rf $(TOOLS)
+	@$(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip --quiet install build cyclonedx-bom pip-audit psutil twine
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

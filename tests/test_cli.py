@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import tpru_verl
 from tpru_verl import cli, recipes
+from tpru_verl.extras import install_command
 from tpru_verl.launch import run as train
 from tpru_verl.launch.plan import Plan
 
@@ -191,7 +192,7 @@ def test_a_missing_package_is_one_line_with_its_extra(tmp_path: Path) -> None:
     line = done.stderr.splitlines()[-1]
     assert line.startswith("tpru: tpru demo "), done.stderr
     assert "psutil" in line
-    assert 'pip install -e ".[cpu]"' in line
+    assert install_command("cpu") in line
 
 
 @pytest.mark.parametrize(

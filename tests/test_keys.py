@@ -69,15 +69,53 @@ def test_the_folder_of_a_run_has_no_key(
     assert not any(key in said for key in [*keys, "sk-kept-to-itself-too"])
 
 
+TYPED = "sk-typed-on-the-command-line"
+
+
+def test_a_key_that_was_typed_stays_in_no_file_of_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    commands: list[Any] = []
+    monkeypatch.setattr(run, "run", lambda planned, *_, **__: commands.append(planned) or 1)
+    monkeypatch.setattr(run, "check", lambda planned: planned.check() or "fine")
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    kwargs = "+reward.custom_reward_function.reward_kwargs"
+    rows = ["data.train_files=rows.parquet", "data.val_files=rows.parquet", "data.image_key=images"]
+    typed = f"{kwargs}={{api_key: {TYPED}, url: 'http://me:{TYPED}@host/v1'}}"
+    others = [f"+trainer.{name}={TYPED}{name}" for name in ("key", "token", "hf_token")]
+    place = tmp_path / "run"
+    train.train("tpru_tiny_cpu", [*rows, typed, *others], out=place)
+    assert TYPED in " ".join(commands[0].command)  # the trainer gets them
+    assert with_keys(place, [TYPED]) == []
+    assert TYPED not in "".join(capfd.readouterr())
+    kept = json.loads((place / "run.json").read_text())["overrides"]
+    assert kept[:3] == rows
+    assert kept[4:] == [f"+trainer.{name}=***" for name in ("key", "token", "hf_token")]
+    assert "in the places of ***" in (place / "command.sh").read_text()
+    for name in ("run.json", "recipe.yaml", "command.sh"):
+        assert (place / name).stat().st_mode & 0o077 == 0, name
+    # A continued run needs them again, or a variable.
+    with pytest.raises(ValueError, match=r"because a key is not kept; give it again, or the variable"):
+        train.train("", [], resume=place)
+    monkeypatch.setenv("MY_KEY", TYPED)
+    again = [f"+trainer.{name}=${{oc.env:MY_KEY}}" for name in ("key", "token", "hf_token")]
+    train.train("", [f"{kwargs}={{api_key: {TYPED}}}", *again], resume=place)
+    assert TYPED in " ".join(commands[1].command)
+    assert with_keys(place, [TYPED]) == []
+
+
 def test_the_log_of_a_run_has_no_key(
     keys: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Also one that is written in two parts."""
     said = f"import sys, time; w = sys.stdout.write; w('a {keys[0]} b {keys[1][:5]}'); sys.stdout.flush(); "
     said += f"time.sleep(0.3); w('{keys[1][5:]}' + chr(10) + 'the end')"
-    end = watch([sys.executable, "-c", said], {}, tmp_path / "log", echo=True)
+    said += f"; w(' {TYPED}')"
+    end = watch([sys.executable, "-c", said], {}, tmp_path / "log", echo=True, secrets=[TYPED])
     assert end.code == 0
-    assert (tmp_path / "log").read_text() == capfd.readouterr().out == "a *** b ***\nthe end"
+    assert (tmp_path / "log").read_text() == capfd.readouterr().out == "a *** b ***\nthe end ***"
 
 
 def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru, tmp_path: Path) -> None:

@@ -1,3 +1,3 @@
 """TPRU on veRL and EasyR1: temporal and procedural understanding for vision-language models."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -27,10 +27,13 @@ class Address:
         return without(line_of(error), self._secrets)
 
     def transport(self) -> dict[str, Any]:
-        """Arguments of the HTTP client. A proxy cannot reach this machine; SSL_CERT_FILE is still read."""
+        """Arguments of the HTTP client. A proxy cannot reach this machine; SSL_CERT_FILE is still read.
+
+        A server cannot send rows and keys on to another one: a redirect is an answer with its status.
+        """
         if not is_loopback(urlsplit(self.url).hostname or ""):
-            return {}
-        return {"trust_env": False, "verify": ssl.create_default_context()}
+            return {"follow_redirects": False}
+        return {"follow_redirects": False, "trust_env": False, "verify": ssl.create_default_context()}
 
     def proxy(self) -> str:
         """Which variable sends requests for this server to a proxy, and what to do; "" where none does."""

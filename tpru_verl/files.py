@@ -20,23 +20,24 @@ from tpru_verl.redaction import redact_command
 
 UNFINISHED = ".unfinished"  # how the name of a temporary file or folder ends
 LOCK = ".lock"
+PRIVATE = 0o600  # the mode of a file that may hold a key, or the replies of an endpoint
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    with whole(path) as file:
+def write_bytes(path: Path, content: bytes, *, private: bool = False) -> None:
+    with whole(path, private=private) as file:
         file.write(content)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
     """As UTF-8. A lone surrogate, which JSON may hold, becomes an escape."""
-    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"), private=private)
 
 
-def write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object, *, private: bool = False) -> None:
     """Indented, so that two results can be compared line by line."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", private=private)
 
 
 def check_output(option: str, out: Path | None, sources: Iterable[Path]) -> None:
@@ -54,11 +55,12 @@ def check_output(option: str, out: Path | None, sources: Iterable[Path]) -> None
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
+def whole(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file that replaces `path` when the block ends, and disappears when the block raises.
 
     A link stays a link: its target is replaced. A device, a FIFO and the file that stdout or stderr goes to
-    are written to as they are. Missing folders are made.
+    are written to as they are. Missing folders are made. A file has the permissions of the one that it
+    replaces; a new one those of the umask, or, where it is `private`, none for others than its owner.
 
     Raises OSError, which names `path`.
     """
@@ -68,7 +70,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
                 yield stream
             return
         target = Path(os.path.realpath(path))
-        unfinished = _make_beside(target)
+        unfinished = _make_beside(target, PRIVATE if private else 0o666)
         try:
             with unfinished.open("wb") as file:
                 yield file
@@ -93,12 +95,12 @@ def _stream(path: Path) -> BinaryIO | None:
     return None if stat.S_ISREG(found.st_mode) else path.open("wb")
 
 
-def _make_beside(target: Path) -> Path:
+def _make_beside(target: Path, mode: int) -> Path:
     """An empty file with a name of its own in the folder of `target`, with the permissions of `target`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}{UNFINISHED}")
     try:
-        unfinished.touch(exist_ok=False)
+        unfinished.touch(mode, exist_ok=False)
         with suppress(FileNotFoundError):
             unfinished.chmod(stat.S_IMODE(target.stat().st_mode))
     except OSError as error:

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote, urlsplit
 
 HIDDEN = "***"
+_SHORTEST = 8  # characters of a secret that is looked for in text; less are switches, which stand everywhere
 _SECRET = re.compile(r"key|secret|passw|passphrase|auth|credential|cookie|bearer")
+# Settings of a trainer end in the word; those that name a column of the data or a token hold no secret.
+_SECRET_SETTING = re.compile(
+    r"(?:^|_)(?:(?:api)?keys?|token|secret|passw\w*|passphrase|auth|authorization|credentials?|cookies?|bearer)$"
+)
+_COLUMN = re.compile(
+    r"(?:prompt|problem|answer|response|messages|images?|videos?|audios?|data_source|reward(?:_fn|_model)?"
+    r"|gdpo_reward|teacher|tools|enable_thinking)_keys?|(?:bos|eos|pad|unk|mask|sep|cls|image|video|audio)_token"
+)
 _USER_INFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 _QUERY = re.compile(r"([?&][^=&#\s]*(?:key|token|secret|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
 
@@ -20,6 +29,19 @@ def is_secret(name: str, value: object = "") -> bool:
     if _SECRET.search(name):
         return True
     return "token" in name and (isinstance(value, str) or not re.search(r"tokens|token_ids?", name))
+
+
+def is_secret_setting(key: str) -> bool:
+    """Whether a setting such as `reward.kwargs.api_key` holds a secret. `data.image_key` holds none."""
+    leaf = key.lstrip("+~").rpartition(".")[2].lower().replace("-", "_")
+    return bool(_SECRET_SETTING.search(leaf)) and not _COLUMN.fullmatch(leaf)
+
+
+def redact_setting(override: str) -> str:
+    """`KEY=VALUE` with `***` for a secret that was typed; a reference such as `${oc.env:NAME}` stays."""
+    key, sign, value = override.partition("=")
+    typed = value.strip().lower() not in ("", "null", "none") and "${" not in value
+    return f"{key}={HIDDEN}" if sign and typed and is_secret_setting(key) else redact_urls(override)
 
 
 def redact_options(options: Mapping[str, object]) -> dict[str, object]:
@@ -102,5 +124,14 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 def keys_of_environment() -> Iterator[str]:
     """The values of the variables whose names say that they hold a secret, such as `HF_TOKEN`."""
-    # Shorter values are switches and numbers, which stand in many places.
-    return (value for name, value in os.environ.items() if len(value) >= 8 and is_secret(name, value))
+    return (value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name, value))
+
+
+def keys_of_settings(settings: Mapping[str, object]) -> Iterator[str]:
+    """The secrets in a trainer's composed configuration, at every depth."""
+    for name, value in settings.items():
+        for inner in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(inner, Mapping):
+                yield from keys_of_settings(inner)
+            elif isinstance(inner, str) and len(inner) >= _SHORTEST and is_secret_setting(str(name)):
+                yield inner

@@ -11,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from tpru_verl.extras import install_command
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -91,4 +93,4 @@ def line_of(error: BaseException) -> str:
 
 def needs(extra: str, package: str, what: str) -> ValueError:
     """The error for `what` where `package`, which `extra` brings, is not installed."""
-    return ValueError(f'{what} needs {package}: run pip install -e ".[{extra}]" in your clone of the project')
+    return ValueError(f"{what} needs {package}: run {install_command(extra)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from tpru_verl.extras import install_command
 from tpru_verl.models import Family
 
 VERL, EASYR1 = "veRL", "EasyR1"
@@ -58,8 +59,8 @@ def find() -> Trainer:
     spec = importlib.util.find_spec("verl")
     if spec is None or spec.origin is None:
         raise RuntimeError(
-            "verl: found none, expected veRL or EasyR1: pip install '.[verl]' on a GPU, "
-            "'.[cpu]' without, in the clone of this project, or install EasyR1"
+            f"verl: found none, expected veRL or EasyR1: {install_command('verl')} "
+            "(without a GPU the extra `cpu`), or install EasyR1"
         )
     folder = Path(spec.origin).parent
     owners = owners_of(folder)

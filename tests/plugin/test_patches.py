@@ -19,6 +19,7 @@ import torch
 from tensordict import TensorDict
 from verl.utils import tensordict_utils
 
+from tpru_verl import __version__
 from tpru_verl.plugin import hooks, patches, waiting
 
 STOCK = {"VERL_USE_EXTERNAL_PLUGINS": "none"}
@@ -294,7 +295,7 @@ def test_a_patch_waits_for_its_module_and_runs_once(tmp_path: Any, monkeypatch: 
 
 def test_the_plugin_is_seen_once_and_only_when_it_is_wanted(stock: Done, patched: Done) -> None:
     elsewhere = python("import verl", TPRU_PLUGIN_ANNOUNCED="", VERL_PLATFORM="").stderr
-    assert elsewhere.count("tpru plugin 0.1.0 loaded into veRL: patches\n") == 1
+    assert elsewhere.count(f"tpru plugin {__version__} loaded into veRL: patches\n") == 1
     assert "loaded into veRL: patches, cpu" in patched.stderr
     assert "line 9" in stock.stderr  # where it fails: veRL was imported before
     assert "tpru plugin" not in stock.stderr

@@ -186,7 +186,7 @@ class Describer:
             answer = question.read(self._answer(question, pictures, temperature=0.7 if attempt else 0.0))
             if answer is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, answer)
+                write_json(path, answer, private=True)
                 return answer
         return None
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tpru_verl.builder.clips import file_of, read_clip, read_images
 from tpru_verl.builder.pictures import jpeg
 from tpru_verl.data.images import thumbnail
+from tpru_verl.data.view import sha256
 from tpru_verl.files import write_text
 
 PAGE = "clips.html"
@@ -26,6 +27,11 @@ _SCRIPT = """document.getElementById("save").onclick = () => {
   link.download = "drop.txt";
   link.click();
 };"""
+# As on the other pages: no script but ours runs, and nothing is fetched.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
+    f"script-src 'sha256-{sha256(_SCRIPT)}'; base-uri 'none'; form-action 'none'"
+)
 
 
 class Measured(NamedTuple):
@@ -42,6 +48,7 @@ def write_page(path: Path, clips: Path, doubtful: Sequence[Measured], least: flo
     shown = sorted(doubtful)[:MOST_CLIPS]
     parts = [
         "<!doctype html><meta charset=utf-8><title>Clips near the threshold</title>",
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         f"<style>{_STYLE}</style><h1>Is the order of these pictures visible?</h1>",
         f"<p>{len(shown)} of {len(doubtful)} clips whose visible order is near {least:g}. Those below gave "
         "no reordering row. Tick the clips whose order nobody can see, save the list, and build again with "

@@ -238,7 +238,8 @@ def _not_decoded(error: Exception, data: Encoded) -> str:
 def upright(data: bytes) -> Image.Image:
     """Decode to RGB as a person sees it: EXIF orientation applied. Raises ValueError."""
     try:
-        with _opened(data) as image:
+        with _opened(data) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF
             return ImageOps.exif_transpose(image).convert("RGB")
     except Exception as error:
         raise ValueError(_not_decoded(error, data)) from error
@@ -250,7 +251,8 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
     Raises ValueError.
     """
     try:
-        with _opened(data) as image:
+        with _opened(data) as image, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged EXIF
             image.draft("RGB", (side, side))
             small = ImageOps.exif_transpose(image).convert("RGB")
         small.thumbnail((side, side))

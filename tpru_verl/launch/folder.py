@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from tpru_verl import __version__, trainers
 from tpru_verl.files import write_json, write_text
 from tpru_verl.recipes import leaves
-from tpru_verl.redaction import is_secret, keys_of_environment, without
+from tpru_verl.redaction import (
+    HIDDEN,
+    is_secret,
+    is_secret_setting,
+    keys_of_environment,
+    keys_of_settings,
+    without,
+)
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
@@ -104,9 +111,19 @@ def metrics(folder: Path, trainer: str) -> Path:
 
 
 def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
-    """The overrides of a run that is continued: those it was started with, and `given` in place of theirs."""
+    """The overrides of a run that is continued: those it was started with, and `given` in place of theirs.
+
+    Raises ValueError for a key that was typed at the start, and so was not kept, and is not given again.
+    """
     taken = {_key(item) for item in given}
-    return [*(item for item in before if _key(item) not in taken), *given]
+    kept = [item for item in before if _key(item) not in taken]
+    if hidden := next((item for item in kept if HIDDEN in item), None):
+        name = hidden.partition("=")[0]
+        raise ValueError(
+            f"{START}: found {hidden}, because a key is not kept; give it again, or the variable that "
+            f"holds it: '{name}=${{oc.env:NAME}}'"
+        )
+    return [*kept, *given]
 
 
 def _key(override: str) -> str:
@@ -119,29 +136,31 @@ def begin(folder: Path, plan: Plan, recipe: str, overrides: Sequence[str], befor
     An earlier log is kept as `train.1.log`, `train.2.log` and so on.
     """
     times = [*(before.times if before else []), datetime.now().isoformat(timespec="seconds")]
-    start = Start(recipe, list(overrides), str(Path.cwd()), times, fingerprints(plan.settings))
+    start = Start(recipe, plan.shown(overrides), str(Path.cwd()), times, fingerprints(plan.settings))
     folder.mkdir(parents=True, exist_ok=True)
     for made in (ROLLOUTS, VALIDATION) if plan.trainer.name == trainers.VERL else ():
         (folder / made).mkdir(exist_ok=True)  # `tpru report --watch` looks for them before the first step
     if (folder / LOG).exists():
         (folder / LOG).replace(folder / f"train.{len(times) - 1}.log")
-    write_text(folder / RECIPE, _yaml(plan.settings.config))
-    write_text(folder / COMMAND, _script(folder, plan))
-    (folder / COMMAND).chmod(0o755)
+    write_text(folder / RECIPE, _yaml(plan.settings.config), private=True)
+    write_text(folder / COMMAND, _script(plan), private=True)
+    (folder / COMMAND).chmod(0o700)
     write_json(folder / VERSIONS, {**trainers.versions_of(_PACKAGES), "trainer": str(plan.trainer)})
-    write_json(folder / START, asdict(start))
+    write_json(folder / START, asdict(start), private=True)
 
 
-def _script(folder: Path, plan: Plan) -> str:
+def _script(plan: Plan) -> str:
     kept = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     kept |= {name: value for name, value in os.environ.items() if name.startswith(("TPRU_", "VERL_"))}
     kept = {name: value for name, value in kept.items() if not is_secret(name, value)}
+    command = plan.shown(plan.command)
     lines = [
         "#!/bin/sh",
         f"# Trains as `tpru train` of tpru-verl {__version__} does. A checkpoint in this folder is resumed.",
+        *(["# Put the keys in the places of ***: they are not kept."] if command != plan.command else []),
         f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
         *(f"export {name}={shlex.quote(value)}" for name, value in {**kept, **plan.environment}.items()),
-        f"exec {shlex.join(plan.command)}",
+        f"exec {shlex.join(command)}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -153,17 +172,19 @@ def _yaml(config: Mapping[str, object]) -> str:
 
 
 def _shown(config: Mapping[str, object]) -> Any:
-    """The configuration in plain values; a key that a setting takes from the environment is hidden."""
-    keys = list(keys_of_environment())
+    """The configuration in plain values, without keys: typed ones, and those of the environment."""
+    keys = [*keys_of_environment(), *keys_of_settings(config)]
 
-    def shown(value: Any) -> Any:
+    def shown(name: str, value: Any) -> Any:
         if isinstance(value, dict):
-            return {name: shown(inner) for name, inner in value.items()}
+            return {key: shown(key, inner) for key, inner in value.items()}
         if isinstance(value, list):
-            return [shown(inner) for inner in value]
-        return without(value, keys) if isinstance(value, str) else value
+            return [shown(name, inner) for inner in value]
+        if not isinstance(value, str):
+            return value
+        return HIDDEN if value and is_secret_setting(name) else without(value, keys)
 
-    return shown(json.loads(json.dumps(config, default=str)))
+    return shown("", json.loads(json.dumps(config, default=str)))
 
 
 def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:

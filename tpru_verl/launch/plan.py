@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import taken
+from tpru_verl.redaction import keys_of_settings, redact_setting, without
 
 MOST_ANSWERS = 64  # of a step, that are kept; of a validation four times as many (`plugin.records`)
 
@@ -34,7 +35,17 @@ class Plan:
 
     def __str__(self) -> str:
         variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*variables, shlex.join(self.command)])
+        return " ".join([*variables, shlex.join(self.shown(self.command))])
+
+    @property
+    def secrets(self) -> list[str]:
+        """Keys that the settings hold: typed as an override, or taken from the environment."""
+        return [*keys_of_settings(self.settings.config)]
+
+    def shown(self, words: Iterable[str]) -> list[str]:
+        """Words of the command, or overrides, with `***` for each key."""
+        secrets = self.secrets
+        return [without(redact_setting(word), secrets) for word in words]
 
     def check(self) -> None:
         """Look at GPU, packages, CPUs and all that `check_data` looks at, before anything starts.
@@ -128,4 +139,5 @@ def _placed(trainer: str, run_folder: Path) -> list[str]:
         "trainer.validation_data_dir": folder.VALIDATION,
         "hydra.run.dir": folder.HYDRA,
     }
-    return [f"{key}={run_folder / name}" for key, name in places.items()]
+    # Hydra's own copy of the settings would hold typed keys; `recipe.yaml` is there.
+    return [*(f"{key}={run_folder / name}" for key, name in places.items()), "hydra.output_subdir=null"]

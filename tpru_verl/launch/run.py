@@ -16,6 +16,7 @@ from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.resume import last_step, note_run, total_steps
 from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.watch import End, Stop, watch
+from tpru_verl.terminal import visible
 
 ALARM = 4  # exit code of a run that an alarm of `--stop-on` ended
 STALLED = 5  # exit code of a run that was ended because it made no progress
@@ -69,11 +70,12 @@ def run(
             stacks=place / folder.STACKS,
             each_second=monitor,
             stop=Stop(stop_file, grace),
+            secrets=plan.secrets,
         )
     stop_file.unlink(missing_ok=True)
     code = _exit_code(end, stopped=monitor.stopped)
     for line in _last_words(plan, end, code, log):
-        print(f"tpru: {line}", file=sys.stderr)
+        print(f"tpru: {visible(line)}", file=sys.stderr)
     monitor.end(code, _next(place, code, commands))
     return code
 

@@ -56,7 +56,7 @@ def train(
     _say([f"tpru: {doubt}" for doubt in planned.doubts])
     print(planned, flush=True)
     if dry_run:
-        doctor = f"tpru doctor --recipe {shlex.join([chosen.recipe, *chosen.overrides])}"
+        doctor = f"tpru doctor --recipe {shlex.join([chosen.recipe, *planned.shown(chosen.overrides)])}"
         _say([f"tpru: model, data, reward and machine were not checked; {doctor} does that"])
         return 0
     start = partial(

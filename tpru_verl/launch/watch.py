@@ -58,14 +58,16 @@ def watch(
     stacks: Path | None = None,
     each_second: Callable[[], str | None] | None = None,
     stop: Stop | None = None,
+    secrets: Sequence[str] = (),
 ) -> End:
     """Run `command` to its end with `environment` added to ours. Nothing that it started is left then.
 
     `echo`: pass its output on to our standard output, beside `log`. `stacks`: the folder for those of a run
     that stalls; without one they lie beside the log. `each_second`: called so often; the command is ended for
     the reason that it returns. `stop`: SIGTERM to us, and such a reason, ask the command in this way first; a
-    second signal does not wait. Call it from the main thread: SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2
-    reach the command through us while it runs.
+    second signal does not wait. `secrets` are cut out of the output, as the keys of the environment are.
+    Call it from the main thread: SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 reach the command through us
+    while it runs.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     guarded = [sys.executable, "-m", "tpru_verl.launch.guard", *command]
@@ -80,7 +82,7 @@ def watch(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        watched = _Watched(process, kept, echo, stop)
+        watched = _Watched(process, kept, echo, stop, secrets)
         try:
             with watched.forwarding():
                 watched.to_the_end(stacks or log.parent, stall_timeout, each_second)
@@ -99,6 +101,7 @@ class _Watched:
     kept: IO[bytes]
     echo: bool
     stop: Stop | None = None
+    secrets: Sequence[str] = ()
     asked: int = 0
     reason: str = ""
     hurried: bool = False  # it had failed, and did not end by itself
@@ -107,7 +110,8 @@ class _Watched:
     _moved: float = field(default_factory=time.monotonic)  # when it last showed progress
 
     def __post_init__(self) -> None:
-        self._secrets = [secret.encode(errors="surrogateescape") for secret in keys_of_environment()]
+        secrets = sorted({*self.secrets, *keys_of_environment()}, key=len, reverse=True)
+        self._secrets = [secret.encode(errors="surrogateescape") for secret in secrets]
         self.reader = threading.Thread(target=self._pass_on, daemon=True)
         self.reader.start()
 
@@ -159,7 +163,7 @@ class _Watched:
         self._keep(rest)
 
     def _keep(self, text: bytes) -> None:
-        """Write text to the log, without the keys of the environment: veRL prints its whole configuration."""
+        """Write text to the log, without keys: veRL prints its whole configuration."""
         for secret in self._secrets:
             text = text.replace(secret, HIDDEN.encode())
         self.kept.write(text)

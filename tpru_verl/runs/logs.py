@@ -45,6 +45,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 }
 # Phases that few steps have: their time says nothing about the others.
 RARE_PHASES = ("testing", "validation", "save_checkpoint")
+_LARGEST = 1e100  # of a metric: what is larger has gone wrong, and overflows in means and charts
 _NAMED = 5  # unreadable lines that a note names
 _ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+|val/(accuracy)_reward")
 _HEAD = 256  # bytes that tell whether a file is still the one that was read before
@@ -197,12 +198,13 @@ def _step_of(line: bytes) -> tuple[int, dict[str, float]] | None:
     """Number and metrics of a line: veRL's {"step", "data"}, EasyR1's {"step", ...} with nested names."""
     try:
         record = json.loads(line)
-    except ValueError:
+        step = record.get("step") if isinstance(record, dict) else None
+        if type(step) is not int or not 0 <= step < 2**53:
+            return None
+        data = record["data"] if isinstance(record.get("data"), dict) else record
+        return step, dict(_flat({k: v for k, v in data.items() if k != "step"}))
+    except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        return None
-    data = record["data"] if isinstance(record.get("data"), dict) else record
-    return record["step"], dict(_flat({k: v for k, v in data.items() if k != "step"}))
 
 
 def _flat(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -212,7 +214,7 @@ def _flat(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, f
         elif value is None or (isinstance(value, float) and not math.isfinite(value)):
             yield f"{prefix}{key}", math.nan  # veRL's logger writes NaN as null
         elif isinstance(value, (int, float)):
-            yield f"{prefix}{key}", float(value)
+            yield f"{prefix}{key}", float(value) if abs(value) < _LARGEST else math.nan
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ class RunFiles:
 
         try:
             found = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise ValueError(f"{self.config}: {line_of(error)}, expected the recipe of the run") from error
         return found if isinstance(found, dict) else {}
 
@@ -274,9 +276,10 @@ class RunFiles:
         """The folder that relative paths of the recipe begin in, which `tpru train` notes; else None."""
         try:
             found = json.loads((self.config.parent / "run.json").read_text()) if self.config else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
-        return Path(found["folder"]) if isinstance(found, dict) and "folder" in found else None
+        folder = found.get("folder") if isinstance(found, dict) else None
+        return Path(folder) if isinstance(folder, str) and "\0" not in folder else None
 
 
 def _folder(path: Path) -> Path | None:

@@ -101,7 +101,7 @@ def _read_jsonl(path: Path, cut_off: bool) -> Iterator[Rollout]:
             place = f"{path} line {number}"
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if cut_off and not line.endswith("\n"):
                     return
                 raise ValueError(f"{place}: not readable as json: {error}") from error
