@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tpru_verl.grading import grade
-from tpru_verl.prompts import TEMPLATES, render
+from tpru_verl.prompts import TEMPLATES, check_file, render
 from tpru_verl.sample import NONE_OPTION, Task, parse_options, problems_of, recognise_task
 
 STEPS = "Step {}: <image> Step {}: <image> Step 4: <image> Which image is step {}?\n"
@@ -147,6 +147,15 @@ def test_a_template_is_bounded_and_its_errors_are_one_line(tmp_path: Path, text:
     assert time.process_time() - begin < 5
     assert str(error.value).startswith("prompt_template: ")
     assert "\n" not in str(error.value)
+
+
+def test_a_template_for_a_trainer_without_a_sandbox_is_tried_in_ours(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.txt"
+    mine.write_text("{{ content | trim }} Think first.")
+    check_file("data.format_prompt", mine)
+    mine.write_text("{{ content }}{{ cycler.__init__.__globals__.os.system('true') }}")
+    with pytest.raises(ValueError, match=r"^data\.format_prompt: .*mine\.txt: .*is unsafe"):
+        check_file("data.format_prompt", mine)
 
 
 def test_what_a_template_may_use(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ assert tpru_verl.__version__ in sys.argv[1], tpru_verl.__version__
 right = "<think>It boils first.</think><answer>B</answer>"
 assert grade(right, "B").score("tpru") == 1.0
 assert grade("B: no", "C").score("tpru") == 0.0
-assert grade("4 2 3 1", "4 2 3 1", task="temporal_reordering").accuracy == 1.0
+assert grade("<answer>4 2 3 1</answer>", "4 2 3 1", task="temporal_reordering").accuracy == 1.0
 # As veRL and EasyR1 load a reward: a file by its path.
 for name, arguments in (
     ("verl", dict(data_source="x", solution_str=right, ground_truth="B", extra_info={})),

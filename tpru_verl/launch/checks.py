@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tpru_verl import hub, trainers
+from tpru_verl import hub, prompts, trainers
 from tpru_verl.cores import available_cores
 from tpru_verl.launch import overlays
 from tpru_verl.launch.needs import joins_a_cluster
@@ -100,6 +100,8 @@ def check_easyr1(recipe: Mapping) -> None:
             "worker.reward.reward_function: found no such file, expected FILE.py:FUNCTION; "
             "a relative path starts where the run does"
         )
+    if data["format_prompt"]:
+        prompts.check_file("data.format_prompt", Path(data["format_prompt"]))
     for key in ("train_files", "val_files"):
         data_is_there(f"data.{key}", data[key], Settings(trainers.EASYR1, recipe).row_keys)
         _listing_is_plain(f"data.{key}", data[key])

@@ -11,7 +11,7 @@ from jinja2 import Template, TemplateSyntaxError
 
 from tpru_verl.prompts.sandbox import MAX_TEMPLATE, compiled, rendered
 
-__all__ = ["TEMPLATES", "render"]
+__all__ = ["TEMPLATES", "check_file", "render"]
 
 TEMPLATES = ("tpru", "paper", "bare")
 
@@ -29,6 +29,19 @@ def _load(template: str) -> Template:
             return compiled(file.read(MAX_TEMPLATE + 1))
     except Exception as error:  # a template is a program, and may fail in any way
         raise ValueError(f"prompt_template: {path}: {_line_of(error)}") from error
+
+
+def check_file(key: str, path: Path) -> None:
+    """Try a template that a trainer renders without a sandbox, in ours: one of others could run programs.
+
+    Raises ValueError, which names the setting `key`, for one that does not render, and OSError.
+    """
+    with path.open(encoding="utf-8") as file:
+        source = file.read(MAX_TEMPLATE + 1)
+    try:
+        rendered(compiled(source), content="<image>")
+    except Exception as error:  # a template is a program, and may fail in any way
+        raise ValueError(f"{key}: {path}: {_line_of(error)}") from error
 
 
 def render(problem: str, task: str | None, template: str = "tpru") -> str:
