@@ -11,12 +11,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import atheris
+import atheris  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
 
 HERE, OUT = Path(__file__).parent, Path("outputs", "fuzz")
 SECONDS = 60  # of all targets together
 
-with atheris.instrument_imports(include=["tpru_verl"]):
+with atheris.instrument_imports(include=["tpru_verl"]):  # pyright: ignore[reportAttributeAccessIssue]
     import targets
 
 
