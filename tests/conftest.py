@@ -34,8 +34,8 @@ def checkpoint(root: Path) -> Path:
     return folder
 
 
-# They start Ray, vLLM or other frameworks. They begin first, so that all others run beside them.
-LONGEST = ("test_end_to_end.py", "test_frameworks.py", "test_evaluate.py")
+# They start Ray or other frameworks. They begin first, so that all others run beside them.
+LONGEST = ("test_end_to_end.py", "test_frameworks.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
