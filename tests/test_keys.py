@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +129,39 @@ def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru
     assert server.asked
     assert with_keys(tmp_path / "out", keys) == []
     assert not any(key in out + err for key in keys)
+    (replies,) = (tmp_path / "out").rglob("responses.jsonl")
+    assert replies.stat().st_mode & 0o077 == 0
+
+
+class Redirect(BaseHTTPRequestHandler):
+    """Sends all requests, with what is in them, to `target`."""
+
+    target = ""
+
+    def do_GET(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(307)
+        self.send_header("Location", f"{self.target}{self.path.removeprefix('/v1')}")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_server_cannot_send_rows_and_keys_to_another(
+    keys: list[str], tpru_eval: Tpru, tmp_path: Path
+) -> None:
+    source = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(3)])
+    with endpoint() as other:
+        Redirect.target = other.url
+        with ThreadingHTTPServer(("127.0.0.1", 0), Redirect) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/v1"
+            code, _, err = tpru_eval("tiny", "--base-url", url, "--rows", source, "--out", tmp_path / "out")
+            server.shutdown()
+    assert other.tried == 0
+    assert code
+    assert "307" in f"{code}{err}"

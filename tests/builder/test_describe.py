@@ -112,8 +112,16 @@ def test_what_the_model_says_is_in_the_rows(described: Run, stub: Stub, tmp_path
     assert stub.url not in (tmp_path / "out/manifest.json").read_text()
 
 
-def test_nothing_is_asked_twice(described: Run, stub: Stub, tmp_path: Path) -> None:
+def test_nothing_is_asked_twice(
+    described: Run, stub: Stub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-kept-to-itself")
     described()
+    answers = [path for path in (tmp_path / "out.answers").rglob("*") if path.is_file()]
+    assert len(answers) == 12
+    assert not any(path.stat().st_mode & 0o077 for path in answers)  # what was paid for is its owner's
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"sk-kept-to-itself" in path.read_bytes() for path in written)
     described("other", "--answers", tmp_path / "out.answers")
     assert stub.asked.total() == 12
     assert contents(tmp_path / "out") == contents(tmp_path / "other")

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ from support.endpoint import Asked, endpoint
 from support.rows import picture, reordering, write_parquet
 
 from tpru_verl import cli
+from tpru_verl.eval.predict import _values
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -165,6 +167,16 @@ def test_a_mistake_is_one_line_and_nothing_is_asked(
     code, _, err = tpru_eval(*args, *KEYS, *options)
     assert said in str(code) + err
     assert not (folder / "a.csv").exists()
+
+
+@pytest.mark.parametrize("said", ["=1+1", " @SUM(A1)", "+1", "-1"])
+def test_a_response_is_no_formula(said: str) -> None:
+    result: Any = {"id": "=1", "parsed": "B", "samples": [{"response": said, "probabilities": None}]}
+    found = _values(result, None)
+    assert found["response"] == f"'{said}"
+    assert (found["id"], found["answer"]) == ("=1", "B")  # a contest compares them
+    result["samples"][0]["response"] = "1=1"
+    assert _values(result, None)["response"] == "1=1"
 
 
 def test_an_id_that_comes_twice(folder: Path, tpru_eval: Tpru) -> None:

@@ -34,7 +34,7 @@ def main() -> None:
         sys.exit(f"found {name}, expected one of {', '.join(targets.TARGETS)}")
     seen = OUT / name
     seen.mkdir(parents=True, exist_ok=True)
-    bounds = ["-timeout=10", "-rss_limit_mb=3000", "-max_len=20000", f"-artifact_prefix={OUT}/"]
+    bounds = ["-timeout=60", "-rss_limit_mb=3000", "-max_len=20000", f"-artifact_prefix={OUT}/"]
     folders = [str(seen), str(HERE / "corpus" / name)]
     atheris.Setup([sys.argv[0], *bounds, *options, *folders], targets.TARGETS[name])
     atheris.Fuzz()
