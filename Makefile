@@ -26,9 +26,11 @@ help:
 demo: $(STAMP)
 	$(BIN)/tpru demo $(ARGS)
 
-# One process more than there are cores: a trainer that starts waits for half of its time (tests/conftest.py).
+# One process more than there are cores, because a trainer that starts waits for half of its time; 8 at most,
+# because each takes 1 GB and more.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 test: $(STAMP) frameworks
-	$(BIN)/python -m pytest --numprocesses $$(($$(nproc) + 1)) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Environments of tests/test_frameworks.py: a list's packages in front of those of $(VENV).
 # `make --jobs 4 test` makes several at once, `make test FRAMEWORKS=` none.

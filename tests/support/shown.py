@@ -6,6 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,7 @@ def is_table(block: Block) -> bool:
     return all(re.match(r"\w+,", line) for line in block.text.splitlines())
 
 
+@cache
 def commands() -> Any:
     """`tpru` and all its commands, which parse their arguments and then do nothing."""
 
