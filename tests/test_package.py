@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tpru_verl import __version__
+
 REPAIR = Path("tpru_verl") / "doctor" / "torchvision_repair.py"
 
 
@@ -52,6 +54,15 @@ def test_wheel_holds_all_that_is_not_code(wheel: Path, root: Path, checkpoint: P
     promised |= {str(path.relative_to(root)) for path in checkpoint.iterdir()}
     promised.add("tpru_verl/builder/sims/gui.html")
     assert promised <= names
+
+
+def test_one_version(wheel: Path, root: Path) -> None:
+    assert wheel.name.startswith(f"tpru_verl-{__version__}-")
+    assert f"\nversion: {__version__}\n" in (root / "CITATION.cff").read_text()
+    released = re.findall(
+        r"^## (\d\S*) \(\d{4}-\d\d-\d\d\)$", (root / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert released[0] == __version__
 
 
 def test_wheel_holds_every_module_of_the_package(wheel: Path, root: Path) -> None:
