@@ -42,16 +42,19 @@ class Job:
         """Hand the prompts to vLLM, the shortest first, and return their names. Raises as `LLM.enqueue`."""
         if not self.forks:
             return llm.enqueue([self.prompt], self.params, use_tqdm=False)
-        names = llm.enqueue([self._prompt_of(self.forks[0])], self.params[:1], use_tqdm=False)
+        prompts: Any = [
+            {**self.prompt, "prompt_token_ids": [*self.prompt["prompt_token_ids"], *fork.path]}
+            for fork in self.forks
+        ]
+        if _counts_readings(llm):
+            return llm.enqueue(prompts, self.params, use_tqdm=False)
+        names = llm.enqueue(prompts[:1], self.params[:1], use_tqdm=False)
         # Read once more, the prompt names its pictures, which vLLM's engine has by now, without their pixels.
         read: Any = llm.renderer.render_cmpl([self.prompt])[0]
         for fork, params in zip(self.forks[1:], self.params[1:], strict=True):
             one: Any = {**read, "prompt_token_ids": [*read["prompt_token_ids"], *fork.path]}
             names.append(llm.llm_engine.add_request(str(next(llm.request_counter)), one, params))
         return names
-
-    def _prompt_of(self, fork: Fork) -> Any:
-        return {**self.prompt, "prompt_token_ids": [*self.prompt["prompt_token_ids"], *fork.path]}
 
     def reply(self) -> Reply:
         if not self.forks:
@@ -66,6 +69,12 @@ class Job:
         scores = scores_of(self.paths, found)
         prompts = max(len(output.prompt_token_ids or ()) for output in self.outputs.values())
         return Reply([best_of(scores)], [SCORE], prompts, len(self.forks), scores)
+
+
+def _counts_readings(llm: LLM) -> bool:
+    """Whether pictures lie in shared memory, which is freed after as many readings as were announced."""
+    pictures = getattr(llm.model_config, "multimodal_config", None)
+    return getattr(pictures, "mm_processor_cache_type", "") == "shm"
 
 
 def _reply_of(output: Any) -> Reply:
