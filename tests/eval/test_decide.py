@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, permutations, product
 from pathlib import Path
 from types import SimpleNamespace
@@ -267,3 +267,41 @@ def test_a_vllm_that_gives_its_likeliest_tokens_alone(
     reply = job.reply()
     assert reply.texts == ["B"]
     assert reply.scores == {"A": -2.0, "B": -0.5, "C": -3.0}
+
+
+@pytest.mark.parametrize("cache", ["lru", "shm"])
+def test_the_pictures_of_a_row_are_read_once(cache: str) -> None:
+    """All prompts are sent, in the order of the forks; shared memory counts how often pictures are read."""
+    from tpru_verl.eval.engines.base import Request
+    from tpru_verl.eval.engines.candidates import Job
+
+    sent: list[dict[str, object]] = []
+
+    def enqueue(prompts: Sequence[dict[str, object]], params: Sequence[str], *, use_tqdm: bool) -> list[str]:
+        sent.extend({**prompt, "asked": asked} for prompt, asked in zip(prompts, params, strict=True))
+        return [f"{number}-x" for number in range(len(prompts))]
+
+    def add_request(name: str, prompt: dict[str, object], params: str) -> str:
+        sent.append({**prompt, "asked": params})
+        return f"{name}-x"
+
+    def render(prompts: Sequence[dict[str, object]]) -> list[dict[str, object]]:
+        return [{"prompt_token_ids": [7, 9, 9], "pictures": "named"} for _ in prompts]
+
+    llm = SimpleNamespace(
+        enqueue=enqueue,
+        renderer=SimpleNamespace(render_cmpl=render),
+        llm_engine=SimpleNamespace(add_request=add_request),
+        request_counter=iter(range(1, 9)),
+        model_config=SimpleNamespace(multimodal_config=SimpleNamespace(mm_processor_cache_type=cache)),
+    )
+    paths = {"12": (1, 2), "13": (1, 3), "21": (2, 1)}
+    forks = forks_of([*paths.values()])
+    request = Request("key", Item("x", "Which?", "A", (), {}), "Which?", "score", tuple(paths))
+    job = Job(request, {"prompt_token_ids": [7], "pictures": "pixels"}, ["root", "one"], forks, paths)
+    assert len({*job.enqueue(llm)}) == len(forks) == 2  # type: ignore[arg-type]
+    again = {"prompt_token_ids": [7, 9, 9, 1], "pictures": "named"}
+    if cache == "shm":
+        again = {"prompt_token_ids": [7, 1], "pictures": "pixels"}
+    first = {"prompt_token_ids": [7], "pictures": "pixels", "asked": "root"}
+    assert sent == [first, {**again, "asked": "one"}]
