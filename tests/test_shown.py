@@ -203,10 +203,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.csv").write_text("\n".join(lines) + "\n")
     for name in ("rows", "prepared"):  # what `tpru build` and `tpru data prepare` leave
         (folder / name / "data").mkdir(parents=True)
-        for split in ("train", "test"):
-            write_parquet(
-                folder / name / f"data/{split}-00000-of-00001.parquet", [reordering(7), reordering(8)]
-            )
+        for seed, split in ((200, "train"), (300, "test")):
+            shard = folder / name / f"data/{split}-00000-of-00001.parquet"
+            write_parquet(shard, [reordering(seed), reordering(seed + 1)])
     return folder
 
 
