@@ -135,3 +135,9 @@ def keys_of_settings(settings: Mapping[str, object]) -> Iterator[str]:
                 yield from keys_of_settings(inner)
             elif isinstance(inner, str) and len(inner) >= _SHORTEST and is_secret_setting(str(name)):
                 yield inner
+
+
+def redact_settings(words: Iterable[str], settings: Mapping[str, object]) -> list[str]:
+    """Overrides, or a trainer's command, with `***` for each secret of the composed configuration."""
+    secrets = [*keys_of_settings(settings)]
+    return [without(redact_setting(word), secrets) for word in words]

@@ -256,3 +256,13 @@ def test_storage_that_a_trainer_would_take_for_a_folder(key: str, value: object,
 def test_a_run_is_not_put_into_storage() -> None:
     with pytest.raises(ValueError, match="--out s3:/b/run: found an address, expected a folder"):
         cluster.script("slurm", "tpru_7b", [], out=Path("s3://b/run"))
+
+
+@pytest.mark.parametrize("typed", ["+reward.api_key=sk-123456789", "+url=http://me:sk-123456789@host"])
+def test_a_script_keeps_no_key(typed: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"found a key in .*\*\*\*.*expected the variable that holds it"
+    ) as e:
+        cluster.script("slurm", "tpru_7b", [typed])
+    assert "sk-123456789" not in str(e.value)
+    assert "oc.env:MINE" in cluster.script("slurm", "tpru_7b", ["+reward.api_key=${oc.env:MINE}"])

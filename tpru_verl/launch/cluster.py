@@ -19,6 +19,7 @@ from typing import Any
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import folder, needs, plan
 from tpru_verl.launch.settings import Settings, value_at
+from tpru_verl.redaction import redact_settings
 
 TEMPLATES = {"slurm": "slurm.sh.jinja", "ray-job": "ray-job.yaml.jinja", "skypilot": "skypilot.yaml.jinja"}
 # What `--set` changes of each, and what it is without; "" is worked out from the recipe.
@@ -101,6 +102,13 @@ def script(
         if not word.isprintable():
             raise ValueError(f"found {word!r}, expected no line break and no invisible character in it")
     settings = plan.compose(recipe, overrides).settings
+    for word, shown in zip(overrides, redact_settings(overrides, settings.config), strict=True):
+        if word != shown:  # the script, and the cluster's records of it, would keep the key
+            name = word.partition("=")[0]
+            raise ValueError(
+                f"--launch: found a key in {shown}, expected the variable that holds it: "
+                f"'{name}=${{oc.env:NAME}}'"
+            )
     if settings.trainer != trainers.VERL:
         raise ValueError(f"--launch: found {settings.trainer}, expected veRL, which the scripts are for")
     joins = kind == "ray-job" or settings.integer("nodes") > 1

@@ -15,7 +15,7 @@ from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import taken
-from tpru_verl.redaction import keys_of_settings, redact_setting, without
+from tpru_verl.redaction import keys_of_settings, redact_settings
 
 MOST_ANSWERS = 64  # of a step, that are kept; of a validation four times as many (`plugin.records`)
 
@@ -44,8 +44,7 @@ class Plan:
 
     def shown(self, words: Iterable[str]) -> list[str]:
         """Words of the command, or overrides, with `***` for each key."""
-        secrets = self.secrets
-        return [without(redact_setting(word), secrets) for word in words]
+        return redact_settings(words, self.settings.config)
 
     def check(self) -> None:
         """Look at GPU, packages, CPUs and all that `check_data` looks at, before anything starts.
