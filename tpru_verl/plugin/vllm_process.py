@@ -31,7 +31,7 @@ def register() -> None:
 
 
 def without_sklearn(utils: ModuleType) -> None:
-    """With transformers' generation each process imports sklearn and scipy, too: a second or two.
+    """With transformers' generation each process imports sklearn and scipy, too: up to a second and a half.
 
     transformers 5.10 wants one function of sklearn, for assisted generation, if sklearn is there. The patch
     says that it is not.
