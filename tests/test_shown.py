@@ -101,9 +101,10 @@ def test_recipes_and_overrides_compose(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_overrides_that_are_wrong_do_not_compose() -> None:
     found = recipe_of(["tpru", "train", "tpru_7b", "+tpru=lora", "trainer.n_gpu=4"])
+    assert found
     assert found == ("tpru_7b", ["+tpru=lora", "trainer.n_gpu=4"])
     with pytest.raises(ValueError, match=r"found no key 'trainer\.n_gpu'"):
-        recipes.compose(*found)
+        recipes.compose("tpru_7b", found[1])
 
 
 def source_of(arguments: list[str]) -> tuple[str, str]:
