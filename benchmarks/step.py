@@ -2,11 +2,11 @@
 
     python benchmarks/step.py
     python benchmarks/step.py --steps 40 --only plugin actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
+    python benchmarks/step.py data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=64
 
-Both run the tiny recipe of the demo, 16 prompts x 8, on `--device`. "Stock" uses veRL's own agent loop and
-keeps only the patches without which veRL does not run there (benchmarks/stock). Further arguments are
-overrides for both. CPU seconds are those of all processes of the run: other work on the machine changes them
-less than seconds.
+Both run the tiny recipe of the demo on `--device`. "Stock" uses veRL's own agent loop and keeps only the
+patches without which veRL does not run there (benchmarks/stock). Further arguments are overrides for both.
+CPU seconds are those of all processes of the run: other work on the machine changes them less than seconds.
 """
 
 from __future__ import annotations
@@ -87,17 +87,18 @@ def main() -> None:
     overrides = [*moved_to(args.device), *args.overrides]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_parquet(make_rows(16 * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
-        write_parquet(make_rows(3, seed=2), folder / "test.parquet")
         config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *overrides])
-        batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
+        prompts, n = config["data"]["train_batch_size"], config["actor_rollout_ref"]["rollout"]["n"]
+        batch = prompts * n
+        write_parquet(make_rows(prompts * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
+        write_parquet(make_rows(3, seed=2), folder / "test.parquet")
         found = {kind: run(kind, args.steps, folder, overrides) for kind in kinds}
     rows = [["", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", *measure.SPREAD]]
     for kind, (steps, spent) in found.items():
         phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)
         rates = [batch / step["timing_s/step"] for step in steps]
         rows.append([kind, *phases, f"{spent:.2f}", *measure.spread(rates, ".1f")])
-    print(measure.markdown(rows, f"{batch} trajectories a step, medians of {args.steps} steps"))
+    print(measure.markdown(rows, f"{prompts} prompts x {n} a step, medians of {args.steps} steps"))
     if len(found) == 2:
         (slow, slow_cpu), (fast, fast_cpu) = (
             (median(step["timing_s/step"] for step in found[kind][0]), found[kind][1])
