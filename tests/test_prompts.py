@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tpru_verl.grading import grade
+from tpru_verl import prompts
 from tpru_verl.prompts import TEMPLATES, check_file, render
 from tpru_verl.sample import NONE_OPTION, Task, parse_options, problems_of, recognise_task
 
@@ -153,6 +154,8 @@ def test_a_template_for_a_trainer_without_a_sandbox_is_tried_in_ours(tmp_path: P
     mine = tmp_path / "mine.txt"
     mine.write_text("{{ content | trim }} Think first.")
     check_file("data.format_prompt", mine)
+    for name in TEMPLATES:
+        check_file("data.format_prompt", Path(prompts.__file__).with_name(f"{name}.jinja"))
     mine.write_text("{{ content }}{{ cycler.__init__.__globals__.os.system('true') }}")
     with pytest.raises(ValueError, match=r"^data\.format_prompt: .*mine\.txt: .*is unsafe"):
         check_file("data.format_prompt", mine)

@@ -39,7 +39,7 @@ def check_file(key: str, path: Path) -> None:
     with path.open(encoding="utf-8") as file:
         source = file.read(MAX_TEMPLATE + 1)
     try:
-        rendered(compiled(source), content="<image>")
+        rendered(compiled(source), content="<image>", task="")
     except Exception as error:  # a template is a program, and may fail in any way
         raise ValueError(f"{key}: {path}: {_line_of(error)}") from error
 
