@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tpru_verl.grading import grade
 from tpru_verl import prompts
+from tpru_verl.grading import grade
 from tpru_verl.prompts import TEMPLATES, check_file, render
 from tpru_verl.sample import NONE_OPTION, Task, parse_options, problems_of, recognise_task
 
