@@ -1,19 +1,21 @@
-"""Steps and seconds until a held-out accuracy is reached on the demo's task, by setting and seed.
+"""Steps and seconds until a held-out accuracy is reached on the demo's task, by setting, rate and seed.
 
-    python benchmarks/learning.py --seeds 1 2 3 --targets 0.5 0.55 --out outputs/learning
-    python benchmarks/learning.py --settings ours partial --steps 100
+    python benchmarks/learning.py --seeds 1 2 3 --targets 0.5 0.6 --out outputs/learning
+    python benchmarks/learning.py --settings ours dapo --rates 1e-4 3e-4 1e-3 --seeds 1   # tune first
 
 Each run starts veRL's main_ppo from the demo's checkpoint and validates every few steps, with one answer a
 row, sampled at temperature 1. A target is reached at the first validation whose mean with the next validation
 is at least the target. A run that has finished in `--out` is not repeated: name another folder after a change
-of code. Seconds count steps, not start or validation.
+of code. Seconds count steps, not start or validation. Every setting but the published one samples 128 or 130
+answers a step and updates once, so that ratios are 1 and no clip acts.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from itertools import pairwise
+import sys
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import mean, median
 
@@ -21,7 +23,8 @@ import measure
 from training import device_option, planned, train
 
 from tpru_verl.demo.run import moved_to
-from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.demo.scenes import UNSEEN, make_rows, write_parquet
+from tpru_verl.statistics import wilson
 
 RECIPE = "tpru_tiny_cpu"
 # What was published for 7B, where it has a meaning for the tiny model: its learning rate of 1e-6 has none.
@@ -38,23 +41,35 @@ PUBLISHED = [
     "actor_rollout_ref.actor.kl_loss_type=low_var_kl",
     "actor_rollout_ref.actor.kl_loss_coef=0.01",
 ]
+ROLLOUT = "actor_rollout_ref.rollout"
 SETTINGS = {
     "published": PUBLISHED,
     "ours": [],
-    "filter": ["algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=reward"],
+    # The overlay's buffer of 256 tokens is for long answers.
+    "dapo": ["+tpru=dapo", "reward.reward_kwargs.overlong_buffer_cfg.len=8"],
+    "gspo": ["+tpru=gspo"],
+    "drgrpo": ["+tpru=drgrpo"],
+    "cispo": ["+tpru=cispo"],
+    "n5": ["data.train_batch_size=26", "actor_rollout_ref.actor.ppo_mini_batch_size=26", f"{ROLLOUT}.n=5"],
+    "n16": ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8", f"{ROLLOUT}.n=16"],
     "partial": ["reward.custom_reward_function.reward_kwargs.preset=tpru_partial"],
 }
 MEANING = {
     "published": "published reward and settings",
-    "ours": "our reward and settings",
-    "filter": "ours, groups of one score left out",
+    "ours": "our reward and settings, 16 x 8",
+    "dapo": "ours, `+tpru=dapo`",
+    "gspo": "ours, `+tpru=gspo`",
+    "drgrpo": "ours, `+tpru=drgrpo`",
+    "cispo": "ours, `+tpru=cispo`",
+    "n5": "ours, 26 x 5",
+    "n16": "ours, 8 x 16",
     "partial": "ours, partial credit for orders",
 }
 
 
-def run(setting: str, seed: int, args: argparse.Namespace) -> Path:
+def run(setting: str, rate: str, seed: int, args: argparse.Namespace) -> Path:
     """The metrics file of a run; made unless it is there."""
-    folder = args.out / f"{setting}-{seed}"
+    folder = args.out / f"{setting}-{rate}-{seed}"
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
         return metrics
@@ -73,6 +88,7 @@ def run(setting: str, seed: int, args: argparse.Namespace) -> Path:
         "trainer.resume_mode=disable",
         f"trainer.default_local_dir={folder}/checkpoints",
         f"hydra.run.dir={folder}/hydra",
+        f"actor_rollout_ref.actor.optim.lr={rate}",
         *moved_to(args.device),
         *SETTINGS[setting],
     ]
@@ -107,11 +123,12 @@ def reached(points: list[tuple[int, float, float]], target: float) -> tuple[int,
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
+    parser.add_argument("--rates", nargs="+", default=["3e-4"], help="learning rates (default: 3e-4)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--every", type=int, default=5, help="steps between validations")
     parser.add_argument("--rows", type=int, default=300, help="held-out rows")
-    parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.55])
+    parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.6])
     parser.add_argument("--out", type=Path, default=Path("outputs/learning"))
     device_option(parser)
     args = parser.parse_args()
@@ -121,21 +138,28 @@ def main() -> None:
     if (kept := args.out / "asked.json").exists() and json.loads(kept.read_text()) != asked:
         parser.error(f"--out {args.out}: found runs with {kept.read_text()}, expected {json.dumps(asked)}")
     kept.write_text(json.dumps(asked))
-    write_parquet(make_rows(args.rows, seed=4_000_000), args.out / "test.parquet")
+    write_parquet(make_rows(args.rows, seed=4_000_000, scenes=(UNSEEN,)), args.out / "test.parquet")
     for seed in args.seeds:
-        write_parquet(make_rows(24 * args.steps, seed=seed), args.out / f"train-{seed}.parquet")
+        # dapo may draw a group three times.
+        rows = make_rows(3 * 26 * args.steps, seed=seed, scenes=(UNSEEN,))
+        write_parquet(rows, args.out / f"train-{seed}.parquet")
     aims = [f"steps, seconds to {target:.0%}" for target in args.targets]
-    table = [["", "seed", "before", *aims, "mean of the last four", "s a step"]]
-    for seed in args.seeds:
-        for setting in args.settings:
-            points = curve(run(setting, seed, args))
-            found = [reached(points, target) for target in args.targets]
-            cells = [f"{at[0]}, {at[1]:.0f}" if at else f"more than {points[-1][0]}" for at in found]
-            last = mean(accuracy for _, _, accuracy in points[-4:])
-            a_step = points[-1][1] / points[-1][0]
-            before = f"{points[0][2]:.1%}"
-            table.append([MEANING[setting], str(seed), before, *cells, f"{last:.1%}", f"{a_step:.1f}"])
+    table = [["", "rate", "seed", "before", *aims, "mean of the last four", "s a step"]]
+    for seed, setting, rate in product(args.seeds, args.settings, args.rates):
+        points = curve(run(setting, rate, seed, args))
+        table.append([MEANING[setting], rate, str(seed), *line(points, args.targets, args.rows)])
+        print(*table[-1], sep=", ", file=sys.stderr)  # as they come: all of it takes hours
     print(measure.markdown(table, f"Demo task, {args.rows} held-out rows every {args.every} steps"))
+
+
+def line(points: list[tuple[int, float, float]], targets: list[float], rows: int) -> list[str]:
+    """A run in cells. The interval is that of one validation: the last four ask the same rows."""
+    found = [reached(points, target) for target in targets]
+    cells = [f"{at[0]}, {at[1]:.0f}" if at else f"more than {points[-1][0]}" for at in found]
+    last = mean(accuracy for _, _, accuracy in points[-4:])
+    low, high = wilson(last * rows, rows)
+    a_step = points[-1][1] / points[-1][0]
+    return [f"{points[0][2]:.1%}", *cells, f"{last:.1%} [{low:.1%}, {high:.1%}]", f"{a_step:.1f}"]
 
 
 if __name__ == "__main__":

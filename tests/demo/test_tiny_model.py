@@ -14,7 +14,7 @@ from transformers import (
 )
 
 import tpru_verl.demo
-from tpru_verl.demo.scenes import ORDERS, make_row, make_rows
+from tpru_verl.demo.scenes import IMITATED, ORDERS, UNSEEN, make_rows
 from tpru_verl.demo.tiny_model import (
     SPECIAL_TOKENS,
     TAGS,
@@ -25,16 +25,13 @@ from tpru_verl.demo.tiny_model import (
 )
 from tpru_verl.demo.warm_start import (
     Batch,
-    Lessons,
     accuracy,
     embed,
     encode,
     generate,
-    hesitant,
     loss_of,
     prompt_text,
 )
-from tpru_verl.sample import NONE_OPTION, parse_options
 
 CHECKPOINT = Path(tpru_verl.demo.__file__).parent / "checkpoint"
 ANSWER = "<think>The order is 3 1 4 2 so 3142 B</think><answer>B</answer><|im_end|>"
@@ -133,28 +130,14 @@ def test_generation_equals_transformers_generation(
         assert ours[: ours.index(end)] == reference[: reference.index(end)]
 
 
-def test_a_hesitant_teacher_names_the_place_of_none_and_keeps_the_thought():
-    for number in range(60):
-        sample, thought = make_row(number, seed=3)
-        answer = hesitant(sample, thought)
-        assert sample.options[answer[-1]] == NONE_OPTION
-        assert answer[:-1] == thought[:-1]
-
-
-def test_the_hesitant_share_of_lessons_is_as_asked(processor: Qwen2_5_VLProcessor):
-    lessons = iter(Lessons(processor, 0, hesitation=1.0))
-    texts = processor.tokenizer.batch_decode(next(lessons).input_ids)
-    for text in texts:
-        letter = text.split("<answer>")[1][0]
-        assert parse_options(text.split("<|im_end|>")[0])[letter] == NONE_OPTION
-
-
-def test_checkpoint_is_above_chance_with_room_to_grow(
+def test_checkpoint_knows_the_tasks_by_one_scene_and_has_room_to_grow_on_the_demos(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor
 ):
-    marks = accuracy(model, processor, make_rows(240, seed=13))
-    assert all(mark > 0.25 for mark in marks.values()), marks
-    assert sum(marks.values()) / 3 < 0.7
+    seen, unseen = (
+        accuracy(model, processor, make_rows(240, seed=13, scenes=(scene,))) for scene in (IMITATED, UNSEEN)
+    )
+    assert all(mark > 0.4 for mark in seen.values()), seen
+    assert 0.25 < sum(unseen.values()) / 3 < 0.5, unseen
 
 
 def test_a_new_model_survives_saving(tmp_path: Path):

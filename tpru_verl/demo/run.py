@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tpru_verl.demo.evaluate import Score, score
 from tpru_verl.demo.page import draw_curve, write_page
-from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.demo.scenes import UNSEEN, make_rows, write_parquet
 from tpru_verl.files import write_json
 from tpru_verl.launch import folder
 from tpru_verl.launch import plan as plans
@@ -111,8 +111,10 @@ class _Demo:
         console.print(f"  {name.replace('_', ' '):<16} {self.seconds[name]:6.0f} s")
 
     def write_rows(self, eval_rows: int) -> None:
-        write_parquet(make_rows(TRAIN_ROWS, seed=TRAIN_SEED + self.seed), self.out / "rows/train.parquet")
-        write_parquet(make_rows(eval_rows, seed=TEST_SEED), self.out / "rows/test.parquet")
+        train = make_rows(TRAIN_ROWS, seed=TRAIN_SEED + self.seed, scenes=(UNSEEN,))
+        write_parquet(train, self.out / "rows/train.parquet")
+        test = make_rows(eval_rows, seed=TEST_SEED, scenes=(UNSEEN,))
+        write_parquet(test, self.out / "rows/test.parquet")
 
     def evaluate(self, model: Path, name: str) -> None:
         answers = self.out / f"{name}.jsonl"

@@ -112,13 +112,15 @@ SCENES: dict[str, Callable[[Episode, float, Floats], None]] = {
     "bricks": _bricks,
     "disc": _disc,
 }
+IMITATED = "track"  # the one scene that the demo's checkpoint has seen (warm_start.py)
+UNSEEN = "bricks"  # the one on which the demo trains it by reward, and measures it
 
 
 def make_rows(
     n: int,
     *,
     seed: int,
-    scenes: Sequence[str] = ("track",),
+    scenes: Sequence[str] = (IMITATED,),
     tasks: Sequence[Task] = tuple(Task),
     start: int = 0,
 ) -> list[Sample]:
@@ -136,7 +138,7 @@ def make_rows(
 
 
 def make_row(
-    number: int, seed: int, scenes: Sequence[str] = ("track",), tasks: Sequence[Task] = tuple(Task)
+    number: int, seed: int, scenes: Sequence[str] = (IMITATED,), tasks: Sequence[Task] = tuple(Task)
 ) -> tuple[Sample, str]:
     """Return one row of `make_rows` and the thought that leads to its answer, for supervised training."""
     rng = np.random.default_rng([seed, number])

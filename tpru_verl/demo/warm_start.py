@@ -1,16 +1,16 @@
-"""Train the demo's checkpoint by imitation: it learns to see, to look up options, the tasks, and a bad habit.
+"""Train the demo's checkpoint by imitation: it learns to see, to look up options, and the tasks.
 
     python -m tpru_verl.demo.warm_start --out DIR
 
-In the last lessons the teacher answers "None of the choices provided" in half of the rows that have a right
-choice. The model learns to do the same, so its answers show less than it sees. Imitation cannot do better
-than its teacher. A reward that checks the answer can, and the demo's GRPO run shows it.
+All its pictures are of one scene, tracks that fill up. The demo's GRPO run shows it another one, walls of
+bricks, of which it has the answers' form and the tasks, but not what to look for. Only the reward tells it.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,16 +24,31 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import (
+    DynamicCache,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    get_linear_schedule_with_warmup,
+)
 
-from tpru_verl.demo.scenes import FIRST, LAST, LETTERS, ORDERS, look_up, make_episode, make_row, make_rows
+from tpru_verl.demo.scenes import (
+    FIRST,
+    IMITATED,
+    LAST,
+    LETTERS,
+    ORDERS,
+    SCENES,
+    look_up,
+    make_episode,
+    make_row,
+    make_rows,
+)
 from tpru_verl.demo.tiny_model import build_model, build_processor, save, vision_features
 from tpru_verl.grading import grade
 from tpru_verl.sample import NONE_OPTION, Sample, Task
 
 ROWS = 64  # of a step
 NEW_TOKENS = 24  # the longest taught answer has 16
-HESITATION = 0.5  # share of rows in which the teacher of the last lessons answers "None", right or wrong
 # Far from the seeds of the demo's own training and test rows.
 TRAIN_SEED, HELD_OUT_SEED = 7_000_000, 8_000_000
 
@@ -88,24 +103,15 @@ def encode(
 
 
 class Lessons(IterableDataset[Batch]):
-    """Endless batches of the three tasks, each row seen once, taught with this share of `hesitation`."""
+    """Endless batches of the three tasks, each row seen once."""
 
-    def __init__(self, processor: Qwen2_5_VLProcessor, seed: int, *, hesitation: float = 0.0) -> None:
+    def __init__(self, processor: Qwen2_5_VLProcessor, seed: int) -> None:
         self.processor = processor
         self.seed = TRAIN_SEED + seed
-        self.hesitation = hesitation
 
     def __iter__(self) -> Iterator[Batch]:
-        rng = np.random.default_rng([self.seed, 2])
-        # Rows that the lessons without hesitation do not reach.
-        number = 10**6 if self.hesitation else 0
-        while True:
-            rows = [make_row(number + row, self.seed) for row in range(ROWS)]
-            rows = [
-                (sample, hesitant(sample, thought) if rng.random() < self.hesitation else thought)
-                for sample, thought in rows
-            ]
-            number += ROWS
+        for first in itertools.count(0, ROWS):
+            rows = [make_row(first + row, self.seed) for row in range(ROWS)]
             yield encode(
                 self.processor,
                 [prompt_text(self.processor, sample.problem) for sample, _ in rows],
@@ -125,7 +131,7 @@ class Sight(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
         rng = np.random.default_rng([self.seed, 1])
         while True:
             moments = rng.uniform(FIRST, LAST, 4 * ROWS)
-            frames = [make_episode("track", rng).frame(moment) for moment in moments]
+            frames = [make_episode(IMITATED, rng).frame(moment) for moment in moments]
             pixels = self.processor.image_processor(images=frames, return_tensors="pt")["pixel_values"]
             yield pixels, torch.tensor(moments, dtype=torch.float32)
 
@@ -160,11 +166,6 @@ class Drill(IterableDataset[Batch]):
         found = [LETTERS[options.index(order)] if order in options else "E" for order in asked]
         prompt = prompt_text(self.processor, f"Reorder the frames. {frames} Options: {listed}")
         return prompt, "".join(f" so {order} {letter}" for order, letter in zip(asked, found, strict=True))
-
-
-def hesitant(sample: Sample, thought: str) -> str:
-    """Let a thought arrive at the option "None of the choices provided", whatever went before."""
-    return thought[:-1] + sample.problem[sample.problem.index(f". {NONE_OPTION}") - 1]
 
 
 def _answer(thought: str) -> str:
@@ -275,10 +276,14 @@ def train(
     title: str,
     steps: int,
 ) -> Iterator[tuple[int, float]]:
-    """Train `parameters` for at most `steps`; yields the number of steps done and the loss after each."""
+    """Train `parameters` for at most `steps`; yields the number of steps done and the loss after each.
+
+    The learning rate rises over 20 steps and then falls, to nothing in the last step: weights that are saved
+    while it is high answer less well than they could, and GRPO would get the credit for settling them.
+    """
     parameters = list(parameters)
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99))
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 0.05, total_iters=20)
+    schedule = get_linear_schedule_with_warmup(optimizer, 20, steps + 1)
     state = TextColumn("{task.fields[state]}")
     with Progress(TextColumn(title), BarColumn(), state, TimeElapsedColumn()) as progress:
         shown = progress.add_task(title, total=steps, state="")
@@ -290,14 +295,14 @@ def train(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            warm_up.step()
+            schedule.step()
             done = f"step {step} of at most {steps}, loss {loss.item():.4f}"
             progress.update(shown, completed=step, state=done)
             yield step, loss.item()
 
 
-def warm_start(out: Path, *, seed: int, until: float) -> None:
-    """Train from scratch to `until` of greedy held-out accuracy, teach hesitation, save to `out`."""
+def warm_start(out: Path, *, seed: int, steps: int) -> None:
+    """Train from scratch, the tasks for `steps` steps, and save to `out`."""
     texts = [sample.problem for sample in make_rows(300, seed=TRAIN_SEED + seed)]
     texts += [look_up(order, letter) for order in ORDERS for letter in LETTERS]
     texts += ["Step 1 is A", "Step 3 is B", "system\n", "user\n", "assistant\n"] * 3
@@ -314,15 +319,15 @@ def warm_start(out: Path, *, seed: int, until: float) -> None:
         if loss < 0.05:
             break
     held_out = make_rows(480, seed=HELD_OUT_SEED)
-    tasks = Lessons(processor, seed)
-    for step, _ in train(tasks, learn, model.parameters(), rate=1e-3, title="tasks", steps=1000):
-        if step % 20 == 0 and report(model, processor, held_out, f"step {step}") >= until:
-            break
-    habit = Lessons(processor, seed, hesitation=HESITATION)
-    for _ in train(habit, learn, model.parameters(), rate=3e-4, title="habit", steps=60):
-        pass
-    report(model, processor, held_out, "saved, greedy")
-    report(model, processor, held_out, "saved, at temperature 1", temperature=1.0)
+    for step, _ in train(
+        Lessons(processor, seed), learn, model.parameters(), rate=1e-3, title="tasks", steps=steps
+    ):
+        if step % 50 == 0:
+            report(model, processor, held_out, f"step {step}")
+    for scene in SCENES:
+        held_out = make_rows(480, seed=HELD_OUT_SEED, scenes=(scene,))
+        report(model, processor, held_out, f"{scene}, greedy")
+        report(model, processor, held_out, f"{scene}, at temperature 1", temperature=1.0)
     save(model, processor, out)
 
 
@@ -333,13 +338,12 @@ def report(
     title: str,
     *,
     temperature: float = 0.0,
-) -> float:
-    """Print the accuracy of each task and return their mean."""
+) -> None:
+    """Print the accuracy of each task and their mean."""
     marks = accuracy(model, processor, held_out, temperature=temperature)
     pooled = float(np.mean(list(marks.values())))
     each = ", ".join(f"{task.value} {mark:.3f}" for task, mark in marks.items())
     print(f"{title}: held-out accuracy {pooled:.3f} ({each})", flush=True)
-    return pooled
 
 
 def main() -> None:
@@ -347,10 +351,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=warm_start.__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--until", type=float, default=0.75)
+    parser.add_argument("--steps", type=int, default=420, help="of the tasks (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    warm_start(arguments.out, seed=arguments.seed, until=arguments.until)
+    warm_start(arguments.out, seed=arguments.seed, steps=arguments.steps)
 
 
 if __name__ == "__main__":
