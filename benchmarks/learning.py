@@ -6,8 +6,8 @@
 Each run starts veRL's main_ppo from the demo's checkpoint and validates every few steps, with one answer a
 row, sampled at temperature 1. A target is reached at the first validation whose mean with the next validation
 is at least the target. A run that has finished in `--out` is not repeated: name another folder after a change
-of code. Seconds count steps, not start or validation. Every setting but the published one samples 128 or 130
-answers a step and updates once, so that ratios are 1 and no clip acts.
+of code. Seconds count steps, not start or validation. Every setting samples 256 or 260 answers a step. All
+but the published one update once, so that ratios are 1 and no clip acts.
 """
 
 from __future__ import annotations
@@ -27,16 +27,20 @@ from tpru_verl.demo.scenes import UNSEEN, make_rows, write_parquet
 from tpru_verl.statistics import wilson
 
 RECIPE = "tpru_tiny_cpu"
+# Micro-batches that divide 52 prompts, and 26, of 5 answers.
+FIVES = [
+    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=65",
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=65",
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=65",
+]
 # What was published for 7B, where it has a meaning for the tiny model: its learning rate of 1e-6 has none.
 PUBLISHED = [
     "reward.custom_reward_function.reward_kwargs.preset=paper",
-    "data.train_batch_size=24",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=12",
+    "data.train_batch_size=52",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=26",
     "actor_rollout_ref.rollout.n=5",
     "actor_rollout_ref.rollout.top_p=0.99",
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=60",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=60",
-    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=60",
+    *FIVES,
     "actor_rollout_ref.actor.use_kl_loss=true",
     "actor_rollout_ref.actor.kl_loss_type=low_var_kl",
     "actor_rollout_ref.actor.kl_loss_coef=0.01",
@@ -50,19 +54,19 @@ SETTINGS = {
     "gspo": ["+tpru=gspo"],
     "drgrpo": ["+tpru=drgrpo"],
     "cispo": ["+tpru=cispo"],
-    "n5": ["data.train_batch_size=26", "actor_rollout_ref.actor.ppo_mini_batch_size=26", f"{ROLLOUT}.n=5"],
-    "n16": ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8", f"{ROLLOUT}.n=16"],
+    "n5": ["data.train_batch_size=52", f"{ROLLOUT}.n=5", *FIVES],
+    "n16": ["data.train_batch_size=16", f"{ROLLOUT}.n=16"],
     "partial": ["reward.custom_reward_function.reward_kwargs.preset=tpru_partial"],
 }
 MEANING = {
     "published": "published reward and settings",
-    "ours": "our reward and settings, 16 x 8",
+    "ours": "our reward and settings, 32 x 8",
     "dapo": "ours, `+tpru=dapo`",
     "gspo": "ours, `+tpru=gspo`",
     "drgrpo": "ours, `+tpru=drgrpo`",
     "cispo": "ours, `+tpru=cispo`",
-    "n5": "ours, 26 x 5",
-    "n16": "ours, 8 x 16",
+    "n5": "ours, 52 x 5",
+    "n16": "ours, 16 x 16",
     "partial": "ours, partial credit for orders",
 }
 
@@ -125,7 +129,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--rates", nargs="+", default=["3e-4"], help="learning rates (default: 3e-4)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--every", type=int, default=5, help="steps between validations")
     parser.add_argument("--rows", type=int, default=300, help="held-out rows")
     parser.add_argument("--targets", nargs="+", type=float, default=[0.5, 0.6])
@@ -141,7 +145,7 @@ def main() -> None:
     write_parquet(make_rows(args.rows, seed=4_000_000, scenes=(UNSEEN,)), args.out / "test.parquet")
     for seed in args.seeds:
         # dapo may draw a group three times.
-        rows = make_rows(3 * 26 * args.steps, seed=seed, scenes=(UNSEEN,))
+        rows = make_rows(3 * 52 * args.steps, seed=seed, scenes=(UNSEEN,))
         write_parquet(rows, args.out / f"train-{seed}.parquet")
     aims = [f"steps, seconds to {target:.0%}" for target in args.targets]
     table = [["", "rate", "seed", "before", *aims, "mean of the last four", "s a step"]]

@@ -36,7 +36,7 @@ CHANGES = {
         f"{ACTOR}.use_dynamic_bsz=true",
         f"{ACTOR}.ppo_max_token_len_per_gpu=6144",
     ],
-    "two mini-batches a step": [f"{ACTOR}.ppo_mini_batch_size=8"],
+    "two mini-batches a step": [f"{ACTOR}.ppo_mini_batch_size=16"],
     "a reference model (KL loss)": [f"{ACTOR}.use_kl_loss=true"],
     "groups of one score left out": [
         "algorithm.filter_groups.enable=true",
@@ -63,7 +63,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             # Filtering may ask for more prompts than a step has.
-            write_parquet(make_rows(48 * (args.steps + WARM_UP), seed=1), Path(folder, "train.parquet"))
+            write_parquet(make_rows(96 * (args.steps + WARM_UP), seed=1), Path(folder, "train.parquet"))
             write_parquet(make_rows(3, seed=2), Path(folder, "test.parquet"))
             steps, spent = run(PLUGIN, args.steps, Path(folder), [*moved_to(args.device), *overrides])
         base = base or spent
@@ -73,7 +73,7 @@ def main() -> None:
         ]
         rows.append([name, *seconds, f"{spent:.2f}", f"{spent / base:.2f}"])
         print(*rows[-1], sep=", ", file=sys.stderr)  # as they come: all of it takes half an hour
-    print(measure.markdown(rows, f"Tiny recipe, 16 prompts x 8, medians of {args.steps} steps"))
+    print(measure.markdown(rows, f"Tiny recipe, 32 prompts x 8, medians of {args.steps} steps"))
 
 
 if __name__ == "__main__":
