@@ -31,7 +31,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
     monkeypatch.setattr(run, "run", start)
     monkeypatch.setattr(run, "check", lambda plan: plan.check() or "fine")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(32)])
     return plans
 
 
