@@ -98,7 +98,7 @@ def test_a_run_is_continued_as_it_was_started_with_changes_named(
     assert train.train(None, [], resume=place) == 0
     assert "changed" not in capfd.readouterr().err
     assert started[1].command == started[0].command
-    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(20)])
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(40)])
     assert train.train(RECIPE, ["data.seed=8"], resume=place) == 0
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("changed")]
     assert told == ["changed: data.seed: 7 -> 8", f"changed: {tmp_path / 'rows.parquet'}: other rows"]
