@@ -97,15 +97,15 @@ def compare(prompts: int, args: argparse.Namespace) -> None:
         write_parquet(make_rows(prompts * (args.steps + WARM_UP), seed=1), folder / "train.parquet")
         write_parquet(make_rows(3, seed=2), folder / "test.parquet")
         config = recipes.compose(RECIPE, ["data.train_files=x", "data.val_files=x", *overrides])
-        batch = config["data"]["train_batch_size"] * config["actor_rollout_ref"]["rollout"]["n"]
+        n = config["actor_rollout_ref"]["rollout"]["n"]
         kinds = [args.only] if args.only else [STOCK, PLUGIN]
         found = {kind: run(kind, args.steps, folder, overrides) for kind in kinds}
     rows = [["", *(f"{phase}, s" for phase in PHASES), "CPU s", "trajectories/s", *measure.SPREAD]]
     for kind, (steps, spent) in found.items():
         phases = (f"{median(step.get(f'timing_s/{p}', 0.0) for step in steps):.2f}" for p in PHASES)
-        rates = [batch / step["timing_s/step"] for step in steps]
+        rates = [prompts * n / step["timing_s/step"] for step in steps]
         rows.append([kind, *phases, f"{spent:.2f}", *measure.spread(rates, ".1f")])
-    print(measure.markdown(rows, f"{batch} trajectories a step, medians of {args.steps} steps"))
+    print(measure.markdown(rows, f"{prompts} prompts x {n} a step, medians of {args.steps} steps"))
     if len(found) == 2:
         (slow, slow_cpu), (fast, fast_cpu) = (
             (median(step["timing_s/step"] for step in found[kind][0]), found[kind][1])
