@@ -83,7 +83,7 @@ def generate_group(vllm_async_server: ModuleType) -> None:
     server.generate_group = generate_group
 
 
-class _Group:
+class _Prompt:
     """The samples that vLLM's server is asked for together, by their list of images."""
 
     def __init__(self, images: object) -> None:
@@ -91,7 +91,7 @@ class _Group:
         self.inputs: Any = None
 
 
-_groups: dict[int, _Group] = {}
+_groups: dict[int, _Prompt] = {}
 
 
 @contextmanager
@@ -99,7 +99,7 @@ def _processed_once(images: object) -> Iterator[None]:
     if images is None:
         yield
         return
-    _groups[id(images)] = _Group(images)
+    _groups[id(images)] = _Prompt(images)
     try:
         yield
     finally:
