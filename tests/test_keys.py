@@ -51,7 +51,7 @@ def test_the_folder_of_a_run_has_no_key(
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     monkeypatch.setattr(run, "run", lambda *_, **__: 1)
     monkeypatch.setattr(run, "check", lambda plan: plan.check() or "fine")
-    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(32)])
     # A reward that asks a server: its key is named, and Hydra puts its value in when the recipe is composed.
     named = "+reward.custom_reward_function.reward_kwargs.api_key=${oc.env:OPENAI_API_KEY}"
     rows: list[Any] = ["data.train_files=rows.parquet", "data.val_files=rows.parquet"]
@@ -82,7 +82,7 @@ def test_a_key_that_was_typed_stays_in_no_file_of_a_run(
     commands: list[Any] = []
     monkeypatch.setattr(run, "run", lambda planned, *_, **__: commands.append(planned) or 1)
     monkeypatch.setattr(run, "check", lambda planned: planned.check() or "fine")
-    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
+    write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(32)])
     kwargs = "+reward.custom_reward_function.reward_kwargs"
     rows = ["data.train_files=rows.parquet", "data.val_files=rows.parquet", "data.image_key=images"]
     typed = f"{kwargs}={{api_key: {TYPED}, url: 'http://me:{TYPED}@host/v1'}}"

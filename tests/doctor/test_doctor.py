@@ -374,8 +374,8 @@ def test_a_table_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> 
 class TestCommand:
     def test_a_run_that_would_start(self, root: Path, tmp_path: Path) -> None:
         """For real, in a process of its own."""
-        rows = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(16)])
-        test = write_parquet(tmp_path / "test.parquet", [reordering(i) for i in range(20, 24)])
+        rows = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(32)])
+        test = write_parquet(tmp_path / "test.parquet", [reordering(i) for i in range(40, 44)])
         files = [f"data.train_files={rows}", f"data.val_files={test}", "+data.train_batchsize=4"]
         command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "doctor", "--json"]
         command += ["--recipe", "tpru_tiny_cpu", *files]
@@ -391,7 +391,7 @@ class TestCommand:
             "found": "data.train_batchsize: veRL has no such key, and nothing here reads it",
             "fix": "meant data.train_batch_size?",
         }
-        assert "the longest of 20 has" in lines["prompt length"]["found"]
+        assert "the longest of 36 has" in lines["prompt length"]["found"]
         assert "8 rows of the data: a right answer" in lines["reward"]["found"]
         assert lines["plugin"]["status"] == lines["processor"]["status"] == "ok"
 
