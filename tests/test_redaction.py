@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpru_verl.redaction import redact_command, redact_options, redact_urls
+from tpru_verl.redaction import redact_command, redact_options, redact_setting, redact_urls
 
 SECRETS = ["api_key", "API-KEY", "apikey", "token", "hf_token", "client_secret", "Password", "Authorization"]
 HARMLESS = {
@@ -42,6 +42,21 @@ def test_harmless_options_stay() -> None:
 def test_urls(url: str, shown: str) -> None:
     assert redact_urls(url) == shown
     assert redact_urls(f"{url}: no answer") == f"{shown}: no answer"
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("+a={api_key: 123456789, n: 2}", "+a={api_key: ***, n: 2}"),
+        ("a={password: hunter2}", "a={password: ***}"),
+        ("a={b: {'token': 'x, y'}, c: [1]}", "a={b: {'token': ***}, c: [1]}"),
+        ('a=[{"api-key":"x"},{n:1}]', 'a=[{"api-key":***},{n:1}]'),
+        ("a={api_key: ${oc.env:MINE}, token: null}", "a={api_key: ${oc.env:MINE}, token: null}"),
+        ("a={image_key: images, max_tokens: 3}", "a={image_key: images, max_tokens: 3}"),
+    ],
+)
+def test_a_setting_in_braces(typed: str, shown: str) -> None:
+    assert redact_setting(typed) == shown
 
 
 def test_command() -> None:

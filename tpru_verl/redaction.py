@@ -19,6 +19,10 @@ _COLUMN = re.compile(
     r"(?:prompt|problem|answer|response|messages|images?|videos?|audios?|data_source|reward(?:_fn|_model)?"
     r"|gdpo_reward|teacher|tools|enable_thinking)_keys?|(?:bos|eos|pad|unk|mask|sep|cls|image|video|audio)_token"
 )
+# `{api_key: VALUE}` in an override.
+_PAIR = re.compile(
+    r"""(?P<quote>["']?)(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]"'][^,{}\[\]]*)"""
+)
 _USER_INFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 _QUERY = re.compile(r"([?&][^=&#\s]*(?:key|token|secret|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
 
@@ -40,8 +44,23 @@ def is_secret_setting(key: str) -> bool:
 def redact_setting(override: str) -> str:
     """`KEY=VALUE` with `***` for a secret that was typed; a reference such as `${oc.env:NAME}` stays."""
     key, sign, value = override.partition("=")
-    typed = value.strip().lower() not in ("", "null", "none") and "${" not in value
-    return f"{key}={HIDDEN}" if sign and typed and is_secret_setting(key) else redact_urls(override)
+    if sign and _typed(value) and is_secret_setting(key):
+        return f"{key}={HIDDEN}"
+    if sign and "{" in value:
+        value = _PAIR.sub(_redacted_entry, value)
+    return redact_urls(f"{key}{sign}{value}")
+
+
+def _typed(value: str) -> bool:
+    return value.strip().lower() not in ("", "null", "none") and "${" not in value
+
+
+def _redacted_entry(entry: re.Match[str]) -> str:
+    name, value, whole = entry["name"], entry["value"], entry[0]
+    refers = entry.string[entry.end() :].startswith("{")  # the rest of ${oc.env:NAME}
+    if refers or not (is_secret_setting(name) and _typed(value)):
+        return whole
+    return f"{whole[: entry.start('value') - entry.start()]}{HIDDEN}"
 
 
 def redact_options(options: Mapping[str, object]) -> dict[str, object]:

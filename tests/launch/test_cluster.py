@@ -176,6 +176,13 @@ def test_on_one_node_ray_counts_the_cpus_of_the_job(composed: dict) -> None:
         ),
         (["--launch", "slurm", "--set", "time=1 day"], "--set time=1 day: found '1 day', expected letters"),
         (["--launch", "slurm", "--set", "cpus=all"], "--set cpus=all: found 'all', expected a number"),
+        (["--launch", "ray-job", "--set", "cpus=0"], "--set cpus=0: found '0', expected a number"),
+        (["--launch", "slurm", "--set", "cpus=\u00b2"], "expected a number"),
+        (
+            ["--launch", "skypilot", "--set", "mount=@x"],
+            "--set mount=@x: found '@x', expected an absolute path",
+        ),
+        (["--launch", "ray-job", "--set", "mount=runs"], "found 'runs', expected an absolute path"),
         (["--launch", "ray-job", "--out", "a"], "--out a: found a relative path, expected one below /runs"),
         (["--launch", "slurm", "a=b\nc"], "found 'a=b\\nc', expected no line break"),
         (["--launch", "slurm", "--resume", "x"], "--launch: expected a recipe, and neither --resume"),
@@ -190,6 +197,27 @@ def test_a_mistake_is_one_line(arguments: list[str], found: str, monkeypatch: py
     message = str(end.value.code)
     assert found in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("2026-11-26", "run-2026-11-26"),
+        ("123", "run-123"),
+        ("null", "null"),
+        ("___", "run"),
+        ("\u65e5\u672c", "run"),
+        ("9" * 60, "run-" + "9" * 43),
+        ("My_Run.1", "my-run-1"),
+    ],
+)
+def test_a_job_has_a_name_that_kubernetes_takes(folder: str, name: str, composed: dict) -> None:
+    place = Path("/runs") / folder
+    config_map, job = yaml.safe_load_all(cluster.script("ray-job", "tpru_7b", [], out=place))
+    volumes = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["volumes"]
+    mounted = [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
+    assert [config_map["metadata"]["name"], job["metadata"]["name"], *mounted] == [name] * 3
+    assert yaml.safe_load(cluster.script("skypilot", "tpru_7b", [], out=place))["name"] == name
 
 
 def test_submit_hands_the_script_to_slurm(
@@ -258,7 +286,10 @@ def test_a_run_is_not_put_into_storage() -> None:
         cluster.script("slurm", "tpru_7b", [], out=Path("s3://b/run"))
 
 
-@pytest.mark.parametrize("typed", ["+reward.api_key=sk-123456789", "+url=http://me:sk-123456789@host"])
+@pytest.mark.parametrize(
+    "typed",
+    ["+reward.api_key=sk-123456789", "+url=http://me:sk-123456789@host", "+x={api_key: sk-123456789}"],
+)
 def test_a_script_keeps_no_key(typed: str) -> None:
     with pytest.raises(
         ValueError, match=r"found a key in .*\*\*\*.*expected the variable that holds it"

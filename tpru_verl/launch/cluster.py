@@ -38,7 +38,12 @@ VALUES: dict[str, dict[str, str]] = {
 SUBMIT = {"slurm": ["sbatch"], "ray-job": ["kubectl", "create", "-f", "-"]}
 CPUS_A_GPU = 12  # of a node; veRL keeps 3 for each GPU and 9 for TransferQueue (`needs`)
 CPUS_WITHOUT = 2  # of a node of the tiny recipe
-_VALUE = re.compile(r"[\w.:,@/+-]+")  # safe in a shell, in YAML and in a line of #SBATCH
+# Safe in a shell, in YAML and in a line of #SBATCH.
+_ANY = (re.compile(r"[\w.:,@/+-]+"), "letters, digits and . : , @ / + -")
+_SPECIAL = {
+    "cpus": (re.compile(r"[1-9][0-9]*"), "a number"),
+    "mount": (re.compile(r"/[\w./-]+"), "an absolute path of letters, digits and . _ -"),
+}
 _LONGEST_NAME = 47  # letters of a RayJob's name: KubeRay appends to it
 _INIT = "ray_kwargs.ray_init"
 
@@ -155,8 +160,8 @@ def _values(kind: str, given: Sequence[str]) -> dict[str, str]:
         name, _, value = item.partition("=")
         if name not in values:
             raise ValueError(f"--set {item}: found {name!r}, expected one of {', '.join(values)} for {kind}")
-        if not _VALUE.fullmatch(value) or (name == "cpus" and not value.isdigit()):
-            expected = "a number" if name == "cpus" else "letters, digits and . : , @ / + -"
+        allowed, expected = _SPECIAL.get(name, _ANY)
+        if not allowed.fullmatch(value):
             raise ValueError(f"--set {item}: found {value!r}, expected {expected}")
         values[name] = value
     return values
@@ -191,8 +196,9 @@ def _for_node(settings: Settings, cpus: str) -> list[str]:
 
 
 def _name(place: Path) -> str:
-    """A name that Kubernetes and SkyPilot take: small letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", place.name.lower())[:_LONGEST_NAME].strip("-")
+    """A name that Kubernetes and SkyPilot take: small letters, digits and hyphens, a letter first."""
+    name = re.sub(r"[^a-z0-9]+", "-", place.name.lower()).strip("-")
+    return (name if name[:1].isalpha() else f"run-{name}")[:_LONGEST_NAME].strip("-")
 
 
 def _ray_version() -> str:

@@ -19,6 +19,7 @@ __all__ = ["MAX_TEMPLATE", "compiled", "rendered"]
 
 MAX_CHARACTERS = 1_000_000  # of a prompt, and of each text that its template computes
 MAX_TEMPLATE = 100_000  # characters of a template
+MAX_ITEMS = 200_000  # of lists in lists, and characters in them
 MAX_ROUNDS = 100  # of a loop
 MAX_BITS = 10_000  # of a number
 FILTERS = frozenset(
@@ -49,7 +50,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         super().__init__(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
         self.globals = {"range": safe_range}
         self.filters = {name: function for name, function in self.filters.items() if name in FILTERS}
-        self.filters |= {"replace": _replaced, "join": _joined, "rounds": _rounds}
+        self.filters |= {"replace": _replaced, "join": _joined, "rounds": _rounds, "bounded": _bounded}
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
@@ -58,13 +59,15 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check(len(left) + len(right))
         if operator == "*":
             for many, times in ((left, right), (right, left)):
-                if isinstance(many, str | list | tuple) and isinstance(times, int):
+                if isinstance(many, str) and isinstance(times, int):
                     _check(len(many) * times)
+                if isinstance(many, list | tuple) and isinstance(times, int):
+                    _bounded(many, times)
         if isinstance(left, int) and isinstance(right, int) and operator in ("*", "**"):
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
             if bits > MAX_BITS:
                 raise SecurityError(f"found a number of more than {MAX_BITS:,} bits")
-        return super().call_binop(context, operator, left, right)
+        return _bounded(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         name = getattr(__obj, "__name__", type(__obj).__name__)
@@ -80,6 +83,23 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _check(size: int) -> None:
     if size > MAX_CHARACTERS:
         raise SecurityError(f"found more than {MAX_CHARACTERS:,} characters")
+
+
+def _bounded(value: Any, times: int = 1) -> Any:
+    """The value itself; raises SecurityError for a list that would be too long as a text."""
+    if isinstance(value, str):
+        return value
+    left, inner = MAX_ITEMS // max(1, times), [value]
+    while inner:
+        one = inner.pop()
+        if isinstance(one, dict):
+            one = [*one.keys(), *one.values()]
+        left -= len(one) if isinstance(one, str | list | tuple) else 1
+        if left < 0:
+            raise SecurityError(f"found a list of more than {MAX_ITEMS:,} items and characters")
+        if isinstance(one, list | tuple):
+            inner += one
+    return value
 
 
 def _replaced(text: Any, old: str, new: str) -> str:
@@ -102,7 +122,7 @@ def _rounds(items: Iterable[Any]) -> Iterator[Any]:
 
 
 class _Sums(NodeTransformer):
-    """Makes of `a ~ b` a sum of texts, whose size is checked."""
+    """Makes of `a ~ b` a sum of texts, whose size is checked, and checks that of lists in lists."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -111,6 +131,12 @@ class _Sums(NodeTransformer):
         for text in others:
             total = nodes.Add(total, text, lineno=node.lineno)
         return total
+
+    def _literal(self, node: Any) -> nodes.Node:
+        self.generic_visit(node)
+        return node if getattr(node, "ctx", "load") != "load" else _filtered(node, "bounded")
+
+    visit_List = visit_Dict = visit_Tuple = _literal  # noqa: N815
 
 
 def _filtered(value: nodes.Node, name: str) -> nodes.Filter:
