@@ -136,6 +136,26 @@ def test_rows_are_short_enough_to_pay(tiny_model: TinyModels) -> None:
     assert prefixes.rows_of(micro_batch(config, (0, 1, 2))) is None
 
 
+def test_a_response_may_be_empty() -> None:
+    """An agent loop that was aborted has one."""
+    responses = [[7, 8], [], [9]]
+    offsets = torch.tensor([0, 2, 2, 3])
+    prompts = torch.arange(6).repeat(3)
+    batch = TensorDict(
+        {
+            "prompts": torch.nested.nested_tensor_from_jagged(prompts, offsets=torch.tensor([0, 6, 12, 18])),
+            "responses": torch.nested.nested_tensor_from_jagged(torch.tensor([7, 8, 9]), offsets=offsets),
+            "input_ids": nested([torch.tensor([*range(6), *response]) for response in responses]),
+        },
+        batch_size=3,
+    )
+    rows = prefixes.rows_of(batch)
+    assert rows is not None
+    assert rows.source[0].tolist() == [*range(6), 6, 7, 20]
+    assert rows.logits.tolist() == [5, 6, 5]
+    assert rows.places.tolist() == [5, 6, 19]
+
+
 def test_flags_that_stock_verl_answers(tiny_model: TinyModels, ours: tuple[Any, Any]) -> None:
     model = AutoModelForImageTextToText.from_pretrained(tiny_model("qwen2_vl"), attn_implementation="eager")
     batch = micro_batch(model.config, calculate_sum_pi_squared=True)

@@ -172,8 +172,8 @@ def _laid_out(
         tokens, parts = [*range(starts[samples[0]], starts[samples[0]] + prompt)], [0] * prompt
         for number, i in enumerate(samples, start=1):
             begin, first = row * longest + len(tokens), starts[i] + prompt
-            # The prompt's last token predicts the first of each response.
-            logits[i] = [row * longest + prompt - 1, *range(begin, begin + responses[i] - 1)]
+            # The prompt's last token predicts the first of each response; an empty one has none.
+            logits[i] = [row * longest + prompt - 1, *range(begin, begin + responses[i] - 1)][: responses[i]]
             places[i] = [*range(first - 1, first - 1 + responses[i])]
             tokens += range(first, first + responses[i])
             parts += [number] * responses[i]
