@@ -63,6 +63,7 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
             [f"{ROLLOUT}.gpu_memory_utilization=60"],
             f"{ROLLOUT}.gpu_memory_utilization=60: found 60, expected a share",
         ),
+        ("tpru_7b", ["trainer.nnodes=1.5"], "trainer.nnodes=1.5: found 1.5, expected a whole number"),
         (
             "tpru_tiny_cpu",
             ["trainer.n_gpus_per_node=0"],

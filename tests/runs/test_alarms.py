@@ -66,6 +66,11 @@ FAULTS = {
 }
 
 
+def test_a_reward_that_is_no_number_is_none() -> None:
+    (alarm,) = alarms(run({31: {"critic/score/mean": math.nan}}))
+    assert (alarm.name, alarm.step, alarm.text) == ("no-reward", 31, "the reward is no number (NaN)")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fault_is_named_at_its_first_step(name: str) -> None:
     changed, first = FAULTS[name]

@@ -50,6 +50,8 @@ def check_numbers(settings: Settings) -> None:
         value = settings[name] if settings.key(name) else None
         if isinstance(value, (int, float)) and value < least:
             raise ValueError(f"{settings.said(name)}: found {value}, expected {least} or more")
+        if isinstance(value, float) and not value.is_integer():
+            raise ValueError(f"{settings.said(name)}: found {value}, expected a whole number")
     share = settings["gpu_memory"]
     if isinstance(share, (int, float)) and not 0 < share <= 1:
         raise ValueError(

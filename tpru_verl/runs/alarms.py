@@ -90,6 +90,8 @@ def _no_reward(_: int | None) -> Look:
     recent: deque[float] = deque(maxlen=SILENT_STEPS)
 
     def look(step: Step) -> str | None:
+        if math.isnan(step.get("reward") or 0.0):
+            return "the reward is no number (NaN)"
         if (best := _best(step)) is None:
             return None
         recent.append(best)
@@ -274,7 +276,8 @@ _RULES = {
         _no_reward,
         "Read some responses (`tpru report`). Does the model answer in the form that the prompt asks for? "
         "Does its tokenizer know the words of the rows (`tpru doctor --recipe`)? tpru_tiny_cpu is for the "
-        "demo's rows alone. An untrained model needs a warm start first.",
+        "demo's rows alone. An untrained model needs a warm start first. A reward of your own must return "
+        "numbers.",
     ),
     "no-variance": _Rule(
         _without_variance,
