@@ -26,9 +26,8 @@ help:
 demo: $(STAMP)
 	$(BIN)/tpru demo $(ARGS)
 
-# One process more than there are cores, because a trainer that starts waits for half of its time; 8 at most,
-# because each takes 1 GB and more.
-WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
+# 8 processes at most, because each takes 1 GB and more.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores : 8)))
 test: $(STAMP) frameworks
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 

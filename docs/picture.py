@@ -112,7 +112,7 @@ def gains(axes: Axes) -> None:
     axes.text(-0.29, 21, "chance", color="white", fontsize=10)
     axes.set_xticks(range(len(names)), names, fontsize=11)
     axes.set_yticks([])
-    axes.set_ylim(0, 72)
+    axes.set_ylim(0, 86)
     axes.tick_params(colors=GREY, length=0)
     for name, side in axes.spines.items():
         side.set_visible(name == "bottom")

@@ -15,6 +15,7 @@ from PIL import Image
 from qwen_vl_utils import fetch_image
 from support.rollouts import Rollouts, same
 from support.tiny_models import TinyModels
+from support.verls_forward import give_verls_forward
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tpru_verl import recipes
@@ -116,24 +117,8 @@ def test_positions_are_those_of_the_model(model_type: str, rollout: Callable, ti
         assert len(found["multi_modal_inputs"]["image_grid_thw"]) == len(row.images)
 
 
-@pytest.fixture
-def verls_forward(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
-    """Gives a model's classes the forward passes of veRL, until the end of the test."""
-    from verl.models.transformers.monkey_patch import apply_monkey_patch
-
-    def patched(model: Any) -> None:
-        for module in {family.modeling for family in FAMILIES.values()}:
-            for kind in vars(import_module(module)).values():
-                if isinstance(kind, type) and issubclass(kind, torch.nn.Module):
-                    for name in {"forward", "fast_pos_embed_interpolate"} & set(vars(kind)):
-                        monkeypatch.setattr(kind, name, vars(kind)[name])
-        apply_monkey_patch(model, use_remove_padding=False)
-
-    return patched
-
-
 def test_the_update_encodes_each_image_once(
-    model_type: str, tiny_model: TinyModels, verls_forward: Callable[[Any], None]
+    model_type: str, tiny_model: TinyModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through veRL's forward pass, two samples of a prompt have the logits of one alone."""
     family = FAMILIES[model_type]
@@ -145,7 +130,7 @@ def test_the_update_encodes_each_image_once(
     text = torch.arange(kinds.shape[1]).view(1, 1, -1)
     one["position_ids"] = torch.cat([text, positions])
     two = {key: torch.cat([value] * 2, dim=int(key == "position_ids")) for key, value in one.items()}
-    verls_forward(model)
+    give_verls_forward(model, monkeypatch)
     share_images(import_module(family.modeling))
     seen: list[int] = []
     model.model.visual.patch_embed.register_forward_pre_hook(lambda _, pixels: seen.append(len(pixels[0])))

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("verl")
 import torch
 from support.tiny_models import TinyModels
+from support.verls_forward import give_verls_forward
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transformers import AutoConfig, AutoModelForImageTextToText
-from verl.models.transformers.monkey_patch import apply_monkey_patch
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine.fsdp import transformer_impl
 
@@ -111,12 +111,16 @@ def ours(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", prefixes.MODELS)
 def test_values_and_gradients_are_those_of_stock_verl(
-    model_type: str, attention: str, tiny_model: TinyModels, ours: tuple[Any, Any]
+    model_type: str,
+    attention: str,
+    tiny_model: TinyModels,
+    ours: tuple[Any, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = AutoModelForImageTextToText.from_pretrained(
         tiny_model(model_type), attn_implementation=attention, dtype=torch.float32
     )
-    apply_monkey_patch(model, use_remove_padding=False)
+    give_verls_forward(model, monkeypatch)
     batch = micro_batch(model.config)
     alone, shared = passed(model, batch, *STOCK), passed(model, batch, *ours)
     assert shared["tokens"] < 0.8 * alone["tokens"]
