@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import measure
-from training import MEASURED, planned, train
+from training import measured, planned, train
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.demo.tiny_families import overrides, save
@@ -35,13 +35,8 @@ def run(family: Family, folder: Path, steps: int, told: list[str]) -> list[dict[
     """The metrics of each step. Raises SystemExit with the first error of a run that fails."""
     own = [
         *overrides(family, save(family, folder / "model")),
-        f"data.train_files={folder.parent}/train.parquet",
-        f"data.val_files={folder.parent}/test.parquet",
-        f"trainer.total_training_steps={steps}",
-        *MEASURED,
+        *measured(folder, steps, folder.parent),
         *LARGE_STEPS,
-        f"trainer.default_local_dir={folder}/checkpoints",
-        f"hydra.run.dir={folder}/hydra",
     ]
     metrics = folder / "metrics.jsonl"
     metrics.unlink(missing_ok=True)

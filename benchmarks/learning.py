@@ -27,25 +27,25 @@ from tpru_verl.demo.scenes import UNSEEN, make_rows, write_parquet
 from tpru_verl.statistics import wilson
 
 RECIPE = "tpru_tiny_cpu"
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 # Micro-batches that divide 52 prompts, and 26, of 5 answers.
 FIVES = [
-    "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=65",
-    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=65",
+    f"{ACTOR}.ppo_micro_batch_size_per_gpu=65",
+    f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=65",
     "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=65",
 ]
 # What was published for 7B, where it has a meaning for the tiny model: its learning rate of 1e-6 has none.
 PUBLISHED = [
     "reward.custom_reward_function.reward_kwargs.preset=paper",
     "data.train_batch_size=52",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=26",
-    "actor_rollout_ref.rollout.n=5",
-    "actor_rollout_ref.rollout.top_p=0.99",
+    f"{ACTOR}.ppo_mini_batch_size=26",
+    f"{ROLLOUT}.n=5",
+    f"{ROLLOUT}.top_p=0.99",
     *FIVES,
-    "actor_rollout_ref.actor.use_kl_loss=true",
-    "actor_rollout_ref.actor.kl_loss_type=low_var_kl",
-    "actor_rollout_ref.actor.kl_loss_coef=0.01",
+    f"{ACTOR}.use_kl_loss=true",
+    f"{ACTOR}.kl_loss_type=low_var_kl",
+    f"{ACTOR}.kl_loss_coef=0.01",
 ]
-ROLLOUT = "actor_rollout_ref.rollout"
 SETTINGS = {
     "published": PUBLISHED,
     "ours": [],

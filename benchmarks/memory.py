@@ -21,7 +21,7 @@ from threading import Event
 
 import measure
 import psutil
-from training import MEASURED, device_option, planned, train
+from training import device_option, measured, planned, train
 
 from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -76,15 +76,7 @@ def main() -> None:
         folder = Path(name)
         write_parquet(make_rows(4096, seed=1), folder / "train.parquet")
         write_parquet(make_rows(3, seed=2), folder / "test.parquet")
-        overrides = [
-            f"data.train_files={folder}/train.parquet",
-            f"data.val_files={folder}/test.parquet",
-            f"trainer.total_training_steps={args.steps}",
-            *MEASURED,
-            f"trainer.default_local_dir={folder}/checkpoints",
-            f"hydra.run.dir={folder}/hydra",
-            *moved_to(args.device),
-        ]
+        overrides = [*measured(folder, args.steps), *moved_to(args.device)]
         plan = planned(RECIPE, overrides, folder / "metrics.jsonl")
         ended = Event()
         with ThreadPoolExecutor(1) as pool:

@@ -25,7 +25,7 @@ from threading import Event
 
 import measure
 import psutil
-from training import MEASURED, device_option, planned, train
+from training import device_option, measured, planned, train
 
 from tpru_verl import recipes
 from tpru_verl.demo.run import moved_to
@@ -40,14 +40,7 @@ HERE = Path(__file__).parent
 
 def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list[dict[str, float]], float]:
     """The metrics of each step after the first few, and CPU seconds a step."""
-    own = [
-        f"data.train_files={folder}/train.parquet",
-        f"data.val_files={folder}/test.parquet",
-        f"trainer.total_training_steps={steps + WARM_UP}",
-        *MEASURED,
-        f"trainer.default_local_dir={folder}/checkpoints",
-        f"hydra.run.dir={folder}/hydra",
-    ]
+    own = measured(folder, steps + WARM_UP)
     if kind == STOCK:
         own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
     metrics = folder / f"{kind}.jsonl"

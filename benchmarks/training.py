@@ -27,6 +27,19 @@ MEASURED = (
 )
 
 
+def measured(folder: Path, steps: int, rows: Path | None = None) -> list[str]:
+    """Overrides of a run that is only measured, in `folder`; `rows` has train.parquet and test.parquet."""
+    rows = rows or folder
+    return [
+        f"data.train_files={rows}/train.parquet",
+        f"data.val_files={rows}/test.parquet",
+        f"trainer.total_training_steps={steps}",
+        *MEASURED,
+        f"trainer.default_local_dir={folder}/checkpoints",
+        f"hydra.run.dir={folder}/hydra",
+    ]
+
+
 # What the overlay `sdpa` sets; as overrides, since a command may name another overlay.
 WITHOUT_FLASH_ATTN = (
     "actor_rollout_ref.model.use_remove_padding=false",

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
+from pictures import tpru
 from PIL import Image
 
 from tpru_verl.files import write_bytes
@@ -48,9 +47,7 @@ def accuracies() -> list[list[float]]:
 def built_rows() -> list[dict[str, Any]]:
     """The rows named in ROWS, made by `tpru build`."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-c", "from tpru_verl.cli import main; main()", "build", "sim:bricks"]
-        command += [f"{folder}/rows", "--episodes", "4", "--no-audit"]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        tpru("build", "sim:bricks", f"{folder}/rows", "--episodes", 4, "--no-audit")
         rows = pq.read_table(f"{folder}/rows/data").to_pylist()
     by_id = {row["extra_info"]["row_id"]: row for row in rows}
     return [by_id[name] for name in ROWS]

@@ -31,9 +31,10 @@ class Address:
 
         A server cannot send rows and keys on to another one: a redirect is an answer with its status.
         """
-        if not is_loopback(urlsplit(self.url).hostname or ""):
-            return {"follow_redirects": False}
-        return {"follow_redirects": False, "trust_env": False, "verify": ssl.create_default_context()}
+        found: dict[str, Any] = {"follow_redirects": False}
+        if is_loopback(urlsplit(self.url).hostname or ""):
+            found |= {"trust_env": False, "verify": ssl.create_default_context()}
+        return found
 
     def proxy(self) -> str:
         """Which variable sends requests for this server to a proxy, and what to do; "" where none does."""
