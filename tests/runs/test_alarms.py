@@ -68,7 +68,8 @@ FAULTS = {
 
 def test_a_reward_that_is_no_number_is_none() -> None:
     (alarm,) = alarms(run({31: {"critic/score/mean": math.nan}}))
-    assert (alarm.name, alarm.step, alarm.text) == ("no-reward", 31, "the reward is no number (NaN)")
+    assert (alarm.name, alarm.step) == ("no-reward", 31)
+    assert alarm.text == "the reward is no number, or too large for one"
 
 
 @pytest.mark.parametrize("name", NAMES)

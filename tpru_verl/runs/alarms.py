@@ -91,7 +91,7 @@ def _no_reward(_: int | None) -> Look:
 
     def look(step: Step) -> str | None:
         if math.isnan(step.get("reward") or 0.0):
-            return "the reward is no number (NaN)"
+            return "the reward is no number, or too large for one"
         if (best := _best(step)) is None:
             return None
         recent.append(best)
