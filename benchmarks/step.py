@@ -4,9 +4,9 @@
     python benchmarks/step.py --steps 40 --only plugin actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64
 
 Both run the tiny recipe of the demo, 8 answers to a prompt, on `--device`. "Stock" uses veRL's own agent loop
-and keeps only the patches without which veRL does not run there (benchmarks/stock). Further arguments are
-overrides for both. CPU seconds are those of all processes of the run: other work on the machine changes them
-less than seconds.
+and processes, and keeps only the patches without which veRL does not run there (benchmarks/stock). Further
+arguments are overrides for both. CPU seconds are those of all processes of the run: other work on the machine
+changes them less than seconds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ def run(kind: str, steps: int, folder: Path, overrides: list[str]) -> tuple[list
     """The metrics of each step after the first few, and CPU seconds a step."""
     own = measured(folder, steps + WARM_UP)
     if kind == STOCK:
-        own.append("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null")
+        own += [
+            "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+            "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend=mp",
+        ]
     metrics = folder / f"{kind}.jsonl"
     plan = planned(RECIPE, [*own, *overrides], metrics)
     if kind == STOCK:

@@ -154,6 +154,22 @@ def test_the_trainer_polls_faster_and_an_explicit_interval_wins() -> None:
     assert replay_buffer(poll_interval=3.0).poll_interval == 3.0
 
 
+@pytest.mark.parametrize(
+    ("running", "finished", "wait"), [(4, 0, 0.1), (2, 2, 0.05), (1, 99, 0.02), (0, 4, 0.1), (0, 0, 0.1)]
+)
+def test_the_trainer_polls_the_more_often_the_fewer_prompts_are_left(
+    monkeypatch: pytest.MonkeyPatch, running: int, finished: int, wait: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    buffer = replay_buffer()
+    buffer.running_keys["train"].update(map(str, range(running)))
+    buffer.finished_keys["train"].update(f"f{i}" for i in range(finished))
+    buffer._wait_for_next_poll("train", 0.0)
+    assert waits == [pytest.approx(wait)]
+    assert buffer.poll_interval == waiting.POLL_SECONDS
+
+
 class TestOneCopyInTransfer:
     def test_samples_share_their_prompts_pixels_on_the_wire_and_behind_it(self) -> None:
         from transfer_queue.utils.serial_utils import decode, encode

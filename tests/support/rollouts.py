@@ -65,6 +65,7 @@ class FakeClient:
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
+        self.acquired = 0
 
     async def generate(self, *, prompt_ids: list[int], image_data: list, **_: object) -> TokenOutput:
         self.server.images += len(image_data)
@@ -73,6 +74,7 @@ class FakeClient:
         return sample
 
     async def _acquire_server(self, request_id: str, **_: object) -> tuple[str, FakeServer]:
+        self.acquired += 1
         return "server", self.server
 
     def _release_server(self, *_: object, **__: object) -> None:
@@ -97,6 +99,7 @@ class Rollouts:
         self._keep = keep
         self.fields: dict[str, dict[str, Any]] = {}
         self.tags: dict[str, dict[str, Any]] = {}
+        self.told: list[dict[str, str]] = []  # of each call that wrote tags alone: their status, by key
         self.server = FakeServer(AutoTokenizer.from_pretrained(config.actor_rollout_ref.model.path))
         self._loop = asyncio.new_event_loop()  # veRL's worker belongs to the loop that it was made in
 
@@ -126,22 +129,27 @@ class Rollouts:
             self._loop.run_until_complete(self._run(prompts))
 
     async def _run(self, prompts: list[dict[str, Any]]) -> None:
+        started = []
         for i, prompt in enumerate(prompts):
             named = {**prompt, "uid": f"row{i}", "agent_name": "single_turn_agent"}
             trajectory = {"step": 7, "sample_index": i, "rollout_n": 0, "validate": False}
-            await self.worker._run_prompt(named, {"temperature": 1.0}, trajectory)
+            started.append(self.worker._run_prompt(named, {"temperature": 1.0}, trajectory))
+        await asyncio.gather(*started)
 
     async def _put(self, key: str, partition_id: str, tag: dict) -> None:
         self.tags[key] = tag
 
     async def _put_many(
-        self, keys: list[str], fields: TensorDict, tags: list[dict], partition_id: str
+        self, keys: list[str], partition_id: str, tags: list[dict], fields: TensorDict | None = None
     ) -> None:
         if not self._keep:
             return
-        for i, (key, tag) in enumerate(zip(keys, tags, strict=True)):
+        self.tags.update(zip(keys, tags, strict=True))
+        if fields is None:
+            self.told.append(dict(zip(keys, (tag["status"] for tag in tags), strict=True)))
+            return
+        for i, key in enumerate(keys):
             self.fields[key] = {name: _value(column, i) for name, column in fields.items()}
-            self.tags[key] = tag
 
 
 def _value(column: Any, i: int) -> Any:

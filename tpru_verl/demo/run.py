@@ -59,6 +59,7 @@ def moved_to(device: str) -> list[str]:
         # vLLM and the trainer take turns on the memory of the GPU.
         f"{rollout}.free_cache_engine=true",
         f"{rollout}.enable_sleep_mode=true",
+        f"{rollout}.engine_kwargs.vllm.distributed_executor_backend=mp",  # veRL's
     ]
 
 

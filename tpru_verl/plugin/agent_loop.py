@@ -51,6 +51,7 @@ from tpru_verl.trainers import TESTED, VERL
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from ray.actor import ActorHandle
     from verl.workers.rollout.replica import TokenOutput
 
 logger = logging.getLogger("tpru_verl")
@@ -88,6 +89,9 @@ class TPRUAgentLoopWorker(_StockWorker):
         )
         self._single_turn.loop.set_default_executor(Executor())
         self._groups = self._runs_groups()
+        self._tags: dict[str, dict[str, dict]] = {}  # of a partition: uid -> tag, not yet written
+        self._writing: dict[str, asyncio.Task[None]] = {}
+        self._only_server: tuple[str, ActorHandle] | None = None
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
         if self._groups:
@@ -112,12 +116,11 @@ class TPRUAgentLoopWorker(_StockWorker):
         uid, partition_id = prompt["uid"], "val" if trajectory["validate"] else "train"
         if not self._groups or not single_turn or self.distillation_enabled:
             if reproducible.is_on():
-                tag = {"status": "failure", ERROR: reproducible.ONE_SEED}
-                await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
+                await self._tell(partition_id, uid, {"status": "failure", ERROR: reproducible.ONE_SEED})
                 return
             await super()._run_prompt(prompt, sampling_params, trajectory, trace)
             return
-        await tq.async_kv_put(key=uid, partition_id=partition_id, tag={"status": "running"})
+        await self._tell(partition_id, uid, {"status": "running"})
         tag = {"status": "failure"}
         try:
             prepared = await self._prepare(list(prompt["raw_prompt"]))
@@ -132,7 +135,19 @@ class TPRUAgentLoopWorker(_StockWorker):
                 logger.error("rollout of prompt %s failed: %s", uid, said(error))
                 if died := who_died(error):
                     tag[ERROR] = f"{died} has died: killed, or out of memory"
-        await tq.async_kv_put(key=uid, partition_id=partition_id, tag=tag)
+        await self._tell(partition_id, uid, tag)
+
+    def _tell(self, partition_id: str, uid: str, tag: dict) -> asyncio.Task[None]:
+        """Write the tag of a prompt in one call with those of others of this turn of the event loop."""
+        if partition_id not in self._tags:
+            self._tags[partition_id] = {}
+            self._writing[partition_id] = asyncio.create_task(self._write(partition_id))
+        self._tags[partition_id][uid] = tag
+        return self._writing[partition_id]
+
+    async def _write(self, partition_id: str) -> None:
+        tags = self._tags.pop(partition_id)
+        await tq.async_kv_batch_put(keys=list(tags), partition_id=partition_id, tags=list(tags.values()))
 
     async def _prepare(self, messages: list[dict]) -> Prepared:
         loop = self._single_turn
@@ -173,7 +188,9 @@ class TPRUAgentLoopWorker(_StockWorker):
     ) -> list[TokenOutput]:
         """Sample a prompt n times in one call to one server, which veRL's load balancer chooses."""
         client, loop = self.llm_client, self._single_turn
-        server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
+        server_id, server = self._only_server or await client._acquire_server(
+            request_id, prompt_ids=prompt_ids
+        )
         sampling_params = {**sampling_params, "logit_bias": self._never_sampled}
         extra: dict[str, object] = {"priority": priority} if priority else {}
         if kwargs := loop._get_mm_processor_kwargs():
@@ -190,7 +207,10 @@ class TPRUAgentLoopWorker(_StockWorker):
                 **extra,
             )
         finally:
-            client._release_server(server_id, request_id=request_id)
+            if self._only_server is None:
+                client._release_server(server_id, request_id=request_id)
+        if _has_one_server(self.config):
+            self._only_server = server_id, server
         for sample in samples:
             step = sample.extra_fields.get("global_steps")
             sample.extra_fields.update(min_global_steps=step, max_global_steps=step)
@@ -339,6 +359,15 @@ def _objects(values: list) -> np.ndarray:
 def _repeat(value: object, n: int) -> np.ndarray:
     # Reward managers write into `extra_info`, and pickle would keep one object for all samples.
     return _objects([copy(value) for _ in range(n)])
+
+
+def _has_one_server(config: DictConfig) -> bool:
+    """Whether vLLM has one replica for the whole run, so that there is nothing to balance."""
+    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
+    ranks = (
+        rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    )
+    return trainer.v1.trainer_mode == "sync" and ranks == trainer.nnodes * trainer.n_gpus_per_node
 
 
 def _missing() -> list[str]:

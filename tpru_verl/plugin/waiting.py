@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl.plugin.hooks import replace, require
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
 POLL_SECONDS = 0.1
+SHORTEST_POLL = 0.2  # of the usual wait
 # A worker's death is seen at the second look after it, at the latest.
 LIVENESS_SECONDS = 1.0
 ERROR = "tpru_error"  # in the tag of a prompt that could not be prepared: why, and which row it is
@@ -26,15 +27,35 @@ _watched: list[ActorHandle] = []
 def prompt_polling(replay_buffer: ModuleType) -> None:
     """Stock veRL looks for finished rollouts every 2.0 s, and no key of its configuration changes that.
 
-    Steps of a few seconds then last a multiple of two. The patch looks every `POLL_SECONDS`.
+    Steps of a few seconds then last a multiple of two. The patch looks every `POLL_SECONDS`, and the more
+    often the fewer prompts are left, because a step waits for the last one.
     """
     require(replay_buffer.ReplayBuffer, "_wait_for_next_poll", "__init__")
     original = replay_buffer.ReplayBuffer.__init__
+    wait = replay_buffer.ReplayBuffer._wait_for_next_poll
 
     def __init__(self, *args: object, **kwargs: object) -> None:  # noqa: N807
         original(self, *args, **{"poll_interval": POLL_SECONDS, **kwargs})
 
+    def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
+        longest = self.poll_interval
+        self.poll_interval = longest * max(SHORTEST_POLL, _share_left(self, partition_id))
+        try:
+            return wait(self, partition_id, last_debug_time)
+        finally:
+            self.poll_interval = longest
+
     replay_buffer.ReplayBuffer.__init__ = __init__
+    replay_buffer.ReplayBuffer._wait_for_next_poll = _wait_for_next_poll
+
+
+def _share_left(buffer: Any, partition_id: str) -> float:
+    """Of all prompts, those whose rollouts have not ended; 1 where all have, which waits for new ones."""
+    left, ended = (
+        sum(len(keys[partition_id]) for keys in both)
+        for both in ((buffer.pending_keys, buffer.running_keys), (buffer.finished_keys, buffer.failure_keys))
+    )
+    return left / (left + ended) if left else 1.0
 
 
 def watch(actors: list[ActorHandle]) -> None:
