@@ -11,6 +11,7 @@ FOR_SPEED = {
     "log_probs_in_chunks",
     "one_copy_in_transfer",
     "one_part_needs_no_balance",
+    "only_server",
     "own_log_probs",
     "process_group_once",
     "prompt_polling",

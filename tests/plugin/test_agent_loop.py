@@ -74,17 +74,6 @@ def test_prompts_that_start_together_share_the_write_of_their_tags(rollout: Call
     assert ended == {"row0": "finished", "row1": "finished"}
 
 
-@pytest.mark.parametrize(("gpus", "more"), [(1, 0), (2, 2)])
-def test_an_only_server_is_kept_and_of_two_one_is_acquired_for_each_prompt(
-    rollout: Callable, checkpoint: Path, gpus: int, more: int
-) -> None:
-    rollouts = rollout(TPRUAgentLoopWorker, checkpoint, f"trainer.n_gpus_per_node={gpus}")
-    client = rollouts.worker.llm_client
-    assert client.acquired == 2  # the first prompts start together
-    rollouts.run()
-    assert client.acquired - 2 == more
-
-
 def test_the_agent_loop_of_the_tested_verl_takes_all_that_ours_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     from verl.experimental.agent_loop import AgentLoopManager
 

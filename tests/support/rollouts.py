@@ -65,7 +65,6 @@ class FakeClient:
 
     def __init__(self, server: FakeServer) -> None:
         self.server = server
-        self.acquired = 0
 
     async def generate(self, *, prompt_ids: list[int], image_data: list, **_: object) -> TokenOutput:
         self.server.images += len(image_data)
@@ -74,7 +73,6 @@ class FakeClient:
         return sample
 
     async def _acquire_server(self, request_id: str, **_: object) -> tuple[str, FakeServer]:
-        self.acquired += 1
         return "server", self.server
 
     def _release_server(self, *_: object, **__: object) -> None:

@@ -21,7 +21,7 @@ import logging
 import random
 from collections.abc import Mapping
 from copy import copy
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, cast
 from uuid import uuid4
 
 import numpy as np
@@ -43,7 +43,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
-from tpru_verl.plugin import reproducible
+from tpru_verl.plugin import early, reproducible
 from tpru_verl.plugin.processors import Executor, check_lists_of_ids, training_features
 from tpru_verl.plugin.waiting import ERROR, said, watch, who_died
 from tpru_verl.terminal import line_of
@@ -52,6 +52,7 @@ from tpru_verl.trainers import TESTED, VERL
 if TYPE_CHECKING:
     from PIL.Image import Image
     from ray.actor import ActorHandle
+    from verl.workers.rollout.llm_server import LLMServerClient
     from verl.workers.rollout.replica import TokenOutput
 
 logger = logging.getLogger("tpru_verl")
@@ -71,6 +72,7 @@ class Prepared(NamedTuple):
     features: dict[str, torch.Tensor]
 
 
+@early.constructed_later
 class TPRUAgentLoopWorker(_StockWorker):
     """Runs the n samples of a prompt as one group."""
 
@@ -91,7 +93,6 @@ class TPRUAgentLoopWorker(_StockWorker):
         self._groups = self._runs_groups()
         self._tags: dict[str, dict[str, dict]] = {}  # of a partition: uid -> tag, not yet written
         self._writing: dict[str, asyncio.Task[None]] = {}
-        self._only_server: tuple[str, ActorHandle] | None = None
         tokens = (getattr(self.processor, name, None) for name in ("image_token_id", "video_token_id"))
         self._never_sampled = {token: NEVER for token in tokens if token is not None}
         if self._groups:
@@ -188,9 +189,7 @@ class TPRUAgentLoopWorker(_StockWorker):
     ) -> list[TokenOutput]:
         """Sample a prompt n times in one call to one server, which veRL's load balancer chooses."""
         client, loop = self.llm_client, self._single_turn
-        server_id, server = self._only_server or await client._acquire_server(
-            request_id, prompt_ids=prompt_ids
-        )
+        server_id, server = await client._acquire_server(request_id, prompt_ids=prompt_ids)
         sampling_params = {**sampling_params, "logit_bias": self._never_sampled}
         extra: dict[str, object] = {"priority": priority} if priority else {}
         if kwargs := loop._get_mm_processor_kwargs():
@@ -207,10 +206,7 @@ class TPRUAgentLoopWorker(_StockWorker):
                 **extra,
             )
         finally:
-            if self._only_server is None:
-                client._release_server(server_id, request_id=request_id)
-        if _has_one_server(self.config):
-            self._only_server = server_id, server
+            client._release_server(server_id, request_id=request_id)
         for sample in samples:
             step = sample.extra_fields.get("global_steps")
             sample.extra_fields.update(min_global_steps=step, max_global_steps=step)
@@ -361,15 +357,6 @@ def _repeat(value: object, n: int) -> np.ndarray:
     return _objects([copy(value) for _ in range(n)])
 
 
-def _has_one_server(config: DictConfig) -> bool:
-    """Whether vLLM has one replica for the whole run, so that there is nothing to balance."""
-    rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
-    ranks = (
-        rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    )
-    return trainer.v1.trainer_mode == "sync" and ranks == trainer.nnodes * trainer.n_gpus_per_node
-
-
 def _missing() -> list[str]:
     """Parameters of veRL's agent loop that `TPRUAgentLoopWorker` gives and this veRL does not take."""
     build = getattr(AgentLoopBase, "ct_build_initial_tokens", None)
@@ -383,6 +370,17 @@ def _missing() -> list[str]:
 
 class TPRUAgentLoopManager(AgentLoopManagerTQ):
     """veRL's manager with our worker. It names the workers that the trainer watches while it waits."""
+
+    _early: ClassVar[list[ActorHandle]] = []
+
+    @classmethod
+    def start_early(cls, config: DictConfig) -> None:
+        """Start the processes of the workers; they become workers when veRL asks for them."""
+        if not _missing():
+            manager = cls(config, cast("LLMServerClient", None))
+            manager.agent_loop_workers_class = early.Unconstructed(manager.agent_loop_workers_class)
+            asyncio.run(AgentLoopManagerTQ._init_agent_loop_workers(manager))
+            TPRUAgentLoopManager._early = manager.agent_loop_workers
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)
@@ -400,6 +398,12 @@ class TPRUAgentLoopManager(AgentLoopManagerTQ):
             self.agent_loop_workers_class = ray.remote(TPRUAgentLoopWorker)
 
     async def _init_agent_loop_workers(self) -> None:
-        await super()._init_agent_loop_workers()
+        workers, TPRUAgentLoopManager._early = self._early, []
+        if workers:
+            self.agent_loop_workers = workers
+            given = self.config, self.llm_client, self.teacher_client, self.reward_loop_worker_handles
+            await asyncio.gather(*(worker.begin.remote(*given) for worker in workers))
+        else:
+            await super()._init_agent_loop_workers()
         watch(self.agent_loop_workers)
         watch(list(self.reward_loop_worker_handles or []))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tpru_verl.plugin import (
     adapters,
     checkpoints,
+    early,
     gdpo,
     on_policy,
     pictured,
@@ -52,6 +53,10 @@ def register() -> None:
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.save_when_asked)
     when_imported("verl.trainer.ppo.v1.trainer_base")(reproducible.same_uids)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(reproducible.same_order)
+    when_imported("transfer_queue")(early.start_servers_first)
+    when_imported("verl.trainer.ppo.v1.trainer_base")(early.start_agent_loops_early)
+    when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(early.take_early_servers)
+    when_imported("verl.workers.rollout.llm_server")(early.only_server)
     when_imported("verl.utils.tracking")(records.keep_metrics)
     when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
     when_imported("verl.trainer.ppo.v1.trainer_base")(gdpo.hand_over_rewards)
