@@ -25,7 +25,7 @@ from tpru_verl.trainers import versions_of
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PARTS = {
-    "step": ("--steps", "10", "--prompts", "16", "32", "64"),
+    "step": ("--steps", "6", "--prompts", "16", "32", "64"),
     "image_preparation": (),
     "plugin_import": (),
     "grading": (),
@@ -62,6 +62,14 @@ def machine() -> str:
     return ", ".join([*parts, *map(" ".join, versions_of(VERSIONS).items())])
 
 
+def commit() -> str:
+    """The commit that is measured."""
+    git = ["git", "-C", str(HERE)]
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    changed = subprocess.run([*git, "status", "--porcelain", "--", "..", ":!RESULTS.md"], capture_output=True)
+    return head.stdout.strip() + (" with changes" if changed.stdout else "")
+
+
 def sections(text: str) -> dict[str, str]:
     """The parts of the file that are there already, by name."""
     return {part.partition("\n")[0]: part for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]}
@@ -72,6 +80,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     args = parser.parse_args()
     failed: list[str] = []
+    measured = f"commit {commit()}; {machine()}"
     for name in args.only:
         command = [sys.executable, str(HERE / f"{name}.py"), *PARTS[name]]
         print(f"{name} ...", flush=True)
@@ -83,7 +92,7 @@ def main() -> None:
         today = datetime.now(timezone.utc).date().isoformat()
         shown = " ".join(("python", f"benchmarks/{name}.py", *PARTS[name]))
         kept = sections(RESULTS.read_text() if RESULTS.exists() else "")
-        kept[name] = f"{name}\n\n`{shown}`, {today}; {machine()}\n\n{said}"
+        kept[name] = f"{name}\n\n`{shown}`, {today}; {measured}\n\n{said}"
         names = [*(part for part in PARTS if part in kept), *(part for part in kept if part not in PARTS)]
         ordered = "\n\n".join(f"## {kept[part].rstrip()}" for part in names)
         write_text(RESULTS, f"{TITLE}\n{ordered}\n")
