@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tpru_verl.redaction import redact_command, redact_options, redact_setting, redact_urls
+from tpru_verl.redaction import (
+    keys_of_settings,
+    redact_command,
+    redact_options,
+    redact_setting,
+    redact_urls,
+)
 
 SECRETS = ["api_key", "API-KEY", "apikey", "token", "hf_token", "client_secret", "Password", "Authorization"]
 HARMLESS = {
@@ -57,6 +63,29 @@ def test_urls(url: str, shown: str) -> None:
 )
 def test_a_setting_in_braces(typed: str, shown: str) -> None:
     assert redact_setting(typed) == shown
+
+
+TOKENS = ["hf_" + "a1" * 10, "sk-proj-" + "b2" * 10, "ghp_" + "c3" * 12, "AKIA" + "D4" * 8]
+
+
+@pytest.mark.parametrize("token", TOKENS)
+@pytest.mark.parametrize("text", ["+a.model={}", "a={{headers: {{X: '{}'}}}}", "a=[{}, b]", "a=say {} twice"])
+def test_a_text_that_looks_like_a_token_is_hidden_whatever_its_setting_is_called(
+    token: str, text: str
+) -> None:
+    assert redact_setting(text.format(token)) == text.format("***")
+    assert [*keys_of_settings({"a": {"model": [f"x {token}"]}, "b": token})] == [token, token]
+
+
+def test_what_follows_bearer_is_hidden_and_the_word_alone_is_not() -> None:
+    assert redact_setting("a.headers='Bearer abc.def-ghi123'") == "a.headers='Bearer ***'"
+    for plain in (
+        "a.b=Bearer",
+        "a.b=the Bearer of",
+        "model.path=sk-learn",
+        "data.train_files=hf_rows.parquet",
+    ):
+        assert redact_setting(plain) == plain
 
 
 def test_command() -> None:

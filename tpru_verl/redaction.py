@@ -26,6 +26,12 @@ _PAIR = re.compile(
 _USER_INFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 _QUERY = re.compile(r"([?&][^=&#\s]*(?:key|token|secret|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
 
+# Keys that their makers let one know by their beginning: Hugging Face, OpenAI and others, GitHub, AWS, Slack.
+_TOKEN = re.compile(
+    r"\b(?:hf_\w{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{10,})"
+    r"|(?<=\bBearer )[\w.~+/=-]{8,}"
+)
+
 
 def is_secret(name: str, value: object = "") -> bool:
     """Whether an option of this name holds a secret. `stop_token_ids` and `tokenizer` hold none."""
@@ -42,13 +48,16 @@ def is_secret_setting(key: str) -> bool:
 
 
 def redact_setting(override: str) -> str:
-    """`KEY=VALUE` with `***` for a secret that was typed; a reference such as `${oc.env:NAME}` stays."""
+    """`KEY=VALUE` with `***` for a secret that was typed; a reference such as `${oc.env:NAME}` stays.
+
+    A secret is the value of a key named like one, or a text that looks like a token.
+    """
     key, sign, value = override.partition("=")
     if sign and _typed(value) and is_secret_setting(key):
         return f"{key}={HIDDEN}"
     if sign and "{" in value:
         value = _PAIR.sub(_redacted_entry, value)
-    return redact_urls(f"{key}{sign}{value}")
+    return redact_urls(_TOKEN.sub(HIDDEN, f"{key}{sign}{value}"))
 
 
 def _typed(value: str) -> bool:
@@ -154,6 +163,8 @@ def keys_of_settings(settings: Mapping[str, object]) -> Iterator[str]:
                 yield from keys_of_settings(inner)
             elif isinstance(inner, str) and len(inner) >= _SHORTEST and is_secret_setting(str(name)):
                 yield inner
+            elif isinstance(inner, str):
+                yield from _TOKEN.findall(inner)
 
 
 def redact_settings(words: Iterable[str], settings: Mapping[str, object]) -> list[str]:

@@ -73,9 +73,12 @@ def engine_of(model: Any, kind: type = Engine) -> Any:
     return engine
 
 
-def passed(model: Any, batch: TensorDict, inputs_of: Any, outputs_of: Any) -> dict[str, Any]:
+def passed(
+    model: Any, batch: TensorDict, inputs_of: Any, outputs_of: Any, *, entropy_checkpointing: bool = False
+) -> dict[str, Any]:
     """A forward and a backward pass: the responses' values, gradients, and the tokens that were computed."""
     engine = engine_of(model)
+    engine.engine_config.entropy_checkpointing = entropy_checkpointing
     model.zero_grad()
     inputs, args = inputs_of(engine, micro_batch=batch)
     found = outputs_of(engine, model(**inputs, use_cache=False), args, batch, None)
@@ -158,6 +161,35 @@ def test_a_response_may_be_empty() -> None:
     assert rows.source[0].tolist() == [*range(6), 6, 7, 20]
     assert rows.logits.tolist() == [5, 6, 5]
     assert rows.places.tolist() == [5, 6, 19]
+
+
+def test_samples_that_are_more_than_prompt_and_response_stay_apart(tiny_model: TinyModels) -> None:
+    batch = micro_batch(AutoConfig.from_pretrained(tiny_model(prefixes.MODELS[0])))
+    ids: Any = batch["input_ids"]
+    assert prefixes.rows_of(batch) is not None
+    batch["input_ids"] = nested([torch.cat([row, row[:1]]) for row in ids.unbind()])
+    assert prefixes.rows_of(batch) is None
+
+
+def test_entropy_is_computed_again_in_the_backward_pass_where_a_recipe_asks_for_it(
+    tiny_model: TinyModels, ours: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(
+        tiny_model("qwen2_vl"), attn_implementation="eager", dtype=torch.float32
+    )
+    give_verls_forward(model, monkeypatch)
+    batch, calls = micro_batch(model.config), []
+    entropy = transformer_impl.verl_F.entropy_from_logits
+    monkeypatch.setattr(
+        transformer_impl.verl_F, "entropy_from_logits", lambda logits: calls.append(1) or entropy(logits)
+    )
+    kept = passed(model, batch, *ours)
+    assert calls == [1]
+    again = passed(model, batch, *ours, entropy_checkpointing=True)
+    assert calls == [1, 1, 1]
+    torch.testing.assert_close(again["values"], kept["values"])
+    for name, gradient in kept["gradients"].items():
+        torch.testing.assert_close(again["gradients"][name], gradient)
 
 
 def test_flags_that_stock_verl_answers(tiny_model: TinyModels, ours: tuple[Any, Any]) -> None:

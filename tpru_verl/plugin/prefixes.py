@@ -87,7 +87,13 @@ def share_prompts(transformer_impl: ModuleType) -> None:
         labels = micro_batch["responses"].values()
         found = {"log_probs": transformer_impl.logprobs_from_logits(logits=logits, labels=labels)}
         if flag(micro_batch, "calculate_entropy", False):
-            found["entropy"] = transformer_impl.verl_F.entropy_from_logits(logits)
+            entropy = transformer_impl.verl_F.entropy_from_logits
+            again = self.engine_config.entropy_checkpointing  # computed again in the backward pass
+            found["entropy"] = (
+                torch.utils.checkpoint.checkpoint(entropy, logits, use_reentrant=False)
+                if again
+                else entropy(logits)
+            )
         return {name: nested(values, rows, micro_batch["input_ids"]) for name, values in found.items()}
 
     replace(engine, "prepare_model_inputs", prepare_model_inputs)
@@ -105,11 +111,16 @@ def takes_mask(config: Any) -> bool:
 
 
 def rows_of(batch: TensorDict) -> Rows | None:
-    """The rows for a micro-batch; None where no prompt is shared, or its rows would be too long to pay."""
-    if not all(name in batch and batch[name].is_nested for name in ("prompts", "responses")):
+    """The rows for a micro-batch; None where no prompt is shared, or its rows would be too long to pay.
+
+    None as well where a sample is not its prompt and its response, one after the other.
+    """
+    if not all(name in batch and batch[name].is_nested for name in ("prompts", "responses", "input_ids")):
         return None
     prompts, responses = (_lengths(batch[name]) for name in ("prompts", "responses"))
     apart = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
+    if apart != _lengths(batch["input_ids"]):
+        return None
     groups = list(_groups(batch))
     most = max(len(group) for group in groups)
     while most > 1:
