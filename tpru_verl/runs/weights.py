@@ -96,10 +96,12 @@ def _of_model(folder: Path, adapter: str | None) -> list[float]:
 
 def of_vllm(request: Mapping[str, str]) -> list[float]:
     """By the folder `request["model"]`, as vLLM serves it."""
-    from tpru_verl.eval.engines.local import on_cpu
+    from tpru_verl.eval.engines.local import ONE_PROCESS, on_cpu
     from tpru_verl.launch.checks import VLLM_ON_CPU
 
+    own: dict[str, Any] = {}
     if on_cpu():
+        own["distributed_executor_backend"] = ONE_PROCESS
         for name, value in VLLM_ON_CPU.items():
             os.environ.setdefault(name, value)
     from vllm import LLM, SamplingParams
@@ -112,6 +114,7 @@ def of_vllm(request: Mapping[str, str]) -> list[float]:
         enforce_eager=True,
         max_model_len=1024,  # a longer one would need a cache for nothing
         limit_mm_per_prompt={"image": 1},
+        **own,
     )
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
     output: Any

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 AHEAD = 64  # requests whose images are prepared while others are answered
 BLOCK = 32  # tokens that prompts share as one on a CPU; vLLM's own 128 would share little of a short prompt
 DECIDED = 32  # tokens of an opening without its reasoning, and of a candidate
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so that it never waits
 
 
@@ -109,6 +110,9 @@ class Local:
         if on_cpu():
             options |= {"dtype": "bfloat16", "enforce_eager": True, "max_num_batched_tokens": 8192}
             options["block_size"] = BLOCK
+            if self.options.keys().isdisjoint(("tensor_parallel_size", "pipeline_parallel_size")):
+                # One process for engine and worker: a start less, and no messages between the two.
+                options["distributed_executor_backend"] = ONE_PROCESS
         options |= self.options
         self._limits = (images, int(options.get("max_model_len") or 0))
         try:
