@@ -1,6 +1,7 @@
 """The scripts of `tpru train --launch`: what a shell, Slurm and Kubernetes make of them."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -252,10 +253,28 @@ def test_variables_reach_the_workers_of_a_cluster(monkeypatch: pytest.MonkeyPatc
     env = "++ray_kwargs.ray_init.runtime_env.env_vars."
     told = dict(word.removeprefix(env).split("=", 1) for word in joined.command if word.startswith(env))
     assert {name: json.loads(value) for name, value in told.items()} == {
+        "TPRU_DEMO_CHECKPOINT": os.environ["TPRU_DEMO_CHECKPOINT"],
         **joined.environment,
         "TPRU_STOP_FILE": str(tmp_path / ".stop"),
     }
     assert not any(env in word for word in plan.compose("tpru_tiny_cpu", files, tmp_path).command)
+
+
+def test_variables_that_settings_read_reach_the_workers_and_keys_stay_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.undo()  # compose for real
+    monkeypatch.setenv("ROWS", "a.parquet")
+    monkeypatch.setenv("MINE", "hidden-and-long")
+    given = ["data.train_files=${oc.env:ROWS}", "data.val_files=a.parquet"]
+    given += ["+reward.custom_reward_function.reward_kwargs.api_key=${oc.env:MINE}"]
+    joined = plan.compose("tpru_tiny_cpu", [*given, "ray_kwargs.ray_init.address=auto"], tmp_path)
+    handed_on = "++ray_kwargs.ray_init.runtime_env.env_vars.ROWS="
+    assert [word for word in joined.command if word.startswith(handed_on)] == [f'{handed_on}"a.parquet"']
+    assert not any("hidden" in word for word in joined.command)
+    assert [line for line in joined.doubts if "MINE" in line] == [
+        "api_key is read on the cluster: its nodes need the variable MINE, set before Ray starts there"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
@@ -15,7 +17,10 @@ from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import taken
-from tpru_verl.redaction import keys_of_settings, redact_settings
+from tpru_verl.redaction import is_secret_setting, keys_of_settings, redact_settings
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 MOST_ANSWERS = 64  # of a step, that are kept; of a validation four times as many (`plugin.records`)
 
@@ -117,9 +122,33 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     doubts = [*recipes.doubtful_keys(recipe, overrides), *overlays.doubts(settings, chosen)]
     if needs.joins_a_cluster(plain):
         stop = {"TPRU_STOP_FILE": str(run_folder / folder.STOP)} if run_folder else {}
-        overrides += _for_workers({**environment, **stop})
+        read, keys = _variables_read(config)
+        overrides += _for_workers({**read, **environment, **stop})
+        doubts += [
+            f"{key} is read on the cluster: its nodes need the variable {name}, set before Ray starts there"
+            for key, name in keys.items()
+        ]
     command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
     return Plan(trainer, settings, command, environment, doubts)
+
+
+def _variables_read(config: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
+    """Variables that `${oc.env:NAME}` in the settings reads, with values; of keys the setting and the name.
+
+    A key stays where it is: Ray's records keep what is handed on, and the run's folder the command.
+    """
+    from omegaconf import OmegaConf
+
+    values: dict[str, str] = {}
+    keys: dict[str, str] = {}
+    for line in OmegaConf.to_yaml(config).splitlines():
+        setting = line.strip("- ").partition(":")[0]
+        for name in re.findall(r"\$\{oc\.env:\s*(\w+)", line):
+            if is_secret_setting(setting) or is_secret_setting(name):
+                keys[setting] = name
+            elif name in os.environ:
+                values[name] = os.environ[name]
+    return values, keys
 
 
 def _for_workers(environment: Mapping[str, str]) -> list[str]:
