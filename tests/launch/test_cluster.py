@@ -265,12 +265,14 @@ def test_variables_that_settings_read_reach_the_workers_and_keys_stay_here(
 ) -> None:
     monkeypatch.undo()  # compose for real
     monkeypatch.setenv("ROWS", "a.parquet")
+    monkeypatch.setenv("TPRU_SKIP_PATCHES", "only_server")
     monkeypatch.setenv("MINE", "hidden-and-long")
     given = ["data.train_files=${oc.env:ROWS}", "data.val_files=a.parquet"]
     given += ["+reward.custom_reward_function.reward_kwargs.api_key=${oc.env:MINE}"]
     joined = plan.compose("tpru_tiny_cpu", [*given, "ray_kwargs.ray_init.address=auto"], tmp_path)
     handed_on = "++ray_kwargs.ray_init.runtime_env.env_vars.ROWS="
     assert [word for word in joined.command if word.startswith(handed_on)] == [f'{handed_on}"a.parquet"']
+    assert '++ray_kwargs.ray_init.runtime_env.env_vars.TPRU_SKIP_PATCHES="only_server"' in joined.command
     assert not any("hidden" in word for word in joined.command)
     assert [line for line in joined.doubts if "MINE" in line] == [
         "api_key is read on the cluster: its nodes need the variable MINE, set before Ray starts there"

@@ -346,20 +346,23 @@ def test_verl_s_entry_point_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     assert register.__module__ == "tpru_verl.plugin"
 
 
-def test_what_the_step_benchmark_switches_off_for_stock_verl_exists(root: Path) -> None:
-    listed = python(
-        f"""
-        import runpy
+def test_a_patch_that_is_named_is_not_applied_and_the_log_says_so(root: Path) -> None:
+    """Those that the benchmark of a step skips for stock veRL, of which none is unknown."""
+    skipped = re.findall(r'^    "(\w+)",$', (root / "benchmarks/step.py").read_text(), re.MULTILINE)
+    assert "prompt_polling" in skipped
+    code = """
+        import inspect
         import verl
-        from tpru_verl.plugin import hooks, vllm_process
-        vllm_process.register()
-        known = {{name for _, name in hooks.registered()}}
-        stock = runpy.run_path({str(root / "benchmarks/stock/sitecustomize.py")!r})
-        print(sorted(stock["FOR_SPEED"] - known))
-        """,
-        VERL_PLATFORM="cpu",
-    )
-    assert listed.stdout.splitlines()[-1:] == ["[]"], listed.stdout + listed.stderr
+        from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+        print(inspect.signature(ReplayBuffer.__init__).parameters["poll_interval"].default)
+    """
+    names = " , ".join([*skipped, "prompt_poling"])
+    done = python(code, VERL_PLATFORM="cpu", TPRU_PLUGIN_ANNOUNCED="", TPRU_SKIP_PATCHES=names)
+    assert done.stdout.splitlines()[-1:] == ["2.0"], done.stderr  # veRL's own
+    said = [line for line in done.stderr.splitlines() if "tpru plugin" in line]
+    assert ", without log_probs_in_chunks, " in said[0]
+    (warning,) = (line for line in said if "TPRU_SKIP_PATCHES" in line)
+    assert warning.endswith("TPRU_SKIP_PATCHES names prompt_poling, expected names of docs/patches.md")
 
 
 def test_the_page_lists_the_patches_that_are_registered_and_their_tests(root: Path) -> None:

@@ -133,13 +133,13 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
 
 
 def _variables_read(config: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """Variables that `${oc.env:NAME}` in the settings reads, with values; of keys the setting and the name.
+    """Variables that the plugin or `${oc.env:NAME}` in a setting reads; of keys the setting and the name.
 
     A key stays where it is: Ray's records keep what is handed on, and the run's folder the command.
     """
     from omegaconf import OmegaConf
 
-    values: dict[str, str] = {}
+    values = {name: os.environ[name] for name in ("TPRU_SKIP_PATCHES",) if name in os.environ}
     keys: dict[str, str] = {}
     for line in OmegaConf.to_yaml(config).splitlines():
         setting = line.strip("- ").partition(":")[0]

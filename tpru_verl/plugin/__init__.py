@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from tpru_verl.plugin import hooks
 from tpru_verl.plugin.hooks import when_imported
 
 logger = logging.getLogger("tpru_verl")
@@ -37,7 +38,10 @@ def register() -> None:
     if loaded and not os.environ.get(_ANNOUNCED):
         # Children inherit the variable, so a run says this once and not once per worker.
         os.environ[_ANNOUNCED] = "1"
-        logger.info("tpru plugin %s loaded into veRL: %s", _version(), ", ".join(loaded))
+        without = f", without {', '.join(sorted(hooks.skipped))}" if hooks.skipped else ""
+        logger.info("tpru plugin %s loaded into veRL: %s%s", _version(), ", ".join(loaded), without)
+        for name in _unknown():
+            logger.warning("tpru plugin: TPRU_SKIP_PATCHES names %s, expected names of docs/patches.md", name)
         if warning := _untested():
             logger.warning("tpru plugin: %s", warning)
 
@@ -53,6 +57,12 @@ def _load(part: str) -> bool:
         )
         return False
     return True
+
+
+def _unknown() -> list[str]:
+    """Names of TPRU_SKIP_PATCHES that no loaded part has."""
+    parts = [part for name, part in sys.modules.items() if name.startswith(f"{__name__}.")]
+    return sorted(name for name in hooks.skipped if not any(hasattr(part, name) for part in parts))
 
 
 def _version() -> str:

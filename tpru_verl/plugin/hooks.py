@@ -6,6 +6,7 @@ The plugin is loaded by every process of a run. Most of them never import most o
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -16,8 +17,8 @@ logger = logging.getLogger("tpru_verl")
 
 Patch = Callable[[ModuleType], None]
 
-# Names of patches that are registered and not applied. Benchmarks fill it, to compare with stock veRL.
-skipped: set[str] = set()
+# Names of patches that are registered and not applied: for a run that one of them breaks, and for benchmarks.
+skipped = {name.strip() for name in os.environ.get("TPRU_SKIP_PATCHES", "").split(",")} - {""}
 
 _registered: set[tuple[str, Patch]] = set()
 _waiting: dict[str, list[Patch]] = {}
