@@ -12,6 +12,7 @@ from support.verls_forward import give_verls_forward
 from tensordict import NonTensorData, NonTensorStack, TensorDict
 from transformers import AutoConfig, AutoModelForImageTextToText
 from verl.utils import tensordict_utils as tu
+from verl.utils import torch_functional
 from verl.workers.engine.fsdp import transformer_impl
 
 from tpru_verl.plugin import prefixes
@@ -179,9 +180,9 @@ def test_entropy_is_computed_again_in_the_backward_pass_where_a_recipe_asks_for_
     )
     give_verls_forward(model, monkeypatch)
     batch, calls = micro_batch(model.config), []
-    entropy = transformer_impl.verl_F.entropy_from_logits
+    entropy = torch_functional.entropy_from_logits
     monkeypatch.setattr(
-        transformer_impl.verl_F, "entropy_from_logits", lambda logits: calls.append(1) or entropy(logits)
+        torch_functional, "entropy_from_logits", lambda logits: calls.append(1) or entropy(logits)
     )
     kept = passed(model, batch, *ours)
     assert calls == [1]

@@ -52,6 +52,7 @@ class Rows(NamedTuple):
 def share_prompts(transformer_impl: ModuleType) -> None:
     """Have the FSDP engine compute a prompt once for all of its samples in a micro-batch."""
     import torch
+    from torch.utils.checkpoint import checkpoint
     from verl.utils import tensordict_utils as tu
 
     engine = transformer_impl.FSDPEngineWithLMHead
@@ -89,11 +90,7 @@ def share_prompts(transformer_impl: ModuleType) -> None:
         if flag(micro_batch, "calculate_entropy", False):
             entropy = transformer_impl.verl_F.entropy_from_logits
             again = self.engine_config.entropy_checkpointing  # computed again in the backward pass
-            found["entropy"] = (
-                torch.utils.checkpoint.checkpoint(entropy, logits, use_reentrant=False)
-                if again
-                else entropy(logits)
-            )
+            found["entropy"] = checkpoint(entropy, logits, use_reentrant=False) if again else entropy(logits)
         return {name: nested(values, rows, micro_batch["input_ids"]) for name, values in found.items()}
 
     replace(engine, "prepare_model_inputs", prepare_model_inputs)
