@@ -106,6 +106,7 @@ def test_every_key_of_a_recipe_is_one_that_verl_or_we_read(name: str) -> None:
         "model.override_config.attn_implementation",
         "rollout.agent.agent_loop_manager_class",
         "rollout.enable_sleep_mode",
+        "rollout.engine_kwargs.vllm.distributed_executor_backend",  # vLLM's
         "rollout.limit_images",
     }
 

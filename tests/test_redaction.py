@@ -65,7 +65,7 @@ def test_a_setting_in_braces(typed: str, shown: str) -> None:
     assert redact_setting(typed) == shown
 
 
-TOKENS = ["hf_" + "a1" * 10, "sk-proj-" + "b2" * 10, "ghp_" + "c3" * 12, "AKIA" + "D4" * 8]
+TOKENS = ["hf_" + "a1" * 17, "sk-proj-" + "b2" * 10, "sk-" + "e5" * 20, "ghp_" + "c3" * 18, "AKIA" + "D4" * 8]
 
 
 @pytest.mark.parametrize("token", TOKENS)

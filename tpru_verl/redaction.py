@@ -27,10 +27,17 @@ _USER_INFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
 _QUERY = re.compile(r"([?&][^=&#\s]*(?:key|token|secret|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
 
 # Keys that their makers let one know by their beginning: Hugging Face, OpenAI and others, GitHub, AWS, Slack.
+# Long runs of letters and digits: names of folders have hyphens and underscores.
 _TOKEN = re.compile(
-    r"\b(?:hf_\w{20,}|sk-[\w-]{16,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{10,})"
+    r"\b(?:hf_[A-Za-z0-9]{30,}|sk-(?:proj|ant|or|svcacct)-[\w-]{16,}|sk-[A-Za-z0-9]{20,}|gh[pousr]_[A-Za-z0-9]{30,}"
+    r"|github_pat_\w{30,}|AKIA[0-9A-Z]{16}|xox[abp]-[\w-]{10,})"
     r"|(?<=\bBearer )[\w.~+/=-]{8,}"
 )
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a text holds what looks like a token, or a password in an address."""
+    return bool(_TOKEN.search(text) or _USER_INFO.search(text))
 
 
 def is_secret(name: str, value: object = "") -> bool:

@@ -253,7 +253,6 @@ def test_variables_reach_the_workers_of_a_cluster(monkeypatch: pytest.MonkeyPatc
     env = "++ray_kwargs.ray_init.runtime_env.env_vars."
     told = dict(word.removeprefix(env).split("=", 1) for word in joined.command if word.startswith(env))
     assert {name: json.loads(value) for name, value in told.items()} == {
-        "TPRU_DEMO_CHECKPOINT": os.environ["TPRU_DEMO_CHECKPOINT"],
         **joined.environment,
         "TPRU_STOP_FILE": str(tmp_path / ".stop"),
     }
@@ -268,14 +267,22 @@ def test_variables_that_settings_read_reach_the_workers_and_keys_stay_here(
     monkeypatch.setenv("TPRU_SKIP_PATCHES", "only_server")
     monkeypatch.setenv("MINE", "hidden-and-long")
     given = ["data.train_files=${oc.env:ROWS}", "data.val_files=a.parquet"]
-    given += ["+reward.custom_reward_function.reward_kwargs.api_key=${oc.env:MINE}"]
+    monkeypatch.setenv("JUDGE", "http://me:hidden@host/v1")
+    for setting in ("api_key=${oc.env:MINE}", "keys=['${oc.env:MINE}']", "judge=${oc.env:JUDGE}"):
+        given.append(f"+reward.custom_reward_function.reward_kwargs.{setting}")
     joined = plan.compose("tpru_tiny_cpu", [*given, "ray_kwargs.ray_init.address=auto"], tmp_path)
-    handed_on = "++ray_kwargs.ray_init.runtime_env.env_vars.ROWS="
-    assert [word for word in joined.command if word.startswith(handed_on)] == [f'{handed_on}"a.parquet"']
+    assert '++data.train_files="a.parquet"' in joined.command
+    model = f"++actor_rollout_ref.model.path={json.dumps(os.environ['TPRU_DEMO_CHECKPOINT'])}"
+    assert model in joined.command
     assert '++ray_kwargs.ray_init.runtime_env.env_vars.TPRU_SKIP_PATCHES="only_server"' in joined.command
     assert not any("hidden" in word for word in joined.command)
-    assert [line for line in joined.doubts if "MINE" in line] == [
-        "api_key is read on the cluster: its nodes need the variable MINE, set before Ray starts there"
+    judge = "reward.custom_reward_function.reward_kwargs"
+    assert [
+        line.partition(" is read on the cluster: its nodes need the variable")[0] for line in joined.doubts
+    ] == [
+        f"{judge}.api_key=${{oc.env:MINE}}",
+        f"{judge}.keys=['${{oc.env:MINE}}']",
+        f"{judge}.judge=${{oc.env:JUDGE}}",
     ]
 
 

@@ -35,6 +35,12 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
         ),
         (
             "tpru_tiny_cpu",
+            [f"{ROLLOUT}.tensor_model_parallel_size=2"],
+            f"{ROLLOUT}.engine_kwargs.vllm.distributed_executor_backend: "
+            f"found one process (UniProcExecutor), expected mp with {ROLLOUT}.tensor_model_parallel_size=2",
+        ),
+        (
+            "tpru_tiny_cpu",
             ["+tpru=dapo"],
             "reward.reward_kwargs.overlong_buffer_cfg.len: found 256, expected 1 to 32, the longest response",
         ),

@@ -97,6 +97,7 @@ def test_a_replica_takes_the_early_server_of_its_name_with_verls_arguments(confi
     launch(replica(config, rank=1))  # another replica
     assert [options["name"] for options, *_ in actors] == ["vllm_server_0_0", "vllm_server_1_0"]
     launch(replica(config))
+    assert len(actors) == 3
     options, _, arguments = actors[-1]
     assert options == {"name": "vllm_server_0_0", "begun": True}
     assert arguments["replica_rank"] == 0
@@ -123,6 +124,7 @@ def test_each_replica_of_one_node_has_an_early_server_and_two_nodes_have_none(
         ("actor_rollout_ref.rollout.agent.agent_loop_manager_class", None),
         ("actor_rollout_ref.rollout.name", "sglang"),
         ("trainer.v1.trainer_mode", "separate_async"),
+        ("actor_rollout_ref.rollout.disaggregation.enabled", True),
     ],
 )
 def test_other_runs_start_as_stock_verl_starts_them(config: Any, key: str, value: object) -> None:
@@ -148,6 +150,52 @@ def test_the_first_call_of_a_server_waits_for_its_construction_and_says_why_it_f
     assert "disaggregation_role must be" in str(asyncio.run(begin_late()))
 
 
+def test_an_early_server_with_other_options_is_ended(
+    config: Any, actors: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Any] = []
+    monkeypatch.setattr(ray, "kill", ended.append)
+    early._start_servers(config)
+    one = replica(config)
+    monkeypatch.setattr(type(one), "max_concurrency", 5)
+    launch(one)
+    assert [actor.name for actor in ended] == ["vllm_server_0_0"]
+    assert actors[-1][0]["max_concurrency"] == 5
+    assert actors[-1][2]["replica_rank"] == 0
+
+
+def test_without_the_other_half_of_the_patch_servers_start_as_ever(
+    config: Any, actors: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(vllm_async_server.vLLMHttpServer, "begin")
+    early._start_servers(config)
+    assert (early._servers, actors) == ({}, [])
+
+
+def test_an_early_start_that_fails_leaves_the_run_alone(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(_: object) -> None:
+        raise RuntimeError("no such node")
+
+    logger = early.logger
+    logger.propagate = True
+    early._or_later(fail, OmegaConf.create())
+    assert "no early start (RuntimeError: no such node)" in caplog.text
+
+
+def test_a_server_that_cannot_be_constructed_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def begin() -> None:
+        raise TypeError("arguments that do not arrive")
+
+    async def no_sleep(_: float) -> None: ...
+
+    ended: list[Any] = []
+    monkeypatch.setattr(ray, "kill", ended.append)
+    monkeypatch.setattr("asyncio.sleep", no_sleep)
+    server: Any = object()
+    asyncio.run(early._constructed(server, begin()))
+    assert ended == [server]
+
+
 def test_agent_loops_start_without_arguments_and_get_those_of_the_manager(config: Any, actors: list) -> None:
     TPRUAgentLoopManager.start_early(config)
     ((options, args, kwargs),) = actors
@@ -162,15 +210,25 @@ def test_agent_loops_start_without_arguments_and_get_those_of_the_manager(config
     assert actors[-1][1] == (config, client, None, [])  # a worker of its own
 
 
+class OfAnotherTrainer(LLMServerManager):
+    """As the manager of veRL's fully asynchronous trainer, which adds servers later."""
+
+
 @pytest.mark.parametrize(
-    ("servers", "mode", "balanced"),
-    [(1, "sync", False), (2, "sync", True), (1, "colocate_async", True)],
+    ("servers", "mode", "kind", "balanced"),
+    [
+        (1, "sync", LLMServerManager, False),
+        (2, "sync", LLMServerManager, True),
+        (1, "colocate_async", LLMServerManager, True),
+        (1, "sync", OfAnotherTrainer, True),
+        (0, "sync", LLMServerManager, True),
+    ],
 )
 def test_the_client_of_an_only_server_goes_there(
-    config: Any, monkeypatch: pytest.MonkeyPatch, servers: int, mode: str, balanced: bool
+    config: Any, monkeypatch: pytest.MonkeyPatch, servers: int, mode: str, kind: type, balanced: bool
 ) -> None:
     config.trainer.v1.trainer_mode = mode
-    manager: Any = object.__new__(LLMServerManager)
+    manager: Any = object.__new__(kind)
     manager.config, manager.rollout_config = config, config.actor_rollout_ref.rollout
     manager._load_balancer_cls = None
     manager.server_addresses = [f"host:{i}" for i in range(servers)]

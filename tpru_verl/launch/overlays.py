@@ -29,10 +29,23 @@ def check(config: Mapping) -> None:
     check_numbers(settings)
     _groups(settings)
     _processor_kwargs(config)
+    _one_process(config)
     _frozen(config)
     _adapter(config)
     _decoupled_rewards(config)
     _overlong(config)
+
+
+def _one_process(config: Mapping) -> None:
+    """vLLM would start one rank of several, which waits for the others for ever."""
+    key = "actor_rollout_ref.rollout"
+    rollout = value_at(config, key) or {}
+    backend = "engine_kwargs.vllm.distributed_executor_backend"
+    name = str(value_at(rollout, backend)).rpartition(".")[2]
+    for size in ("tensor_model_parallel_size", "pipeline_model_parallel_size"):
+        if rollout.get(size, 1) > 1 and name in ("UniProcExecutor", "uni"):
+            found = f"found one process ({name}), expected mp with {key}.{size}={rollout[size]}"
+            raise ValueError(f"{key}.{backend}: {found}")
 
 
 # Settings with the least value that a run can have; null, where a trainer takes it, stands for its default.

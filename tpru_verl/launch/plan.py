@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import taken
-from tpru_verl.redaction import is_secret_setting, keys_of_settings, redact_settings
+from tpru_verl.redaction import is_secret_setting, keys_of_settings, looks_secret, redact_settings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -122,33 +121,47 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     doubts = [*recipes.doubtful_keys(recipe, overrides), *overlays.doubts(settings, chosen)]
     if needs.joins_a_cluster(plain):
         stop = {"TPRU_STOP_FILE": str(run_folder / folder.STOP)} if run_folder else {}
-        read, keys = _variables_read(config)
-        overrides += _for_workers({**read, **environment, **stop})
+        read, kept = _read_here(config)
+        overrides += [*read, *_for_workers({**_skipped(), **environment, **stop})]
         doubts += [
-            f"{key} is read on the cluster: its nodes need the variable {name}, set before Ray starts there"
-            for key, name in keys.items()
+            f"{key} is read on the cluster: its nodes need the variable, set before Ray starts there"
+            for key in kept
         ]
     command = [sys.executable, "-m", trainer.module, "--config-name", recipe, *overrides]
     return Plan(trainer, settings, command, environment, doubts)
 
 
-def _variables_read(config: DictConfig) -> tuple[dict[str, str], dict[str, str]]:
-    """Variables that the plugin or `${oc.env:NAME}` in a setting reads; of keys the setting and the name.
+def _read_here(config: DictConfig) -> tuple[list[str], list[str]]:
+    """Overrides with the values of settings that read `${oc.env:NAME}`; and the settings that stay.
 
-    A key stays where it is: Ray's records keep what is handed on, and the run's folder the command.
+    Those are keys: the run's folder keeps the command, and Ray's records the configuration.
     """
     from omegaconf import OmegaConf
 
-    values = {name: os.environ[name] for name in ("TPRU_SKIP_PATCHES",) if name in os.environ}
-    keys: dict[str, str] = {}
-    for line in OmegaConf.to_yaml(config).splitlines():
-        setting = line.strip("- ").partition(":")[0]
-        for name in re.findall(r"\$\{oc\.env:\s*(\w+)", line):
-            if is_secret_setting(setting) or is_secret_setting(name):
-                keys[setting] = name
-            elif name in os.environ:
-                values[name] = os.environ[name]
-    return values, keys
+    overrides, kept = [], []
+    for path, text in _leaves(OmegaConf.to_container(config, resolve=False)):
+        if "${oc.env:" not in text:
+            continue
+        value = OmegaConf.select(config, path)
+        secret = looks_secret(str(value)) or any(is_secret_setting(part) for part in path.split("."))
+        if isinstance(value, str) and not secret:
+            overrides.append(f"++{path}={recipes.in_quotes(value)}")
+        else:
+            kept.append(f"{path}={text}")
+    return overrides, kept
+
+
+def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Path and text of each setting; a list is one."""
+    if isinstance(node, dict):
+        for name, inner in node.items():
+            yield from _leaves(inner, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, str(node)
+
+
+def _skipped() -> dict[str, str]:
+    return {name: os.environ[name] for name in ("TPRU_SKIP_PATCHES",) if name in os.environ}
 
 
 def _for_workers(environment: Mapping[str, str]) -> list[str]:

@@ -7,6 +7,8 @@ Each imports torch, transformers, vLLM and veRL first, for ten seconds on two CP
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable, Mapping
 from math import prod
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from typing_extensions import Self
 
+logger = logging.getLogger("tpru_verl")
+
 OUR_MANAGER = "tpru_verl.plugin.agent_loop.TPRUAgentLoopManager"
 
-_servers: dict[str, ActorHandle] = {}  # started early, by the name that veRL gives them
+_servers: dict[str, tuple[dict[str, Any], ActorHandle]] = {}  # started early, by veRL's name: options, actor
+_constructions: set[asyncio.Future[None]] = set()
 
 
 def constructed_later(cls: type) -> Any:
@@ -36,7 +41,7 @@ def constructed_later(cls: type) -> Any:
     async def begin(self: Any, *args: object, **kwargs: object) -> None:
         try:
             construct(self, *args, **kwargs)
-        except Exception as error:
+        except BaseException as error:
             self.failure = error
             raise
         finally:
@@ -62,14 +67,39 @@ class Unconstructed:
 
 
 class _EarlyOrNew(Unconstructed):
-    """Gives the server of this name that was started early, if there is one."""
+    """Gives the server that was started early as veRL wants it, if there is one."""
 
     def remote(self, *args: object, **kwargs: object) -> ActorHandle:
-        server: Any = _servers.pop(self._options["name"], None)
-        if server is None:
-            return self._class.options(**self._options).remote(*args, **kwargs)
-        server.begin.remote(*args, **kwargs)
-        return server
+        import ray
+
+        server: Any
+        options, server = _servers.pop(self._options["name"], ({}, None))
+        if server is not None and _alike(options, self._options):
+            task = asyncio.ensure_future(_constructed(server, server.begin.remote(*args, **kwargs)))
+            _constructions.add(task)
+            task.add_done_callback(_constructions.discard)
+            return server
+        if server is not None:
+            ray.kill(server)  # its name is free then
+        return self._class.options(**self._options).remote(*args, **kwargs)
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    place = "scheduling_strategy"
+    same = one[place].node_id == other[place].node_id
+    return same and all(one[name] == other.get(name) for name in one if name != place)
+
+
+async def _constructed(server: ActorHandle, begun: Any) -> None:
+    """A construction that Ray cannot begin would leave the server's callers waiting: its process is ended."""
+    import ray
+
+    try:
+        await begun
+    except Exception as error:
+        logger.error("vLLM's server was not constructed: %s", error)
+        await asyncio.sleep(5)  # until its callers have the reason, where it could tell them
+        ray.kill(server)
 
 
 def start_servers_first(transfer_queue: ModuleType) -> None:
@@ -85,7 +115,7 @@ def start_servers_first(transfer_queue: ModuleType) -> None:
         # The first thing that the trainer does. Of the whole configuration it hands over this node.
         root: Any = conf._get_root() if conf is not None else None
         if root is not None and _is_ours(root):
-            _start_servers(root)
+            _or_later(_start_servers, root)
         return init(conf)
 
     replace(transfer_queue, "init", init_after_servers)
@@ -100,10 +130,18 @@ def start_agent_loops_early(trainer_base: ModuleType) -> None:
         if _is_ours(self.config):
             from tpru_verl.plugin.agent_loop import TPRUAgentLoopManager
 
-            TPRUAgentLoopManager.start_early(self.config)
+            _or_later(TPRUAgentLoopManager.start_early, self.config)
         setup(self)
 
     trainer_base.PPOTrainer._setup = _setup
+
+
+def _or_later(start: Callable[[DictConfig], None], config: DictConfig) -> None:
+    """An early start saves time alone: where it fails, veRL starts the process later, as it always does."""
+    try:
+        start(config)
+    except Exception as error:
+        logger.warning("tpru plugin: no early start (%s: %s)", type(error).__name__, error)
 
 
 def _is_ours(config: DictConfig) -> bool:
@@ -115,7 +153,8 @@ def _is_ours(config: DictConfig) -> bool:
         f"{rollout}.name": "vllm",
         "trainer.v1.trainer_mode": "sync",
     }
-    return all(OmegaConf.select(config, key) == value for key, value in ours.items())
+    parted = OmegaConf.select(config, f"{rollout}.disaggregation.enabled")  # prefill and decoding
+    return not parted and all(OmegaConf.select(config, key) == value for key, value in ours.items())
 
 
 def _start_servers(config: DictConfig) -> None:
@@ -128,44 +167,51 @@ def _start_servers(config: DictConfig) -> None:
 
     rollout, trainer = config.actor_rollout_ref.rollout, config.trainer
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) > 1:
+    if len(nodes) > 1 or not hasattr(vLLMHttpServer, "begin"):
         return
     platform = get_platform()
     env_vars = {**dict.fromkeys(platform.ray_noset_envvars(), "1"), **platform.rollout_env_vars()}
     sizes = ("tensor_model_parallel_size", "data_parallel_size", "pipeline_model_parallel_size")
     ranks = trainer.nnodes * trainer.n_gpus_per_node
     for replica in range(ranks // prod(rollout[size] for size in sizes)):
-        name = f"vllm_server_{replica}_0"
+        options = {
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(node_id=nodes[0], soft=False),
+            "runtime_env": {"env_vars": env_vars},
+            "name": f"vllm_server_{replica}_0",
+            "max_concurrency": max(1000, rollout.max_num_seqs + CONTROL_METHOD_CONCURRENCY),
+        }
         actor_class: Any = ray.remote(vLLMHttpServer)
-        _servers[name] = actor_class.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=nodes[0], soft=False),
-            runtime_env={"env_vars": env_vars},
-            name=name,
-            max_concurrency=max(1000, rollout.max_num_seqs + CONTROL_METHOD_CONCURRENCY),
-        ).remote()
+        _servers[options["name"]] = options, actor_class.options(**options).remote()
 
 
 def take_early_servers(vllm_async_server: ModuleType) -> None:
     """A replica takes its server of `start_servers_first`, where there is one."""
     server, replica = vllm_async_server.vLLMHttpServer, vllm_async_server.vLLMReplica
-    require(server, "get_master_address")
+    require(server, "get_master_address", "launch_server")
     require(replica, "launch_servers")
     constructed_later(server)
-    address, init = server.get_master_address, replica.__init__
+    address, launch, init = server.get_master_address, server.launch_server, replica.__init__
 
-    # veRL's first call of a server. Ray may hand it over before `begin`, whose arguments take longer.
-    async def get_master_address(self: Any) -> object:
+    # veRL's first calls of a server. Ray may hand them over before `begin`, whose arguments take longer.
+    async def constructed(self: Any) -> None:
         if hasattr(self, "begun"):
             await self.begun.wait()
         if hasattr(self, "failure"):
             raise self.failure
+
+    async def get_master_address(self: Any) -> object:
+        await constructed(self)
         return address(self)
+
+    async def launch_server(self: Any, *args: object, **kwargs: object) -> object:
+        await constructed(self)
+        return await launch(self, *args, **kwargs)
 
     def __init__(self: Any, *args: object, **kwargs: object) -> None:  # noqa: N807
         init(self, *args, **kwargs)
         self.server_class = _EarlyOrNew(self.server_class)
 
-    server.get_master_address = get_master_address
+    server.get_master_address, server.launch_server = get_master_address, launch_server
     replica.__init__ = __init__
 
 
@@ -173,7 +219,8 @@ def only_server(llm_server: ModuleType) -> None:
     """Stock veRL starts a process that chooses the server of each prompt, where there is one server, too.
 
     The process imports all that the server does, and each prompt calls it twice. With the patch the client
-    of an only server goes there. It holds for a trainer in turns (`sync`), which never adds servers.
+    of an only server goes there: with our agent loop and veRL's trainer in turns (`sync`), which adds no
+    servers. Managers of other trainers, such as the fully asynchronous one, are subclasses and add some.
     """
     manager, client = llm_server.LLMServerManager, llm_server.LLMServerClient
     require(manager, "_init_global_load_balancer", "get_client")
@@ -183,10 +230,11 @@ def only_server(llm_server: ModuleType) -> None:
 
     async def _init_global_load_balancer(self: Any) -> None:
         own = self._load_balancer_cls or self.rollout_config.get("router_config_path")
-        if own or len(self.server_handles) > 1 or self.config.trainer.v1.trainer_mode != "sync":
-            await start(self)
-        else:
+        only = type(self) is manager and len(self.server_handles) == 1 and _is_ours(self.config)
+        if only and not own:
             self.global_load_balancer = None
+        else:
+            await start(self)
 
     def get_client(self: Any, *args: object, **kwargs: object) -> Any:
         made = make(self, *args, **kwargs)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 0.1
 SHORTEST_POLL = 0.2  # of the usual wait
+WAIT_PER_LOOK = 5.0  # a look fetches the tags of all samples: with thousands of them it takes long
 # A worker's death is seen at the second look after it, at the latest.
 LIVENESS_SECONDS = 1.0
 ERROR = "tpru_error"  # in the tag of a prompt that could not be prepared: why, and which row it is
@@ -28,7 +29,8 @@ def prompt_polling(replay_buffer: ModuleType) -> None:
     """Stock veRL looks for finished rollouts every 2.0 s, and no key of its configuration changes that.
 
     Steps of a few seconds then last a multiple of two. The patch looks every `POLL_SECONDS`, and the more
-    often the fewer prompts are left, because a step waits for the last one.
+    often the fewer prompts are left, because a step waits for the last one. Looks take a sixth of the time at
+    most, unless `POLL_SECONDS` is shorter than they want.
     """
     require(replay_buffer.ReplayBuffer, "_wait_for_next_poll", "__init__")
     original = replay_buffer.ReplayBuffer.__init__
@@ -39,11 +41,13 @@ def prompt_polling(replay_buffer: ModuleType) -> None:
 
     def _wait_for_next_poll(self, partition_id: str, last_debug_time: float) -> float:
         longest = self.poll_interval
-        self.poll_interval = longest * max(SHORTEST_POLL, _share_left(self, partition_id))
+        looked = time.monotonic() - getattr(self, "waited_until", time.monotonic())
+        wanted = max(longest * max(SHORTEST_POLL, _share_left(self, partition_id)), WAIT_PER_LOOK * looked)
+        self.poll_interval = min(longest, wanted)
         try:
             return wait(self, partition_id, last_debug_time)
         finally:
-            self.poll_interval = longest
+            self.poll_interval, self.waited_until = longest, time.monotonic()
 
     replay_buffer.ReplayBuffer.__init__ = __init__
     replay_buffer.ReplayBuffer._wait_for_next_poll = _wait_for_next_poll
