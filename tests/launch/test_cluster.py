@@ -270,6 +270,7 @@ def test_variables_that_settings_read_reach_the_workers_and_keys_stay_here(
     monkeypatch.setenv("JUDGE", "http://me:hidden@host/v1")
     for setting in ("api_key=${oc.env:MINE}", "keys=['${oc.env:MINE}']", "judge=${oc.env:JUDGE}"):
         given.append(f"+reward.custom_reward_function.reward_kwargs.{setting}")
+    given.append("+reward.custom_reward_function.reward_kwargs.other=${oc.env:NOT_SET,null}")
     joined = plan.compose("tpru_tiny_cpu", [*given, "ray_kwargs.ray_init.address=auto"], tmp_path)
     assert '++data.train_files="a.parquet"' in joined.command
     model = f"++actor_rollout_ref.model.path={json.dumps(os.environ['TPRU_DEMO_CHECKPOINT'])}"

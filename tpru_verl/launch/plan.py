@@ -146,7 +146,7 @@ def _read_here(config: DictConfig) -> tuple[list[str], list[str]]:
         secret = looks_secret(str(value)) or any(is_secret_setting(part) for part in path.split("."))
         if isinstance(value, str) and not secret:
             overrides.append(f"++{path}={recipes.in_quotes(value)}")
-        else:
+        elif value is not None:  # of `${oc.env:NAME,null}`
             kept.append(f"{path}={text}")
     return overrides, kept
 
