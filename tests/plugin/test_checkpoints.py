@@ -52,7 +52,7 @@ class Trainer:
     def step(self, metrics: dict, timing: dict) -> str:
         if self.global_steps == 3:
             Path(os.environ[checkpoints.STOP_FILE]).write_text("stop")
-        keys = dict.fromkeys(("pending_keys", "running_keys", "finished_keys", "failure_keys"), {"train": ()})
+        keys = {f"{state}_keys": {"train": ()} for state in ("pending", "running", "finished", "failure")}
         buffer: Any = SimpleNamespace(poll_interval=0.0, **keys)
         replay_buffer.ReplayBuffer._wait_for_next_poll(buffer, "train", float("inf"))
         return "batch"
