@@ -84,6 +84,9 @@ def test_what_follows_bearer_is_hidden_and_the_word_alone_is_not() -> None:
         "a.b=the Bearer of",
         "model.path=sk-learn",
         "data.train_files=hf_rows.parquet",
+        "model.path=/models/hf_qwen2_5_vl_7b_instruct_of_mine",
+        "model.path=/runs/sk-grpo-run-2026-11-26-with-a-long-name",
+        "model.path=/runs/ghp_rows_of_a_very_long_name_of_a_folder",
     ):
         assert redact_setting(plain) == plain
 

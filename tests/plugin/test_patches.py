@@ -353,12 +353,15 @@ def test_a_patch_that_is_named_is_not_applied_and_the_log_says_so(root: Path) ->
     code = """
         import inspect
         import verl
+        from tpru_verl.plugin import hooks, vllm_process
         from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+        vllm_process.register()
         print(inspect.signature(ReplayBuffer.__init__).parameters["poll_interval"].default)
+        print(sorted(hooks.skipped - {name for _, name in hooks.registered()}))
     """
     names = " , ".join([*skipped, "prompt_poling"])
     done = python(code, VERL_PLATFORM="cpu", TPRU_PLUGIN_ANNOUNCED="", TPRU_SKIP_PATCHES=names)
-    assert done.stdout.splitlines()[-1:] == ["2.0"], done.stderr  # veRL's own
+    assert done.stdout.splitlines()[-2:] == ["2.0", "['prompt_poling']"], done.stderr  # 2.0 is veRL's own
     said = [line for line in done.stderr.splitlines() if "tpru plugin" in line]
     assert ", without log_probs_in_chunks, " in said[0]
     (warning,) = (line for line in said if "TPRU_SKIP_PATCHES" in line)

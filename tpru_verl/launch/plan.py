@@ -122,7 +122,9 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     if needs.joins_a_cluster(plain):
         stop = {"TPRU_STOP_FILE": str(run_folder / folder.STOP)} if run_folder else {}
         read, kept = _read_here(config)
-        overrides += [*read, *_for_workers({**_skipped(), **environment, **stop})]
+        skipped = os.environ.get("TPRU_SKIP_PATCHES")
+        plugin = {"TPRU_SKIP_PATCHES": skipped} if skipped else {}
+        overrides += [*read, *_for_workers({**plugin, **environment, **stop})]
         doubts += [
             f"{key} is read on the cluster: its nodes need the variable, set before Ray starts there"
             for key in kept
@@ -158,10 +160,6 @@ def _leaves(node: object, path: str = "") -> Iterator[tuple[str, str]]:
             yield from _leaves(inner, f"{path}.{name}" if path else str(name))
     else:
         yield path, str(node)
-
-
-def _skipped() -> dict[str, str]:
-    return {name: os.environ[name] for name in ("TPRU_SKIP_PATCHES",) if name in os.environ}
 
 
 def _for_workers(environment: Mapping[str, str]) -> list[str]:
