@@ -170,6 +170,21 @@ def test_the_trainer_polls_the_more_often_the_fewer_prompts_are_left(
     assert buffer.poll_interval == waiting.POLL_SECONDS
 
 
+@pytest.mark.parametrize(("looked", "wait"), [(0.001, 0.02), (0.012, 0.06), (3.0, 0.1)])
+def test_a_look_that_takes_long_is_not_followed_by_the_next_at_once(
+    monkeypatch: pytest.MonkeyPatch, looked: float, wait: float
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    monkeypatch.setattr("time.monotonic", lambda: 1000.0)
+    buffer = replay_buffer()
+    buffer.running_keys["train"].add("last")
+    buffer.finished_keys["train"].update(map(str, range(99)))
+    buffer.waited_until = 1000.0 - looked
+    buffer._wait_for_next_poll("train", 0.0)
+    assert waits == [pytest.approx(wait)]
+
+
 class TestOneCopyInTransfer:
     def test_samples_share_their_prompts_pixels_on_the_wire_and_behind_it(self) -> None:
         from transfer_queue.utils.serial_utils import decode, encode
