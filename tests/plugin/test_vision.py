@@ -1,5 +1,6 @@
-"""The vision tower encodes each distinct image once: outputs and gradients are those of the stock tower."""
+"""Patches of the vision towers: outputs and gradients are those of the stock tower, with less work."""
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -8,9 +9,19 @@ import pytest
 
 pytest.importorskip("verl")
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from tpru_verl.plugin.vision import TOWERS, distinct_images, share_images
+from tpru_verl.plugin.vision import (
+    TOWERS,
+    attend_within,
+    distinct_images,
+    no_gradients_of_frozen_tower,
+    parts_of,
+    share_images,
+    vision_tower_without_loops,
+)
 
 GRIDS = [[1, 4, 4], [1, 8, 4], [1, 4, 8], [1, 4, 4]]
 SMALL: dict[str, Any] = {
@@ -22,20 +33,42 @@ SMALL: dict[str, Any] = {
 COPIES = [0, 1, 0, 2, 1, 3, 3, 0]  # images 0 and 3 are of one size, and differ
 
 
-def tower(name: str) -> tuple[Any, Callable, Callable]:
-    """A small tower, its stock forward and ours."""
+@pytest.fixture(autouse=True, scope="module")
+def restored() -> Any:
+    """Other tests of this process find the classes as they were."""
+    ends = ("VisionAttention", "PatchEmbed", *TOWERS.values())
+    every = [vars(import_module(name)).items() for name in TOWERS]
+    kept = [(value, value.forward) for names in every for key, value in names if key.endswith(ends)]
+    yield
+    for kind, forward in kept:
+        kind.forward = forward
+
+
+def stock_of(function: Callable, module: str) -> Callable:
+    """The module's own function, under all that the plugin of this process has wrapped around it."""
+    while function.__module__ != module:
+        inner = inspect.getclosurevars(function).nonlocals.values()
+        function = next(value for value in inner if inspect.isfunction(value))
+    return function
+
+
+def tower(name: str, patch: Callable = share_images) -> tuple[Any, Callable, Callable]:
+    """A small tower, with the stock forward of it and of its parts, and its forward with the patch."""
     modeling = import_module(name)
     kind = getattr(modeling, TOWERS[name])
+    parts = [
+        value for key, value in vars(modeling).items() if key.endswith(("VisionAttention", "PatchEmbed"))
+    ]
+    assert len(parts) == 2
+    for each in (kind, *parts):
+        each.forward = stock_of(each.forward, name)
     stock_config = AutoConfig.for_model(name.split(".")[2]).vision_config
     config = type(stock_config)(**{key: SMALL[key] for key in SMALL if hasattr(stock_config, key)})
+    config._attn_implementation = "sdpa"
     stock = kind.forward
-    if stock.__module__ != name:  # the plugin has been at work in this process
-        stock = stock.__closure__[0].cell_contents
-    kind.forward = stock
-    share_images(modeling)
-    ours = kind.forward
+    patch(modeling)
     torch.manual_seed(0)
-    return kind(config), stock, ours
+    return kind(config), stock, kind.forward
 
 
 def batch(values: int, copies: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,23 +85,86 @@ def tensors(output: Any) -> list[torch.Tensor]:
     return [tensor for part in parts for tensor in tensors(part)]
 
 
+def computed(module: Any, forward: Callable, pixels: torch.Tensor, grids: torch.Tensor) -> list[torch.Tensor]:
+    """The tower's outputs, and the gradients of its weights."""
+    module.zero_grad()
+    found = tensors(forward(module, pixels, grids))
+    torch.manual_seed(2)
+    torch.stack([(tensor * torch.randn_like(tensor)).sum() for tensor in found]).sum().backward()
+    return [*found, *(weight.grad.clone() for weight in module.parameters() if weight.grad is not None)]
+
+
+def assert_equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> None:
+    assert len(one) == len(other)
+    assert len(one) >= 4
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * max(1.0, float(a.abs().max())))
+
+
 @pytest.mark.parametrize("name", TOWERS)
 def test_outputs_and_gradients_are_the_stock_towers(name: str) -> None:
     module, stock, ours = tower(name)
-    values = module.patch_embed.proj.weight[0].numel()
-    pixels, grids = batch(values, COPIES)
-    results = []
-    for forward in (stock, ours):
-        module.zero_grad()
-        found = tensors(forward(module, pixels, grids))
-        torch.manual_seed(2)
-        torch.stack([(tensor * torch.randn_like(tensor)).sum() for tensor in found]).sum().backward()
-        results.append((found, [p.grad.clone() for p in module.parameters() if p.grad is not None]))
-    for one, other in zip(*results, strict=True):
-        assert len(one) == len(other)
-        assert len(one) >= 2
-        for a, b in zip(one, other, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    pixels, grids = batch(module.patch_embed.proj.weight[0].numel(), COPIES)
+    assert_equal(*(computed(module, forward, pixels, grids) for forward in (stock, ours)))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+@pytest.mark.parametrize("copies", [COPIES, [0, 3, 0], [1, 2], [1]])
+def test_attention_in_few_calls_is_the_stock_towers(name: str, copies: list[int], monkeypatch: Any) -> None:
+    calls = []
+    stock_attention = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args: Any, **kwargs: Any) -> torch.Tensor:
+        calls.append(args[0].shape)
+        return stock_attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    results, counts = [], []
+    for patch in (lambda _: None, vision_tower_without_loops):
+        module, _, forward = tower(name, patch)
+        pixels, grids = batch(module.patch_embed.proj.weight[0].numel(), copies)
+        calls.clear()
+        results.append(computed(module, forward, pixels, grids))
+        counts.append(len(calls))
+    assert_equal(*results)
+    lengths = {t * h * w for t, h, w in grids.tolist()}
+    parts = sum(t * h * w // 16 for t, h, w in grids.tolist())  # windows of 4 x 4 patches
+    windows = name.endswith("qwen2_5_vl")  # in one of its two blocks
+    assert counts == [
+        (parts if windows else len(grids)) + len(grids),
+        (1 if windows else len(lengths)) + len(lengths),
+    ]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=12))
+def test_tokens_attend_to_their_part_alone(lengths: list[int]) -> None:
+    generator = torch.Generator().manual_seed(len(lengths))
+    states = tuple(torch.randn(sum(lengths), 2, 8, generator=generator) for _ in range(3))
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    part = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    mask = part[:, None] == part[None]
+    query, key, value = (state.transpose(0, 1) for state in states)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.3)
+    found = attend_within(states, parts_of(ends.int()), 0.3)
+    torch.testing.assert_close(found, expected.transpose(0, 1))
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_frozen_tower_is_no_part_of_the_backward_pass(name: str) -> None:
+    module, stock, ours = tower(name, no_gradients_of_frozen_tower)
+    pixels, grids = batch(module.patch_embed.proj.weight[0].numel(), [0, 1])
+    # As PEFT does for checkpointing: `enable_input_require_grads` hooks the tower's input, too.
+    module.patch_embed.register_forward_hook(lambda *of: of[2].requires_grad_(True))
+    assert_equal(*(computed(module, forward, pixels, grids) for forward in (stock, ours)))
+    module.requires_grad_(False)
+    assert any(tensor.requires_grad for tensor in tensors(stock(module, pixels, grids)))
+    frozen = tensors(ours(module, pixels, grids))
+    assert not any(tensor.requires_grad for tensor in frozen)
+    for a, b in zip(tensors(stock(module, pixels, grids)), frozen, strict=True):
+        assert torch.equal(a, b)
+    # An adapter inside it is trained.
+    next(module.parameters()).requires_grad_(True)
+    assert any(tensor.requires_grad for tensor in tensors(ours(module, pixels, grids)))
 
 
 @pytest.mark.parametrize("name", TOWERS)

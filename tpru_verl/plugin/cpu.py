@@ -17,7 +17,6 @@ from types import ModuleType
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
-from tpru_verl.models import FAMILIES
 from tpru_verl.plugin.hooks import replace, require, when_imported
 
 
@@ -194,7 +193,6 @@ def register() -> None:
         sys.meta_path.append(_VllmCpuAlias())
     when_imported("verl.utils.distributed")(one_gloo_backend)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(fsdp_engine_without_offload)
-    when_imported(FAMILIES["qwen2_5_vl"].modeling)(vision_tower_without_loops)
 
 
 def one_gloo_backend(distributed: ModuleType) -> None:
@@ -230,50 +228,3 @@ def fsdp_engine_without_offload(transformer_impl: ModuleType) -> None:
         return OffloadPolicy()
 
     replace(transformer_impl, "CPUOffloadPolicy", no_offload)
-
-
-def vision_tower_without_loops(modeling: ModuleType) -> None:
-    """transformers' vision tower of Qwen2.5-VL (5.10.4) computes attention in a Python loop over the images.
-
-    With many small images the loop takes most of a CPU's time; flash-attn would avoid it. The patch computes
-    images or windows of one size in one call. It also computes the patch embedding, a convolution whose
-    stride is its kernel, as a matrix product. The mathematics stay the same.
-    """
-    from torch.nn.functional import linear, scaled_dot_product_attention
-
-    require(modeling, "Qwen2_5_VLVisionAttention", "Qwen2_5_VisionPatchEmbed", "apply_rotary_pos_emb_vision")
-    attention, patch_embed = modeling.Qwen2_5_VLVisionAttention, modeling.Qwen2_5_VisionPatchEmbed
-    looping = attention.forward
-
-    def attend(
-        self,
-        hidden_states: torch.Tensor,
-        cu_seqlens: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        **kwargs: object,
-    ) -> torch.Tensor:
-        lengths = cu_seqlens.diff()
-        if (
-            position_embeddings is None
-            or self.config._attn_implementation not in ("sdpa", "eager")
-            or bool((lengths != lengths[0]).any())
-        ):
-            return looping(
-                self, hidden_states, cu_seqlens=cu_seqlens, position_embeddings=position_embeddings, **kwargs
-            )
-        tokens, length = hidden_states.shape[0], int(lengths[0])
-        query, key, value = self.qkv(hidden_states).view(tokens, 3, self.num_heads, -1).unbind(1)
-        query, key = modeling.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        # In float32: the backward pass of a CPU's bfloat16 kernel took ten times as long (torch 2.13).
-        batched = (
-            part.view(-1, length, *part.shape[1:]).transpose(1, 2).float() for part in (query, key, value)
-        )
-        mixed = scaled_dot_product_attention(*batched, scale=self.scaling).to(hidden_states.dtype)
-        return self.proj(mixed.transpose(1, 2).reshape(tokens, -1))
-
-    def embed(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.proj.weight.flatten(1)
-        return linear(hidden_states.view(-1, weight.shape[1]).to(weight.dtype), weight)
-
-    attention.forward = attend
-    patch_embed.forward = embed

@@ -68,6 +68,8 @@ def register() -> None:
     when_imported("transfer_queue.utils.serial_utils")(sharing.one_copy_in_transfer)
     for modeling in vision.TOWERS:
         when_imported(modeling)(vision.share_images)
+        when_imported(modeling)(vision.vision_tower_without_loops)
+        when_imported(modeling)(vision.no_gradients_of_frozen_tower)
 
 
 def check_before_start(device: ModuleType) -> None:
