@@ -36,7 +36,9 @@ PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step"
 WARM_UP = 3  # steps that are not counted
 # Patches that make a step faster. Those that a CPU needs stay.
 FOR_SPEED = {
+    "groups_on_one_rank",
     "log_probs_in_chunks",
+    "no_gradients_of_frozen_tower",
     "one_copy_in_transfer",
     "one_part_needs_no_balance",
     "only_server",

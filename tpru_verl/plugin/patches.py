@@ -63,6 +63,7 @@ def register() -> None:
     when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.keep_adapters_trainable)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(prefixes.share_prompts)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(sharing.generate_group)
+    when_imported("verl.trainer.ppo.v1.trainer_base")(sharing.groups_on_one_rank)
     when_imported("vllm.inputs.preprocess")(sharing.process_group_once)
     when_imported("verl.utils.seqlen_balancing")(one_part_needs_no_balance)
     when_imported("transfer_queue.utils.serial_utils")(sharing.one_copy_in_transfer)

@@ -1,4 +1,4 @@
-"""Patches that carry the images of a prompt once for all its samples. docs/patches.md lists all patches."""
+"""Patches that keep the samples of a prompt together and carry its images once (docs/patches.md)."""
 
 from __future__ import annotations
 
@@ -145,3 +145,46 @@ def _again(inputs: Any, cache: Any) -> Any:
         for modality, every in hashes.items()
     }
     return {**inputs, "mm_kwargs": type(inputs["mm_kwargs"])(items)}
+
+
+def groups_on_one_rank(trainer_base: ModuleType) -> None:
+    """Stock veRL deals the samples of a batch to the ranks one by one, so a prompt's samples are on several.
+
+    Each of these ranks then fetches the prompt's images, encodes them and computes the prompt. The patch
+    deals prompts: as many to each rank, with sums as equal as veRL makes them. Where that cannot be, because
+    prompts have different numbers of samples or do not divide by the ranks, samples are dealt as before.
+    """
+    trainer = trainer_base.PPOTrainer
+    require(trainer, "_balance_batch")
+    require(trainer_base, "get_seqlen_balanced_partitions")
+    balance, partitions_of = trainer._balance_batch, trainer_base.get_seqlen_balanced_partitions
+    keys: list[str] = []  # of the batch that is being dealt
+
+    def _balance_batch(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        keys[:] = batch.keys
+        return balance(self, batch, *args, **kwargs)
+
+    def get_seqlen_balanced_partitions(
+        seqlen_list: Sequence[int], k_partitions: int, equal_size: bool
+    ) -> list[list[int]]:
+        # veRL may have added samples to the batch, which belong to no prompt.
+        groups = groups_of(keys) if len(keys) == len(seqlen_list) else []
+        if not (equal_size and groups and len(groups) % k_partitions == 0):
+            return partitions_of(seqlen_list, k_partitions=k_partitions, equal_size=equal_size)
+        work = [sum(int(seqlen_list[sample]) for sample in group) for group in groups]
+        parts = partitions_of(work, k_partitions=k_partitions, equal_size=True)
+        return [[sample for group in part for sample in groups[group]] for part in parts]
+
+    replace(trainer, "_balance_batch", _balance_batch)
+    replace(trainer_base, "get_seqlen_balanced_partitions", get_seqlen_balanced_partitions)
+
+
+def groups_of(keys: Sequence[str]) -> list[list[int]]:
+    """The places of each prompt's samples; none unless all prompts have as many.
+
+    veRL's key of a sample is the prompt's uid, the number of the sample and that of its output.
+    """
+    found: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        found.setdefault(key.rsplit("_", 2)[0], []).append(place)
+    return [*found.values()] if len({len(places) for places in found.values()}) == 1 else []
