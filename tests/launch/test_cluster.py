@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,6 +88,24 @@ def test_slurm_asks_for_what_the_recipe_needs(tmp_path: Path, composed: dict) ->
     text = cluster.script("slurm", "tpru_tiny_cpu", [], out=tmp_path / "run")
     assert "gpus-per-node" not in text
     assert "export VERL_PLATFORM=cpu\n" in text  # Ray's workers inherit it of the node
+
+
+def test_every_node_takes_the_options_for_ray(
+    tmp_path: Path, composed: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ray symmetric-run` hands its options to `ray start` on the first node and on the others, too."""
+    scripts = pytest.importorskip("ray.scripts.scripts")
+    composed["trainer"]["nnodes"] = 2
+    text = cluster.script("slurm", "tpru_7b", [], out=tmp_path / "run").replace("\\\n", " ")
+    (command,) = re.findall(r"ray symmetric-run (.*?) -- ", text)
+    words = shlex.split(command.replace("$SLURM_CPUS_PER_TASK", "8").replace("$address", "127.0.0.1:6379"))
+    words = words[: words.index("--min-nodes")] + words[words.index("--min-nodes") + 2 :]
+    assert words == ["--address", "127.0.0.1:6379", "--num-cpus=8", "--num-gpus=8"]
+    monkeypatch.setattr(scripts.services, "canonicalize_bootstrap_address", lambda *args, **options: None)
+    done = CliRunner().invoke(scripts.start, words)
+    assert "Cannot canonicalize address" in done.output  # it would join the first node now
+    done = CliRunner().invoke(scripts.start, [*words, "--include-dashboard=false"])
+    assert "only be specified when starting head node" in done.output
 
 
 @pytest.mark.parametrize("nodes", [1, 2])
