@@ -294,6 +294,50 @@ class TestMemory:
         fused = memory.estimate(settings(fused_kernels=True), shape, prompt_tokens=700)
         assert fused.logits == memory.FUSED_TOKENS * 152064 * 8
 
+    def test_samples_of_a_prompt_share_its_tokens(self) -> None:
+        """As `plugin/prefixes.py` lays them out; one H100 allocated 22.4 GiB (benchmarks/RESULTS.md, gpu)."""
+
+        shape = SHAPES["Qwen/Qwen2.5-VL-3B-Instruct"]
+        short: dict[str, Any] = {"remove_padding": False, "attention": "sdpa", "response_length": 400}
+
+        def tokens(samples: int, **changes: Any) -> int:
+            return memory.update_tokens(settings(**{**short, **changes}), shape, 850, samples)
+
+        assert settings().integer("n") == 5
+        assert tokens(5) == 850 + 5 * 400
+        assert tokens(10) == 2 * tokens(5)
+        assert tokens(4) == 4 * 1250  # maybe of four prompts
+        assert tokens(5, response_length=1700) == 2 * (
+            850 + 3 * 1700
+        )  # one row would cost more than it saves
+        for change in ({"attention": None}, {"remove_padding": True}, {"n": 1}):
+            assert tokens(5, **change) == 5 * 1250
+        qwen35 = SHAPES["Qwen/Qwen3.5-4B"]
+        assert memory.update_tokens(settings(**short), qwen35, 850, 5) == 5 * 1250
+        lora = {**short, "lora_rank": 64, "gpus": 1, "micro_batch": 10}
+        found = memory.estimate(settings(**lora), shape, prompt_tokens=850)
+        assert 22.4 < (found.update - memory.RESERVE) / GIB < 28
+
+    @pytest.mark.parametrize(
+        ("change", "gpu", "better"),
+        [
+            ({"micro_batch": 2}, 80, 20),
+            ({"micro_batch": 2}, 45, 5),
+            ({"micro_batch": 2}, 24, 0),
+            ({"micro_batch": 5}, 80, 0),
+            ({"micro_batch": 2, "n": 2}, 80, 0),
+        ],
+    )
+    def test_a_micro_batch_of_whole_groups_is_suggested_where_it_fits(
+        self, change: dict[str, Any], gpu: float, better: int
+    ) -> None:
+        one = {"gpus": 1, "tensor_parallel": 1, "mini_batch": 32, "lora_rank": 64, "checkpoints": "x"}
+        told = settings(model="Qwen/Qwen2.5-VL-3B-Instruct", **one, **change)
+        lines = room.memory_lines(told, machine.Machine(None, probed()), 700, gpu)
+        found = [line for line in lines if line.check == "micro-batch"]
+        assert [line.status for line in found] == [OK] * bool(better)
+        assert all(f"ppo_micro_batch_size_per_gpu={better} fits" in line.found for line in found)
+
     def test_a_3b_model_on_one_gpu(self) -> None:
         """Logits without packing have 12 bytes, and AdamW that is not fused 4 a parameter for a moment."""
         shape = SHAPES["Qwen/Qwen2.5-VL-3B-Instruct"]

@@ -27,6 +27,8 @@ WEIGHT, GRADIENT, ADAM, HALF = 4, 4, 8, 2
 # Bytes of a logit: bf16, its gradient, one fp32 copy for the log-probabilities. Without packing veRL copies
 # the logits of each sequence together, which is a bf16 copy and its gradient more.
 LOGIT, LOGIT_UNPACKED = 2 + 2 + 4, 2 + 2 + 4 + 2 + 2
+# As in `plugin/prefixes.py`, whose package loads the plugin (tests/doctor/test_doctor.py compares).
+MOST_PAIRS = 2.0
 # Tokens whose logits veRL's fused kernels have at once (0.9.1, `utils/experimental/torch_functional.py`).
 FUSED_TOKENS = 512
 
@@ -115,9 +117,30 @@ class Estimate:
         return room // (tokens * self.kv_token + self.kv_sequence)
 
 
-def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estimate:
+def update_tokens(recipe: Settings, shape: Shape, prompt: int, samples: int) -> int:
+    """Tokens of a micro-batch of the update, with answers of the full length.
+
+    Samples of one prompt share its tokens where `plugin/prefixes.py` has them share a row.
+    """
+    answer, n = recipe.integer("response_length"), max(1, recipe.integer("n"))
+    apart = samples * (prompt + answer)
+    masked = recipe["attention"] in ("sdpa", "eager") and not recipe["remove_padding"]
+    if recipe.trainer != trainers.VERL or not masked or shape.delta_net or shape.experts:
+        return apart
+    # A micro-batch of another number holds parts of groups, which may be samples of as many prompts.
+    group = n if samples % n == 0 else samples if n % samples == 0 else 1
+    most = group
+    while most > 1:
+        rows, longest = -(-group // most), prompt + most * answer
+        if rows * longest**2 <= MOST_PAIRS * group * (prompt + answer) ** 2:
+            return samples // group * rows * longest
+        most = (most + 1) // 2
+    return apart
+
+
+def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0, micro_batch: int = 0) -> Estimate:
     """Estimate a run with this recipe. `prompt_tokens` is the length of its longest prompt; 0 stands for the
-    length that the recipe allows.
+    length that the recipe allows. `micro_batch` is another number of samples than the recipe's.
 
     Offloading moves states to the host for the rollout. Both trainers fetch them back for the update, so its
     peak stays the same (read in veRL 0.9.1, `workers/engine/fsdp`, and EasyR1, `workers/fsdp_workers.py`).
@@ -129,8 +152,8 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0) -> Estim
     size, world, adapters = shape.parameters, recipe.world, adapter_parameters(recipe, shape)
     weight, trained = weight_bytes(recipe), adapters or size
     weights, moments = weight * (size + adapters) // world, 2 * weight * trained // world
-    sequence = (prompt_tokens or recipe.integer("prompt_length")) + recipe.integer("response_length")
-    tokens = sequence * max(1, recipe.integer("micro_batch"))
+    samples = max(1, micro_batch or recipe.integer("micro_batch"))
+    tokens = update_tokens(recipe, shape, prompt_tokens or recipe.integer("prompt_length"), samples)
     with_logits = min(tokens, FUSED_TOKENS) if recipe["fused_kernels"] else tokens
     tensor_parallel = max(1, recipe.integer("tensor_parallel"))
     streamed = bool(recipe["offload_policy"])

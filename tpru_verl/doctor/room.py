@@ -16,6 +16,8 @@ from tpru_verl.launch.settings import Settings
 from tpru_verl.shapes import Shape, shape_of
 
 GIB = 1024**3
+# Micro-batches that are suggested: of at most so many prompts, in at most this share of a GPU's memory.
+MOST_PROMPTS, COMFORT = 4, 0.85
 
 
 def known_shape(settings: Settings) -> Shape | None:
@@ -32,10 +34,12 @@ def memory_lines(settings: Settings, seen: Machine, longest: int, gpu_memory: fl
         fix = "give a folder with its config.json"
         yield Check("memory", WARN, f"not estimated: {settings.text('model')} is not known here", fix)
         return
-    found = memory.estimate(settings, shape, prompt_tokens=min(longest, settings.integer("prompt_length")))
+    prompt = min(longest, settings.integer("prompt_length"))
+    found = memory.estimate(settings, shape, prompt_tokens=prompt)
     if settings["device"] != "cpu":
         gpu = _Gpu.of(seen, gpu_memory)
         yield _gpu_memory(settings, gpu, found)
+        yield from _micro_batch(settings, shape, gpu, prompt)
         yield _cache(settings, gpu, found)
     yield _host_memory(settings, found)
     yield _disk(settings, found)
@@ -78,6 +82,26 @@ def _gpu_memory(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
         fix = f"lower {settings.key('gpu_memory')}, or {settings.key('optimizer_offload')}=true"
         return Check("GPU memory", gpu.too_small, text, fix)
     return Check("GPU memory", OK, text)
+
+
+def _micro_batch(settings: Settings, shape: Shape, gpu: _Gpu, prompt: int) -> Iterator[Check]:
+    """A micro-batch of less than a prompt's samples computes its images for each of them, and makes a GPU
+    wait for its host (benchmarks/RESULTS.md, gpu). Says which one fits."""
+    samples, n = settings.integer("micro_batch"), settings.integer("n")
+    update = settings.integer("mini_batch") * n // settings.world
+    if settings.trainer != trainers.VERL or not 0 < samples < n or update % n:
+        return
+    fitting = [
+        whole
+        for whole in range(n, min(MOST_PROMPTS * n, update) + 1, n)
+        if update % whole == 0
+        and memory.estimate(settings, shape, prompt_tokens=prompt, micro_batch=whole).update
+        < COMFORT * gpu.bytes
+    ]
+    if fitting:
+        better = f"{settings.key('micro_batch')}={fitting[-1]}"
+        text = f"{samples} samples, n={n} of a prompt; {better} fits and is faster, by the estimate{gpu.said}"
+        yield Check("micro-batch", OK, text)
 
 
 def _smaller_update(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> str:
