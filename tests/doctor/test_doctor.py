@@ -307,9 +307,7 @@ class TestMemory:
         assert tokens(5) == 850 + 5 * 400
         assert tokens(10) == 2 * tokens(5)
         assert tokens(4) == 4 * 1250  # maybe of four prompts
-        assert tokens(5, response_length=1700) == 2 * (
-            850 + 3 * 1700
-        )  # one row would cost more than it saves
+        assert tokens(5, response_length=1300) == 2 * (850 + 3 * 1300)
         for change in ({"attention": None}, {"remove_padding": True}, {"n": 1}):
             assert tokens(5, **change) == 5 * 1250
         qwen35 = SHAPES["Qwen/Qwen3.5-4B"]
