@@ -296,6 +296,7 @@ class TestMemory:
 
     def test_samples_of_a_prompt_share_its_tokens(self) -> None:
         """As `plugin/prefixes.py` lays them out; one H100 allocated 22.4 GiB (benchmarks/RESULTS.md, gpu)."""
+        from tpru_verl.plugin import prefixes
 
         shape = SHAPES["Qwen/Qwen2.5-VL-3B-Instruct"]
         short: dict[str, Any] = {"remove_padding": False, "attention": "sdpa", "response_length": 400}
@@ -307,7 +308,9 @@ class TestMemory:
         assert tokens(5) == 850 + 5 * 400
         assert tokens(10) == 2 * tokens(5)
         assert tokens(4) == 4 * 1250  # maybe of four prompts
+        # One row would cost more than it saves.
         assert tokens(5, response_length=1300) == 2 * (850 + 3 * 1300)
+        assert memory.MOST_PAIRS == prefixes.MOST_PAIRS
         for change in ({"attention": None}, {"remove_padding": True}, {"n": 1}):
             assert tokens(5, **change) == 5 * 1250
         qwen35 = SHAPES["Qwen/Qwen3.5-4B"]
