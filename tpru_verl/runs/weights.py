@@ -7,7 +7,6 @@ by vLLM. A model that lost weights, or that sees pictures otherwise, gives other
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -96,14 +95,9 @@ def _of_model(folder: Path, adapter: str | None) -> list[float]:
 
 def of_vllm(request: Mapping[str, str]) -> list[float]:
     """By the folder `request["model"]`, as vLLM serves it."""
-    from tpru_verl.eval.engines.local import ONE_PROCESS, on_cpu
-    from tpru_verl.launch.checks import VLLM_ON_CPU
+    from tpru_verl.eval.engines.local import prepare_cpu
 
-    own: dict[str, Any] = {}
-    if on_cpu():
-        own["distributed_executor_backend"] = ONE_PROCESS
-        for name, value in VLLM_ON_CPU.items():
-            os.environ.setdefault(name, value)
+    own = prepare_cpu()
     from vllm import LLM, SamplingParams
 
     folder = Path(request["model"])

@@ -35,6 +35,20 @@ ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so that it never waits
 
 
+def prepare_cpu() -> dict[str, Any]:
+    """Set the variables of vLLM on a CPU, unless they are set, and give the options for one worker.
+
+    Nothing on a GPU. One process for engine and worker is a start less, and no messages between the two.
+    """
+    if not on_cpu():
+        return {}
+    from tpru_verl.launch.checks import VLLM_ON_CPU
+
+    for name, value in VLLM_ON_CPU.items():
+        os.environ.setdefault(name, value)
+    return {"distributed_executor_backend": ONE_PROCESS}
+
+
 class Local:
     """vLLM in this process, on a GPU or a CPU.
 
@@ -66,11 +80,7 @@ class Local:
     def _prepare_environment(self) -> None:
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        if on_cpu():
-            from tpru_verl.launch.checks import VLLM_ON_CPU
-
-            for name, value in VLLM_ON_CPU.items():
-                os.environ.setdefault(name, value)
+        prepare_cpu()
 
     def description(self) -> dict[str, object]:
         return {
@@ -111,8 +121,7 @@ class Local:
             options |= {"dtype": "bfloat16", "enforce_eager": True, "max_num_batched_tokens": 8192}
             options["block_size"] = BLOCK
             if self.options.keys().isdisjoint(("tensor_parallel_size", "pipeline_parallel_size")):
-                # One process for engine and worker: a start less, and no messages between the two.
-                options["distributed_executor_backend"] = ONE_PROCESS
+                options |= prepare_cpu()
         options |= self.options
         self._limits = (images, int(options.get("max_model_len") or 0))
         try:
