@@ -311,7 +311,9 @@ class TestMemory:
         # One row would cost more than it saves.
         assert tokens(5, response_length=1300) == 2 * (850 + 3 * 1300)
         assert memory.MOST_PAIRS == prefixes.MOST_PAIRS
-        for change in ({"attention": None}, {"remove_padding": True}, {"n": 1}):
+        assert tokens(5, response_length=2550) == 5 * 3400  # no row pays
+        apart = ({"attention": None}, {"remove_padding": True}, {"n": 1}, {"fused_kernels": True})
+        for change in (*apart, {"batch": 63, "gpus": 8}):
             assert tokens(5, **change) == 5 * 1250
         qwen35 = SHAPES["Qwen/Qwen3.5-4B"]
         assert memory.update_tokens(settings(**short), qwen35, 850, 5) == 5 * 1250

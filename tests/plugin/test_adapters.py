@@ -1,7 +1,8 @@
-"""The reference pass without adapters leaves an FSDP2 actor with adapters that learn."""
+"""LoRA: adapters learn after a reference pass, and a frozen vision tower has no backward pass."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import AutoModelForImageTextToText
 from verl.workers.engine.fsdp import transformer_impl
 
+from tpru_verl.demo.run import CHECKPOINT
 from tpru_verl.plugin import adapters
 
 
@@ -64,3 +67,49 @@ def test_without_the_patch_the_update_fails() -> None:
         model(torch.randn(4, 8))
     with pytest.raises(RuntimeError, match="attempting to assign a gradient"):
         model(torch.randn(4, 8)).float().pow(2).mean().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "through"), [({}, 0), ({"exclude_modules": None}, 1), ({"offload": True}, 1)]
+)
+def test_a_frozen_tower_is_no_part_of_the_backward_pass(change: dict[str, Any], through: int) -> None:
+    """As veRL builds the actor: with checkpointing, for which PEFT asks for the gradients of inputs."""
+    config = SimpleNamespace(
+        **{"lora_rank": 2, "lora_alpha": 2, "target_modules": "all-linear", "target_parameters": None},
+        exclude_modules=change.get("exclude_modules", r".*\.visual\..*"),
+        enable_activation_offload=change.get("offload", False),
+    )
+    stock = transformer_impl.FSDPEngine._build_lora_module
+    if stock.__module__ == adapters.__name__:  # the plugin has been at work in this process
+        stock = inspect.getclosurevars(stock).nonlocals["original"]
+    patched = SimpleNamespace(FSDPEngine=type("FSDPEngine", (), {"_build_lora_module": stock}))
+    adapters.no_gradients_of_frozen_tower(patched)  # type: ignore[arg-type]
+    grid = torch.tensor([[1, 4, 4], [1, 4, 4]])
+    pixels = torch.randn(32, 1176)
+    found = []
+    for build in (stock, patched.FSDPEngine._build_lora_module):
+        model: Any = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype=torch.float32)
+        torch.manual_seed(0)
+        actor = build(SimpleNamespace(model_config=config), model)
+        actor.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        actor.train()
+        for name, weight in actor.named_parameters():  # B is zero at first: no gradient for A
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        features = actor.base_model.model.model.visual(pixels, grid_thw=grid).pooler_output
+        image = model.config.image_token_id
+        ids = torch.tensor([[5, *[image] * 4, 6, *[image] * 4, 7, 8]])
+        out = actor(
+            input_ids=ids, pixel_values=pixels, image_grid_thw=grid, mm_token_type_ids=(ids == image).int()
+        )
+        out.logits.square().mean().backward()
+        grads = {name: w.grad.clone() for name, w in actor.named_parameters() if w.grad is not None}
+        found.append((features.requires_grad, out.logits.detach(), grads))
+    (_, logits, grads), (ours, our_logits, our_grads) = found
+    assert found[0][0]  # stock goes through it
+    assert ours == bool(through)
+    torch.testing.assert_close(our_logits, logits)
+    assert grads.keys() == our_grads.keys()
+    assert any("visual" in name for name in grads) == ("exclude_modules" in change)
+    for name, grad in grads.items():
+        torch.testing.assert_close(our_grads[name], grad)

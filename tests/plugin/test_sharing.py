@@ -115,11 +115,10 @@ def test_ranks_get_equal_work() -> None:
 @pytest.mark.parametrize(
     ("uids", "ranks"),
     [
-        (["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["d"] * 3 + ["e"] * 3 + ["f"] * 3, 4),  # prompts do not divide
-        (["a"] * 3 + ["b"] * 1, 2),  # not as many samples
+        ([*"aabbccddeeff"], 4),  # six prompts
+        ([*"aaab"], 2),  # not as many samples of each
     ],
 )
 def test_where_prompts_do_not_divide_samples_are_dealt_as_before(uids: list[str], ranks: int) -> None:
-    uids = uids[: len(uids) // ranks * ranks]
     lengths = [7 * place % 11 + 1 for place in range(len(uids))]
     assert dealt(uids, lengths, ranks) == dealt(uids, lengths, ranks, patched=False)

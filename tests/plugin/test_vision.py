@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tpru_verl.plugin.vision import (
     TOWERS,
     attend_within,
     distinct_images,
-    no_gradients_of_frozen_tower,
     parts_of,
     share_images,
     vision_tower_without_loops,
@@ -150,21 +150,47 @@ def test_tokens_attend_to_their_part_alone(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("name", TOWERS)
-def test_a_frozen_tower_is_no_part_of_the_backward_pass(name: str) -> None:
-    module, stock, ours = tower(name, no_gradients_of_frozen_tower)
-    pixels, grids = batch(module.patch_embed.proj.weight[0].numel(), [0, 1])
-    # As PEFT does for checkpointing: `enable_input_require_grads` hooks the tower's input, too.
-    module.patch_embed.register_forward_hook(lambda *of: of[2].requires_grad_(True))
-    assert_equal(*(computed(module, forward, pixels, grids) for forward in (stock, ours)))
-    module.requires_grad_(False)
-    assert any(tensor.requires_grad for tensor in tensors(stock(module, pixels, grids)))
-    frozen = tensors(ours(module, pixels, grids))
-    assert not any(tensor.requires_grad for tensor in frozen)
-    for a, b in zip(tensors(stock(module, pixels, grids)), frozen, strict=True):
-        assert torch.equal(a, b)
-    # An adapter inside it is trained.
-    next(module.parameters()).requires_grad_(True)
-    assert any(tensor.requires_grad for tensor in tensors(ours(module, pixels, grids)))
+def test_attention_of_another_kind_stays_the_stock_towers(name: str) -> None:
+    """flash-attn, which veRL asks for unless told: here a stand-in, since the package needs a GPU."""
+    calls = []
+
+    def stand_in(module: Any, query: Any, *_: Any, cu_seq_lens_q: torch.Tensor, **__: Any) -> Any:
+        calls.append(cu_seq_lens_q.tolist())
+        return query.transpose(1, 2), None
+
+    kept = ALL_ATTENTION_FUNCTIONS._global_mapping.get("flash_attention_2")
+    ALL_ATTENTION_FUNCTIONS.register("flash_attention_2", stand_in)
+    try:
+        results = []
+        for patch in (lambda _: None, vision_tower_without_loops):
+            module, _, forward = tower(name, patch)
+            module.config._attn_implementation = "flash_attention_2"
+            pixels, grids = batch(module.patch_embed.proj.weight[0].numel(), COPIES)
+            results.append(computed(module, forward, pixels, grids))
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register("flash_attention_2", kept)
+    assert_equal(*results)
+    assert len(calls) == 2 * 2  # both towers have two blocks
+    assert calls[:2] == calls[2:]
+
+
+def test_a_patch_embedding_that_is_no_plain_convolution_is_asked() -> None:
+    class Doubled(torch.nn.Conv3d):
+        """As an adapter would change it."""
+
+        def forward(self, *args: Any) -> torch.Tensor:
+            return 2 * super().forward(*args)
+
+    name = next(iter(TOWERS))
+    module, _, _ = tower(name, vision_tower_without_loops)
+    pixels, _ = batch(module.patch_embed.proj.weight[0].numel(), [0])
+    plain = module.patch_embed(pixels)
+    doubled = Doubled(
+        3, 32, **{key: getattr(module.patch_embed.proj, key) for key in ("kernel_size", "stride")}
+    )
+    doubled.weight, doubled.bias = module.patch_embed.proj.weight, module.patch_embed.proj.bias
+    module.patch_embed.proj = doubled
+    torch.testing.assert_close(module.patch_embed(pixels), 2 * plain)
 
 
 @pytest.mark.parametrize("name", TOWERS)

@@ -120,20 +120,26 @@ class Estimate:
 def update_tokens(recipe: Settings, shape: Shape, prompt: int, samples: int) -> int:
     """Tokens of a micro-batch of the update, with answers of the full length.
 
-    Samples of one prompt share its tokens where `plugin/prefixes.py` has them share a row.
+    Samples of one prompt share its tokens where `plugin/prefixes.py` has them share a row. They are counted
+    apart where a micro-batch may not hold them together; `actor.shuffle` and `actor.use_dynamic_bsz`, which
+    no recipe has on, are not looked at.
     """
     answer, n = recipe.integer("response_length"), max(1, recipe.integer("n"))
     apart = samples * (prompt + answer)
     masked = recipe["attention"] in ("sdpa", "eager") and not recipe["remove_padding"]
-    if recipe.trainer != trainers.VERL or not masked or shape.delta_net or shape.experts:
+    other = (
+        recipe["fused_kernels"] or shape.delta_net or shape.experts or recipe.integer("batch") % recipe.world
+    )
+    if recipe.trainer != trainers.VERL or not masked or other:
         return apart
     # A micro-batch of another number holds parts of groups, which may be samples of as many prompts.
     group = n if samples % n == 0 else samples if n % samples == 0 else 1
     most = group
     while most > 1:
         rows, longest = -(-group // most), prompt + most * answer
-        if rows * longest**2 <= MOST_PAIRS * group * (prompt + answer) ** 2:
-            return samples // group * rows * longest
+        pairs, shared = rows * longest**2, samples // group * rows * longest
+        if pairs <= MOST_PAIRS * group * (prompt + answer) ** 2 and shared < apart:
+            return shared
         most = (most + 1) // 2
     return apart
 

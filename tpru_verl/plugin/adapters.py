@@ -1,4 +1,4 @@
-"""Patch for LoRA beside a KL term. docs/patches.md lists all patches."""
+"""Patches for LoRA. docs/patches.md lists all patches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from tpru_verl.plugin.hooks import require
+from tpru_verl.plugin.hooks import replace, require
+from tpru_verl.plugin.vision import TOWERS
 
 
 def keep_adapters_trainable(transformer_impl: ModuleType) -> None:
@@ -31,3 +32,28 @@ def keep_adapters_trainable(transformer_impl: ModuleType) -> None:
             yield
 
     engine.disable_adapter = disable_adapter
+
+
+def no_gradients_of_frozen_tower(transformer_impl: ModuleType) -> None:
+    """With LoRA the backward pass goes through the vision tower, though none of its weights is trained.
+
+    PEFT's `enable_input_require_grads` asks for gradients of the tower's input, too. With the patch a tower
+    without trained weights runs without gradients. Not with `enable_activation_offload`: it counts on a
+    backward pass of each layer that it has wrapped.
+    """
+    import torch
+
+    engine = transformer_impl.FSDPEngine
+    require(engine, "_build_lora_module")
+    original = engine._build_lora_module
+
+    # Before FSDP wraps the model: afterwards a tower may have lent its weights to a flat parameter elsewhere.
+    def _build_lora_module(self: Any, module: Any) -> Any:
+        built = original(self, module)
+        for tower in built.modules() if not self.model_config.enable_activation_offload else ():
+            frozen = not any(weight.requires_grad for weight in tower.parameters())
+            if type(tower).__name__ in TOWERS.values() and frozen:
+                tower.forward = torch.no_grad()(tower.forward)
+        return built
+
+    replace(engine, "_build_lora_module", _build_lora_module)

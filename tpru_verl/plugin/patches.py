@@ -61,6 +61,7 @@ def register() -> None:
     when_imported("verl.workers.utils.losses")(on_policy.own_log_probs)
     when_imported("verl.trainer.ppo.v1.trainer_base")(gdpo.hand_over_rewards)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.keep_adapters_trainable)
+    when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.no_gradients_of_frozen_tower)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(prefixes.share_prompts)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(sharing.generate_group)
     when_imported("verl.trainer.ppo.v1.trainer_base")(sharing.groups_on_one_rank)
@@ -70,7 +71,6 @@ def register() -> None:
     for modeling in vision.TOWERS:
         when_imported(modeling)(vision.share_images)
         when_imported(modeling)(vision.vision_tower_without_loops)
-        when_imported(modeling)(vision.no_gradients_of_frozen_tower)
 
 
 def check_before_start(device: ModuleType) -> None:

@@ -7,10 +7,6 @@ which saves time and memory for activations. The gradients of the copies add up 
 Without flash-attn the towers compute attention in a Python loop over images, or windows of images. With small
 pictures the loop takes longer than the mathematics, on a GPU as on a CPU. `vision_tower_without_loops` makes
 one call for all parts of one length.
-
-With LoRA no weight of the tower is trained, yet the backward pass goes through it: PEFT's
-`enable_input_require_grads` asks for gradients of the tower's input, too. `no_gradients_of_frozen_tower`
-leaves them out.
 """
 
 from __future__ import annotations
@@ -79,12 +75,12 @@ def vision_tower_without_loops(modeling: ModuleType) -> None:
         self: Any,
         hidden_states: torch.Tensor,
         cu_seqlens: torch.Tensor,
-        rotary_pos_emb: torch.Tensor | None = None,
+        *,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
         if position_embeddings is None or self.config._attn_implementation not in ("sdpa", "eager"):
-            return looping(self, hidden_states, cu_seqlens, rotary_pos_emb, position_embeddings, **kwargs)
+            return looping(self, hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
         query, key, value = self.qkv(hidden_states).view(len(hidden_states), 3, self.num_heads, -1).unbind(1)
         query, key = modeling.apply_rotary_pos_emb_vision(query, key, *position_embeddings)
         mixed = attend_within((query, key, value), parts_of(cu_seqlens), self.scaling)
@@ -101,9 +97,10 @@ def vision_tower_without_loops(modeling: ModuleType) -> None:
 
 
 def parts_of(cu_seqlens: torch.Tensor) -> Parts:
-    """The parts between `cu_seqlens` [parts + 1]. Kept with the tensor: every block of a tower gets the same.
+    """The parts between `cu_seqlens` [parts + 1].
 
-    Reading it makes a GPU's host wait.
+    Reading them makes a GPU's host wait, so they are kept with the tensor: every block of a tower gets the
+    same, but where a reentrant checkpoint hands out copies.
     """
     import torch
 
@@ -152,22 +149,6 @@ def _only_class(module: ModuleType, ending: str) -> Any:
     """The class of the module whose name ends so. Raises ValueError unless there is exactly one."""
     (found,) = (value for name, value in vars(module).items() if name.endswith(ending))
     return found
-
-
-def no_gradients_of_frozen_tower(modeling: ModuleType) -> None:
-    """Run the module's vision tower without gradients while none of its weights is trained."""
-    import torch
-
-    tower = getattr(modeling, TOWERS[modeling.__name__])
-    require(tower, "forward")
-    original = tower.forward
-
-    def forward(self: Any, *args: Any, **kwargs: Any):
-        trained = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.parameters())
-        with torch.set_grad_enabled(trained):
-            return original(self, *args, **kwargs)
-
-    replace(tower, "forward", forward)
 
 
 def distinct_images(pixels: torch.Tensor, grid_thw: torch.Tensor) -> tuple[list[int], list[int]] | None:
