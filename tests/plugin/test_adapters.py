@@ -90,7 +90,8 @@ def test_a_frozen_tower_is_no_part_of_the_backward_pass(change: dict[str, Any], 
     for build in (stock, patched.FSDPEngine._build_lora_module):
         model: Any = AutoModelForImageTextToText.from_pretrained(CHECKPOINT, dtype=torch.float32)
         torch.manual_seed(0)
-        actor = build(SimpleNamespace(model_config=config), model)
+        engine: Any = SimpleNamespace(model_config=config)
+        actor: Any = build(engine, model)
         actor.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         actor.train()
         for name, weight in actor.named_parameters():  # B is zero at first: no gradient for A

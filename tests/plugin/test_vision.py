@@ -158,7 +158,7 @@ def test_attention_of_another_kind_stays_the_stock_towers(name: str) -> None:
         calls.append(cu_seq_lens_q.tolist())
         return query.transpose(1, 2), None
 
-    kept = ALL_ATTENTION_FUNCTIONS._global_mapping.get("flash_attention_2")
+    kept = ALL_ATTENTION_FUNCTIONS["flash_attention_2"]
     ALL_ATTENTION_FUNCTIONS.register("flash_attention_2", stand_in)
     try:
         results = []
@@ -178,8 +178,8 @@ def test_a_patch_embedding_that_is_no_plain_convolution_is_asked() -> None:
     class Doubled(torch.nn.Conv3d):
         """As an adapter would change it."""
 
-        def forward(self, *args: Any) -> torch.Tensor:
-            return 2 * super().forward(*args)
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
 
     name = next(iter(TOWERS))
     module, _, _ = tower(name, vision_tower_without_loops)

@@ -127,10 +127,8 @@ def update_tokens(recipe: Settings, shape: Shape, prompt: int, samples: int) -> 
     answer, n = recipe.integer("response_length"), max(1, recipe.integer("n"))
     apart = samples * (prompt + answer)
     masked = recipe["attention"] in ("sdpa", "eager") and not recipe["remove_padding"]
-    other = (
-        recipe["fused_kernels"] or shape.delta_net or shape.experts or recipe.integer("batch") % recipe.world
-    )
-    if recipe.trainer != trainers.VERL or not masked or other:
+    split = recipe["fused_kernels"] or recipe.integer("batch") % recipe.world
+    if recipe.trainer != trainers.VERL or not masked or split or shape.delta_net or shape.experts:
         return apart
     # A micro-batch of another number holds parts of groups, which may be samples of as many prompts.
     group = n if samples % n == 0 else samples if n % samples == 0 else 1

@@ -151,8 +151,9 @@ def groups_on_one_rank(trainer_base: ModuleType) -> None:
     """Stock veRL deals the samples of a batch to the ranks one by one, so a prompt's samples are on several.
 
     Each of these ranks then fetches the prompt's images, encodes them and computes the prompt. The patch
-    deals prompts: as many to each rank, with sums as equal as whole prompts allow. Where that cannot be, because
-    prompts have different numbers of samples or do not divide by the ranks, samples are dealt as before.
+    deals prompts: as many to each rank, with sums as equal as whole prompts allow. Where that cannot be,
+    because prompts have different numbers of samples or do not divide by the ranks, samples are dealt as
+    before.
     """
     trainer = trainer_base.PPOTrainer
     require(trainer, "_balance_batch")
