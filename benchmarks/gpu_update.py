@@ -2,6 +2,8 @@
 
     python benchmarks/gpu_update.py                                   # one GPU of 80 GB, 60 GB of host memory
     python benchmarks/gpu_update.py --gpus 8 --shape Qwen/Qwen2.5-VL-7B-Instruct
+    python benchmarks/gpu_update.py --stock                           # veRL without what makes it faster
+    python benchmarks/gpu_update.py --lora                            # adapters, nothing offloaded
     python benchmarks/gpu_update.py --device cpu --shape small --steps 2                  # without a GPU
 
 Weights are random and nothing is downloaded, so answers are noise; they do not end before the full length.
@@ -25,6 +27,7 @@ import numpy as np
 import torch
 from made_rows import IMAGES, picture, sample, write
 from scale import PEAK, SMALL, TRAINING, Rows, forward, model_of, see, settings_of, step_of
+from step import STOCK_LOOP, as_stock
 from training import MEASURED, device_option, planned, train
 from transformers import AutoProcessor, GenerationConfig
 
@@ -91,6 +94,18 @@ def overrides_of(folder: Path, steps: int, gpus: int) -> list[str]:
     ]
 
 
+# Adapters leave room for vLLM beside the trainer, and for two prompts in a micro-batch.
+LORA = (
+    "+tpru=[lora,one_gpu_80]",
+    f"data.train_batch_size={PROMPTS}",
+    f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}",
+    f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={2 * SAMPLES}",
+    f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={2 * SAMPLES}",
+    "actor_rollout_ref.actor.fsdp_config.param_offload=false",
+    "actor_rollout_ref.actor.fsdp_config.optimizer_offload=false",
+)
+
+
 def report(metrics: Path, settings: Settings, shape: Shape) -> measure.Rows:
     """Medians of all steps but the first, which warms up. Raises ValueError when there are none."""
     lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
@@ -140,6 +155,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=shapes, default="Qwen/Qwen2.5-VL-3B-Instruct")
     parser.add_argument("--gpus", type=int, default=1, help="of one machine")
     parser.add_argument("--steps", type=int, default=4, help="the first one is not counted")
+    parser.add_argument("--stock", action="store_true", help="stock veRL beside which ours is measured")
+    parser.add_argument("--lora", action="store_true", help="train adapters, on one GPU of 80 GB")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of the recipe, as Hydra has them")
     args = parser.parse_args()
     if args.steps < 2:
@@ -151,9 +168,11 @@ def main() -> None:
         rows = [sample(i, pictures) for i in range(PROMPTS * args.gpus * args.steps)]
         write(folder / "train.parquet", rows)
         write_model(shapes[args.shape], folder / "model", args.device)
-        overrides = [*overrides_of(folder, args.steps, args.gpus), *args.overrides]
+        chosen = [*(LORA if args.lora else ()), *(STOCK_LOOP if args.stock else ()), *args.overrides]
         recipe = args.recipe or {"cuda": "tpru_3b", "cpu": "tpru_tiny_cpu"}[args.device]
+        overrides = [*overrides_of(folder, args.steps, args.gpus), *chosen]
         plan = planned(recipe, overrides, folder / "metrics.jsonl")
+        plan = as_stock(plan, args.device) if args.stock else plan
         train(plan, folder / "log", echo=True)
         settings = settings_of(plan.settings, args.gpus, grown=False)
         title = f"{PROMPTS * args.gpus} prompts x {SAMPLES} a step"

@@ -29,9 +29,11 @@ from training import device_option, measured, planned, train
 from tpru_verl import recipes
 from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.launch.plan import Plan
 
 RECIPE = "tpru_tiny_cpu"
 STOCK, PLUGIN = "stock", "plugin"
+STOCK_LOOP = ("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",)
 PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step")
 WARM_UP = 3  # steps that are not counted
 # Patches that make a step faster. Those that a CPU needs stay.
@@ -54,23 +56,25 @@ FOR_SPEED = {
 }
 
 
+def as_stock(plan: Plan, device: str) -> Plan:
+    """The run without what makes its steps faster."""
+    # On a GPU others run stock veRL with flash-attn, which has no loop over tokens either; without the
+    # package the comparison would be with that loop. With it the patch changes nothing.
+    skipped = FOR_SPEED if device == "cpu" else FOR_SPEED - {"log_probs_in_chunks"}
+    return replace(plan, environment={**plan.environment, "TPRU_SKIP_PATCHES": ",".join(sorted(skipped))})
+
+
 def run(
     kind: str, steps: int, folder: Path, overrides: list[str], device: str = "cpu"
 ) -> tuple[list[dict[str, float]], float]:
     """The metrics of each step after the first few, and CPU seconds a step."""
     own = measured(folder, steps + WARM_UP)
     if kind == STOCK:
-        own += [
-            "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
-            "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend=mp",
-        ]
+        own += [*STOCK_LOOP, "actor_rollout_ref.rollout.engine_kwargs.vllm.distributed_executor_backend=mp"]
     metrics = folder / f"{kind}.jsonl"
     plan = planned(RECIPE, [*own, *overrides], metrics)
     if kind == STOCK:
-        # On a GPU others run stock veRL with flash-attn, which has no loop over tokens either; without the
-        # package the comparison would be with that loop. With it the patch changes nothing.
-        skipped = FOR_SPEED if device == "cpu" else FOR_SPEED - {"log_probs_in_chunks"}
-        plan = replace(plan, environment={**plan.environment, "TPRU_SKIP_PATCHES": ",".join(skipped)})
+        plan = as_stock(plan, device)
     ended = Event()
     with ThreadPoolExecutor(1) as pool:
         found = pool.submit(_spent, metrics, (WARM_UP, WARM_UP + steps), ended)
