@@ -1,6 +1,7 @@
 """Each command that README and docs/ show exists with its options, and is run by a test or marked."""
 
 import ast
+import importlib
 import importlib.util
 import re
 import shutil
@@ -83,6 +84,7 @@ def test_a_command_that_is_wrong_does_not_parse(line: str) -> None:
 
 def test_recipes_and_overrides_compose(monkeypatch: pytest.MonkeyPatch) -> None:
     """The overrides of all lines with one recipe and its overlays at once; line by line takes ten seconds."""
+    importlib.import_module("hydra_plugins.tpru")  # sets the variable once, also for later tests
     monkeypatch.setenv("TPRU_DEMO_CHECKPOINT", "checkpoint")
     groups: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
     for block, arguments in SHOWN:
