@@ -5,8 +5,8 @@ image of a prompt once for every sample. `share_images` encodes the distinct ima
 which saves time and memory for activations. The gradients of the copies add up in the one image.
 
 Without flash-attn the towers compute attention in a Python loop over images, or windows of images. With small
-pictures the loop takes longer than the mathematics, on a GPU as on a CPU. `vision_tower_without_loops` makes
-one call for all parts of one length.
+pictures it takes most of a CPU's time, and a GPU waits for it (benchmarks/RESULTS.md, gpu).
+`vision_tower_without_loops` makes one call for all parts of one length.
 """
 
 from __future__ import annotations
