@@ -100,7 +100,7 @@ def _micro_batch(settings: Settings, shape: Shape, gpu: _Gpu, prompt: int) -> It
     ]
     if fitting:
         better = f"{settings.key('micro_batch')}={fitting[-1]}"
-        text = f"{samples} samples, n={n} of a prompt; by the estimate{gpu.said} {better} fits, and saves time"
+        text = f"{samples} samples, n={n} of a prompt; {better} fits by the estimate{gpu.said}: fewer waits"
         yield Check("micro-batch", OK, text)
 
 
