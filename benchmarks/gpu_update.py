@@ -97,8 +97,6 @@ def overrides_of(folder: Path, steps: int, gpus: int) -> list[str]:
 # Adapters leave room for vLLM beside the trainer, and for two prompts in a micro-batch.
 LORA = (
     "+tpru=[lora,one_gpu_80]",
-    f"data.train_batch_size={PROMPTS}",
-    f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}",
     f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={2 * SAMPLES}",
     f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={2 * SAMPLES}",
     "actor_rollout_ref.actor.fsdp_config.param_offload=false",

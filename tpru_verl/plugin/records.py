@@ -145,9 +145,7 @@ def whole_groups(keys: Sequence[str], most: int | None) -> list[int]:
     """
     if most is None:
         return list(range(len(keys)))
-    groups: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        groups.setdefault(_group(key), []).append(place)
+    groups = groups_of(keys)
     chosen: list[int] = []
     for group in sorted(groups):
         if chosen and len(chosen) + len(groups[group]) > most:
@@ -160,6 +158,14 @@ def same_ones(names: Sequence[str], most: int | None) -> list[int]:
     """Places of the `most` names with the smallest hashes: the same rows of each validation. All for None."""
     order = sorted(range(len(names)), key=lambda i: hashlib.sha256(names[i].encode()).digest())
     return sorted(order[:most])
+
+
+def groups_of(keys: Sequence[str]) -> dict[str, list[int]]:
+    """The places of each prompt's samples, by its uid."""
+    found: dict[str, list[int]] = {}
+    for place, key in enumerate(keys):
+        found.setdefault(_group(key), []).append(place)
+    return found
 
 
 def _group(key: str) -> str:

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.plugin.hooks import replace, require
+from tpru_verl.plugin.records import groups_of
 
 if TYPE_CHECKING:
     import torch
@@ -169,8 +170,9 @@ def groups_on_one_rank(trainer_base: ModuleType) -> None:
         seqlen_list: Sequence[int], k_partitions: int, equal_size: bool
     ) -> list[list[int]]:
         # veRL may have added samples to the batch, which belong to no prompt.
-        groups = groups_of(keys) if len(keys) == len(seqlen_list) else []
-        if not (equal_size and groups and len(groups) % k_partitions == 0):
+        groups = [*groups_of(keys).values()] if len(keys) == len(seqlen_list) else []
+        equal = equal_size and len({len(group) for group in groups}) == 1
+        if not equal or len(groups) % k_partitions:
             return partitions_of(seqlen_list, k_partitions=k_partitions, equal_size=equal_size)
         work = [sum(int(seqlen_list[sample]) for sample in group) for group in groups]
         parts = partitions_of(work, k_partitions=k_partitions, equal_size=True)
@@ -178,14 +180,3 @@ def groups_on_one_rank(trainer_base: ModuleType) -> None:
 
     replace(trainer, "_balance_batch", _balance_batch)
     replace(trainer_base, "get_seqlen_balanced_partitions", get_seqlen_balanced_partitions)
-
-
-def groups_of(keys: Sequence[str]) -> list[list[int]]:
-    """The places of each prompt's samples; none unless all prompts have as many.
-
-    veRL's key of a sample is the prompt's uid, the number of the sample and that of its output.
-    """
-    found: dict[str, list[int]] = {}
-    for place, key in enumerate(keys):
-        found.setdefault(key.rsplit("_", 2)[0], []).append(place)
-    return [*found.values()] if len({len(places) for places in found.values()}) == 1 else []
