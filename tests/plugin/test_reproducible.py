@@ -67,22 +67,25 @@ class TestOrder:
 @pytest.fixture
 def seeds(
     tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., list[list[int]]]:
-    """The seeds that our agent loop gives the samples of two prompts."""
+) -> Callable[..., dict[tuple[int, ...], list[int]]]:
+    """The seeds that our agent loop gives the samples of two prompts, by prompt.
+
+    The prompts are prepared side by side and come to the server in any order.
+    """
     write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
     files = [f"data.{split}_files={tmp_path / 'rows.parquet'}" for split in ("train", "val")]
 
-    def run(*overrides: str) -> list[list[int]]:
+    def run(*overrides: str) -> dict[tuple[int, ...], list[int]]:
         config = recipes.compose(
             "tpru_tiny_cpu",
             [*files, f"actor_rollout_ref.model.path={checkpoint}", "+tpru=reproducible", *overrides],
         )
-        rollouts, found = Rollouts(config, TPRUAgentLoopWorker), []
+        rollouts, found = Rollouts(config, TPRUAgentLoopWorker), {}
         group = rollouts.server._group
 
-        async def noted(n: int, *, seeds: list[int], **given: Any) -> Any:
-            found.append(seeds)
-            return await group(n, **given)
+        async def noted(n: int, *, seeds: list[int], prompt_ids: list[int], **given: Any) -> Any:
+            found[tuple(prompt_ids)] = seeds
+            return await group(n, prompt_ids=prompt_ids, **given)
 
         rollouts.server.generate_group._function = noted
         rollouts.run()
@@ -95,11 +98,13 @@ class TestSeeds:
     def test_each_answer_has_its_own_and_the_same_in_each_run(self, on: None, seeds: Callable) -> None:
         first = seeds()
         assert first == seeds()
-        assert len({seed for group in first for seed in group}) == 2 * 8
-        assert not set(first[0]) & set(seeds("actor_rollout_ref.rollout.seed=43")[0])
+        drawn = {seed for group in first.values() for seed in group}
+        assert len(drawn) == 2 * 8
+        of_another_seed = seeds("actor_rollout_ref.rollout.seed=43")
+        assert drawn.isdisjoint(seed for group in of_another_seed.values() for seed in group)
 
     def test_without_the_variable_there_are_none(self, seeds: Callable) -> None:
-        assert seeds() == [[], []]
+        assert list(seeds().values()) == [[], []]
 
     def test_where_all_samples_would_have_one_seed_the_run_ends(
         self, on: None, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
