@@ -128,10 +128,10 @@ def test_each_replica_of_one_node_has_an_early_server_and_two_nodes_have_none(
     ],
 )
 def test_other_runs_start_as_stock_verl_starts_them(config: Any, key: str, value: object) -> None:
-    assert early._is_ours(config)
+    assert early.is_ours(config)
     OmegaConf.update(config, key, value)
-    assert not early._is_ours(config)
-    assert not early._is_ours(OmegaConf.create({"trainer": {}}))
+    assert not early.is_ours(config)
+    assert not early.is_ours(OmegaConf.create({"trainer": {}}))
 
 
 def test_the_first_call_of_a_server_waits_for_its_construction_and_says_why_it_failed() -> None:

@@ -324,6 +324,20 @@ def test_a_patch_waits_for_its_module_and_runs_once(tmp_path: Any, monkeypatch: 
     assert (seen, patched_later.value) == ([1], 2)
 
 
+def test_a_patch_waits_for_an_import_that_succeeds(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tmp_path / "broken_at_first.py"
+    module.write_text("value = 1\nraise KeyError\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    hooks.when_imported("broken_at_first")(lambda module: setattr(module, "value", 2))
+    with pytest.raises(KeyError):
+        import broken_at_first  # type: ignore[import-not-found]
+    module.write_text("value = 1\n")
+    import broken_at_first  # type: ignore[import-not-found]
+
+    assert broken_at_first.value == 2
+
+
 def test_the_plugin_is_seen_once_and_only_when_it_is_wanted(stock: Done, patched: Done) -> None:
     elsewhere = python("import verl", TPRU_PLUGIN_ANNOUNCED="", VERL_PLATFORM="").stderr
     assert elsewhere.count(f"tpru plugin {__version__} loaded into veRL: patches\n") == 1

@@ -31,6 +31,7 @@ def register() -> None:
     if wanted != "auto" and "tpru" not in wanted.split(","):
         return
     _log_visibly()
+    _begin_forks()
     parts = ["patches"]
     if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
         parts.append("cpu")
@@ -44,6 +45,12 @@ def register() -> None:
             logger.warning("tpru plugin: TPRU_SKIP_PATCHES names %s, expected names of docs/patches.md", name)
         if warning := _untested():
             logger.warning("tpru plugin: %s", warning)
+
+
+def _begin_forks() -> None:
+    from tpru_verl.plugin import forks
+
+    forks.begin()
 
 
 def _load(part: str) -> bool:

@@ -114,7 +114,7 @@ def start_servers_first(transfer_queue: ModuleType) -> None:
     def init_after_servers(conf: DictConfig | None = None) -> object:
         # The first thing that the trainer does. Of the whole configuration it hands over this node.
         root: Any = conf._get_root() if conf is not None else None
-        if root is not None and _is_ours(root):
+        if root is not None and is_ours(root):
             _or_later(_start_servers, root)
         return init(conf)
 
@@ -127,7 +127,7 @@ def start_agent_loops_early(trainer_base: ModuleType) -> None:
     setup = trainer_base.PPOTrainer._setup
 
     def _setup(self: Any) -> None:
-        if _is_ours(self.config):
+        if is_ours(self.config):
             from tpru_verl.plugin.agent_loop import TPRUAgentLoopManager
 
             _or_later(TPRUAgentLoopManager.start_early, self.config)
@@ -144,7 +144,7 @@ def _or_later(start: Callable[[DictConfig], None], config: DictConfig) -> None:
         logger.warning("tpru plugin: no early start (%s: %s)", type(error).__name__, error)
 
 
-def _is_ours(config: DictConfig) -> bool:
+def is_ours(config: DictConfig) -> bool:
     from omegaconf import OmegaConf
 
     rollout = "actor_rollout_ref.rollout"
@@ -230,7 +230,7 @@ def only_server(llm_server: ModuleType) -> None:
 
     async def _init_global_load_balancer(self: Any) -> None:
         own = self._load_balancer_cls or self.rollout_config.get("router_config_path")
-        only = type(self) is manager and len(self.server_handles) == 1 and _is_ours(self.config)
+        only = type(self) is manager and len(self.server_handles) == 1 and is_ours(self.config)
         if only and not own:
             self.global_load_balancer = None
         else:

@@ -90,7 +90,11 @@ class _PatchingLoader(Loader):
         spec = module.__spec__
         assert spec is not None
         spec.loader = module.__loader__ = self._inner
-        self._inner.exec_module(module)
+        try:
+            self._inner.exec_module(module)
+        except BaseException:
+            _waiting[module.__name__] = self._patches  # for the next try
+            raise
         for patch in self._patches:
             apply(patch, module)
 

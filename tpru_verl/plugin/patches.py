@@ -14,6 +14,7 @@ from tpru_verl.plugin import (
     adapters,
     checkpoints,
     early,
+    forks,
     gdpo,
     on_policy,
     pictured,
@@ -37,6 +38,8 @@ TOKENS_A_CHUNK = 1024
 
 def register() -> None:
     """Register the patches; nothing is imported here."""
+    when_imported("verl.trainer.constants_ppo")(forks.fork_workers)
+    when_imported("vllm.utils.system_utils")(forks.fork_engine)
     when_imported("verl.utils.device")(check_before_start)
     when_imported("transformers.utils")(vllm_process.without_sklearn)
     when_imported("verl.utils.tensordict_utils")(equal_length_position_ids)

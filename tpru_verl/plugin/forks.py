@@ -1,0 +1,175 @@
+"""Patches that fork the processes of a run from one that has imported already (docs/patches.md).
+
+Each process of a run imports torch, transformers and vLLM, for ten seconds of a CPU core. In a run on one
+machine a server (`fork_server`) does so once, beside veRL's command. Ray's workers and vLLM's engine are its
+forks then.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from multiprocessing import popen_spawn_posix, util
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from tpru_verl.plugin import early, fork_server, hooks
+from tpru_verl.plugin.hooks import replace, require
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+ON_A_GPU = "TPRU_FORKS"  # 1: also where no CPU trains, which nobody has tried
+SERVER = "TPRU_FORK_SERVER"  # its name, in the environment of each process of the run
+PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
+COMMAND = "verl.trainer.main_ppo"
+# What the processes of a run import, but for Ray and veRL.
+MODULES = (
+    *("numpy", "pandas", "torch", "tensordict", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "peft"),
+    *("datasets", "vllm.v1.engine.async_llm", "vllm.entrypoints.openai.api_server"),
+)
+# Variables that veRL gives all processes of a run, and that imports may read.
+VERLS = {
+    "TOKENIZERS_PARALLELISM": "true",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "true",
+    "VLLM_BATCH_INVARIANT": "0",
+    "VLLM_DISABLE_COMPILE_CACHE": "1",
+    "VLLM_LOGGING_LEVEL": "WARN",
+}
+
+_running: dict[str, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}  # by name; one at most
+_launching = threading.Lock()
+
+
+def begin() -> None:
+    """Start the server at the start of veRL's command, before that imports much, where a recipe is ours."""
+    words = sys.orig_argv
+    ours = words[1:3] == ["-m", COMMAND] and any("tpru" in word for word in words[3:])
+    if ours and "RAY_ADDRESS" not in os.environ:
+        _start({**VERLS, **os.environ})
+
+
+def _start(environment: Mapping[str, str]) -> str:
+    """The name of the server, or none. It imports for a while, and who asks meanwhile waits."""
+    cpu = environment.get("VERL_PLATFORM") == "cpu"
+    tried = cpu or environment.get(ON_A_GPU) == "1"
+    if not tried or sys.platform != "linux" or "fork_workers" in hooks.skipped:
+        return ""
+    name = f"tpru-{uuid.uuid4()}"
+    worker = "cpu_worker" if cpu else "gpu_worker"
+    command = [sys.executable, fork_server.__file__, "serve", name, *MODULES, f"vllm.v1.worker.{worker}"]
+    process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL)
+    _running[name] = process, environment
+    return name
+
+
+def _end() -> None:
+    while _running:
+        process, _ = _running.popitem()[1]
+        process.kill()
+        process.wait()
+
+
+def fork_workers(constants_ppo: ModuleType) -> None:
+    """Ray starts its workers by a command that asks the server for a fork."""
+    require(constants_ppo, "get_ppo_ray_runtime_env")
+    original = constants_ppo.get_ppo_ray_runtime_env
+
+    def get_ppo_ray_runtime_env(config: DictConfig | None = None) -> dict[str, Any]:
+        runtime_env = original(config)
+        if config is not None and _can_fork(config) and (name := _server(config, runtime_env["env_vars"])):
+            from omegaconf import OmegaConf
+
+            words = [sys.executable, "-I", "-S", fork_server.__file__, name]
+            # Not into the result: veRL merges the configuration's own None over it.
+            OmegaConf.update(config, PY_EXECUTABLE, shlex.join(words), force_add=True)
+            runtime_env["env_vars"][SERVER] = name
+        else:
+            _end()
+        return runtime_env
+
+    replace(constants_ppo, "get_ppo_ray_runtime_env", get_ppo_ray_runtime_env)
+
+
+def _can_fork(config: DictConfig) -> bool:
+    """Whether the run is ours, with a Ray of its own, and nobody else chooses the command of its workers."""
+    from ray._private.services import get_ray_address_from_environment
+
+    ray_init = config.ray_kwargs.get("ray_init", {})
+    address = ray_init.get("address")
+    own_ray = address == "local" or (not address and get_ray_address_from_environment(None, None) is None)  # type: ignore[arg-type]
+    chosen = ray_init.get("runtime_env", {}).get("py_executable") or config.global_profiler.get("tool")
+    return early.is_ours(config) and own_ray and not chosen
+
+
+def _server(config: DictConfig, env_vars: Mapping[str, str]) -> str:
+    """The server of `begin`, or a new one, where the run sets what that one has not imported with."""
+    own = config.ray_kwargs.ray_init.get("runtime_env", {}).get("env_vars", {})
+    environment = {**os.environ, **env_vars, **own}
+    for name, (_, imported_with) in _running.items():
+        if not fork_server.differing(imported_with, environment):
+            return name
+    _end()
+    return _start(environment)
+
+
+def fork_engine(system_utils: ModuleType) -> None:
+    """vLLM's engine, and its workers, are forks where vLLM would start Python anew (`spawn`)."""
+    require(system_utils, "get_mp_context")
+    original = system_utils.get_mp_context
+
+    def get_mp_context() -> Any:
+        context = original()
+        return ForkContext() if os.environ.get(SERVER) and context.get_start_method() == "spawn" else context
+
+    replace(system_utils, "get_mp_context", get_mp_context)
+
+
+class ForkPopen(popen_spawn_posix.Popen):
+    """A process of `multiprocessing` that is a fork of the server, and a new one where that gives none."""
+
+    _connection: socket.socket | None = None
+
+    def _launch(self, process_obj: object) -> None:
+        with _launching:
+            self._spawn, util.spawnv_passfds = util.spawnv_passfds, self._fork  # type: ignore[attr-defined]
+            try:
+                super()._launch(process_obj)  # type: ignore[misc]
+            finally:
+                util.spawnv_passfds = self._spawn  # type: ignore[attr-defined]
+
+    def _fork(self, path: bytes, command: Sequence[bytes | str], fds: Sequence[int]) -> int:
+        argv = [str(word) for word in command[command.index("-c") :]]  # after the interpreter and its flags
+        if "multiprocessing.spawn" in argv[1]:  # else it is the tracker of resources
+            fds_of_all = sorted({0, 1, 2, *fds})
+            with suppress(OSError):
+                pid, self._connection = fork_server.ask(os.environ[SERVER], argv, os.environ, fds_of_all)
+                return pid
+        return self._spawn(path, command, fds)
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """As of a child of this process: `waitpid` knows only those."""
+        if self._connection is None:
+            return super().poll(flag)
+        if self.returncode is None and wait([self._connection], 0 if flag == os.WNOHANG else None):
+            self.returncode = fork_server.exit_code(self._connection)
+        return self.returncode
+
+
+class ForkProcess(SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: object) -> ForkPopen:  # noqa: N802
+        return ForkPopen(process_obj)  # type: ignore[arg-type]
+
+
+class ForkContext(SpawnContext):
+    Process = ForkProcess  # type: ignore[assignment]
