@@ -35,9 +35,12 @@ print(json.dumps(told), flush=True)
 """
 
 
+OF_OTHER_TESTS = ("PYTEST_CURRENT_TEST", "LD_PRELOAD")  # what changes all the time, what vLLM sets
+
+
 def here(**variables: str) -> dict[str, str]:
-    """The environment without pytest's variable, which changes all the time."""
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"} | variables
+    """The environment that the tests here begin with."""
+    return {name: value for name, value in os.environ.items() if name not in OF_OTHER_TESTS} | variables
 
 
 @contextmanager
@@ -251,7 +254,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     monkeypatch.setattr(forks.subprocess, "Popen", popen)
     monkeypatch.setattr(forks, "_running", {})
-    monkeypatch.setattr(forks, "_end", forks._running.clear)
+    monkeypatch.setattr(forks, "end", forks._running.clear)
     return found
 
 
@@ -273,7 +276,7 @@ class TestRun:
         self, config: Any, started: list[dict], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {"HF_X": "1"}, force_add=True)
-        forks._start({**forks.VERLS, **os.environ})
+        forks._start({**forks.VERLS, **os.environ}, cpu=True)
         constants_ppo.get_ppo_ray_runtime_env(config)
         assert len(started) == 2
         assert started[1]["HF_X"] == "1"
@@ -292,7 +295,7 @@ class TestRun:
         self, config: Any, started: list[dict], key: str, value: str
     ) -> None:
         OmegaConf.update(config, key, value, force_add=True)
-        forks._start({**os.environ})
+        forks._start({**os.environ}, cpu=True)
         found = constants_ppo.get_ppo_ray_runtime_env(config)
         assert not forks._running
         assert forks.SERVER not in found["env_vars"]
@@ -319,9 +322,10 @@ class TestRun:
         assert len(started) == 1
 
     def test_a_gpu_is_asked_for(self, started: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
-        for variables, expected in (({}, 0), ({forks.ON_A_GPU: "1"}, 1), ({"VERL_PLATFORM": "cpu"}, 2)):
-            forks._start(variables)
-            assert len(started) == expected
+        assert not forks._start({}, cpu=False)
+        assert forks._start({forks.ON_A_GPU: "1"}, cpu=False)
+        assert forks._start({}, cpu=True)
+        assert len(started) == 2
 
 
 RAY = """

@@ -1,7 +1,7 @@
 """A process that imports once what the processes of a run import, and forks itself for each of them.
 
-    python fork_server.py serve NAME MODULE...      # one a run, started by `forks`
-    python fork_server.py NAME SCRIPT ARGUMENT...   # in the place of `python SCRIPT ARGUMENT...`
+    python fork_server.py serve NAME MODULE[:FUNCTION]...   # one a run, started by `forks`
+    python fork_server.py NAME SCRIPT ARGUMENT...           # in the place of `python SCRIPT ARGUMENT...`
 
 The second form ends at once: Ray knows its workers by their own words, not by the process that it started.
 Where nothing is served, it becomes `python SCRIPT ARGUMENT...`. Only the standard library is imported here,
@@ -132,11 +132,14 @@ class _NoRay:
 
 
 def preload(modules: Iterable[str]) -> None:
-    """Import the modules; of those that want Ray, what does not."""
+    """Import the modules and call their functions; of a module that wants Ray, import what does not."""
     sys.meta_path.insert(0, _NoRay)
-    for name in modules:
+    for entry in modules:
+        module, _, function = entry.partition(":")
         with suppress(Exception, _WantsRay):  # the process that needs it meets the error
-            __import__(name)
+            __import__(module)
+            if function:
+                getattr(sys.modules[module], function)()
     sys.meta_path.remove(_NoRay)
 
 
@@ -308,10 +311,6 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 def main(arguments: list[str]) -> None:
     if arguments[0] == "serve":
         del sys.path[0]  # this file's folder
-        from tpru_verl.plugin import patches, vllm_process
-
-        patches.register()
-        vllm_process.register()
         become(*serve(arguments[1], arguments[2:]))
         return
     name, *argv = arguments

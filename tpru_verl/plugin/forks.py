@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.plugin import early, fork_server, hooks
-from tpru_verl.plugin.hooks import replace, require
+from tpru_verl.plugin.hooks import replace, require, when_imported
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -32,8 +32,10 @@ ON_A_GPU = "TPRU_FORKS"  # 1: also where no CPU trains, which nobody has tried
 SERVER = "TPRU_FORK_SERVER"  # its name, in the environment of each process of the run
 PY_EXECUTABLE = "ray_kwargs.ray_init.runtime_env.py_executable"
 COMMAND = "verl.trainer.main_ppo"
-# What the processes of a run import, but for Ray and veRL.
+# What the processes of a run import, but for Ray and veRL; the patches first, as in each of them.
+PATCHES = "tpru_verl.plugin.patches:register"
 MODULES = (
+    "tpru_verl.plugin.vllm_process:register",
     *("numpy", "pandas", "torch", "tensordict", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl", "peft"),
     *("datasets", "vllm.v1.engine.async_llm", "vllm.entrypoints.openai.api_server"),
 )
@@ -55,24 +57,35 @@ def begin() -> None:
     words = sys.orig_argv
     ours = words[1:3] == ["-m", COMMAND] and any("tpru" in word for word in words[3:])
     if ours and "RAY_ADDRESS" not in os.environ:
-        _start({**VERLS, **os.environ})
+        _start({**VERLS, **os.environ}, cpu=_trains_on_cpu(), first=[PATCHES])
 
 
-def _start(environment: Mapping[str, str]) -> str:
+def begin_for_engine(*, cpu: bool) -> None:
+    """Start the server for the engine of a vLLM in this process, which itself imports meanwhile."""
+    end()
+    if name := _start(os.environ, cpu=cpu):
+        os.environ[SERVER] = name
+        when_imported("vllm.utils.system_utils")(fork_engine)
+
+
+def _trains_on_cpu() -> bool:
+    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+
+
+def _start(environment: Mapping[str, str], *, cpu: bool, first: Sequence[str] = ()) -> str:
     """The name of the server, or none. It imports for a while, and who asks meanwhile waits."""
-    cpu = environment.get("VERL_PLATFORM") == "cpu"
     tried = cpu or environment.get(ON_A_GPU) == "1"
     if not tried or sys.platform != "linux" or "fork_workers" in hooks.skipped:
         return ""
     name = f"tpru-{uuid.uuid4()}"
-    worker = "cpu_worker" if cpu else "gpu_worker"
-    command = [sys.executable, fork_server.__file__, "serve", name, *MODULES, f"vllm.v1.worker.{worker}"]
+    modules = [*first, *MODULES, f"vllm.v1.worker.{'cpu' if cpu else 'gpu'}_worker"]
+    command = [sys.executable, fork_server.__file__, "serve", name, *modules]
     process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL)
-    _running[name] = process, environment
+    _running[name] = process, dict(environment)
     return name
 
 
-def _end() -> None:
+def end() -> None:
     while _running:
         process, _ = _running.popitem()[1]
         process.kill()
@@ -94,7 +107,7 @@ def fork_workers(constants_ppo: ModuleType) -> None:
             OmegaConf.update(config, PY_EXECUTABLE, shlex.join(words), force_add=True)
             runtime_env["env_vars"][SERVER] = name
         else:
-            _end()
+            end()
         return runtime_env
 
     replace(constants_ppo, "get_ppo_ray_runtime_env", get_ppo_ray_runtime_env)
@@ -118,8 +131,8 @@ def _server(config: DictConfig, env_vars: Mapping[str, str]) -> str:
     for name, (_, imported_with) in _running.items():
         if not fork_server.differing(imported_with, environment):
             return name
-    _end()
-    return _start(environment)
+    end()
+    return _start(environment, cpu=_trains_on_cpu(), first=[PATCHES])
 
 
 def fork_engine(system_utils: ModuleType) -> None:

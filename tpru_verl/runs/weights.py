@@ -95,21 +95,21 @@ def _of_model(folder: Path, adapter: str | None) -> list[float]:
 
 def of_vllm(request: Mapping[str, str]) -> list[float]:
     """By the folder `request["model"]`, as vLLM serves it."""
-    from tpru_verl.eval.engines.local import prepare_cpu
+    from tpru_verl.eval.engines.local import prepare_cpu, start_vllm
 
     own = prepare_cpu()
-    from vllm import LLM, SamplingParams
-
     folder = Path(request["model"])
     text, picture = _prompt(folder)
-    llm: Any = LLM(
-        model=str(folder),
+    llm: Any = start_vllm(
+        str(folder),
         dtype="bfloat16",
         enforce_eager=True,
         max_model_len=1024,  # a longer one would need a cache for nothing
         limit_mm_per_prompt={"image": 1},
         **own,
     )
+    from vllm import SamplingParams
+
     params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0)
     output: Any
     (output,) = llm.generate([{"prompt": text, "multi_modal_data": {"image": [picture]}}], params)

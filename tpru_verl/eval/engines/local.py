@@ -49,6 +49,16 @@ def prepare_cpu() -> dict[str, Any]:
     return {"distributed_executor_backend": ONE_PROCESS}
 
 
+def start_vllm(model: str, **options: Any) -> LLM:
+    """vLLM in this process. On a CPU its engine is forked from a process that imports while this one does."""
+    from tpru_verl.plugin import forks
+
+    forks.begin_for_engine(cpu=on_cpu())
+    from vllm import LLM
+
+    return LLM(model=model, **options)
+
+
 class Local:
     """vLLM in this process, on a GPU or a CPU.
 
@@ -104,8 +114,6 @@ class Local:
         if self._llm is not None and self._fits(images, needed):
             return
         self.close()
-        from vllm import LLM
-
         options: dict[str, Any] = {
             "limit_mm_per_prompt": {"image": max(images, 1)},
             "seed": self.sampling.seed,
@@ -125,7 +133,7 @@ class Local:
         options |= self.options
         self._limits = (images, int(options.get("max_model_len") or 0))
         try:
-            self._llm = LLM(model=self.model, disable_log_stats=True, **options)
+            self._llm = start_vllm(self.model, disable_log_stats=True, **options)
         except (TypeError, ValueError) as error:  # pydantic's, among others, of many lines
             raise ValueError(f"vLLM: {without(_first_lines(error), secrets_in(self.options))}") from error
 
@@ -253,6 +261,10 @@ class Local:
         if self._llm is not None:
             engine, self._llm = self._llm.llm_engine, None
             engine.engine_core.shutdown()
+
+            from tpru_verl.plugin import forks
+
+            forks.end()
 
 
 def on_cpu() -> bool:
