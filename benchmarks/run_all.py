@@ -25,6 +25,7 @@ from tpru_verl.trainers import versions_of
 HERE = Path(__file__).parent
 RESULTS = HERE / "RESULTS.md"
 PARTS = {
+    "start": (),
     "step": ("--steps", "6", "--prompts", "16", "32", "64"),
     "image_preparation": (),
     "plugin_import": (),

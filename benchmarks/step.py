@@ -38,6 +38,8 @@ PHASES = ("gen", "old_log_prob", "adv", "update_actor", "update_weights", "step"
 WARM_UP = 3  # steps that are not counted
 # Patches that make a step faster. Those that a CPU needs stay.
 FOR_SPEED = {
+    "fork_engine",
+    "fork_workers",
     "groups_on_one_rank",
     "log_probs_in_chunks",
     "no_gradients_of_frozen_tower",

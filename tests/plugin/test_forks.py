@@ -30,6 +30,7 @@ told = {
     "argv": sys.argv, "cwd": os.getcwd(), "name": __name__, "path": sys.path[0],
     "drawn": numpy.random.random(), "group": os.getpgid(0),
     "mark": os.environ.get("RAY_MARK"), "server": os.getppid(),
+    "nice": os.getpriority(os.PRIO_PROCESS, 0),
 }
 print(json.dumps(told), flush=True)
 """
@@ -97,7 +98,7 @@ class TestFork:
         assert told.pop("server") != os.getpid()
         assert told == {
             **{"argv": ["-c", "a", "b c"], "cwd": str(Path.cwd()), "name": "__main__", "path": ""},
-            **{"group": os.getpgid(0), "mark": "7"},
+            **{"group": os.getpgid(0), "mark": "7", "nice": os.getpriority(os.PRIO_PROCESS, 0)},
         }
         assert code == 0
 
@@ -123,6 +124,20 @@ class TestFork:
             answer(server, code, TOKENIZERS_PARALLELISM="maybe")
         with pytest.raises(ConnectionRefusedError):
             answer("tpru-none", code)
+
+    def test_is_not_made_for_who_no_longer_waits(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    ) -> None:
+        (tmp_path / "slow.py").write_text("import time; time.sleep(2)")
+        monkeypatch.setattr(fork_server, "WAITS", 0.2)
+        with serving("slow", PYTHONPATH=str(tmp_path)) as name:
+            with pytest.raises(TimeoutError):
+                answer(name, "print('made')", PYTHONPATH=str(tmp_path))
+            monkeypatch.undo()
+            assert answer(name, "print('later')", PYTHONPATH=str(tmp_path)) == (["later"], 0)
+        out, err = capfd.readouterr()
+        assert "made" not in out
+        assert "it did not wait for the imports" in err
 
     def test_keeps_what_imports_have_set(self, tmp_path: Path) -> None:
         (tmp_path / "sets_one.py").write_text("import os; os.environ['SET_BY_IMPORT'] = '1'")

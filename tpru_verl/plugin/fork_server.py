@@ -49,6 +49,8 @@ OF_A_PROCESS = (
 )
 DEVICES = ("/dev/nvidia-uvm", "/dev/kfd", "/dev/davinci")  # open once a process computes on a device
 PATIENCE = 10.0  # seconds for a request that has begun
+WAITS = 45.0  # seconds that imports may take; Ray gives up on a worker that has not begun after 60
+OOM = Path("/proc/self/oom_score_adj")  # Ray wants its workers to be killed first
 _NUMBER = 8  # bytes of a length, a pid or an exit code
 _MOST_FDS = 250  # the kernel's limit is 253
 _PR_SET_PDEATHSIG = 1
@@ -59,8 +61,9 @@ def ask(
 ) -> tuple[int, socket.socket]:
     """A fork that runs `python ARGV`: its pid, and a connection that brings its exit code.
 
-    It has the files `fds` under the numbers that they have here, and is in this process's group. Raises
-    OSError where nothing is served, and where a variable differs, so that the server's imports will not do.
+    It has the files `fds` under the numbers that they have here, and this process's group and priority.
+    Raises OSError where nothing is served, or not soon enough, and where a variable differs, so that the
+    server's imports will not do.
     """
     body = json.dumps(
         {
@@ -69,18 +72,23 @@ def ask(
             "fds": list(fds),
             "cwd": str(Path.cwd()),
             "group": os.getpgid(0),
+            "nice": os.getpriority(os.PRIO_PROCESS, 0),
+            "oom": OOM.read_text(),
         }
     ).encode()
     connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(WAITS)
     try:
         connection.connect(_address(name))
         _check_user(connection)
         socket.send_fds(connection, [_bytes(len(body))], fds)
         connection.sendall(body)
-        return _number(connection), connection
+        pid = _number(connection)
     except BaseException:
         connection.close()
         raise
+    connection.settimeout(None)
+    return pid, connection
 
 
 def exit_code(connection: socket.socket) -> int:
@@ -182,6 +190,10 @@ def _fork_when_asked(listener: socket.socket, before: dict[str, str]) -> tuple[d
         running[pid] = connection
         for fd in fds:
             os.close(fd)
+        # Before the asker may end, and its group with it: Ray ends a worker by its group.
+        for group in (pid, asked["group"]):
+            with suppress(OSError):
+                os.setpgid(pid, group)
         with suppress(OSError):
             connection.sendall(_bytes(pid))
 
@@ -203,6 +215,8 @@ def _request(connection: socket.socket, before: dict[str, str]) -> tuple[dict[st
         }
         if unlike:
             raise ValueError(f"found other values of {', '.join(sorted(unlike))}")
+        if select.select([connection], [], [], 0)[0]:
+            raise ConnectionError("it did not wait for the imports")
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -222,8 +236,9 @@ def _tell_ended(running: dict[int, socket.socket]) -> None:
 def become(asked: dict[str, Any], fds: list[int]) -> None:
     """Make a fork what `python ARGV` is when it begins, and run it to its end."""
     _take(fds, asked["fds"])
-    with suppress(OSError):  # the asker's group has gone
-        os.setpgid(0, asked["group"])
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, asked["nice"])
+        OOM.write_text(asked["oom"])
     os.environ.clear()
     os.environ.update(asked["environment"])
     os.chdir(asked["cwd"])
