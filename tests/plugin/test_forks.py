@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,38 @@ from tpru_verl import recipes
 from tpru_verl.plugin import fork_server, forks, hooks
 
 TELL = """
-import json, os, sys
+import json, os, resource, signal, sys
 import numpy
 told = {
     "argv": sys.argv, "cwd": os.getcwd(), "name": __name__, "path": sys.path[0],
-    "drawn": numpy.random.random(), "group": os.getpgid(0),
-    "mark": os.environ.get("RAY_MARK"), "server": os.getppid(),
-    "nice": os.getpriority(os.PRIO_PROCESS, 0),
+    "drawn": numpy.random.random(), "mark": os.environ.get("RAY_MARK"), "parent": os.getppid(),
+    "group": os.getpgid(0), "nice": os.getpriority(os.PRIO_PROCESS, 0),
+    "oom": open("/proc/self/oom_score_adj").read(), "umask": os.umask(0),
+    "files": resource.getrlimit(resource.RLIMIT_NOFILE), "cores": list(os.sched_getaffinity(0)),
+    "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
+    "ignored": signal.getsignal(signal.SIGHUP) == signal.SIG_IGN,
 }
 print(json.dumps(told), flush=True)
+"""
+# A process with much that its children have from it; it starts `python -c TELL` by `start`.
+ASKER = """
+import os, resource, signal, subprocess, sys
+from tpru_verl.plugin import fork_server
+
+os.setpgid(0, 0)
+os.setpriority(os.PRIO_PROCESS, 0, 5)
+open("/proc/self/oom_score_adj", "w").write("7")
+os.umask(0o077)
+resource.setrlimit(resource.RLIMIT_NOFILE, (777, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+start, name, code = sys.argv[1:]
+if start == "fork":
+    _, connection = fork_server.ask(name, ["-c", code, "a", "b c"], os.environ, (0, 1, 2))
+    assert fork_server.exit_code(connection) == 0
+else:
+    subprocess.run([sys.executable, "-c", code, "a", "b c"], check=True)
 """
 
 
@@ -47,7 +71,7 @@ def here(**variables: str) -> dict[str, str]:
 @contextmanager
 def serving(*modules: str, **variables: str) -> Iterator[str]:
     name = f"tpru-test-{uuid.uuid4()}"
-    command = [sys.executable, fork_server.__file__, "serve", name, *modules]
+    command = [sys.executable, fork_server.__file__, "serve", name, str(os.getpid()), *modules]
     server = subprocess.Popen(command, env=here(**variables))
     try:
         wait_until(lambda: is_served(name))
@@ -59,7 +83,7 @@ def serving(*modules: str, **variables: str) -> Iterator[str]:
 
 def is_served(name: str) -> bool:
     with socket.socket(socket.AF_UNIX) as connection:
-        return connection.connect_ex(f"\0{name}") == 0
+        return connection.connect_ex(fork_server._address(name)) == 0
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
@@ -91,16 +115,24 @@ def answer(name: str, code: str, *arguments: str, **variables: str) -> tuple[lis
 
 
 class TestFork:
-    def test_is_what_a_new_process_is(self, server: str) -> None:
-        (line,), code = answer(server, TELL, "a", "b c", RAY_MARK="7")
-        told = json.loads(line)
-        assert told.pop("drawn") != json.loads(answer(server, TELL)[0][0])["drawn"]
-        assert told.pop("server") != os.getpid()
-        assert told == {
-            **{"argv": ["-c", "a", "b c"], "cwd": str(Path.cwd()), "name": "__main__", "path": ""},
-            **{"group": os.getpgid(0), "mark": "7", "nice": os.getpriority(os.PRIO_PROCESS, 0)},
-        }
-        assert code == 0
+    def test_is_what_a_new_process_is(self, server: str, tmp_path: Path) -> None:
+        told = {}
+        for start in ("fork", "new"):
+            command = [sys.executable, "-c", ASKER, start, server, TELL]
+            done = subprocess.run(
+                command, cwd=tmp_path, env=here(RAY_MARK="7"), capture_output=True, text=True, check=True
+            )
+            told[start] = json.loads(done.stdout)
+            told[start]["group"] = told[start]["group"] == told[start].pop("parent") or "the asker's"
+        # The parent of a fork is the server; its group is the asker's all the same.
+        told["new"]["group"] = "the asker's"
+        assert told["fork"].pop("drawn") != told["new"].pop("drawn")
+        assert told["fork"] == told["new"]
+        assert (told["fork"]["nice"], told["fork"]["files"][0], told["fork"]["ignored"]) == (5, 777, True)
+
+    def test_draws_otherwise_than_another(self, server: str) -> None:
+        one, other = (json.loads(answer(server, TELL)[0][0])["drawn"] for _ in range(2))
+        assert one != other
 
     @pytest.mark.parametrize(
         ("code", "expected"),
@@ -128,12 +160,16 @@ class TestFork:
     def test_is_not_made_for_who_no_longer_waits(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     ) -> None:
-        (tmp_path / "slow.py").write_text("import time; time.sleep(2)")
+        gate = tmp_path / "gate"
+        (tmp_path / "slow.py").write_text(
+            f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)"
+        )
         monkeypatch.setattr(fork_server, "WAITS", 0.2)
         with serving("slow", PYTHONPATH=str(tmp_path)) as name:
             with pytest.raises(TimeoutError):
                 answer(name, "print('made')", PYTHONPATH=str(tmp_path))
             monkeypatch.undo()
+            gate.touch()
             assert answer(name, "print('later')", PYTHONPATH=str(tmp_path)) == (["later"], 0)
         out, err = capfd.readouterr()
         assert "made" not in out
@@ -170,7 +206,9 @@ class TestFork:
             done = subprocess.run(command, env=here(**variables), capture_output=True, text=True, check=True)
             return done.stdout.splitlines()
 
-        for given, imported in (({}, "True"), ({"VLLM_LOGGING_LEVEL": "odd"}, "False")):
+        # A shell, by which Ray starts its workers, sets some of its own.
+        of_a_shell = {"PWD": "/elsewhere", "SHLVL": "9", "_": "x"}
+        for given, imported in ((of_a_shell, "True"), ({"VLLM_LOGGING_LEVEL": "odd"}, "False")):
             found, told = lines(server, **given)
             assert found == imported
             assert json.loads(told)["argv"] == [str(script), "a"]
@@ -182,7 +220,8 @@ def test_a_server_ends_with_its_starter_and_its_forks_do_not(tmp_path: Path) -> 
     name = f"tpru-test-{uuid.uuid4()}"
     code = f"""
 import subprocess, sys, time
-subprocess.Popen([sys.executable, {fork_server.__file__!r}, "serve", {name!r}])
+import os
+subprocess.Popen([sys.executable, {fork_server.__file__!r}, "serve", {name!r}, str(os.getpid())])
 time.sleep(60)
 """
     starter = subprocess.Popen([sys.executable, "-c", code], env=here())
@@ -198,13 +237,35 @@ time.sleep(60)
 def test_nothing_is_forked_of_a_process_that_has_opened_a_gpu(tmp_path: Path) -> None:
     (tmp_path / "opens.py").write_text("import os; os.open('/dev/zero', os.O_RDONLY)")
     code = (
-        "from tpru_verl.plugin import fork_server; fork_server.DEVICES = ('/dev/zero',); "
-        "fork_server.serve('tpru-test-device', ['opens'])"
+        "from tpru_verl.plugin import fork_server; fork_server.DEVICES = ('/dev/zero',); import os; "
+        f"fork_server.serve('tpru-test-{uuid.uuid4()}', os.getppid(), ['opens'])"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, env=here(PYTHONPATH=str(tmp_path)), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=here(PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 1
     assert "no forks, as an import has opened /dev/zero" in done.stderr
+
+
+def test_a_server_whose_starter_has_ended_ends() -> None:
+    command = [sys.executable, fork_server.__file__, "serve", f"tpru-test-{uuid.uuid4()}", "1"]
+    done = subprocess.run(command, env=here(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "the starter of the fork server has ended" in done.stderr
+
+
+def test_who_reads_the_address_does_not_know_the_name(
+    server: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    assert server not in Path("/proc/net/unix").read_text()
+    address = fork_server._address(server)
+    monkeypatch.setattr(fork_server, "_address", lambda _: address)
+    with pytest.raises(ConnectionError):
+        answer("guessed", "print('made')")
 
 
 def test_others_of_the_machine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,6 +305,44 @@ class TestProcess:
         process.kill()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
+
+    def test_ends_with_its_asker(self, server: str) -> None:
+        code = f"""
+import os, time
+from tpru_verl.plugin import forks
+os.environ[{forks.SERVER!r}] = {server!r}
+process = forks.ForkContext().Process(target=time.sleep, args=(60,))
+process.start()
+assert process._popen._connection is not None
+print(process.pid, flush=True)
+time.sleep(60)
+"""
+        asker = subprocess.Popen([sys.executable, "-c", code], env=here(), stdout=subprocess.PIPE, text=True)
+        assert asker.stdout is not None
+        pid = int(asker.stdout.readline())
+        os.kill(pid, 0)
+        asker.kill()
+        asker.wait()
+        wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+    def test_lives_on_without_the_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving("numpy") as name:
+            monkeypatch.setattr(os, "environ", here(**{forks.SERVER: name}))
+            process = forks.ForkContext().Process(target=time.sleep, args=(60,))
+            process.start()
+        assert process.is_alive()
+        process.kill()
+        process.join(60)
+        assert process.exitcode == 255
+
+    def test_tells_all_threads_one_exit_code(self, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "environ", here(**{forks.SERVER: server}))
+        for _ in range(5):
+            process = forks.ForkContext().Process(target=os._exit, args=(3,))
+            process.start()
+            with ThreadPoolExecutor(4) as pool:
+                codes = [*pool.map(lambda _, p=process._popen: p.poll(0), range(4))]  # type: ignore[attr-defined]
+            assert codes == [3] * 4
 
     def test_is_a_new_one_without_a_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(forks.SERVER, "tpru-none")
@@ -290,11 +389,14 @@ class TestRun:
     def test_a_variable_of_the_run_needs_another_server(
         self, config: Any, started: list[dict], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {"HF_X": "1"}, force_add=True)
         forks._start({**forks.VERLS, **os.environ}, cpu=True)
-        constants_ppo.get_ppo_ray_runtime_env(config)
-        assert len(started) == 2
-        assert started[1]["HF_X"] == "1"
+        for i, name in enumerate(("HF_X", "TPRU_SKIP_PATCHES")):
+            key = "ray_kwargs.ray_init.runtime_env"
+            OmegaConf.update(config, key, {"env_vars": {name: "share_images"}}, merge=False, force_add=True)
+            constants_ppo.get_ppo_ray_runtime_env(config)
+            assert len(started) == 2 + i
+            assert started[-1][name] == "share_images"
+            OmegaConf.update(config, forks.PY_EXECUTABLE, None)
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -302,6 +404,7 @@ class TestRun:
             ("ray_kwargs.ray_init.address", "auto"),
             ("ray_kwargs.ray_init.address", "10.0.0.1:6379"),
             ("ray_kwargs.ray_init.runtime_env.py_executable", "uv run"),
+            ("ray_kwargs.ray_init.runtime_env.pip", ["x"]),
             ("global_profiler.tool", "nsys"),
             ("actor_rollout_ref.rollout.name", "sglang"),
         ],

@@ -1,7 +1,7 @@
 """A process that imports once what the processes of a run import, and forks itself for each of them.
 
-    python fork_server.py serve NAME MODULE[:FUNCTION]...   # one a run, started by `forks`
-    python fork_server.py NAME SCRIPT ARGUMENT...           # in the place of `python SCRIPT ARGUMENT...`
+    python fork_server.py serve NAME STARTER MODULE[:FUNCTION]...  # one a run, started by `forks`
+    python fork_server.py NAME SCRIPT ARGUMENT...                  # for `python SCRIPT ARGUMENT...`
 
 The second form ends at once: Ray knows its workers by their own words, not by the process that it started.
 Where nothing is served, it becomes `python SCRIPT ARGUMENT...`. Only the standard library is imported here,
@@ -13,14 +13,17 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
+import hashlib
 import json
 import os
+import resource
 import runpy
 import select
 import signal
 import socket
 import struct
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
@@ -43,10 +46,16 @@ OF_A_PROCESS = (
     *("RAY_", "PYTHONBREAKPOINT", "SPT_NOENV"),  # Ray's
     *("CUDA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ASCEND_", "HCCL_"),  # read with the first use of a device
     "OMP_NUM_THREADS",  # `_set_threads`
-    # vLLM's for its engine on a CPU; what it preloads, a faster `malloc`, a fork goes without.
+    # vLLM's for its engine on a CPU. A fork goes without what is preloaded: libgomp, and a faster `malloc`.
     *("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_DISABLE_SHARED_EXPERTS_STREAM", "VLLM_SSM_CONV_STATE_LAYOUT"),
     *("LD_PRELOAD", "NUMEXPR_MAX_THREADS", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS"),
 )
+OF_A_SHELL = ("PWD", "OLDPWD", "SHLVL", "_")  # Ray starts its workers by one
+OF_PATCHES = (
+    "TPRU_SKIP_PATCHES",
+    "VERL_PLATFORM",
+    "VERL_USE_EXTERNAL_PLUGINS",
+)  # which the server has applied
 DEVICES = ("/dev/nvidia-uvm", "/dev/kfd", "/dev/davinci")  # open once a process computes on a device
 PATIENCE = 10.0  # seconds for a request that has begun
 WAITS = 45.0  # seconds that imports may take; Ray gives up on a worker that has not begun after 60
@@ -57,25 +66,16 @@ _PR_SET_PDEATHSIG = 1
 
 
 def ask(
-    name: str, argv: Sequence[str], environment: Mapping[str, str], fds: Sequence[int]
+    name: str, argv: Sequence[str], environment: Mapping[str, str], fds: Sequence[int], *, bound: bool = False
 ) -> tuple[int, socket.socket]:
     """A fork that runs `python ARGV`: its pid, and a connection that brings its exit code.
 
-    It has the files `fds` under the numbers that they have here, and this process's group and priority.
-    Raises OSError where nothing is served, or not soon enough, and where a variable differs, so that the
-    server's imports will not do.
+    It has the files `fds` under the numbers that they have here, and all that a child of this process would
+    have from it. `bound`: it is killed when this process ends. Raises OSError where nothing is served, or not
+    soon enough, and where a variable differs, so that the server's imports will not do.
     """
-    body = json.dumps(
-        {
-            "argv": list(argv),
-            "environment": dict(environment),
-            "fds": list(fds),
-            "cwd": str(Path.cwd()),
-            "group": os.getpgid(0),
-            "nice": os.getpriority(os.PRIO_PROCESS, 0),
-            "oom": OOM.read_text(),
-        }
-    ).encode()
+    asked = {"name": name, "argv": list(argv), "environment": dict(environment), "fds": list(fds)}
+    body = json.dumps({**asked, "inherited": _inherited(), "bound_to": os.getpid() if bound else 0}).encode()
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(WAITS)
     try:
@@ -87,12 +87,12 @@ def ask(
     except BaseException:
         connection.close()
         raise
-    connection.settimeout(None)
+    connection.settimeout(PATIENCE)
     return pid, connection
 
 
 def exit_code(connection: socket.socket) -> int:
-    """Of a process of `ask`; waits for it. 255 where the server has ended before."""
+    """Of a process of `ask` that has ended. 255 where the server has ended before, or does not answer."""
     try:
         return _number(connection)
     except OSError:
@@ -102,16 +102,22 @@ def exit_code(connection: socket.socket) -> int:
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     """Variables that may decide what an import does, and that two environments have otherwise."""
     names = {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
-    return sorted(name for name in names if not name.startswith(OF_A_PROCESS))
+    return sorted(
+        name
+        for name in names
+        if name in OF_PATCHES or not (name in OF_A_SHELL or name.startswith(OF_A_PROCESS))
+    )
 
 
-def serve(name: str, modules: Iterable[str]) -> tuple[dict[str, Any], list[int]]:
+def serve(name: str, starter: int, modules: Iterable[str]) -> tuple[dict[str, Any], list[int]]:
     """Import the modules, then fork as often as is asked.
 
     Returns in the forks alone: what was asked, and the files that came with it.
     """
-    # It ends with its starter; its forks do not.
+    # It ends with its starter (on Linux: with the thread that started it); its forks do not.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != starter:
+        sys.exit("tpru: the starter of the fork server has ended")
     os.setpgid(0, 0)  # Ctrl-C is for the starter
     before = dict(os.environ)
     listener = socket.socket(socket.AF_UNIX)
@@ -122,7 +128,7 @@ def serve(name: str, modules: Iterable[str]) -> tuple[dict[str, Any], list[int]]
         sys.exit(f"tpru: no forks, as an import has opened {devices[0]}; each process imports for itself")
     gc.collect()
     gc.freeze()  # what a collection does not touch stays shared memory
-    return _fork_when_asked(listener, before)
+    return _fork_when_asked(name, listener, before)
 
 
 class _WantsRay(BaseException):
@@ -159,7 +165,9 @@ def _open_files() -> list[str]:
     return files
 
 
-def _fork_when_asked(listener: socket.socket, before: dict[str, str]) -> tuple[dict[str, Any], list[int]]:
+def _fork_when_asked(
+    name: str, listener: socket.socket, before: dict[str, str]
+) -> tuple[dict[str, Any], list[int]]:
     wakes, woken = socket.socketpair()
     woken.setblocking(False)
     signal.set_wakeup_fd(woken.fileno())
@@ -174,7 +182,7 @@ def _fork_when_asked(listener: socket.socket, before: dict[str, str]) -> tuple[d
             continue
         connection = listener.accept()[0]
         try:
-            asked, fds = _request(connection, before)
+            asked, fds = _request(name, connection, before)
         except (OSError, ValueError) as error:
             print(f"tpru: a process is started anew, not forked: {error}", file=sys.stderr, flush=True)
             connection.close()
@@ -190,15 +198,17 @@ def _fork_when_asked(listener: socket.socket, before: dict[str, str]) -> tuple[d
         running[pid] = connection
         for fd in fds:
             os.close(fd)
-        # Before the asker may end, and its group with it: Ray ends a worker by its group.
-        for group in (pid, asked["group"]):
+        # Before the asker may end, and its group with it.
+        for group in (pid, asked["inherited"]["group"]):
             with suppress(OSError):
                 os.setpgid(pid, group)
         with suppress(OSError):
             connection.sendall(_bytes(pid))
 
 
-def _request(connection: socket.socket, before: dict[str, str]) -> tuple[dict[str, Any], list[int]]:
+def _request(
+    name: str, connection: socket.socket, before: dict[str, str]
+) -> tuple[dict[str, Any], list[int]]:
     """What is asked, with the variables that imports have set in the server, and the files.
 
     Raises OSError or ValueError for what is no request, and for one with other variables.
@@ -209,19 +219,19 @@ def _request(connection: socket.socket, before: dict[str, str]) -> tuple[dict[st
     try:
         asked = json.loads(_exactly(connection, int.from_bytes(length, "big")))
         environment = asked["environment"]
-        imported = {name: value for name, value in os.environ.items() if before.get(name) != value}
-        unlike = {
-            name for name in differing(environment, before) if environment.get(name) != imported.get(name)
-        }
+        if asked["name"] != name:
+            raise PermissionError("found another name, expected that of the server")
+        imported = {key: value for key, value in os.environ.items() if before.get(key) != value}
+        unlike = [key for key in differing(environment, before) if environment.get(key) != imported.get(key)]
         if unlike:
-            raise ValueError(f"found other values of {', '.join(sorted(unlike))}")
+            raise ValueError(f"found other values of {', '.join(unlike)}")
         if select.select([connection], [], [], 0)[0]:
             raise ConnectionError("it did not wait for the imports")
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
-    kept = {name: value for name, value in imported.items() if environment.get(name) == before.get(name)}
+    kept = {key: value for key, value in imported.items() if environment.get(key) == before.get(key)}
     return {**asked, "environment": {**environment, **kept}}, fds
 
 
@@ -236,12 +246,11 @@ def _tell_ended(running: dict[int, socket.socket]) -> None:
 def become(asked: dict[str, Any], fds: list[int]) -> None:
     """Make a fork what `python ARGV` is when it begins, and run it to its end."""
     _take(fds, asked["fds"])
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, asked["nice"])
-        OOM.write_text(asked["oom"])
     os.environ.clear()
     os.environ.update(asked["environment"])
-    os.chdir(asked["cwd"])
+    _inherit(asked["inherited"])
+    if asked["bound_to"]:
+        threading.Thread(target=_end_with, args=(os.pidfd_open(asked["bound_to"]),), daemon=True).start()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # else all forks draw the same
     if "torch" in sys.modules:
@@ -255,6 +264,44 @@ def become(asked: dict[str, Any], fds: list[int]) -> None:
     else:
         sys.argv, sys.path[:0] = [program, *arguments], [str(Path(program).parent)]
         runpy.run_path(program, run_name="__main__")
+
+
+def _inherited() -> dict[str, Any]:
+    """What a child has from its parent, beside files and variables."""
+    status = Path("/proc/self/status").read_text()  # asking by `os.umask` would set it
+    return {
+        "cwd": str(Path.cwd()),
+        "group": os.getpgid(0),
+        "nice": os.getpriority(os.PRIO_PROCESS, 0),
+        "oom": OOM.read_text(),
+        "umask": int(status.partition("Umask:")[2].split(maxsplit=1)[0], 8),
+        "files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "cores": sorted(os.sched_getaffinity(0)),
+        "blocked": [int(number) for number in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
+        "ignored": [int(n) for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN],
+    }
+
+
+def _inherit(given: dict[str, Any]) -> None:
+    os.chdir(given["cwd"])
+    os.umask(given["umask"])
+    for take in (
+        lambda: os.setpriority(os.PRIO_PROCESS, 0, given["nice"]),
+        lambda: OOM.write_text(given["oom"]),
+        lambda: resource.setrlimit(resource.RLIMIT_NOFILE, given["files"]),
+        lambda: os.sched_setaffinity(0, given["cores"]),
+    ):
+        with suppress(OSError, ValueError):  # more than the server may
+            take()
+    for number in given["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, given["blocked"])
+
+
+def _end_with(asker: int) -> None:
+    """Kill this process when another one ends, which is given as a pidfd."""
+    select.select([asker], [], [])
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _take(fds: list[int], numbers: list[int]) -> None:
@@ -272,10 +319,10 @@ def _set_threads(torch: Any) -> None:
     """torch reads OMP_NUM_THREADS at its import. If nobody has set it, Ray does in a worker's first task."""
     from tpru_verl.plugin.hooks import replace, when_imported
 
-    most = torch.get_num_threads()  # the machine's cores, which torch goes by, too
-
     def read() -> None:
-        torch.set_num_threads(min(int(os.environ["OMP_NUM_THREADS"]), most))
+        wanted = os.environ["OMP_NUM_THREADS"].partition(",")[0]  # the others are for loops in loops
+        if wanted.isdecimal() and wanted != "0":
+            torch.set_num_threads(min(int(wanted), len(os.sched_getaffinity(0))))
 
     def read_when_ray_sets_it(utils: ModuleType) -> None:
         original = utils.set_omp_num_threads_if_unset
@@ -294,8 +341,11 @@ def _set_threads(torch: Any) -> None:
 
 
 def _address(name: str) -> str:
-    """In Linux's abstract namespace: no file is left behind, and the length of no folder matters."""
-    return f"\0{name}"
+    """In Linux's abstract namespace: no file is left behind, and the length of no folder matters.
+
+    The machine lists addresses, so that this one does not tell the name, which the server wants to hear.
+    """
+    return f"\0tpru-{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def _check_user(connection: socket.socket) -> None:
@@ -326,7 +376,7 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
 def main(arguments: list[str]) -> None:
     if arguments[0] == "serve":
         del sys.path[0]  # this file's folder
-        become(*serve(arguments[1], arguments[2:]))
+        become(*serve(arguments[1], int(arguments[2]), arguments[3:]))
         return
     name, *argv = arguments
     try:

@@ -56,14 +56,17 @@ def begin() -> None:
     """Start the server at the start of veRL's command, before that imports much, where a recipe is ours."""
     words = sys.orig_argv
     ours = words[1:3] == ["-m", COMMAND] and any("tpru" in word for word in words[3:])
-    if ours and "RAY_ADDRESS" not in os.environ:
+    if ours and "RAY_ADDRESS" not in os.environ and "fork_workers" not in hooks.skipped:
         _start({**VERLS, **os.environ}, cpu=_trains_on_cpu(), first=[PATCHES])
 
 
 def begin_for_engine(*, cpu: bool) -> None:
-    """Start the server for the engine of a vLLM in this process, which itself imports meanwhile."""
+    """Start the server for the engine of a vLLM in this process, which itself imports meanwhile.
+
+    Call it in the main thread: the server ends with the thread that started it.
+    """
     end()
-    if name := _start(os.environ, cpu=cpu):
+    if "fork_engine" not in hooks.skipped and (name := _start(os.environ, cpu=cpu)):
         os.environ[SERVER] = name
         when_imported("vllm.utils.system_utils")(fork_engine)
 
@@ -75,11 +78,11 @@ def _trains_on_cpu() -> bool:
 def _start(environment: Mapping[str, str], *, cpu: bool, first: Sequence[str] = ()) -> str:
     """The name of the server, or none. It imports for a while, and who asks meanwhile waits."""
     tried = cpu or environment.get(ON_A_GPU) == "1"
-    if not tried or sys.platform != "linux" or "fork_workers" in hooks.skipped:
+    if not tried or sys.platform != "linux":
         return ""
     name = f"tpru-{uuid.uuid4()}"
     modules = [*first, *MODULES, f"vllm.v1.worker.{'cpu' if cpu else 'gpu'}_worker"]
-    command = [sys.executable, fork_server.__file__, "serve", name, *modules]
+    command = [sys.executable, fork_server.__file__, "serve", name, str(os.getpid()), *modules]
     process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL)
     _running[name] = process, dict(environment)
     return name
@@ -117,17 +120,19 @@ def _can_fork(config: DictConfig) -> bool:
     """Whether the run is ours, with a Ray of its own, and nobody else chooses the command of its workers."""
     from ray._private.services import get_ray_address_from_environment
 
-    ray_init = config.ray_kwargs.get("ray_init", {})
+    ray_init = config.ray_kwargs.get("ray_init") or {}
     address = ray_init.get("address")
     own_ray = address == "local" or (not address and get_ray_address_from_environment(None, None) is None)  # type: ignore[arg-type]
-    chosen = ray_init.get("runtime_env", {}).get("py_executable") or config.global_profiler.get("tool")
+    set_here = {key for key, value in (ray_init.get("runtime_env") or {}).items() if value is not None}
+    # Others, such as `py_executable` and `pip`, choose another Python.
+    chosen = set_here - {"env_vars", "working_dir"} or config.global_profiler.get("tool")
     return early.is_ours(config) and own_ray and not chosen
 
 
 def _server(config: DictConfig, env_vars: Mapping[str, str]) -> str:
     """The server of `begin`, or a new one, where the run sets what that one has not imported with."""
-    own = config.ray_kwargs.ray_init.get("runtime_env", {}).get("env_vars", {})
-    environment = {**os.environ, **env_vars, **own}
+    own = (config.ray_kwargs.get("ray_init") or {}).get("runtime_env") or {}
+    environment = {**os.environ, **env_vars, **(own.get("env_vars") or {})}
     for name, (_, imported_with) in _running.items():
         if not fork_server.differing(imported_with, environment):
             return name
@@ -153,7 +158,9 @@ class ForkPopen(popen_spawn_posix.Popen):
     _connection: socket.socket | None = None
 
     def _launch(self, process_obj: object) -> None:
+        self._reading = threading.Lock()
         with _launching:
+            self._thread = threading.get_ident()
             self._spawn, util.spawnv_passfds = util.spawnv_passfds, self._fork  # type: ignore[attr-defined]
             try:
                 super()._launch(process_obj)  # type: ignore[misc]
@@ -162,10 +169,12 @@ class ForkPopen(popen_spawn_posix.Popen):
 
     def _fork(self, path: bytes, command: Sequence[bytes | str], fds: Sequence[int]) -> int:
         argv = [str(word) for word in command[command.index("-c") :]]  # after the interpreter and its flags
-        if "multiprocessing.spawn" in argv[1]:  # else it is the tracker of resources
-            fds_of_all = sorted({0, 1, 2, *fds})
+        # Else it is the tracker of resources, or a process of another thread.
+        if "multiprocessing.spawn" in argv[1] and threading.get_ident() == self._thread:
+            all_fds = sorted({0, 1, 2, *fds})
             with suppress(OSError):
-                pid, self._connection = fork_server.ask(os.environ[SERVER], argv, os.environ, fds_of_all)
+                name = os.environ[SERVER]
+                pid, self._connection = fork_server.ask(name, argv, os.environ, all_fds, bound=True)
                 return pid
         return self._spawn(path, command, fds)
 
@@ -173,8 +182,11 @@ class ForkPopen(popen_spawn_posix.Popen):
         """As of a child of this process: `waitpid` knows only those."""
         if self._connection is None:
             return super().poll(flag)
-        if self.returncode is None and wait([self._connection], 0 if flag == os.WNOHANG else None):
-            self.returncode = fork_server.exit_code(self._connection)
+        if self.returncode is None and wait([self.sentinel], 0 if flag == os.WNOHANG else None):
+            with self._reading:
+                if self.returncode is None:
+                    self.returncode = fork_server.exit_code(self._connection)
+                    self._connection.close()
         return self.returncode
 
 
