@@ -130,6 +130,14 @@ class TestFork:
         assert told["fork"] == told["new"]
         assert (told["fork"]["nice"], told["fork"]["files"][0], told["fork"]["ignored"]) == (5, 777, True)
 
+    def test_can_take_a_title(self, server: str) -> None:
+        code = (
+            "import setproctitle; setproctitle.setproctitle('VLLM::X'); "
+            "print(open('/proc/self/cmdline').read())"
+        )
+        (line,), _ = answer(server, code, SPT_NOENV="1")  # Ray sets it
+        assert line.strip("\0") == "VLLM::X"
+
     def test_draws_otherwise_than_another(self, server: str) -> None:
         one, other = (json.loads(answer(server, TELL)[0][0])["drawn"] for _ in range(2))
         assert one != other
@@ -459,6 +467,7 @@ class Worker:
 
     def tell(self):
         import torch
+        assert open("/proc/self/cmdline").read().startswith("ray::Worker.tell")
         return self.imported, self.threads, torch.get_num_threads()
 
 ray.init(address="local", num_cpus=4, include_dashboard=False)

@@ -246,6 +246,10 @@ def _tell_ended(running: dict[int, socket.socket]) -> None:
 def become(asked: dict[str, Any], fds: list[int]) -> None:
     """Make a fork what `python ARGV` is when it begins, and run it to its end."""
     _take(fds, asked["fds"])
+    program, *arguments = asked["argv"]
+    if program == "-c":  # vLLM's; Ray has its own way to a title, which this one would bar
+        with suppress(ImportError):  # once the variables have moved, it does not find its place
+            __import__("setproctitle").getproctitle()
     os.environ.clear()
     os.environ.update(asked["environment"])
     _inherit(asked["inherited"])
@@ -255,7 +259,6 @@ def become(asked: dict[str, Any], fds: list[int]) -> None:
         sys.modules["numpy"].random.seed()  # else all forks draw the same
     if "torch" in sys.modules:
         _set_threads(sys.modules["torch"])
-    program, *arguments = asked["argv"]
     if program == "-c":
         code, *arguments = arguments
         sys.argv, sys.path[:0] = ["-c", *arguments], [""]
