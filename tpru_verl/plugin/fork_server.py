@@ -32,30 +32,19 @@ from types import ModuleType
 from typing import Any
 
 # Beginnings of the names of variables that a process may have otherwise than the server had when it imported:
+# veRL's and ours, Ray's, those that are read with the first use of a device, that of `_set_threads`, and vLLM's
+# for its engine on a CPU. A fork of that goes without what is preloaded: libgomp, and a faster `malloc`.
 OF_A_PROCESS = (
-    *(
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_",
-        "MASTER_",
-        "WG_",
-        "TRANSFER_QUEUE_",
-        "VERL_",
-        "TPRU_",
-    ),  # veRL's and ours
-    *("RAY_", "PYTHONBREAKPOINT", "SPT_NOENV"),  # Ray's
-    *("CUDA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ASCEND_", "HCCL_"),  # read with the first use of a device
-    "OMP_NUM_THREADS",  # `_set_threads`
-    # vLLM's for its engine on a CPU. A fork goes without what is preloaded: libgomp, and a faster `malloc`.
+    *("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "WG_", "TRANSFER_QUEUE_", "VERL_", "TPRU_"),
+    *("RAY_", "PYTHONBREAKPOINT", "SPT_NOENV"),
+    *("CUDA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ASCEND_", "HCCL_"),
+    "OMP_NUM_THREADS",
     *("VLLM_WORKER_MULTIPROC_METHOD", "VLLM_DISABLE_SHARED_EXPERTS_STREAM", "VLLM_SSM_CONV_STATE_LAYOUT"),
     *("LD_PRELOAD", "NUMEXPR_MAX_THREADS", "TORCHINDUCTOR_CPP_DYNAMIC_THREADS"),
 )
-OF_A_SHELL = ("PWD", "OLDPWD", "SHLVL", "_")  # Ray starts its workers by one
-OF_PATCHES = (
-    "TPRU_SKIP_PATCHES",
-    "VERL_PLATFORM",
-    "VERL_USE_EXTERNAL_PLUGINS",
-)  # which the server has applied
+# Whole names: a shell's, by which Ray starts its workers, and of those above what the server has applied.
+OF_A_SHELL = ("PWD", "OLDPWD", "SHLVL", "_")
+OF_PATCHES = ("TPRU_SKIP_PATCHES", "VERL_PLATFORM", "VERL_USE_EXTERNAL_PLUGINS")
 DEVICES = ("/dev/nvidia-uvm", "/dev/kfd", "/dev/davinci")  # open once a process computes on a device
 PATIENCE = 10.0  # seconds for a request that has begun
 WAITS = 45.0  # seconds that imports may take; Ray gives up on a worker that has not begun after 60
