@@ -3,9 +3,9 @@
     python benchmarks/memory.py                       # 300 steps of the tiny recipe
     python benchmarks/memory.py --steps 40 --csv memory.csv
 
-Memory is what a process holds itself (RssAnon), in MiB; what forks share counts for each of them. Processes of
-one name are added up. The growth is the slope of a straight line through all steps from the 20th on, in MiB
-for 100 steps.
+Memory is what a process holds itself (RssAnon), in MiB; what forks share counts for each of them. Processes
+of one name are added up. The growth is the slope of a straight line through all steps from the 20th on, in
+MiB for 100 steps.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Beginnings of the names of variables that a process may have otherwise than the server had when it imported:
-# veRL's and ours, Ray's, those that are read with the first use of a device, that of `_set_threads`, and vLLM's
-# for its engine on a CPU. A fork of that goes without what is preloaded: libgomp, and a faster `malloc`.
+# Beginnings of the names of variables that a process may have otherwise than the server had at its imports:
+# veRL's and ours, Ray's, those that are read with the first use of a device, that of `_set_threads`, and
+# vLLM's for its engine on a CPU. A forked engine goes without what is preloaded: libgomp, a faster `malloc`.
 OF_A_PROCESS = (
     *("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_", "WG_", "TRANSFER_QUEUE_", "VERL_", "TPRU_"),
     *("RAY_", "PYTHONBREAKPOINT", "SPT_NOENV"),
