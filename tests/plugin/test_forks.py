@@ -352,10 +352,15 @@ time.sleep(60)
                 codes = [*pool.map(lambda _, p=process._popen: p.poll(0), range(4))]  # type: ignore[attr-defined]
             assert codes == [3] * 4
 
-    def test_is_a_new_one_without_a_server(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(forks.SERVER, "tpru-none")
+    @pytest.mark.parametrize("without", ["server", "pidfd_open"])
+    def test_is_a_new_one_where_none_can_be_forked(
+        self, server: str, monkeypatch: pytest.MonkeyPatch, without: str
+    ) -> None:
+        monkeypatch.setattr(os, "environ", here(**{forks.SERVER: "none" if without == "server" else server}))
+        monkeypatch.delattr(os, without, raising=False)
         process = forks.ForkContext().Process(target=operator.truediv, args=(1, 0))
         process.start()
+        assert process._popen._connection is None  # type: ignore[attr-defined]
         process.join(60)
         assert process.exitcode == 1
 

@@ -11,6 +11,7 @@ since all else would cost the second form what the fork saves.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import gc
 import hashlib
@@ -63,19 +64,23 @@ def ask(
     have from it. `bound`: it is killed when this process ends. Raises OSError where nothing is served, or not
     soon enough, and where a variable differs, so that the server's imports will not do.
     """
-    asked = {"name": name, "argv": list(argv), "environment": dict(environment), "fds": list(fds)}
-    body = json.dumps({**asked, "inherited": _inherited(), "bound_to": os.getpid() if bound else 0}).encode()
+    here = [_this_process()] if bound else []
+    asked = {"name": name, "argv": list(argv), "environment": dict(environment), "fds": [*fds, *here]}
+    body = json.dumps({**asked, "inherited": _inherited(), "bound_to": here}).encode()
     connection = socket.socket(socket.AF_UNIX)
     connection.settimeout(WAITS)
     try:
         connection.connect(_address(name))
         _check_user(connection)
-        socket.send_fds(connection, [_bytes(len(body))], fds)
+        socket.send_fds(connection, [_bytes(len(body))], asked["fds"])
         connection.sendall(body)
         pid = _number(connection)
     except BaseException:
         connection.close()
         raise
+    finally:
+        for fd in here:
+            os.close(fd)
     connection.settimeout(PATIENCE)
     return pid, connection
 
@@ -243,7 +248,7 @@ def become(asked: dict[str, Any], fds: list[int]) -> None:
     os.environ.update(asked["environment"])
     _inherit(asked["inherited"])
     if asked["bound_to"]:
-        threading.Thread(target=_end_with, args=(os.pidfd_open(asked["bound_to"]),), daemon=True).start()
+        threading.Thread(target=_end_with, args=asked["bound_to"], daemon=True).start()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # else all forks draw the same
     if "torch" in sys.modules:
@@ -288,6 +293,13 @@ def _inherit(given: dict[str, Any]) -> None:
     for number in given["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, given["blocked"])
+
+
+def _this_process() -> int:
+    """A pidfd. Raises OSError where kernel or Python have none."""
+    if not hasattr(os, "pidfd_open"):
+        raise OSError(errno.ENOSYS, "found no os.pidfd_open, expected a Python that has it")
+    return os.pidfd_open(os.getpid())
 
 
 def _end_with(asker: int) -> None:
