@@ -178,7 +178,7 @@ def test_an_early_start_that_fails_leaves_the_run_alone(caplog: pytest.LogCaptur
 
     logger = early.logger
     logger.propagate = True
-    early._or_later(fail, OmegaConf.create())
+    early.or_later(fail, OmegaConf.create())
     assert "no early start (RuntimeError: no such node)" in caplog.text
 
 

@@ -391,7 +391,7 @@ class TestRun:
     ) -> None:
         command = [sys.executable, "-m", forks.COMMAND, "--config-name", "tpru_tiny_cpu"]
         monkeypatch.setattr(sys, "orig_argv", command)
-        forks.begin()
+        forks.register()
         found = constants_ppo.get_ppo_ray_runtime_env(config)
         assert len(started) == 1
         (name,) = forks._running
@@ -446,11 +446,20 @@ class TestRun:
     ) -> None:
         for words in (["-m", forks.COMMAND], ["-m", "pytest", "tpru"], ["-m", forks.COMMAND, "x=tpru"]):
             monkeypatch.setattr(sys, "orig_argv", [sys.executable, *words])
-            forks.begin()
+            forks.register()
         assert len(started) == 1
         monkeypatch.setattr(hooks, "skipped", {"fork_workers"})
-        forks.begin()
+        forks.register()
         assert len(started) == 1
+
+    def test_a_server_that_cannot_be_started_leaves_the_run_alone(
+        self, config: Any, started: list[dict], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("no memory")
+
+        monkeypatch.setattr(forks.subprocess, "Popen", fail)
+        assert forks.SERVER not in constants_ppo.get_ppo_ray_runtime_env(config)["env_vars"]
 
     def test_a_gpu_is_asked_for(self, started: list[dict], monkeypatch: pytest.MonkeyPatch) -> None:
         assert not forks._start({}, cpu=False)

@@ -31,9 +31,9 @@ def register() -> None:
     if wanted != "auto" and "tpru" not in wanted.split(","):
         return
     _log_visibly()
-    _begin_forks()
+    _load("forks")  # first, to import while the others do
     parts = ["patches"]
-    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    if hooks.trains_on_cpu():
         parts.append("cpu")
     loaded = [part for part in parts if _load(part)]
     if loaded and not os.environ.get(_ANNOUNCED):
@@ -45,12 +45,6 @@ def register() -> None:
             logger.warning("tpru plugin: TPRU_SKIP_PATCHES names %s, expected names of docs/patches.md", name)
         if warning := _untested():
             logger.warning("tpru plugin: %s", warning)
-
-
-def _begin_forks() -> None:
-    from tpru_verl.plugin import forks
-
-    forks.begin()
 
 
 def _load(part: str) -> bool:

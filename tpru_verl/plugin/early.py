@@ -115,7 +115,7 @@ def start_servers_first(transfer_queue: ModuleType) -> None:
         # The first thing that the trainer does. Of the whole configuration it hands over this node.
         root: Any = conf._get_root() if conf is not None else None
         if root is not None and is_ours(root):
-            _or_later(_start_servers, root)
+            or_later(_start_servers, root)
         return init(conf)
 
     replace(transfer_queue, "init", init_after_servers)
@@ -130,13 +130,13 @@ def start_agent_loops_early(trainer_base: ModuleType) -> None:
         if is_ours(self.config):
             from tpru_verl.plugin.agent_loop import TPRUAgentLoopManager
 
-            _or_later(TPRUAgentLoopManager.start_early, self.config)
+            or_later(TPRUAgentLoopManager.start_early, self.config)
         setup(self)
 
     trainer_base.PPOTrainer._setup = _setup
 
 
-def _or_later(start: Callable[[DictConfig], None], config: DictConfig) -> None:
+def or_later(start: Callable[[DictConfig], None], config: DictConfig) -> None:
     """An early start saves time alone: where it fails, veRL starts the process later, as it always does."""
     try:
         start(config)

@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing import popen_spawn_posix, util
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -23,7 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.plugin import early, fork_server, hooks
-from tpru_verl.plugin.hooks import replace, require, when_imported
+from tpru_verl.plugin.hooks import replace, require, trains_on_cpu, when_imported
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -52,12 +53,12 @@ _running: dict[str, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}  # b
 _launching = threading.Lock()
 
 
-def begin() -> None:
+def register() -> None:
     """Start the server at the start of veRL's command, before that imports much, where a recipe is ours."""
     words = sys.orig_argv
     ours = words[1:3] == ["-m", COMMAND] and any("tpru" in word for word in words[3:])
     if ours and "RAY_ADDRESS" not in os.environ and "fork_workers" not in hooks.skipped:
-        _start({**VERLS, **os.environ}, cpu=_trains_on_cpu(), first=[PATCHES])
+        _start({**VERLS, **os.environ}, cpu=trains_on_cpu(), first=[PATCHES])
 
 
 def begin_for_engine(*, cpu: bool) -> None:
@@ -69,10 +70,6 @@ def begin_for_engine(*, cpu: bool) -> None:
     if "fork_engine" not in hooks.skipped and (name := _start(os.environ, cpu=cpu)):
         os.environ[SERVER] = name
         when_imported("vllm.utils.system_utils")(fork_engine)
-
-
-def _trains_on_cpu() -> bool:
-    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
 
 
 def _start(environment: Mapping[str, str], *, cpu: bool, first: Sequence[str] = ()) -> str:
@@ -102,42 +99,48 @@ def fork_workers(constants_ppo: ModuleType) -> None:
 
     def get_ppo_ray_runtime_env(config: DictConfig | None = None) -> dict[str, Any]:
         runtime_env = original(config)
-        if config is not None and _can_fork(config) and (name := _server(config, runtime_env["env_vars"])):
-            from omegaconf import OmegaConf
-
-            words = [sys.executable, "-I", "-S", fork_server.__file__, name]
-            # Not into the result: veRL merges the configuration's own None over it.
-            OmegaConf.update(config, PY_EXECUTABLE, shlex.join(words), force_add=True)
-            runtime_env["env_vars"][SERVER] = name
-        else:
+        if config is None:
             end()
+        else:
+            early.or_later(partial(_ask_for_forks, runtime_env["env_vars"]), config)
         return runtime_env
 
     replace(constants_ppo, "get_ppo_ray_runtime_env", get_ppo_ray_runtime_env)
 
 
-def _can_fork(config: DictConfig) -> bool:
+def _ask_for_forks(env_vars: dict[str, str], config: DictConfig) -> None:
+    from omegaconf import OmegaConf
+
+    ray_init = config.ray_kwargs.get("ray_init") or {}
+    own = ray_init.get("runtime_env") or {}
+    environment = {**os.environ, **env_vars, **(own.get("env_vars") or {})}
+    if _can_fork(config, ray_init.get("address"), own) and (name := _server(environment)):
+        words = [sys.executable, "-I", "-S", fork_server.__file__, name]
+        # Not into veRL's own, over which it merges the configuration's None.
+        OmegaConf.update(config, PY_EXECUTABLE, shlex.join(words), force_add=True)
+        env_vars[SERVER] = name
+    else:
+        end()
+
+
+def _can_fork(config: DictConfig, address: str | None, runtime_env: Mapping[str, Any]) -> bool:
     """Whether the run is ours, with a Ray of its own, and nobody else chooses the command of its workers."""
     from ray._private.services import get_ray_address_from_environment
 
-    ray_init = config.ray_kwargs.get("ray_init") or {}
-    address = ray_init.get("address")
     own_ray = address == "local" or (not address and get_ray_address_from_environment(None, None) is None)  # type: ignore[arg-type]
-    set_here = {key for key, value in (ray_init.get("runtime_env") or {}).items() if value is not None}
+    set_here = {key for key, value in runtime_env.items() if value is not None}
     # Others, such as `py_executable` and `pip`, choose another Python.
     chosen = set_here - {"env_vars", "working_dir"} or config.global_profiler.get("tool")
     return early.is_ours(config) and own_ray and not chosen
 
 
-def _server(config: DictConfig, env_vars: Mapping[str, str]) -> str:
-    """The server of `begin`, or a new one, where the run sets what that one has not imported with."""
-    own = (config.ray_kwargs.get("ray_init") or {}).get("runtime_env") or {}
-    environment = {**os.environ, **env_vars, **(own.get("env_vars") or {})}
+def _server(environment: Mapping[str, str]) -> str:
+    """The server of `register`, or a new one, where the run sets what that one has not imported with."""
     for name, (_, imported_with) in _running.items():
         if not fork_server.differing(imported_with, environment):
             return name
     end()
-    return _start(environment, cpu=_trains_on_cpu(), first=[PATCHES])
+    return _start(environment, cpu=trains_on_cpu(), first=[PATCHES])
 
 
 def fork_engine(system_utils: ModuleType) -> None:

@@ -44,6 +44,10 @@ def when_imported(module_name: str) -> Callable[[Patch], Patch]:
     return decorator
 
 
+def trains_on_cpu() -> bool:
+    return os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu"
+
+
 def registered() -> set[tuple[str, str]]:
     """Module and name of every patch that this process would apply."""
     return {(module, patch.__name__) for module, patch in _registered}

@@ -6,11 +6,10 @@ A patch waits until vLLM imports the module that it changes.
 
 from __future__ import annotations
 
-import os
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tpru_verl.plugin.hooks import replace, require, when_imported
+from tpru_verl.plugin.hooks import replace, require, trains_on_cpu, when_imported
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +22,7 @@ def register() -> None:
     """Register the patches; those for a CPU only in a run of veRL (VERL_PLATFORM=cpu)."""
     when_imported("transformers.utils")(without_sklearn)
     when_imported("vllm.model_executor.model_loader.dummy_loader")(keep_pixel_normalisation)
-    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    if trains_on_cpu():
         when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
         when_imported("vllm.distributed.device_communicators.shm_broadcast")(wait_asleep)
         when_imported("vllm.v1.worker.cpu_model_runner")(own_seeds_with_chunks)
