@@ -7,7 +7,7 @@ Each run starts veRL's main_ppo from the demo's checkpoint and validates every f
 row, sampled at temperature 1. A target is reached at the first validation whose mean with the next validation
 is at least the target. A run that has finished in `--out` is not repeated: name another folder after a change
 of code. Seconds count steps, not start or validation. Every setting samples 256 or 260 answers a step. All
-but `published`, `updates2` and `epochs2` update once, so that ratios are 1 and no clip acts.
+but `published`, `updates2`, `updates4` and `epochs2` update once, so that ratios are 1 and no clip acts.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ SETTINGS = {
     "n5": ["data.train_batch_size=52", f"{ROLLOUT}.n=5", *FIVES],
     "n16": ["data.train_batch_size=16", f"{ROLLOUT}.n=16"],
     "updates2": [f"{ACTOR}.ppo_mini_batch_size=16"],
+    "updates4": [f"{ACTOR}.ppo_mini_batch_size=8", f"{ACTOR}.ppo_micro_batch_size_per_gpu=64"],
     "epochs2": [f"{ACTOR}.ppo_epochs=2"],
+    "warm2": [f"{ACTOR}.optim.lr_warmup_steps=2"],
     "partial": ["reward.custom_reward_function.reward_kwargs.preset=tpru_partial"],
 }
 MEANING = {
@@ -70,7 +72,9 @@ MEANING = {
     "n5": "ours, 52 x 5",
     "n16": "ours, 16 x 16",
     "updates2": "ours, two updates a step",
+    "updates4": "ours, four updates a step",
     "epochs2": "ours, each answer learned from twice",
+    "warm2": "ours, two steps of warm-up, not ten",
     "partial": "ours, partial credit for orders",
 }
 
