@@ -7,8 +7,8 @@
 that other work on the machine slows both. vLLM's two caches are off, so neither finds the other's prompts.
 
 There are three ratios: of tokens a second; of the same with the preparation added to vLLM's time; and of CPU
-seconds, which other work on the machine stretches least. `--side 320` draws larger pictures: on a machine
-without a free core, decoding them takes time from vLLM.
+seconds, which other work on the machine stretches least. Pictures are drawn as JPEG of each of `--sides`:
+on a machine without a free core, decoding and resizing large ones takes time from vLLM.
 """
 
 from __future__ import annotations
@@ -37,14 +37,19 @@ def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--rows", type=int, default=100)
     parser.add_argument("--turns", type=int, default=8)
-    parser.add_argument("--side", type=int, default=56)
+    parser.add_argument("--sides", type=int, nargs="+", default=[56, 320], help="default: 56 320")
     parser.add_argument("--model", default=str(CHECKPOINT))
     arguments = parser.parse_args()
-    found = compared(arguments.model, arguments.rows, arguments.turns, arguments.side)
-    title = f"{arguments.rows} rows of {arguments.side} x {arguments.side}, {arguments.turns} turns"
+    for side in arguments.sides:
+        found = compared(arguments.model, arguments.rows, arguments.turns, side)
+        print_table(f"{arguments.rows} rows of {side} x {side}, {arguments.turns} turns", found)
+    print_table("Statistics", bootstrap())
+
+
+def print_table(title: str, found: dict[str, list[float]]) -> None:
     rows = [["", "median", *measure.SPREAD]]
-    rows += ([name, *measure.spread(values, ".4g")] for name, values in (found | bootstrap()).items())
-    print(measure.markdown(rows, title))
+    rows += ([name, *measure.spread(values, ".4g")] for name, values in found.items())
+    print(f"{measure.markdown(rows, title)}\n")
 
 
 def compared(model: str, rows: int, turns: int, side: int) -> dict[str, list[float]]:

@@ -13,16 +13,13 @@ from __future__ import annotations
 import csv
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from statistics import linear_regression
-from threading import Event
 
 import measure
 import psutil
-from training import device_option, measured, planned, train
+from training import device_option, measured, planned, train_watched
 
 from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -53,16 +50,6 @@ def _name(process: psutil.Process) -> str:
     return first.partition(".")[0]
 
 
-def samples(metrics: Path, ended: Event) -> Iterator[tuple[int, Held]]:
-    """(step, memory) once a step."""
-    seen = 0
-    while not ended.wait(0.2):
-        steps = metrics.read_text().count('"timing_s/step"') if metrics.exists() else 0
-        if steps > seen:
-            seen = steps
-            yield steps, held()
-
-
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--steps", type=int, default=300)
@@ -79,14 +66,7 @@ def main() -> None:
         write_parquet(make_rows(3, seed=2), folder / "test.parquet")
         overrides = [*measured(folder, args.steps), *moved_to(args.device)]
         plan = planned(RECIPE, overrides, folder / "metrics.jsonl")
-        ended = Event()
-        with ThreadPoolExecutor(1) as pool:
-            found = pool.submit(lambda: list(samples(folder / "metrics.jsonl", ended)))
-            try:
-                train(plan, folder / "train.log")
-            finally:
-                ended.set()
-    taken = found.result()
+        taken = train_watched(plan, folder / "train.log", held)
     if args.csv:
         write_csv(args.csv, taken)
     print(table(taken))

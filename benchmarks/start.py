@@ -13,16 +13,14 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Event
 
 import measure
 import psutil
-from training import device_option, measured, planned, train
+from training import device_option, measured, planned, train_watched
 
 from tpru_verl.demo.run import moved_to
 from tpru_verl.demo.scenes import make_rows, write_parquet
@@ -34,28 +32,18 @@ KINDS = {"with forks": "", "without": "fork_engine,fork_workers"}  # skipped pat
 
 def start(skipped: str, folder: Path, overrides: Sequence[str]) -> tuple[float, float, float]:
     """Seconds, CPU seconds and GiB at the end of the first step of a run."""
-    metrics, ended = folder / "metrics.jsonl", Event()
+    metrics = folder / "metrics.jsonl"
     metrics.unlink(missing_ok=True)
     plan = planned(RECIPE, [*measured(folder, 2), *overrides], metrics)
     plan = replace(plan, environment={**plan.environment, "TPRU_SKIP_PATCHES": skipped})
-    with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(_at_first_step, metrics, ended)
-        try:
-            train(plan, folder / "log")
-        finally:
-            ended.set()
-    return found.result()
-
-
-def _at_first_step(metrics: Path, ended: Event) -> tuple[float, float, float]:
     here = psutil.Process()
     began, spent = time.perf_counter(), measure.cpu_seconds(here)
-    while not ended.wait(0.1):
-        if metrics.exists() and '"timing_s/step"' in metrics.read_text():
-            seconds = time.perf_counter() - began
-            with suppress(psutil.NoSuchProcess):  # one has just ended: once more
-                return seconds, measure.cpu_seconds(here) - spent, sum(map(_pss, _started(here))) / 2**20
-    raise RuntimeError("the run ended before its first step")
+
+    def so_far() -> tuple[float, float, float]:
+        seconds = time.perf_counter() - began
+        return seconds, measure.cpu_seconds(here) - spent, sum(map(_pss, _started(here))) / 2**20
+
+    return train_watched(plan, folder / "log", so_far)[0][1]
 
 
 def _started(process: psutil.Process) -> list[int]:

@@ -14,17 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from threading import Event
 
 import measure
 import psutil
-from training import device_option, measured, planned, train
+from training import device_option, measured, planned, train_watched
 
 from tpru_verl import recipes
 from tpru_verl.demo.run import moved_to
@@ -77,26 +73,11 @@ def run(
     plan = planned(RECIPE, [*own, *overrides], metrics)
     if kind == STOCK:
         plan = as_stock(plan, device)
-    ended = Event()
-    with ThreadPoolExecutor(1) as pool:
-        found = pool.submit(_spent, metrics, (WARM_UP, WARM_UP + steps), ended)
-        try:
-            train(plan, folder / f"{kind}.log")
-        finally:
-            ended.set()
-    first, last = found.result()
+    here = psutil.Process()
+    spent = train_watched(plan, folder / f"{kind}.log", lambda: measure.cpu_seconds(here))
+    first, last = (next(cpu for at, cpu in spent if at >= step) for step in (WARM_UP, WARM_UP + steps))
     lines = [json.loads(line)["data"] for line in metrics.read_text().splitlines()]
     return [line for line in lines if "timing_s/step" in line][WARM_UP:], (last - first) / steps
-
-
-def _spent(metrics: Path, counts: Sequence[int], ended: Event) -> list[float]:
-    """CPU seconds of this process and the run after each of these numbers of steps; 0 if it ended before."""
-    spent: list[float] = []
-    while len(spent) < len(counts) and not ended.wait(0.1):
-        if metrics.exists() and metrics.read_text().count('"timing_s/step"') >= counts[len(spent)]:
-            with suppress(psutil.NoSuchProcess):  # one has just ended: once more
-                spent.append(measure.cpu_seconds(psutil.Process()))
-    return [*spent, *[0.0] * (len(counts) - len(spent))]
 
 
 def main() -> None:

@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
+from typing import TypeVar
+
+import psutil
 
 from tpru_verl.demo.run import DEVICES, device_here
 from tpru_verl.launch import needs
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.plan import Plan, compose
 from tpru_verl.launch.watch import watch
+
+Found = TypeVar("Found")
 
 # A run that is only measured: no validation, no checkpoint.
 MEASURED = (
@@ -73,3 +81,28 @@ def train(plan: Plan, log: Path, *, echo: bool = False) -> None:
         sys.exit(128 + end.asked)
     if end.code:
         sys.exit(f"the trainer ended with exit code {end.code}: {first_error(log)}")
+
+
+def train_watched(plan: Plan, log: Path, look: Callable[[], Found]) -> list[tuple[int, Found]]:
+    """Train to the end as `train` does; what `look` finds after each step, with the number of steps.
+
+    Steps that end within a tenth of a second are looked at once.
+    """
+    metrics, ended = Path(plan.environment["VERL_FILE_LOGGER_PATH"]), Event()
+
+    def looks() -> list[tuple[int, Found]]:
+        found: list[tuple[int, Found]] = []
+        while not ended.wait(0.1):
+            steps = metrics.read_text().count('"timing_s/step"') if metrics.exists() else 0
+            if steps > (found[-1][0] if found else 0):
+                with suppress(psutil.NoSuchProcess):  # one has just ended: once more
+                    found.append((steps, look()))
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(looks)
+        try:
+            train(plan, log)
+        finally:
+            ended.set()
+    return looking.result()
