@@ -43,7 +43,7 @@ def main() -> None:
     for side in arguments.sides:
         found = compared(arguments.model, arguments.rows, arguments.turns, side)
         print_table(f"{arguments.rows} rows of {side} x {side}, {arguments.turns} turns", found)
-    print_table("Statistics", bootstrap())
+    print_table("Statistics", differences())
 
 
 def print_table(title: str, found: dict[str, list[float]]) -> None:
@@ -107,8 +107,8 @@ def request(row: object, number: int, side: int) -> Request:
     return Request(str(number), item, problem)
 
 
-def bootstrap() -> dict[str, list[float]]:
-    """Seconds for 10,000 draws over 3,000 rows, of 3,000 sources and of 300."""
+def differences() -> dict[str, list[float]]:
+    """Seconds to compare two runs of 3,000 rows, of 3,000 sources and of 300."""
     rng = np.random.default_rng(0)
     a, b = (rng.random(3000) < 0.5).astype(float), (rng.random(3000) < 0.55).astype(float)
     found: dict[str, list[float]] = {}
@@ -116,7 +116,7 @@ def bootstrap() -> dict[str, list[float]]:
         for _ in range(5):
             began = time.perf_counter()
             paired(a, b, [str(i % sources) for i in range(3000)])
-            name = f"paired bootstrap of {sources} sources, s"
+            name = f"comparing two runs of {sources} sources, s"
             found.setdefault(name, []).append(time.perf_counter() - began)
     return found
 

@@ -142,10 +142,39 @@ class TestPaired:
         rng = np.random.default_rng(3)
         a, b = (rng.random(200) < 0.5).astype(float), (rng.random(200) < 0.62).astype(float)
         found = paired(a, b, [""] * 200)
-        theirs = stats.bootstrap((b - a,), np.mean, method="percentile", n_resamples=10_000, rng=1)
-        assert (found.low, found.high) == pytest.approx(theirs.confidence_interval, abs=0.01)
+        theirs = stats.ttest_rel(b, a).confidence_interval(0.95)
+        assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+        exact = stats.permutation_test((b, a), lambda x, y: np.mean(x - y), permutation_type="samples", rng=1)
+        assert found.p == pytest.approx(exact.pvalue, abs=0.02)
 
-    def test_sources_are_drawn_whole(self) -> None:
+    @pytest.mark.parametrize(("gained", "lost"), [(4, 0), (5, 0), (7, 1), (9, 6), (40, 21)])
+    def test_with_a_row_a_source_p_is_mcnemars(self, gained: int, lost: int) -> None:
+        b = [1.0] * gained + [0.0] * (461 - gained)
+        a = [0.0] * gained + [1.0] * lost + [0.0] * (461 - gained - lost)
+        found = paired(a, b, [""] * 461)
+        assert found.p == pytest.approx(found.mcnemar, abs=0.005)
+
+    def test_one_source_tells_nothing(self) -> None:
+        found = paired([0.0] * 10, [1.0] + [0.0] * 9, ["s"] * 10)
+        assert (found.low, found.high, found.p) == (-1, 1, 1)
+
+    @pytest.mark.parametrize(("sources", "p"), [(2, 0.5), (5, 0.0625), (6, 0.03125)])
+    def test_few_sources_are_never_sure_whatever_their_rows(self, sources: int, p: float) -> None:
+        names = [f"v{i % sources}" for i in range(20 * sources)]
+        assert paired([0.0] * len(names), [1.0] * len(names), names).p == p
+
+    @pytest.mark.parametrize("sources", [2, 3, 5, 10])
+    def test_sources_that_vary_are_no_difference(self, sources: int) -> None:
+        rng, false = np.random.default_rng(1), 0
+        names = np.repeat([f"v{i}" for i in range(sources)], 20)
+        for _ in range(200):
+            chance = np.repeat(rng.random(sources), 20)
+            moved = np.clip(chance + np.repeat(rng.normal(0, 0.15, sources), 20), 0, 1)
+            a, b = (rng.random(len(names)) < chance).astype(float), (rng.random(len(names)) < moved).astype(float)
+            false += paired(a, b, names.tolist(), samples=1000).p < 0.05
+        assert false <= 18
+
+    def test_rows_of_a_source_are_no_more_than_the_source(self) -> None:
         rng = np.random.default_rng(4)
         a, b = (rng.random(30) < 0.4).astype(float), (rng.random(30) < 0.7).astype(float)
         names = [f"v{i}" for i in range(30)]

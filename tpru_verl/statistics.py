@@ -30,7 +30,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Difference:
-    """B minus A on the same rows: 95 % interval and p of the paired bootstrap, and McNemar's p.
+    """B minus A on the same rows: 95 % interval, p over sources (`paired`), and McNemar's p.
 
     `gained` rows are right in B alone, `lost` ones in A alone. `holm` is `p` corrected for all the
     differences that it was tested with.
@@ -100,7 +100,7 @@ def share(scores: Sequence[float] | Scores, sources: Sequence[str]) -> Share:
     return Share(mean, max(0.0, low), min(1.0, high), len(values), groups, error)
 
 
-def mean_of(values: Sequence[float], sources: Sequence[str]) -> Share:
+def mean_of(values: Sequence[float] | Scores, sources: Sequence[str]) -> Share:
     """The mean of numbers of any range, with Student's interval over the clusters.
 
     One source alone tells nothing of others: its interval is infinite. Raises ValueError for no values.
@@ -124,39 +124,49 @@ def paired(
     samples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """B minus A: percentile bootstrap over sources (Efron and Tibshirani 1993, ch. 13), and McNemar's test.
+    """B minus A: Student's interval over sources, a randomisation test over sources, and McNemar's test.
 
-    `p` is two-sided: twice the share of draws on the side of 0 that has fewer, plus one draw. McNemar's is
-    exact, and None where a score is neither 0 nor 1; it takes rows for independent. Raises ValueError for
-    scores that are not about the same number of rows.
+    `p` is two-sided (`swapped`): it needs six sources to fall below 0.05, however many rows these have.
+    McNemar's is exact, and None where a score is neither 0 nor 1; it takes rows for independent. Raises
+    ValueError for scores that are not about the same number of rows.
     """
     first, second = np.asarray(a, float), np.asarray(b, float)
     if first.shape != second.shape or not len(first):
         raise ValueError(f"rows: found {len(first)} and {len(second)}, expected the same, at least 1")
-    clusters = clusters_of(sources)
-    groups = int(clusters.max()) + 1
     change = second - first
-    sums, sizes = np.bincount(clusters, change, groups), np.bincount(clusters, minlength=groups)
-    # Sources of one size and one sum are alike, so how often each kind is drawn says all: few numbers a draw.
-    kinds, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(groups, counts / groups, samples)
-    means = (drawn @ kinds[0]) / (drawn @ kinds[1])
-    low, high = np.quantile(means, (0.025, 0.975))
-    beyond = min((means <= 0).sum(), (means >= 0).sum())
-    p = min(1.0, 2 * (int(beyond) + 1) / (samples + 1))
+    mean = mean_of(change, sources)
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     whole = bool(np.isin(np.concatenate([first, second]), (0, 1)).all())
     return Difference(
-        float(change.mean()),
-        float(low),
-        float(high),
-        p,
+        mean.mean,
+        max(-1.0, mean.low),
+        min(1.0, mean.high),
+        swapped(np.bincount(clusters_of(sources), change), samples, seed),
         mcnemar(gained, lost) if whole else None,
         gained,
         lost,
-        len(change),
-        groups,
+        mean.n,
+        mean.clusters,
     )
+
+
+def swapped(sums: Scores, samples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p of the sum of differences, one a source, if A and B were one: any sign is as likely.
+
+    Fisher's randomisation test for pairs (The Design of Experiments, 1935): all signs of up to 12 sources that
+    changed, `samples` random ones of more, plus one. With a row a source and scores of 0 and 1 it is McNemar's.
+    """
+    changed = np.abs(sums[np.abs(sums) > 1e-9])
+    if len(changed) <= 12:
+        totals = np.zeros(1)
+        for size in changed:
+            totals = np.concatenate([totals - size, totals + size])
+        return float((np.abs(totals) > abs(sums.sum()) - 1e-9).mean())
+    # Sources that changed as much are alike, so how many of them are positive says all.
+    sizes, counts = np.unique(np.round(changed, 9), return_counts=True)
+    positive = np.random.default_rng(seed).binomial(counts, 0.5, (samples, len(counts)))
+    totals = (2 * positive - counts) @ sizes
+    return (int((np.abs(totals) > abs(sums.sum()) - 1e-6).sum()) + 1) / (samples + 1)
 
 
 def mcnemar(gained: int, lost: int) -> float:

@@ -286,13 +286,13 @@ def compare(
         bool,
         typer.Option("--anyway", help="Compare the rows that both have, although the questions differ."),
     ] = False,
-    samples: Annotated[int, typer.Option(min=100, help="Number of bootstrap samples.")] = 10_000,
-    seed: Annotated[int, typer.Option(help="Seed of the bootstrap.")] = 0,
+    samples: Annotated[int, typer.Option(min=100, help="Random swaps of A and B that p is taken from.")] = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the swaps.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers and changed rows to this file.")
     ] = None,
 ) -> None:
-    """Tell whether B is better than A: paired bootstrap over sources, McNemar's test, the rows that changed.
+    """Tell whether B is better than A: interval and test over sources, McNemar's test, the rows that changed.
 
     Evaluations whose rows, prompts, pixels or sampling differ are refused.
     """

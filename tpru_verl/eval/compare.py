@@ -25,6 +25,7 @@ SAME = (
     "max_tokens",
     "after_reasoning",  # absent in older summaries, which had none
 )
+SURE = 0.05
 LISTED = 10  # changed rows in the terminal; the file has all
 
 
@@ -167,14 +168,16 @@ def _compared(
 
 
 def verdict(found: Compared) -> str:
-    """One sentence: a difference counts as real where its interval leaves out 0."""
+    """One sentence: a difference counts as real where p is below 0.05 and the interval leaves out 0."""
     pooled = found.pooled
     points = f"{100 * pooled.mean:+.1f} points [{100 * pooled.low:+.1f}, {100 * pooled.high:+.1f}]"
-    if pooled.low > 0:
+    points += f", p {pooled.p:.4f}"
+    if pooled.p < SURE and pooled.low > 0:
         return f"{found.title}: B is better, {points}"
-    if pooled.high < 0:
+    if pooled.p < SURE and pooled.high < 0:
         return f"{found.title}: B is worse, {points}"
-    return f"{found.title}: no difference that {pooled.n:,} rows can show, {points}"
+    shown = f"{pooled.n:,} rows of {pooled.clusters:,} source{'s' * (pooled.clusters > 1)}"
+    return f"{found.title}: no difference that {shown} can show, {points}"
 
 
 def tables(found: Sequence[Compared]) -> list[Table]:
@@ -187,7 +190,7 @@ def tables(found: Sequence[Compared]) -> list[Table]:
         for task, (a, b, difference) in one.tasks.items():
             table.add_row(task.replace("_", " "), *_cells(a, b, difference))
         table.add_row("all", *_cells(one.a, one.b, one.pooled), style="bold")
-        table.caption = "p: paired bootstrap over sources; McNemar takes rows for independent"
+        table.caption = "p: sources, A and B swapped at random; McNemar takes rows for independent"
         made.append(table)
         if one.flips:
             made.append(_flips(one))

@@ -48,7 +48,7 @@ def _decisions(summary: Mapping[str, Any]) -> Table:
             str(found["gained"]),
             str(found["lost"]),
         )
-    table.caption = "95 % and p: paired bootstrap over sources"
+    table.caption = "95 % and p: over sources"
     return table
 
 
