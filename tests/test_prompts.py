@@ -54,6 +54,14 @@ def test_tpru_asks_for_numbers_where_there_are_no_options(task: Task | None) -> 
     assert (result.accuracy, result.format) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("task", [Task.TEMPORAL_REORDERING, None])
+def test_tpru_asks_for_letters_where_images_have_letters(task: Task | None) -> None:
+    prompt = render("Order the steps.\nA. <image>\nB. <image>\nC. <image>\nD. <image>", task)
+    assert "their letters without spaces where the question labels them with letters" in prompt
+    options = dict.fromkeys("ABCD", "<image>")
+    assert grade(told(prompt, "BDAC"), "BDAC", task=task, options=options).score() == 1.0
+
+
 @pytest.mark.parametrize("task", Task)
 def test_paper_examples_have_the_published_form(task: Task) -> None:
     prompt = render(PROBLEMS[task], task, "paper")

@@ -37,7 +37,7 @@ def test_verl_scores_and_presets() -> None:
 
 
 def test_verl_options_reach_the_grader() -> None:
-    response = "<think>x</think><answer>B. a red ball</answer>"
+    response = "<think>x</think><answer>a red ball</answer>"
     assert compute_score("", response, "B")["acc"] == 0.0
     assert compute_score("", response, "B", {"options": {"A": "x", "B": "a red ball"}})["acc"] == 1.0
 

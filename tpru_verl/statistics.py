@@ -153,8 +153,9 @@ def paired(
 def swapped(sums: Scores, samples: int = 10_000, seed: int = 0) -> float:
     """Two-sided p of the sum of differences, one a source, if A and B were one: any sign is as likely.
 
-    Fisher's randomisation test for pairs (The Design of Experiments, 1935): all signs of up to 12 sources that
-    changed, `samples` random ones of more, plus one. With a row a source and scores of 0 and 1 it is McNemar's.
+    Fisher's randomisation test for pairs (The Design of Experiments, 1935): all signs of up to 12 sources
+    that changed, of more `samples` random ones, plus one. Where each row is a source and scores are 0 or 1,
+    it is McNemar's.
     """
     changed = np.abs(sums[np.abs(sums) > 1e-9])
     if len(changed) <= 12:

@@ -121,6 +121,8 @@ def test_text_that_is_not_the_options_own_is_no_answer(options: Mapping[str, str
             "C\u662f\u6b63\u786e\u7b54\u6848",
         ),
         *("\\(\\boxed{C}\\)", "\\[\\boxed{C}\\]", "The final answer is: $\\boxed{C}$"),
+        *("The next frame is C", "The correct previous image is C", "The missing step is C."),
+        '```json\n{"answer": "C"}\n```',
     ],
 )
 def test_a_letter_that_a_person_would_be_sure_of(answer: str, options: Mapping[str, str] | None) -> None:
@@ -141,6 +143,19 @@ def test_a_letter_that_a_person_would_be_sure_of(answer: str, options: Mapping[s
         (None, "E. None of the choices provided", "E"),
         (IMAGES, "C. Image 3", "C"),
         (IMAGES, "C - the onion is cut", "C"),
+        (IMAGES, "C\nThe onion is cut.", "C"),
+        (IMAGES, "C. A pot boils", "C"),
+        (IMAGES, "C, A also fits", None),
+        (IMAGES, "C. A is it", None),
+        (IMAGES, "C\nB", None),
+        (None, "C. A pot boils", "C"),
+        (None, "C. The person holds a knife", "C"),
+        (None, "C, because I see the pot", "C"),
+        (None, "C, or I", None),
+        (IMAGES, "C is the worst choice", None),
+        (IMAGES, "C is least likely", None),
+        (IMAGES, "C (too late)", None),
+        (IMAGES, "C, discard it", None),
         ({"A": "left", "B": "right"}, "A. right", None),
         ({"A": "left", "B": "right"}, "B. right", "B"),
         ({"A": "the red cup", "B": "a blue lid"}, "A. red cup", "A"),
@@ -179,6 +194,12 @@ def test_text_beside_the_letter(options: Mapping[str, str] | None, answer: str, 
             "The correct order of the images is 4, 2, 3, 1.",
             "- 4\n- 2\n- 3\n- 1",
         ),
+        *(
+            "The correct chronological order of frames is 4 2 3 1",
+            "4/2/3/1",
+            "4 2 3, and last 1",
+            "4 2 3 1 last",
+        ),
         *("4 2 3 1 is the correct order", "\u56fe4\u2192\u56fe2\u2192\u56fe3\u2192\u56fe1"),
     ],
 )
@@ -189,7 +210,12 @@ def test_an_order_that_a_person_would_be_sure_of(answer: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", ["first 4, third 2, second 3", "1. 2. 3. 4", "4 2 3 1 or not", "2. Image 4\n1. Image 3"]
+    "answer",
+    [
+        *("first 4, third 2, second 3", "1. 2. 3. 4", "4 2 3 1 or not", "2. Image 4\n1. Image 3"),
+        "Image 1 is last, Image 4 is first, Image 2 is second, Image 3 is third",
+        *("Last is 1, then 4, 2, 3", "4/2", "\u6700\u540e\u56fe1, \u56fe4, \u56fe2, \u56fe3"),
+    ],
 )
 def test_no_order(answer: str) -> None:
     assert grade(respond(answer), "4 2 3 1").parsed is None
@@ -211,6 +237,16 @@ def test_no_order(answer: str) -> None:
         (" The answer is B.", False),
         (" or B", False),
         ("\nB", False),
+        (" **B**", False),
+        (" (B)", False),
+        (" Thus $\\boxed{B}$.", False),
+        (" Final: B", False),
+        (" Actually, the correct one is B.", False),
+        (" Let me reconsider: B.", False),
+        (" Hmm, B fits better.", False),
+        (" On second thought B.", False),
+        (" \u5e94\u8be5\u662fB", False),
+        (" **A** fits best.", True),
     ],
 )
 def test_text_after_the_answer_may_take_it_back(after: str, kept: bool) -> None:
@@ -232,6 +268,16 @@ def test_a_template_that_opens_the_reasoning(answer: str) -> None:
     assert grade(f"<answer>{answer}</answer>", "C", opened_think=True).format == 0
 
 
+@pytest.mark.parametrize(
+    "said", ["It is <answer>C</answer>. But", "<answer>C</answer>", "So the answer is C"]
+)
+@pytest.mark.parametrize("untagged", [True, False])
+def test_a_reasoning_that_the_template_opens_and_nobody_ends_has_no_answer(said: str, untagged: bool) -> None:
+    opened = grade(said, "C", opened_think=True, untagged=untagged)
+    assert (opened.parsed, opened.score()) == (None, 0)
+    assert opened.parsed == grade(f"<think>{said}", "C", untagged=untagged).parsed
+
+
 # --- responses without tags ---------------------------------------------------------------------------
 
 
@@ -246,6 +292,14 @@ def test_a_template_that_opens_the_reasoning(answer: str) -> None:
         ("The disc moves.\n\\[\\boxed{B}\\]", "B"),
         ("The disc moves.\n**B**", "B"),
         ("The disc moves.\n\u56e0\u6b64\u9009B\u3002", "B"),
+        ("The disc moves.\nTherefore, the missing frame is B.", "B"),
+        ("The disc moves.\n$$\n\\boxed{B}\n$$", "B"),
+        ("The disc moves.\n\\[\n\\boxed{B}\n\\]", "B"),
+        ("Answer: B\n\nExplanation: the disc moves in B, not in A.", "B"),
+        ("Answer: B\n\nWait, that is wrong.", None),
+        ("Answer: B\n\nNo, it is C, as the disc moves", None),
+        ("Answer: A or B\n\nThe disc moves.", None),
+        ("<think>It asks for the <answer> tag.</think>\n\nB", "B"),
         ("A. x\nB. y\nC. z\nD", None),
         ("A\nB", None),
         ("The disc moves.\nA ball rolls.", None),
@@ -399,6 +453,7 @@ PIECES = (
     "answer is ",
     "\u9009",
     "<!--",
+    "<!---->",
     "-->",
     "<think>",
 )

@@ -19,7 +19,10 @@ from tpru_verl.sample import Task
 from tpru_verl.terminal import line_of, messages, progress_bar
 
 STYLES = ("tpru", "direct", "benchmark")
-ORDER = "Answer with the order alone, as letters without spaces."
+ORDER = (
+    "Answer with the order alone: the numbers of the images separated by spaces, or their letters without "
+    "spaces where the question labels them with letters."
+)
 WORD = "Answer with one word or number."
 FORMAT = 1  # part of the key of a stored reply: a new number makes all stored replies invalid
 

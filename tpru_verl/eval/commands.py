@@ -286,7 +286,9 @@ def compare(
         bool,
         typer.Option("--anyway", help="Compare the rows that both have, although the questions differ."),
     ] = False,
-    samples: Annotated[int, typer.Option(min=100, help="Random swaps of A and B that p is taken from.")] = 10_000,
+    samples: Annotated[
+        int, typer.Option(min=100, help="Random swaps of A and B that p is taken from.")
+    ] = 10_000,
     seed: Annotated[int, typer.Option(help="Seed of the swaps.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write all numbers and changed rows to this file.")

@@ -20,6 +20,7 @@ __all__ = ["MAX_ANSWER", "announces", "choice_of", "named_order", "read"]
 MAX_ANSWER = 256  # characters; a longer answer is an essay, not a choice
 
 _NOUN = r"(?:answer|option|choice|letter|order|sequence|image|frame|picture|photo)s?"
+_WHICH = r"(?:next|previous|missing|following|earlier|chronological|temporal)"
 _BE = r"(?:is|are|was|(?:must|should|would)\s+be)"
 # "answer" in German, French, Spanish, Portuguese, Italian and Russian
 _FOREIGN = (
@@ -29,8 +30,14 @@ _FOREIGN = (
 _LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option", "答案是", "选"
     r"(?:(?:"
     r"(?:so|therefore|thus|hence|finally|overall|consequently|in\s+conclusion)(?![a-z])"
-    r"|(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best|most\s+likely)\s+)*" + _NOUN + r"(?![a-z])"
-    r"(?:\s+(?:of|for)\s+the\s+(?:images|frames|pictures|photos|steps)(?![a-z]))?(?:\s*"
+    r"|(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best|most\s+likely|"
+    + _WHICH
+    + r")\s+)*(?:"
+    + _NOUN
+    + "|"
+    + _WHICH
+    + r"\s+step)(?![a-z])"
+    r"(?:\s+(?:of|for)\s+(?:the\s+)?(?:images|frames|pictures|photos|steps)(?![a-z]))?(?:\s*"
     + _BE
     + r"(?![a-z]))?"
     r"|(?:i|we)(?:\s+(?:would|will)|'ll|'d)?\s+(?:choose|pick|select|say|think|believe|go\s+(?:with|for))(?![a-z])"
@@ -52,7 +59,11 @@ _CONFIRMED = re.compile(
     re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
-    r"answer|option|choice|choose|pick|select|go\s+(?:with|for)|答|正解|[选選]|답|" + _FOREIGN, re.IGNORECASE
+    r"answer|option|choice|choose|pick|select|go\s+(?:with|for)|"
+    + _WHICH
+    + r"|答|正解|[选選]|답|"
+    + _FOREIGN,
+    re.IGNORECASE,
 )
 
 # A character of a word. Chinese and Japanese have no space between a word and a letter.
@@ -60,8 +71,8 @@ _INNER = r"[^\W\u3040-\u30ff\u3400-\u9fff]"
 _ENDS = rf"(?!['\u2019]?{_INNER})"
 _LETTER = re.compile(r"[(\[{\u3010\u300c]?\s?([A-Za-z])" + _ENDS)
 _LABEL = re.compile(r"\s?[)\]}\u3011\u300d.:\u3002\u3001]+")  # "C. text": the text is the option's
-_REMARK = re.compile(  # "C, text", "C - text", "C because", "C is correct", "C and not A"
-    r"\s?[,;!]|\s+(?=[-\u2013\u2014(\[])|\s+(?=(?:is|was|seems|(?:must|should|would)\s+be|(?:and|but)\s+not|not"
+_REMARK = re.compile(  # "C, text", a line below, "C - text", "C because", "C is correct", "C and not A"
+    r"\s?[,;!]|\s*\n|\s+(?=[-\u2013\u2014(\[])|\s+(?=(?:is|was|seems|(?:must|should|would)\s+be|(?:and|but)\s+not|not"
     r"|because|since|as|rather\s+than|instead\s+of)\b)|\s*(?=是?(?:正确|对)|而?不是)",
     re.IGNORECASE,
 )
@@ -72,7 +83,12 @@ _BESIDE = re.compile(  # "C the red cup", "C = the red cup", "the red cup: C"
 )
 
 _LONE_LETTER = re.compile(rf"(?<!{_INNER})(?<!{_INNER}['\u2019])([A-Za-z]){_ENDS}")
-_ARTICLE = re.compile(r"\ba(?=\s+[a-z]{2})")
+# No options: "a pot", "A pot" where a sentence begins, "I see". An option does something: "A is", "I fits".
+_ARTICLE = re.compile(
+    r"\ba(?=\s+[a-z]{2})|\bI(?=\s+[a-z]+(?<!s)\b)|(?:^|(?<=[.!?]\s))A(?=\s+(?!(?:and|or|as|if|too|also|then|but"
+    r"|not|nor|instead|again|maybe|perhaps|first|next|later|earlier|after|before|in|on|at|to|for|by|would|can"
+    r"|could|may|might|must|should|will|does)\b)[a-z]+(?<!s)\b)"
+)
 _LABEL_GROUP = re.compile(r"\b(?:[A-H]{2,}|[A-H]\d+)\b")  # "BCDE", "B1"
 
 _EXCLUDED = re.compile(  # "and not B", "(not A or D)", "rather than B"
@@ -95,7 +111,7 @@ _DENIED = re.compile(  # at the start of a remark, or of the answer itself
     r"(?:(?:is|are|was|has|it|this|that|which|but|definitely|certainly|clearly|probably|surely|actually|i|am|be"
     r"|must|should|would|could|can|does|do)\s+)*(?:not|never|no(?=\s*$|\s*[,.;:!])|none(?=\s+of\s+th(?:em|ese|ose))|neither|nor"
     r"|cannot|wrong|incorrect|false|isn['\u2019]t|can['\u2019]t|doesn['\u2019]t|wasn['\u2019]t|won['\u2019]t"
-    r"|unlikely|except|(?:been\s+)?(?:ruled\s+out|excluded|eliminated|rejected|discarded|impossible))(?![\w'])"
+    r"|unlikely|except|(?:the\s+)?(?:worst|least|opposite)|too\s+(?:early|late)|discard|(?:been\s+)?(?:ruled\s+out|excluded|eliminated|rejected|discarded|impossible))(?![\w'])"
     r"|.*(?:\b(?:(?:is|it's|that's|was|be)\s+(?:\w+\s+)?(?:wrong|incorrect|false)"
     r"|not\s+(?:\w+\s+)?(?:right|correct|answer|option|choice|one|it))\b|不对|不是|不正确|错)",
     re.IGNORECASE | re.DOTALL,
@@ -261,8 +277,7 @@ def _stands(reading: Reading, letter: str, options: _Options) -> bool:
 
 def _names_another(rest: str, letter: str, options: _Options) -> bool:
     """Whether a remark holds the letter of another option, or several letters as one word."""
-    if options.read:
-        rest = _ARTICLE.sub(" ", rest)
+    rest = _ARTICLE.sub(" ", rest)
     others = {name.upper() for name in _LONE_LETTER.findall(rest)} - {letter}
     return bool(others & options.read.keys() if options.read else others) or bool(_LABEL_GROUP.search(rest))
 

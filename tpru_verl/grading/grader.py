@@ -9,10 +9,17 @@ from functools import lru_cache
 from reprlib import repr as shortened
 
 from tpru_verl.grading.compare import MAX_ANSWER, choice_of, named_order, read
+from tpru_verl.grading.normalise import plain, undress
 from tpru_verl.grading.orders import counts_up, order_credit
 from tpru_verl.grading.penalties import on_grid, penalty
 from tpru_verl.grading.published import published_reward
-from tpru_verl.grading.response import answers_of, format_of, untagged_answers
+from tpru_verl.grading.response import (
+    announced_first,
+    answers_of,
+    boxed_in,
+    format_of,
+    untagged_answers,
+)
 
 __all__ = ["PRESETS", "Grade", "grade", "read_answer"]
 
@@ -27,9 +34,14 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _NAMED_AFTER = re.compile(
-    r"(?i:\b(?:it|answer|option|choice)(?:\s(?:is|should\sbe|must\sbe)|'s|:)|\bi\s(?:choose|pick|mean|meant)"
-    r"|\b(?:instead|rather|actually)\b,?|答案[是为:]?|选)\s?(?i:the\s|option\s)?[*(\[]{0,3}"
+    r"(?i:\b(?:it|answer|option|choice|one|frame|image|step)(?:\s(?:is|should\sbe|must\sbe)|'s|:)"
+    r"|\bi\s(?:choose|pick|mean|meant)|\b(?:final|reconsider(?:ing)?|correction|edit):"
+    r"|\b(?:instead|rather|actually|second\sthoughts?|changed?\s(?:it\s)?to)\b,?|答案[是为:]?|选|应该是)\s?(?i:the\s|option\s)?[*(\[]{0,3}"
     r"([A-Z]|\d(?:[\s,>-]{0,4}\d)+)(?![\w'])"
+)
+_PREFERRED = re.compile(
+    r"\b([A-Z])\s(?:is|fits|seems|looks|works|(?:would|must)\sbe)\s(?:(?:the|even|much|a\s(?:bit|little))\s)?"
+    r"(?:better|best|correct|right)\b"
 )
 
 Options = tuple[tuple[str, str], ...]
@@ -107,13 +119,15 @@ def grade(
     text of one option stand for its letter. `task` is one of `Task`'s values; only in reordering, or
     where it is not given, are several letters (`CABD`) an order.
 
-    `opened_think`: the chat template ends the prompt with `<think>`, so that a response without it has the
-    right form. `untagged`: a response without `<answer>` is read, too (`untagged_answers`). A response of
-    any content gets a grade; an answer that cannot be read (`read_answer`) makes every response wrong.
+    `opened_think`: the chat template ends the prompt with `<think>`, so that a response begins inside of the
+    reasoning: one that does not end it gives no answer. `untagged`: a response without `<answer>` is read,
+    too (`untagged_answers`, `announced_first`). A response of any content gets a grade; an answer that cannot
+    be read (`read_answer`) makes every response wrong.
     """
     known = tuple(options.items()) if options else ()
     expected, labels = _truth(answer, known, task)
-    parsed = _parsed(response, known, labels, untagged)
+    inside = opened_think and not response.lstrip().startswith("<think>")
+    parsed = _parsed(f"<think>{response}" if inside else response, known, labels, untagged)
     accuracy = partial = float(parsed is not None and parsed == expected)
     if parsed is not None and expected is not None and parsed != expected:
         if labels:
@@ -175,11 +189,15 @@ def _parsed(response: str, known: Options, labels: tuple[str, ...] | None, untag
         said = {named_order(text, labels) if labels else choice_of(text, known) for text in texts}
         parsed = said.pop() if len(said) == 1 else None
         return parsed if parsed is None or not after or _kept(parsed, after, known, labels) else None
-    if untagged and "<answer>" not in response and "</answer>" not in response:
-        return next(
-            (said for text in untagged_answers(response) if (said := _named(text, known, labels))), None
-        )
-    return None
+    said = response.rpartition("</think>")[2]
+    if not untagged or "<answer>" in said or "</answer>" in said:
+        return None
+    for text in untagged_answers(response):
+        if parsed := _named(text, known, labels):
+            return parsed
+    first, after = announced_first(response)
+    parsed = _named(first, known, labels)
+    return parsed if parsed and _kept(parsed, after, known, labels) else None
 
 
 def _named(text: str, known: Options, labels: tuple[str, ...] | None) -> str | None:
@@ -194,9 +212,11 @@ def _kept(parsed: str, after: str, known: Options, labels: tuple[str, ...] | Non
         after = f"{after[:_MAX_AFTER]}\n{after[-_MAX_AFTER:]}"
     if _TAKEN_BACK.search(after):
         return False
-    others = {_named(match[1], known, labels) for match in _NAMED_AFTER.finditer(after)}
-    if len(after) <= MAX_ANSWER and after.strip()[:1].isupper():
-        others.add(_named(after, known, labels))  # "<answer>A</answer> B"
+    named = [match[1] for match in (*_NAMED_AFTER.finditer(after), *_PREFERRED.finditer(after))]
+    named += boxed_in(after)
+    if len(after) <= MAX_ANSWER and undress(plain(after))[:1].isupper():
+        named.append(after)  # "<answer>A</answer> **B**"
+    others = {_named(text, known, labels) for text in named}
     return others <= {None, parsed}
 
 

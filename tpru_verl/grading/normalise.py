@@ -29,6 +29,7 @@ _EMPHASIS = re.compile(r"</?(?:b|i|u|em|strong|code|mark|p|span)>|<br ?/?>", re.
 _NUMBERED_IMAGE = re.compile(r"<(image|frame|img|picture)[ _]?(\d{1,3})>", re.IGNORECASE)
 
 _DECORATION = str.maketrans("", "", '*_`$"\u201c\u201d')
+_FENCE = re.compile(r"\s*```\w*\s*\n")
 _BULLET = re.compile(r"[-\u2022#>]+\s+")
 _EDGES = "'\u2018\u2019.,;:!\u3002\u3001"  # punctuation before and after an answer that says nothing
 _LAYERS = (
@@ -59,6 +60,8 @@ def plain(text: str) -> str:
 
 def undress(text: str) -> str:
     """`text` without Markdown, quotes, `\\boxed{}`, punctuation and brackets around the whole of it."""
+    if "```" in text and (fence := _FENCE.match(text)):
+        text = text[fence.end() :]
     text = text.translate(_DECORATION).strip()
     if bullet := _BULLET.match(text):
         text = text[bullet.end() :]

@@ -68,17 +68,19 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 NUMBER_WORDS = {word: str(number) for number, word in enumerate(_NUMBERS, start=1)}
 _PLACES = {word: place for place, word in enumerate(_ORDINALS, start=1)}
 _FILLER = re.compile(  # words of an order that are no label
-    r"(?<![a-z])(?:(?:image|frame|photo|picture|panel|step)s?|the|and|then|next|finally|last(?:ly)?|after\s+that"
+    r"(?<![a-z])(?:(?:image|frame|photo|picture|panel|step)s?|the|and|then|next|after\s+that"
     r"|followed\s+by|comes?|is|\\(?:rightarrow|to|lt|gt))(?![a-z])"
-    r"|\u56fe\u7247|\u56fe\u50cf|\u56fe|\u5e27|\u7136\u540e|\u63a5\u7740|\u6700\u540e|\u9996\u5148|\u518d|\u7b2c|\u5f20",
+    r"|\u56fe\u7247|\u56fe\u50cf|\u56fe|\u5e27|\u7136\u540e|\u63a5\u7740|\u9996\u5148|\u518d|\u7b2c|\u5f20",
     re.IGNORECASE,
 )
+_LAST = re.compile(r"(?<![a-z])(?:finally|last(?:ly)?)(?![a-z])|\u6700\u540e", re.IGNORECASE)
 _ORDINAL_ENDING = re.compile(r"(?<=\d)(?:st|nd|rd|th)(?![a-z])", re.IGNORECASE)
 _LIST_MARK = re.compile(  # "1. ", "(1) ", "Step 1: "
     r"(?<![^\s,;])(?:(?:step|position|place)\s?(\d{1,2})\s?[.):]?|\(?(\d{1,2})[.)])\s+(?=\S)", re.IGNORECASE
 )
 _BETWEEN = ",;-><&\u2192\u27f6\u21d2\u2794\u279c\u2013\u2014=#\u3001()[]{}"
 _SEPARATORS = str.maketrans(dict.fromkeys(_BETWEEN, " "))
+_SLASHES = re.compile(r"\s*\d+(?:\s*/\s*\d+){2,}\s*")  # of two labels, a slash may be an alternative
 _FOREIGN = re.compile(rf"[^\w\s\\{re.escape(_BETWEEN)}]")  # a character that no order has
 
 
@@ -98,9 +100,18 @@ def order_of(text: str) -> tuple[str, ...] | None:
 
 
 def _labels(text: str) -> tuple[str, ...] | None:
+    if "/" in text and _SLASHES.fullmatch(text):
+        text = text.replace("/", " ")
     if _FOREIGN.search(text):  # most texts are no order, and end here
         return None
-    words = _ORDINAL_ENDING.sub("", _FILLER.sub(" ", text)).translate(_SEPARATORS).casefold().split()
+    text = _ORDINAL_ENDING.sub("", _FILLER.sub(" ", text))
+    words = _LAST.sub(" last ", text).translate(_SEPARATORS).casefold().split()
+    if "last" in words:  # beside the last label: "last 1", "1 last"
+        at = words.index("last")
+        final = [word for word in words[at:] if word != "last"]
+        if len(final) > 1:
+            return None
+        words = words[:at] + final
     places = [_PLACES[word] for word in words if word in _PLACES]
     labels = [NUMBER_WORDS.get(word, word) for word in words if word not in _PLACES]
     if places and not labels:

@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 from tpru_verl.grading.compare import MAX_ANSWER, announces, read
 
-__all__ = ["answers_of", "format_of", "untagged_answers"]
+__all__ = ["announced_first", "answers_of", "boxed_in", "format_of", "untagged_answers"]
 
 _MAX_TAGS = 16  # reasonings or answers in one response; more are no answer, and would not be read in time
 _MAX_TAIL = 2048  # characters at the end of an untagged response in which its last lines are looked for
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ANY_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+_FRAME = re.compile(r"\$\$|\\[\[\]]|`{3}\w*")  # around a formula or a code block
 _BOXED = re.compile(r"\\boxed\s?\{(?:[^{}]|\{[^{}]*\})*\}")
 
 
@@ -66,12 +67,12 @@ def _collect(part: str, texts: set[str]) -> str | None:
 
 
 def _without_comments(text: str) -> str:
-    kept = []
-    while text:
-        before, opened, comment = text.partition("<!--")
-        kept.append(before)
-        text = comment.partition("-->")[2] if opened else ""
-    return "".join(kept)
+    kept, at = [], 0
+    while (opened := text.find("<!--", at)) >= 0:
+        kept.append(text[at:opened])
+        closed = text.find("-->", opened + 4)
+        at = len(text) if closed < 0 else closed + 3
+    return "".join([*kept, text[at:]])
 
 
 def untagged_answers(response: str) -> Iterator[str]:
@@ -85,14 +86,34 @@ def untagged_answers(response: str) -> Iterator[str]:
     if not said or "<think>" in said:
         return
     yield said if len(said) <= MAX_ANSWER else ""
-    *before, last = [line.strip() for line in said[-_MAX_TAIL:].splitlines() if line.strip()]
-    if not before:
+    lines = _lines(said)
+    if not lines or lines == [said]:
         return
+    *before, last = lines
     boxes = _BOXED.findall(last)
     if len(boxes) == 1:
         yield boxes[0]
     elif announces(last) or (_is_bare(last) and not any(_answers_otherwise(line, last) for line in before)):
         yield last
+
+
+def announced_first(response: str) -> tuple[str, str]:
+    """The first line of an untagged response, where that alone announces an answer, and what follows it."""
+    first, _, after = response.rpartition("</think>")[2].strip().partition("\n")
+    rest = [line for line in _lines(after) if line != first.strip()]
+    alone = not any(announces(line) or _is_bare(line) or boxed_in(line) for line in rest)
+    return (first, after) if len(first) <= MAX_ANSWER and announces(first) and alone else ("", "")
+
+
+def _lines(said: str) -> list[str]:
+    """The last lines, without those that only frame a formula or a code block."""
+    lines = (line.strip() for line in said[-_MAX_TAIL:].splitlines())
+    return [line for line in lines if line and not _FRAME.fullmatch(line)]
+
+
+def boxed_in(text: str) -> list[str]:
+    """Each `\\boxed{}` of a text."""
+    return _BOXED.findall(text)
 
 
 def _is_bare(line: str) -> bool:
