@@ -142,6 +142,13 @@ def test_options_that_are_no_list_are_one_line(cells: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_rows_of_one_id_get_ids_that_no_other_row_has(tmp_path: Path) -> None:
+    rows = [{**reordering(i), "id": name} for i, name in enumerate(["a", "a", "a#2", "a", "b"])]
+    loaded = load(BENCHMARKS["tpru-test"], str(write_parquet(tmp_path / "rows.parquet", rows)))
+    assert [item.id for item in loaded.items] == ["a", "a#3", "a#2", "a#4", "b"]
+    assert loaded.repeated == ["a"]
+
+
 def test_rotations_of_a_circular_table_are_left_out(tmp_path: Path) -> None:
     loaded = load(BENCHMARKS["mmcr"], str(mmcr_tsv(tmp_path)))
     assert len(loaded.items) == 3

@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -110,6 +112,7 @@ class Loaded:
     """The items of a benchmark, their origin, and notes for the user.
 
     `whole`: these are the rows that were published, all of them, so that published numbers may stand beside.
+    `repeated`: the ids that several rows have in the source; the items have distinct ones.
     """
 
     benchmark: Benchmark
@@ -118,6 +121,7 @@ class Loaded:
     revision: str | None
     notes: list[str] = field(default_factory=list)
     whole: bool = False
+    repeated: list[str] = field(default_factory=list)
 
 
 def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None = None) -> Loaded:
@@ -141,7 +145,9 @@ def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None 
     mismatches = _mismatches(benchmark, parts, len(items))
     whole = benchmark.rows is not None and not mismatches
     origin = data or parts[0].name
-    return Loaded(benchmark, _distinct(items), origin, parts[0].commit, [*notes, *mismatches], whole)
+    repeated = [name for name, times in Counter(item.id for item in items).items() if times > 1]
+    notes += mismatches
+    return Loaded(benchmark, _distinct(items), origin, parts[0].commit, notes, whole, repeated)
 
 
 def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list[Part]:
@@ -260,12 +266,18 @@ def _md5(path: Path) -> str:
 
 
 def _distinct(items: list[Item]) -> list[Item]:
-    """Ids made distinct: results are stored and compared by them."""
-    seen: dict[str, int] = {}
+    """Ids made distinct: results are stored and compared by them. A new id is none that another row has."""
+    taken = {item.id for item in items}
+    numbers: dict[str, int] = {}
     named = []
     for item in items:
-        seen[item.id] = number = seen.get(item.id, 0) + 1
-        named.append(item if number == 1 else replace(item, id=f"{item.id}#{number}"))
+        name, number = item.id, numbers.get(item.id, 0) + 1
+        if number > 1:
+            number = next(free for free in count(number) if f"{item.id}#{free}" not in taken)
+            name = f"{item.id}#{number}"
+        numbers[item.id] = number
+        taken.add(name)
+        named.append(replace(item, id=name))
     return named
 
 
