@@ -50,6 +50,25 @@ def test_sources_of_one_name_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
+    "source", ["a/responses", "a/Responses/", "a/summary", "a/page", "a/x.guided", "a/x.score"]
+)
+def test_names_of_other_results_are_reserved(source: str) -> None:
+    ((benchmark, _),) = own([source])
+    assert benchmark.name == f"{Path(source).name}-2"
+
+
+def test_a_source_called_responses_keeps_the_stored_replies(tpru_eval: Tpru, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "responses/rows.parquet", [reordering(1)])
+    args = ["--rows", tmp_path / "responses", "--out", tmp_path / "out"]
+    with endpoint() as server:
+        for _ in range(2):
+            code, _, err = tpru_eval("tiny", "--base-url", server.url, *args)
+            assert code == 0, err
+    assert len(server.asked) == 1
+    assert (tmp_path / "out/responses-2.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"task": "sorting"}, "'sorting'"),

@@ -14,23 +14,27 @@ from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.eval.benchmarks import NAMES
 from tpru_verl.eval.benchmarks.base import Benchmark
+from tpru_verl.eval.decide import GUIDED, SCORE
 from tpru_verl.eval.item import Item
 from tpru_verl.sample import parse_options, problems_of
 from tpru_verl.terminal import line_of
+
+RESERVED = ("responses", "summary", "page")  # files of an evaluation's folder
+_DECIDED = (f".{GUIDED}", f".{SCORE}")  # how the results of `--decide` end
 
 
 def own(sources: Sequence[str], keys: Keys | None = None) -> list[tuple[Benchmark, str]]:
     """A benchmark for each source, with the source. Its name is the last part of the source's path.
 
-    No such name is that of a published benchmark, and no two are equal.
+    No such name is that of a published benchmark or of another file of the results, and no two are equal.
     """
     found: list[tuple[Benchmark, str]] = []
-    names: set[str] = {*NAMES}
+    names: set[str] = {*NAMES, *RESERVED}
     for source in dict.fromkeys(sources):
         title = Path(source.rstrip("/")).name or source
         base = name = re.sub(r"[^\w.@-]+", "-", title).strip("-.") or "rows"
         number = 1
-        while name.lower().replace("_", "-") in names:
+        while name.lower().replace("_", "-") in names or name.lower().endswith(_DECIDED):
             number += 1
             name = f"{base}-{number}"
         names.add(name.lower().replace("_", "-"))
