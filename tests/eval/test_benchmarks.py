@@ -181,6 +181,12 @@ class TestRefusals:
         assert "row 1: answer: found 'Z', expected one of A, B" in broken[1]
         assert "row 2: found base64 that cannot be decoded" in broken[2]
 
+    @pytest.mark.parametrize("answer", ["(B)", "b", "B.", "B. y"])
+    def test_an_answer_in_another_form_is_its_letter(self, tmp_path: Path, answer: str) -> None:
+        row = {"index": 0, "question": "?", "A": "x", "B": "y", "answer": answer, "image": picture(0)}
+        (item,) = items("blink", tsv(tmp_path / "x.tsv", [row]))
+        assert (item.answer, item.broken) == ("B", None)
+
     def test_an_empty_table(self, tmp_path: Path) -> None:
         path = tmp_path / "x.tsv"
         path.write_text("index\tquestion\tA\tB\tanswer\timage\n")

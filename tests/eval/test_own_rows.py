@@ -1,16 +1,18 @@
 """`tpru eval --rows`: the user's own rows under their own name, and no published numbers beside them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.benchmark_rows import tpru_hub
-from support.endpoint import endpoint
+from support.endpoint import Asked, endpoint
 from support.rows import reordering, write_jsonl, write_parquet
 
 from tpru_verl.eval.benchmarks.own import own
 from tpru_verl.eval.published import OVERALL
+from tpru_verl.eval.results import read_results
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -66,6 +68,50 @@ def test_a_source_called_responses_keeps_the_stored_replies(tpru_eval: Tpru, tmp
             assert code == 0, err
     assert len(server.asked) == 1
     assert (tmp_path / "out/responses-2.jsonl").is_file()
+
+
+ANSWERS = [
+    "B",
+    "b",
+    "(B)",
+    "B.",
+    "B. 3 1 4 2",
+    "3 1 4 2",
+    "<answer>B</answer>",
+    "None of the choices provided",
+]
+
+
+def test_circular_reads_the_answer_of_a_row_in_each_form(tpru_eval: Tpru, tmp_path: Path) -> None:
+    """The model knows the option "3 1 4 2", wherever it stands: all rows but the last are right."""
+    rows = [reordering(i, answer=answer) for i, answer in enumerate(ANSWERS)]
+    source = write_parquet(tmp_path / "rows.parquet", rows)
+
+    def knows(asked: Asked) -> str:
+        (letter,) = re.findall(r"^([A-E])\. 3 1 4 2$", asked.text, re.MULTILINE)
+        return f"<answer>{letter}</answer>"
+
+    with endpoint(knows) as server:
+        args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out", "--circular"]
+        code, _, err = tpru_eval(*args)
+    assert code == 0, err
+    assert len(server.asked) == 5 * len(ANSWERS)
+    lines = read_results(tmp_path / "out/rows.parquet.jsonl")
+    assert [line["answer"] for line in lines] == ["B"] * 7 + ["E"]
+    assert [line["score"] for line in lines] == [1] * 7 + [0]
+    assert not [line["failed"] for line in lines if line["failed"]]
+
+
+def test_circular_asks_once_for_an_order_of_labelled_pictures(tpru_eval: Tpru, tmp_path: Path) -> None:
+    labelled = "".join(f"\nImage {letter}: <image>" for letter in "ABCD")
+    row = reordering(1, problem=f"What is the correct order?{labelled}", answer="BDAC")
+    source = write_parquet(tmp_path / "rows.parquet", [row])
+    with endpoint(lambda asked: "<answer>BDAC</answer>") as server:
+        args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out", "--circular"]
+        code, _, err = tpru_eval(*args)
+    assert (code, len(server.asked)) == (0, 1), err
+    (line,) = read_results(tmp_path / "out/rows.parquet.jsonl")
+    assert (line["score"], line["failed"]) == (1, None)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import urllib.request
 from collections import Counter
@@ -27,6 +26,7 @@ from tpru_verl.data.source.rows import (
 )
 from tpru_verl.eval.item import Item, posed
 from tpru_verl.files import whole
+from tpru_verl.grading import read_answer
 from tpru_verl.terminal import line_of
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -222,9 +222,10 @@ def _item(layout: Layout, record: Record) -> Item | None:
         return Item(name, "", "", (), broken=f"{record.place}: {error}")
     if item is None or item.broken:
         return item
-    problem = f"answer: found {item.answer!r}, expected one of {', '.join(item.options)}"
-    wrong = item.options and item.answer not in item.options
-    return replace(item, broken=f"{record.place}: {problem}") if wrong else item
+    try:
+        return replace(item, answer=letter_of(item.answer, item.options, item.task))
+    except ValueError as error:
+        return replace(item, broken=f"{record.place}: answer: {error}")
 
 
 def records(part: Part) -> Iterator[Record]:
@@ -308,10 +309,13 @@ def picture_of(images: Sequence[bytes]) -> str:
     return hashlib.sha256(images[0]).hexdigest()[:16] if images else ""
 
 
-def letter_of(text: str) -> str:
-    """The letter in `(A)`, `A` or `A.`."""
-    match = re.fullmatch(r"\(?([A-Z])\)?\.?", text.strip())
-    return match[1] if match else text.strip()
+def letter_of(answer: str, options: Mapping[str, str], task: str | None = None) -> str:
+    """The answer of a row as the grader reads it: the letter of the option that `(B)` or `B. a cup` names.
+
+    An order of pictures that the options label is an order; without options, the answer is as it came.
+    Raises as `read_answer`.
+    """
+    return answer if answer in options or not options else read_answer(answer, options, task)
 
 
 def answers(cells: object) -> list[str]:

@@ -13,7 +13,7 @@ from tpru_verl.data.source.forms import Keys, form_of, units_of
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.eval.benchmarks import NAMES
-from tpru_verl.eval.benchmarks.base import Benchmark
+from tpru_verl.eval.benchmarks.base import Benchmark, letter_of
 from tpru_verl.eval.decide import GUIDED, SCORE
 from tpru_verl.eval.item import Item
 from tpru_verl.sample import parse_options, problems_of
@@ -51,12 +51,14 @@ def read(part: Part, keys: Keys | None = None) -> Iterator[Item]:
         for row in read_rows(unit, form):
             problems = [*problems_of_row(row)] if keys else _problems(row)
             problem, listed = str(row.problem), row.cells if isinstance(row.cells, list) else []
+            answer = "" if is_missing(row.answer) else str(row.answer).strip()
+            options = parse_options(problem)
             yield Item(
                 row.row_id,
                 problem,
-                "" if is_missing(row.answer) else str(row.answer).strip(),
+                letter_of(answer, options) if answer and not problems else answer,
                 () if problems else tuple(row.images() if listed else ()),
-                parse_options(problem),
+                options,
                 task="" if problems or row.task is None else row.task.value,
                 scene=row.field("scene"),
                 source=row.source_id,
