@@ -141,6 +141,34 @@ def test_a_row_that_cannot_be_asked_counts_as_failed(
     assert (group["n"], group["failed"]) == (2, 1)
 
 
+def test_broken_rows_count_in_the_tables_of_tasks_and_scenes(tpru_eval: Tpru, tmp_path: Path) -> None:
+    """One is broken in its pictures, which says nothing about its task, one in the name of its task."""
+    named = {"task": "temporal_reordering", "scene": "kitchen"}
+    rows = [{**reordering(i), **named} for i in range(4)]
+    rows[1]["images"] = [b"no picture"] * 4
+    rows[2] |= {"task": "sorting", "scene": ""}
+    source = write_parquet(tmp_path / "rows.parquet", rows)
+    with endpoint(lambda asked: "<answer>B</answer>") as server:
+        for out in ("a", "b"):
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / out]
+            code, said, err = tpru_eval(*args)
+            assert code == 0, err
+    (group,) = json.loads((tmp_path / "a/summary.json").read_text())["benchmarks"].values()
+    counts = [
+        {name: (one["n"], one["failed"]) for name, one in group[by].items()} for by in ("tasks", "scenes")
+    ]
+    assert counts == [
+        {"temporal_reordering": (3, 1), "no task named": (1, 1)},
+        {"kitchen": (3, 1), "no scene named": (1, 1)},
+    ]
+    assert group["tasks"]["temporal_reordering"]["accuracy"] == pytest.approx(2 / 3)
+    assert "no task named" in said
+    code, said, err = tpru_eval("compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "gain.json")
+    assert code == 0, err
+    (found,) = json.loads((tmp_path / "gain.json").read_text()).values()
+    assert sum(one["difference"]["n"] for one in found["tasks"].values()) == 4
+
+
 def test_rows_that_do_not_exist_are_one_line(tpru_eval: Tpru, tmp_path: Path) -> None:
     with endpoint() as server:
         code, _, _ = tpru_eval("tiny", "--base-url", server.url, "--out", tmp_path, "--rows", tmp_path / "no")

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tpru_verl.eval.results import RowResult, read_results, read_summary
+from tpru_verl.eval.results import RowResult, grouped, read_results, read_summary
 from tpru_verl.statistics import Difference, holm, paired
 
 # Settings that must agree between two evaluations. Others, such as the engine, may differ.
@@ -148,10 +148,10 @@ def _compared(
         found = paired(a, b, [line["source"] for line, _ in pairs], samples=samples, seed=seed)
         return sum(a) / len(a), sum(b) / len(b), found
 
-    by_task: dict[str, list[tuple[RowResult, RowResult]]] = {}
-    for pair in rows:
-        by_task.setdefault(pair[0]["task"], []).append(pair)
-    tasks = {task: difference(by_task[task]) for task in sorted(by_task) if task} if len(by_task) > 1 else {}
+    pairs = {line["id"]: (line, two) for line, two in rows}
+    by_task = grouped([line for line, _ in rows], "task")
+    tasks = {task: difference([pairs[line["id"]] for line in lines]) for task, lines in by_task.items()}
+    tasks = tasks if len(tasks) > 1 else {}
     corrected = holm([found.p for _, _, found in tasks.values()])
     tasks = {
         task: (a, b, replace(found, holm=p))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 from tpru_verl.eval.decide import probabilities_of
 from tpru_verl.eval.item import Item
@@ -123,17 +123,20 @@ def summarise(lines: Sequence[RowResult]) -> dict[str, object]:
     """Accuracy, interval, unparsed and failed of a benchmark's rows, pooled, per task and per scene."""
     return {
         **_group(lines),
-        "tasks": _by(lines, lambda line: line["task"]),
-        "scenes": _by(lines, lambda line: line["scene"]),
+        "tasks": {name: _group(group) for name, group in grouped(lines, "task").items()},
+        "scenes": {name: _group(group) for name, group in grouped(lines, "scene").items()},
     }
 
 
-def _by(lines: Sequence[RowResult], name: Callable[[RowResult], str]) -> dict[str, dict[str, object]]:
+def grouped(lines: Sequence[RowResult], by: Literal["task", "scene"]) -> dict[str, list[RowResult]]:
+    """The rows of each task or scene, all of them; {} where no row names one.
+
+    Rows without a name, such as broken ones, are the last group: "no task named".
+    """
     groups: dict[str, list[RowResult]] = {}
-    for line in lines:
-        if name(line):
-            groups.setdefault(name(line), []).append(line)
-    return {key: _group(groups[key]) for key in sorted(groups)}
+    for line in sorted(lines, key=lambda line: (not line[by], line[by])):
+        groups.setdefault(line[by] or f"no {by} named", []).append(line)
+    return groups if any(line[by] for line in lines) else {}
 
 
 def _group(lines: Sequence[RowResult]) -> dict[str, object]:

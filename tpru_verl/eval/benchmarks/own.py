@@ -59,11 +59,19 @@ def read(part: Part, keys: Keys | None = None) -> Iterator[Item]:
                 letter_of(answer, options) if answer and not problems else answer,
                 () if problems else tuple(row.images() if listed else ()),
                 options,
-                task="" if problems or row.task is None else row.task.value,
+                task=_task_of(row),
                 scene=row.field("scene"),
                 source=row.source_id,
                 broken=f"{part.name} row {row.number}: {problems[0]}" if problems else None,
             )
+
+
+def _task_of(row: Row) -> str:
+    """The task of a row, a broken one, too; "" where the row names none that is known."""
+    try:
+        return row.task.value if row.task else ""
+    except ValueError:
+        return ""
 
 
 def _problems(row: Row) -> list[str]:
