@@ -94,6 +94,7 @@ def say(text: str, style: str | None = None) -> None:
 def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: Clock) -> list[RowResult]:
     """Ask for each reply that is not stored, and judge all rows. `options` name one way to decide."""
     title = loaded.benchmark.title
+    engine.identify()
     asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
     if options.after_reasoning:
         asked = _after_reasoning(asked, engine, store, clock, title)
@@ -176,7 +177,8 @@ def _answered(
     """Ask for the replies that are not stored, and store them. Returns the errors of the others by key."""
     todo = [*{request.key: request for request in requests if store.get(request.key) is None}.values()]
     if known := len(requests) - len(todo):
-        say(f"  {known:,} answers are there already, {len(todo):,} to be asked")
+        hint = f"; if the model of this name has changed, delete {store.path}"
+        say(f"  {known:,} answers are there already, {len(todo):,} to be asked{hint}")
     errors: dict[str, str] = {}
     with clock.phase("start"):
         engine.start(todo)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -119,3 +120,9 @@ def key_of(*facts: object, images: Sequence[bytes] = ()) -> str:
     for image in images:
         state.update(xxhash.xxh3_128_digest(image))
     return state.hexdigest()
+
+
+def digest_of(options: Mapping[str, object]) -> str:
+    """Hash of the options with their true values, from which no secret among them can be read."""
+    facts = json.dumps(options, sort_keys=True, default=str)
+    return hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()

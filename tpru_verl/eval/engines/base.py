@@ -60,7 +60,7 @@ class Engine(Protocol):
     """Something that answers requests.
 
     Stored replies are valid for one `identity`: the model, and whatever else a reply depends on beside the
-    request, `sampling` and `bounds`. `description` goes into summary.json.
+    request, `sampling` and `bounds`. It is final after `identify`. `description` goes into summary.json.
     """
 
     identity: str
@@ -68,6 +68,7 @@ class Engine(Protocol):
     bounds: Bounds
 
     def description(self) -> dict[str, object]: ...
+    def identify(self) -> None: ...
     def start(self, requests: Sequence[Request]) -> None: ...
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]: ...
     def close(self) -> None: ...
