@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from tpru_verl.eval.results import RowResult, grouped, read_results, read_summary
+from tpru_verl.redaction import HIDDEN
 from tpru_verl.statistics import Difference, holm, paired
 
 # Settings that must agree between two evaluations. Others, such as the engine, may differ.
@@ -25,6 +26,7 @@ SAME = (
     "max_tokens",
     "after_reasoning",  # absent in older summaries, which had none
 )
+OF_PIXELS = ("mm_processor_kwargs",)  # of vLLM's own options; others, such as quantization, make the model
 LISTED = 10  # changed rows in the terminal; the file has all
 
 
@@ -68,11 +70,7 @@ def compare(
             f"{second}: found {', '.join(b['benchmarks'])}, expected one of {', '.join(a['benchmarks'])}, "
             f"as in {first}"
         )
-    general = [
-        f"{key}: {a['settings'].get(key, False)} and {b['settings'].get(key, False)}"
-        for key in SAME
-        if a["settings"].get(key, False) != b["settings"].get(key, False)
-    ]
+    general = _settings_apart(a["settings"], b["settings"])
     pairs = [
         (name, read_results(first / f"{name}.jsonl"), read_results(second / f"{name}.jsonl"))
         for name in names
@@ -104,6 +102,27 @@ def decisions(
             title = f"{benchmarks[names[k]]['title']} minus {decide[0]}"
             found.append(_compared(names[k], title, results[i], results[k], [], 10_000, 0))
     return found
+
+
+def _settings_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    one, two = ({key: settings.get(key, False) for key in SAME} for settings in (a, b))
+    found = [f"{key}: {one[key]} and {two[key]}" for key in SAME if one[key] != two[key]]
+    one, two = _asked_with(a), _asked_with(b)
+    return found + [
+        f"--option {key}: {one.get(key, 'none')} and {two.get(key, 'none')}"
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _asked_with(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that act on template, pixels or sampling: all fields of requests, and few of vLLM's."""
+    fields = settings.get("engine") == "endpoint"
+    return {
+        key: value
+        for key, value in settings.get("options", {}).items()
+        if value != HIDDEN and (fields or key in OF_PIXELS)
+    }
 
 
 def _differing(one: Sequence[RowResult], two: Sequence[RowResult]) -> list[str]:
