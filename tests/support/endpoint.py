@@ -51,11 +51,13 @@ def by_prompt(asked: Asked) -> str:
 class Endpoint:
     """What is running: `asked` has every completion that was answered with 200.
 
-    `root` is where its models come from, as vLLM lists it; None for a server that does not say so.
+    `root` is where its models come from, as vLLM lists it; None for a server that does not say so. `finish`
+    is why a response ends before `stop`.
     """
 
     url: str
     root: str | None = None
+    finish: str = "stop"
     asked: list[Asked] = field(default_factory=list)
     tried: int = 0
 
@@ -125,7 +127,7 @@ def endpoint(
                 {
                     "index": i,
                     "message": {"role": "assistant", "content": rule(asked)},
-                    "finish_reason": "stop",
+                    "finish_reason": running.finish if body.get("stop") else "stop",
                     "logprobs": _logprobs(tops(asked)) if tops and body.get("logprobs") else None,
                 }
                 for i in range(body.get("n") or 1)

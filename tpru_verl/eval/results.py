@@ -12,7 +12,7 @@ from typing import Literal, TypedDict, cast
 from tpru_verl.eval.decide import probabilities_of
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
-from tpru_verl.eval.store import Reply, key_of
+from tpru_verl.eval.store import CUT_OFF, Reply, key_of
 from tpru_verl.statistics import brier, expected_error, mean_of, reliability, share
 from tpru_verl.trainers import versions_of
 
@@ -147,7 +147,7 @@ def _group(lines: Sequence[RowResult]) -> dict[str, object]:
         **found,
         "unparsed": _mean([sample["parsed"] is None for sample in samples]),
         "format": _mean([sample["format"] for sample in samples]),
-        "cut_off": _mean([sample["finish"] == "length" for sample in samples]),
+        "cut_off": _mean([sample["finish"] == CUT_OFF for sample in samples]),
         "failed": sum(line["failed"] is not None for line in lines),
     }
     first = [[sample for sample in line["samples"] if not sample["rotation"]] for line in lines]

@@ -13,6 +13,8 @@ import xxhash
 
 from tpru_verl.files import PRIVATE
 
+CUT_OFF = "length"  # how a response ends that reached its most tokens, as OpenAI and vLLM call it
+
 
 @dataclass(frozen=True)
 class Reply:

@@ -44,7 +44,8 @@ class Request:
     """One prompt, with an `<image>` tag for each image of its item. `key` is the hash of all that it asks.
 
     `decide` is one of `DECIDES`; for `guided` and `score`, `candidates` are the valid answers. The response
-    begins with `opening`, and ends before `stop` where that is given.
+    begins with `opening`, and ends before `stop` where that is given. `cut_off`: the reasoning in `opening`
+    reached its most tokens.
     """
 
     key: str
@@ -54,6 +55,7 @@ class Request:
     candidates: tuple[str, ...] = ()
     opening: str = ""
     stop: str = ""
+    cut_off: bool = False
 
 
 class Engine(Protocol):

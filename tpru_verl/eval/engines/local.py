@@ -15,7 +15,7 @@ from tpru_verl import hub
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
-from tpru_verl.eval.decide import GUIDED, SCORE
+from tpru_verl.eval.decide import CLOSING, GUIDED, OPENING, SCORE
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.engines.candidates import LIKELIEST, Job, scoring_job
 from tpru_verl.eval.store import Reply, digest_of
@@ -237,7 +237,7 @@ class Local:
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         opening = request.opening
         if opening and text.rstrip().endswith("<think>") and "</think>" not in opening:
-            opening = f"</think>\n\n{opening}"  # the template has begun the reasoning
+            opening = f"{opening.removesuffix(OPENING)}{CLOSING}{OPENING}"  # the template began the reasoning
         images = prepared_images(request.item, self.bounds)
         return {"prompt": text + opening, **({"multi_modal_data": {"image": images}} if images else {})}
 
