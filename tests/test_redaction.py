@@ -16,6 +16,7 @@ SECRETS = ["api_key", "API-KEY", "apikey", "token", "hf_token", "client_secret",
 HARMLESS = {
     "top_k": 20,
     "max_completion_tokens": 512,
+    "thinking_token_budget": 512,
     "stop_token_ids": [1, 2],
     "skip_special_tokens": False,
     "tokenizer": "Qwen/Qwen2.5-VL-7B-Instruct",

@@ -41,10 +41,12 @@ def looks_secret(text: str) -> bool:
 
 
 def is_secret(name: str, value: object = "") -> bool:
-    """Whether an option of this name holds a secret. `stop_token_ids` and `tokenizer` hold none."""
+    """Whether an option of this name holds a secret. `stop_token_ids`, `tokenizer` and budgets hold none."""
     name = re.sub(r"tokeniz\w*", "", name.lower())
     if _SECRET.search(name):
         return True
+    if isinstance(value, (int, float)):  # a budget of tokens, or a PIN
+        return name.endswith("token")
     return "token" in name and (isinstance(value, str) or not re.search(r"tokens|token_ids?", name))
 
 

@@ -142,6 +142,13 @@ def test_options_that_are_no_list_are_one_line(cells: object) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_rows_of_one_id_get_ids_that_no_other_row_has(tmp_path: Path) -> None:
+    rows = [{**reordering(i), "id": name} for i, name in enumerate(["a", "a", "a#2", "a", "b"])]
+    loaded = load(BENCHMARKS["tpru-test"], str(write_parquet(tmp_path / "rows.parquet", rows)))
+    assert [item.id for item in loaded.items] == ["a", "a#3", "a#2", "a#4", "b"]
+    assert loaded.repeated == ["a"]
+
+
 def test_rotations_of_a_circular_table_are_left_out(tmp_path: Path) -> None:
     loaded = load(BENCHMARKS["mmcr"], str(mmcr_tsv(tmp_path)))
     assert len(loaded.items) == 3
@@ -173,6 +180,12 @@ class TestRefusals:
         assert "row 0: images: found 1, expected 3" in broken[0]
         assert "row 1: answer: found 'Z', expected one of A, B" in broken[1]
         assert "row 2: found base64 that cannot be decoded" in broken[2]
+
+    @pytest.mark.parametrize("answer", ["(B)", "b", "B.", "B. y"])
+    def test_an_answer_in_another_form_is_its_letter(self, tmp_path: Path, answer: str) -> None:
+        row = {"index": 0, "question": "?", "A": "x", "B": "y", "answer": answer, "image": picture(0)}
+        (item,) = items("blink", tsv(tmp_path / "x.tsv", [row]))
+        assert (item.answer, item.broken) == ("B", None)
 
     def test_an_empty_table(self, tmp_path: Path) -> None:
         path = tmp_path / "x.tsv"

@@ -198,6 +198,43 @@ class TestEndpoint:
             assert code == 0, err
             assert len(server.asked) == 15  # the responses alone
 
+    @pytest.mark.parametrize("decide", ["score", "guided"])
+    @pytest.mark.parametrize(
+        ("finish", "reasoning", "begun", "cut_off"),
+        [
+            ("length", "<think>long long", "<think>long long</think>\n\n<answer>", 1),
+            ("length", "long long", "long long</think>\n\n<answer>", 1),  # the template may have opened it
+            ("length", "<think>B fits.</think> So", "<think>B fits.</think> So<answer>", 1),
+            ("stop", "<think>B fits. ", "<think>B fits. </think>\n\n<answer>", 0),
+            ("stop", "B fits. ", "B fits. <answer>", 0),
+        ],
+    )
+    def test_reasoning_that_did_not_end(
+        self,
+        tpru_eval: Tpru,
+        tmp_path: Path,
+        decide: str,
+        finish: str,
+        reasoning: str,
+        begun: str,
+        cut_off: float,
+    ) -> None:
+        """It is closed before the answer, and counts as cut off where it was."""
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
+
+        def rule(asked: Asked) -> str:
+            return reasoning if asked.body.get("stop") else "B"
+
+        with endpoint(rule, tops=lambda asked: {"B": -0.1, "A": -4}) as server:
+            server.finish = finish
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, _, err = tpru_eval(*args, "--decide", decide, "--after-reasoning")
+        assert code == 0, err
+        thought, answered = server.asked
+        assert answered.text == thought.text + begun
+        (group,) = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"].values()
+        assert (group["cut_off"], group["accuracy"]) == (cut_off, 1)
+
     def test_a_server_without_log_probabilities(self, tpru_eval: Tpru, tmp_path: Path) -> None:
         source = tpru_hub(tmp_path / "rows")
         with endpoint(lambda asked: "B") as server:
@@ -241,6 +278,26 @@ def test_tokens_of_candidates_are_those_of_the_whole_text(checkpoint: Path) -> N
             assert [*shared, *path] == tokenizer(text + candidate)["input_ids"]
         assert best_of({c: float(i) for i, c in enumerate(paths)}) == candidates[-1]
         assert all(a != b for a, b in pairwise(paths.values()))
+
+
+@pytest.mark.parametrize(
+    ("opening", "begun"),
+    [
+        ("<answer>", "</think>\n\n<answer>"),
+        ("B fits. <answer>", "B fits. </think>\n\n<answer>"),
+        ("B fits.</think><answer>", "B fits.</think><answer>"),
+        ("", ""),
+    ],
+)
+def test_a_template_that_begins_the_reasoning(checkpoint: Path, opening: str, begun: str) -> None:
+    pytest.importorskip("transformers")
+    from tpru_verl.eval.engines.base import Request, Sampling
+    from tpru_verl.eval.engines.local import Local
+
+    engine = Local(str(checkpoint), Sampling(), min_pixels=3136, max_pixels=3136)
+    engine.processor.chat_template += "<think>"
+    request = Request("key", Item("x", "Which?", "A", (), {}), "Which?", opening=opening)
+    assert engine._prompt(request)["prompt"].endswith(f"<think>{begun}")
 
 
 def test_a_vllm_that_gives_its_likeliest_tokens_alone(

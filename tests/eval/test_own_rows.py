@@ -1,16 +1,18 @@
 """`tpru eval --rows`: the user's own rows under their own name, and no published numbers beside them."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.benchmark_rows import tpru_hub
-from support.endpoint import endpoint
+from support.endpoint import Asked, endpoint
 from support.rows import reordering, write_jsonl, write_parquet
 
 from tpru_verl.eval.benchmarks.own import own
 from tpru_verl.eval.published import OVERALL
+from tpru_verl.eval.results import read_results
 
 Tpru = Callable[..., tuple[object, str, str]]
 
@@ -50,6 +52,69 @@ def test_sources_of_one_name_have_names_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
+    "source", ["a/responses", "a/Responses/", "a/summary", "a/page", "a/x.guided", "a/x.score"]
+)
+def test_names_of_other_results_are_reserved(source: str) -> None:
+    ((benchmark, _),) = own([source])
+    assert benchmark.name == f"{Path(source).name}-2"
+
+
+def test_a_source_called_responses_keeps_the_stored_replies(tpru_eval: Tpru, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "responses/rows.parquet", [reordering(1)])
+    args = ["--rows", tmp_path / "responses", "--out", tmp_path / "out"]
+    with endpoint() as server:
+        for _ in range(2):
+            code, _, err = tpru_eval("tiny", "--base-url", server.url, *args)
+            assert code == 0, err
+    assert len(server.asked) == 1
+    assert (tmp_path / "out/responses-2.jsonl").is_file()
+
+
+ANSWERS = [
+    "B",
+    "b",
+    "(B)",
+    "B.",
+    "B. 3 1 4 2",
+    "3 1 4 2",
+    "<answer>B</answer>",
+    "None of the choices provided",
+]
+
+
+def test_circular_reads_the_answer_of_a_row_in_each_form(tpru_eval: Tpru, tmp_path: Path) -> None:
+    """The model knows the option "3 1 4 2", wherever it stands: all rows but the last are right."""
+    rows = [reordering(i, answer=answer) for i, answer in enumerate(ANSWERS)]
+    source = write_parquet(tmp_path / "rows.parquet", rows)
+
+    def knows(asked: Asked) -> str:
+        (letter,) = re.findall(r"^([A-E])\. 3 1 4 2$", asked.text, re.MULTILINE)
+        return f"<answer>{letter}</answer>"
+
+    with endpoint(knows) as server:
+        args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out", "--circular"]
+        code, _, err = tpru_eval(*args)
+    assert code == 0, err
+    assert len(server.asked) == 5 * len(ANSWERS)
+    lines = read_results(tmp_path / "out/rows.parquet.jsonl")
+    assert [line["answer"] for line in lines] == ["B"] * 7 + ["E"]
+    assert [line["score"] for line in lines] == [1] * 7 + [0]
+    assert not [line["failed"] for line in lines if line["failed"]]
+
+
+def test_circular_asks_once_for_an_order_of_labelled_pictures(tpru_eval: Tpru, tmp_path: Path) -> None:
+    labelled = "".join(f"\nImage {letter}: <image>" for letter in "ABCD")
+    row = reordering(1, problem=f"What is the correct order?{labelled}", answer="BDAC")
+    source = write_parquet(tmp_path / "rows.parquet", [row])
+    with endpoint(lambda asked: "<answer>BDAC</answer>") as server:
+        args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out", "--circular"]
+        code, _, err = tpru_eval(*args)
+    assert (code, len(server.asked)) == (0, 1), err
+    (line,) = read_results(tmp_path / "out/rows.parquet.jsonl")
+    assert (line["score"], line["failed"]) == (1, None)
+
+
+@pytest.mark.parametrize(
     ("row", "said"),
     [
         ({"task": "sorting"}, "'sorting'"),
@@ -74,6 +139,34 @@ def test_a_row_that_cannot_be_asked_counts_as_failed(
     assert said in err.partition("count as wrong")[2]
     (group,) = json.loads((tmp_path / "out/summary.json").read_text())["benchmarks"].values()
     assert (group["n"], group["failed"]) == (2, 1)
+
+
+def test_broken_rows_count_in_the_tables_of_tasks_and_scenes(tpru_eval: Tpru, tmp_path: Path) -> None:
+    """One is broken in its pictures, which says nothing about its task, one in the name of its task."""
+    named = {"task": "temporal_reordering", "scene": "kitchen"}
+    rows = [{**reordering(i), **named} for i in range(4)]
+    rows[1]["images"] = [b"no picture"] * 4
+    rows[2] |= {"task": "sorting", "scene": ""}
+    source = write_parquet(tmp_path / "rows.parquet", rows)
+    with endpoint(lambda asked: "<answer>B</answer>") as server:
+        for out in ("a", "b"):
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / out]
+            code, said, err = tpru_eval(*args)
+            assert code == 0, err
+    (group,) = json.loads((tmp_path / "a/summary.json").read_text())["benchmarks"].values()
+    counts = [
+        {name: (one["n"], one["failed"]) for name, one in group[by].items()} for by in ("tasks", "scenes")
+    ]
+    assert counts == [
+        {"temporal_reordering": (3, 1), "no task named": (1, 1)},
+        {"kitchen": (3, 1), "no scene named": (1, 1)},
+    ]
+    assert group["tasks"]["temporal_reordering"]["accuracy"] == pytest.approx(2 / 3)
+    assert "no task named" in said
+    code, said, err = tpru_eval("compare", tmp_path / "a", tmp_path / "b", "--json", tmp_path / "gain.json")
+    assert code == 0, err
+    (found,) = json.loads((tmp_path / "gain.json").read_text()).values()
+    assert sum(one["difference"]["n"] for one in found["tasks"].values()) == 4
 
 
 def test_rows_that_do_not_exist_are_one_line(tpru_eval: Tpru, tmp_path: Path) -> None:

@@ -187,6 +187,16 @@ def test_an_id_that_comes_twice(folder: Path, tpru_eval: Tpru) -> None:
     assert "found the id 'Row0' twice" in str(code)
 
 
+def test_ids_that_look_like_numbered_ones(tpru_eval: Tpru, tmp_path: Path) -> None:
+    rows = [{**reordering(i), "id": f"clip#{i}"} for i in (1, 2, 3)]
+    source, out = write_parquet(tmp_path / "rows.parquet", rows), tmp_path / "a.csv"
+    with endpoint(lambda asked: "<answer>B</answer>") as server:
+        args = ["predict", "tiny", "--base-url", server.url, "--rows", source, "--out", out]
+        code, _, err = tpru_eval(*args)
+    assert code == 0, err
+    assert out.read_text() == "id,answer\nclip#1,B\nclip#2,B\nclip#3,B\n"
+
+
 REFUSED = (400, b'{"error": {"message": "the prompt is too long"}}')
 
 

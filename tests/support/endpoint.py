@@ -49,9 +49,15 @@ def by_prompt(asked: Asked) -> str:
 
 @dataclass
 class Endpoint:
-    """What is running: `asked` has every completion that was answered with 200."""
+    """What is running: `asked` has every completion that was answered with 200.
+
+    `root` is where its models come from, as vLLM lists it; None for a server that does not say so. `finish`
+    is why a response ends before `stop`.
+    """
 
     url: str
+    root: str | None = None
+    finish: str = "stop"
     asked: list[Asked] = field(default_factory=list)
     tried: int = 0
 
@@ -101,12 +107,9 @@ def endpoint(
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self.answer(
-                200,
-                json.dumps(
-                    {"object": "list", "data": [{"id": m, "object": "model"} for m in models]}
-                ).encode(),
-            )
+            more = {} if running.root is None else {"root": running.root}
+            listed = [{"id": model, "object": "model", **more} for model in models]
+            self.answer(200, json.dumps({"object": "list", "data": listed}).encode())
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -124,7 +127,7 @@ def endpoint(
                 {
                     "index": i,
                     "message": {"role": "assistant", "content": rule(asked)},
-                    "finish_reason": "stop",
+                    "finish_reason": running.finish if body.get("stop") else "stop",
                     "logprobs": _logprobs(tops(asked)) if tops and body.get("logprobs") else None,
                 }
                 for i in range(body.get("n") or 1)

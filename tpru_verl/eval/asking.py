@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from tpru_verl import prompts
 from tpru_verl.eval.benchmarks import Benchmark, Loaded
 from tpru_verl.eval.benchmarks.base import LETTER
-from tpru_verl.eval.decide import DECIDES, GENERATE, OPENING, candidates_of
+from tpru_verl.eval.decide import DECIDES, GENERATE, OPENING, candidates_of, opening_after
 from tpru_verl.eval.engines.base import Engine, Request
 from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import RowResult, result_of_row
-from tpru_verl.eval.store import Store, key_of
+from tpru_verl.eval.store import CUT_OFF, Reply, Store, key_of
 from tpru_verl.sample import Task
 from tpru_verl.terminal import line_of, messages, progress_bar
 
@@ -97,6 +97,7 @@ def say(text: str, style: str | None = None) -> None:
 def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: Clock) -> list[RowResult]:
     """Ask for each reply that is not stored, and judge all rows. `options` name one way to decide."""
     title = loaded.benchmark.title
+    engine.identify()
     asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
     if options.after_reasoning:
         asked = _after_reasoning(asked, engine, store, clock, title)
@@ -105,11 +106,16 @@ def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, cloc
     with clock.phase("grade"):
         for item, (unasked, requests) in zip(loaded.items, asked, strict=True):
             failed = unasked or next((errors[r.key] for r in requests if r.key in errors), None)
-            replies = [(r.item, r.prompt, store.get(r.key)) for r in requests]
+            replies = [(r.item, r.prompt, _after_cut(r, store.get(r.key))) for r in requests]
             results.append(result_of_row(loaded.benchmark.name, item, replies, failed))
     for row in [row for row in results if row["failed"]][:5]:
         say(f"  row {row['id']} failed: {row['failed']}", style="red")
     return results
+
+
+def _after_cut(request: Request, reply: Reply | None) -> Reply | None:
+    """The reply; its answer counts as cut off where the reasoning before it was."""
+    return replace(reply, finish=[CUT_OFF] * len(reply.finish)) if reply and request.cut_off else reply
 
 
 Asked = list[tuple[str | None, list[Request]]]  # of each row: why it cannot be asked, or its requests
@@ -165,12 +171,17 @@ def _after_reasoning(asked: Asked, engine: Engine, store: Store, clock: Clock, t
             (errors.get(thinking[r.key].key) for r in requests if thinking[r.key].key in errors), why
         )
         opened = [
-            _keyed(replace(request, opening=reply.texts[0] + OPENING), engine)
+            _keyed(_opened(request, reply), engine)
             for request, reply in zip(requests, replies, strict=True)
             if reply is not None
         ]
         found.append((failed, [] if failed else opened))
     return found
+
+
+def _opened(request: Request, reasoning: Reply) -> Request:
+    cut_off = reasoning.finish[0] == CUT_OFF
+    return replace(request, opening=opening_after(reasoning.texts[0], cut_off=cut_off), cut_off=cut_off)
 
 
 def _answered(
@@ -179,7 +190,8 @@ def _answered(
     """Ask for the replies that are not stored, and store them. Returns the errors of the others by key."""
     todo = [*{request.key: request for request in requests if store.get(request.key) is None}.values()]
     if known := len(requests) - len(todo):
-        say(f"  {known:,} answers are there already, {len(todo):,} to be asked")
+        hint = f"; if the model of this name has changed, delete {store.path}"
+        say(f"  {known:,} answers are there already, {len(todo):,} to be asked{hint}")
     errors: dict[str, str] = {}
     with clock.phase("start"):
         engine.start(todo)

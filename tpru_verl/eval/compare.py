@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from tpru_verl.eval.results import RowResult, read_results, read_summary
+from tpru_verl.eval.results import RowResult, grouped, read_results, read_summary
+from tpru_verl.redaction import HIDDEN
 from tpru_verl.statistics import Difference, holm, paired
 
 # Settings that must agree between two evaluations. Others, such as the engine, may differ.
@@ -26,6 +27,7 @@ SAME = (
     "after_reasoning",  # absent in older summaries, which had none
 )
 SURE = 0.05
+OF_PIXELS = ("mm_processor_kwargs",)  # of vLLM's own options; others, such as quantization, make the model
 LISTED = 10  # changed rows in the terminal; the file has all
 
 
@@ -69,11 +71,7 @@ def compare(
             f"{second}: found {', '.join(b['benchmarks'])}, expected one of {', '.join(a['benchmarks'])}, "
             f"as in {first}"
         )
-    general = [
-        f"{key}: {a['settings'].get(key, False)} and {b['settings'].get(key, False)}"
-        for key in SAME
-        if a["settings"].get(key, False) != b["settings"].get(key, False)
-    ]
+    general = _settings_apart(a["settings"], b["settings"])
     pairs = [
         (name, read_results(first / f"{name}.jsonl"), read_results(second / f"{name}.jsonl"))
         for name in names
@@ -105,6 +103,27 @@ def decisions(
             title = f"{benchmarks[names[k]]['title']} minus {decide[0]}"
             found.append(_compared(names[k], title, results[i], results[k], [], 10_000, 0))
     return found
+
+
+def _settings_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    one, two = ({key: settings.get(key, False) for key in SAME} for settings in (a, b))
+    found = [f"{key}: {one[key]} and {two[key]}" for key in SAME if one[key] != two[key]]
+    one, two = _asked_with(a), _asked_with(b)
+    return found + [
+        f"--option {key}: {one.get(key, 'none')} and {two.get(key, 'none')}"
+        for key in sorted(one.keys() | two.keys())
+        if one.get(key) != two.get(key)
+    ]
+
+
+def _asked_with(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that act on template, pixels or sampling: all fields of requests, and few of vLLM's."""
+    fields = settings.get("engine") == "endpoint"
+    return {
+        key: value
+        for key, value in settings.get("options", {}).items()
+        if value != HIDDEN and (fields or key in OF_PIXELS)
+    }
 
 
 def _differing(one: Sequence[RowResult], two: Sequence[RowResult]) -> list[str]:
@@ -149,10 +168,10 @@ def _compared(
         found = paired(a, b, [line["source"] for line, _ in pairs], samples=samples, seed=seed)
         return sum(a) / len(a), sum(b) / len(b), found
 
-    by_task: dict[str, list[tuple[RowResult, RowResult]]] = {}
-    for pair in rows:
-        by_task.setdefault(pair[0]["task"], []).append(pair)
-    tasks = {task: difference(by_task[task]) for task in sorted(by_task) if task} if len(by_task) > 1 else {}
+    pairs = {line["id"]: (line, two) for line, two in rows}
+    by_task = grouped([line for line, _ in rows], "task")
+    tasks = {task: difference([pairs[line["id"]] for line in lines]) for task, lines in by_task.items()}
+    tasks = tasks if len(tasks) > 1 else {}
     corrected = holm([found.p for _, _, found in tasks.values()])
     tasks = {
         task: (a, b, replace(found, holm=p))

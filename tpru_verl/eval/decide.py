@@ -24,6 +24,7 @@ from tpru_verl.sample import IMAGE_TAG
 GENERATE, GUIDED, SCORE = DECIDES = ("generate", "guided", "score")
 MOST_LABELS = 5  # 120 orders
 OPENING = "<answer>"  # where a prompt asks for tags, the answer follows this one
+CLOSING = "</think>\n\n"  # of reasoning that did not come to its end
 
 Path = tuple[Any, ...]
 
@@ -57,6 +58,16 @@ def candidates_of(item: Item) -> tuple[str, ...]:
         )
     mark = " " if labels[0].isdigit() else ""
     return tuple(mark.join(order) for order in permutations(labels))
+
+
+def opening_after(reasoning: str, *, cut_off: bool) -> str:
+    """How a response begins that reasoned first. Reasoning that has no end gets one before the answer.
+
+    `cut_off`: it reached its most tokens. It may have begun in the prompt then, so that it has no `<think>`.
+    """
+    closed = reasoning.rfind("</think>")
+    is_open = reasoning.rfind("<think>") > closed or (cut_off and closed < 0)
+    return f"{reasoning}{CLOSING if is_open else ''}{OPENING}"
 
 
 def steps_of(candidate: str) -> Path:

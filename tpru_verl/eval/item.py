@@ -19,10 +19,11 @@ _NUMBERED = re.compile(r"<image[ _]?(\d+)>")
 class Item:
     """A question: `problem` is all its text with one `<image>` tag for each of `images`, options included.
 
-    `options` (letter -> text) are those that `problem` lists, empty where the answer is an order such as
-    "BDAC"; `accepted` are texts that may be answered where nothing is listed. `images` are encoded files as
-    they came. Results are grouped by `task` and `scene`. Rows of one `source` are not independent. `broken`
-    says why the row cannot be asked; it then counts as failed.
+    `options` (letter -> text) are those that `problem` lists. `answer` is one of their letters, or an order
+    such as "BDAC" where there are none or they label the pictures. `accepted` are texts that may be answered
+    where nothing is listed. `images` are encoded files as they came. Results are grouped by `task` and
+    `scene`. Rows of one `source` are not independent. `broken` says why the row cannot be asked; it then
+    counts as failed.
     """
 
     id: str
@@ -93,8 +94,9 @@ def placed(problem: str, images: Sequence[bytes]) -> tuple[str, tuple[bytes, ...
 
 
 def rotations(item: Item) -> list[Item]:
-    """The item with its options at each place in turn, itself first; it alone where none are listed."""
-    return [rotated(item, shift) for shift in range(len(item.options) or 1)]
+    """The item with its options at each place in turn, itself first; it alone where no letter is right."""
+    places = len(item.options) if item.answer in item.options else 1
+    return [rotated(item, shift) for shift in range(places)]
 
 
 def rotated(item: Item, shift: int) -> Item:

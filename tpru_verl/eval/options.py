@@ -57,6 +57,19 @@ More = Annotated[
     ),
 ]
 PATCH = DEFAULT.patch
+SET_BY = {  # fields of a request, and the options that set them: the results name these alone
+    "model": "MODEL",
+    "messages": "--rows, --bench and --style",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "max_tokens": "--max-tokens",
+    "max_completion_tokens": "--max-tokens",
+    "n": "--n",
+    "seed": "--seed",
+    "stop": "--after-reasoning",
+    "logprobs": "--decide",
+    "top_logprobs": "--decide",
+}
 
 
 def engine_of(
@@ -74,9 +87,14 @@ def engine_of(
 ) -> Engine:
     """vLLM in this process, or the server at `base_url`. `pixels`: the least and the most of an image.
 
-    Raises as `Endpoint` and `Local`, and ValueError for an option of another form than KEY=VALUE.
+    Raises as `Endpoint` and `Local`, and ValueError for an option of another form than KEY=VALUE, and for one
+    that `tpru eval` has under a name of its own.
     """
     extra = {key: value_of(text) for key, text in pairs_of("--option", option).items()}
+    if ours := next((key for key in extra if key in SET_BY), None):
+        raise ValueError(
+            f"--option: found {ours!r}, which `tpru eval` sets itself ({SET_BY[ours]}); leave it out"
+        )
     if base_url is not None:
         from tpru_verl.data.tokens.pixels import Bounds
         from tpru_verl.eval.engines.endpoint import Endpoint

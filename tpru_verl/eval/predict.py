@@ -71,8 +71,8 @@ def load_rows(source: str, keys: Keys) -> Loaded:
         if len(broken) == len(loaded.items):
             raise ValueError(said)
         say(f"{said}; their cells stay empty", "yellow")
-    if twice := [item.id for item in loaded.items if item.id.endswith("#2")]:
-        raise ValueError(f"{source}: found the id {twice[0][:-2]!r} twice, expected one row for each id")
+    if loaded.repeated:
+        raise ValueError(f"{source}: found the id {loaded.repeated[0]!r} twice, expected one row for each id")
     return replace(loaded, items=[_with_an_answer(item) for item in loaded.items])
 
 

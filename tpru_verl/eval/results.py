@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Literal, TypedDict, cast
 
 from tpru_verl.eval.decide import probabilities_of
 from tpru_verl.eval.item import Item
 from tpru_verl.eval.scoring import judge, majority, pass_at
-from tpru_verl.eval.store import Reply, key_of
+from tpru_verl.eval.store import CUT_OFF, Reply, key_of
 from tpru_verl.statistics import brier, expected_error, mean_of, reliability, share
 from tpru_verl.trainers import versions_of
 
@@ -123,17 +123,20 @@ def summarise(lines: Sequence[RowResult]) -> dict[str, object]:
     """Accuracy, interval, unparsed and failed of a benchmark's rows, pooled, per task and per scene."""
     return {
         **_group(lines),
-        "tasks": _by(lines, lambda line: line["task"]),
-        "scenes": _by(lines, lambda line: line["scene"]),
+        "tasks": {name: _group(group) for name, group in grouped(lines, "task").items()},
+        "scenes": {name: _group(group) for name, group in grouped(lines, "scene").items()},
     }
 
 
-def _by(lines: Sequence[RowResult], name: Callable[[RowResult], str]) -> dict[str, dict[str, object]]:
+def grouped(lines: Sequence[RowResult], by: Literal["task", "scene"]) -> dict[str, list[RowResult]]:
+    """The rows of each task or scene, all of them; {} where no row names one.
+
+    Rows without a name, such as broken ones, are the last group: "no task named".
+    """
     groups: dict[str, list[RowResult]] = {}
-    for line in lines:
-        if name(line):
-            groups.setdefault(name(line), []).append(line)
-    return {key: _group(groups[key]) for key in sorted(groups)}
+    for line in sorted(lines, key=lambda line: (not line[by], line[by])):
+        groups.setdefault(line[by] or f"no {by} named", []).append(line)
+    return groups if any(line[by] for line in lines) else {}
 
 
 def _group(lines: Sequence[RowResult]) -> dict[str, object]:
@@ -144,7 +147,7 @@ def _group(lines: Sequence[RowResult]) -> dict[str, object]:
         **found,
         "unparsed": _mean([sample["parsed"] is None for sample in samples]),
         "format": _mean([sample["format"] for sample in samples]),
-        "cut_off": _mean([sample["finish"] == "length" for sample in samples]),
+        "cut_off": _mean([sample["finish"] == CUT_OFF for sample in samples]),
         "failed": sum(line["failed"] is not None for line in lines),
     }
     first = [[sample for sample in line["samples"] if not sample["rotation"]] for line in lines]

@@ -67,10 +67,8 @@ def _evaluated(
     found: dict[str, dict[str, Any]] = {}
     pages: list[tuple[Loaded, list[RowResult]]] = []
     with _opened(out / "responses.jsonl") as store:
-        for benchmark, data in benchmarks:
-            clock = Clock()
-            with clock.phase("load"):
-                loaded = _limited(load(benchmark, data), options, engine.sampling.seed)
+        # All of them before the first is asked: an hour later is too late for a source that is not there.
+        for loaded, clock in [_loaded(benchmark, data, options, engine) for benchmark, data in benchmarks]:
             _announce(loaded, engine)
             for decide in options.decide:
                 named = _named(loaded, decide)
@@ -80,12 +78,14 @@ def _evaluated(
                 with clock.phase("statistics"):
                     scores = summarise(results)
                 name = named.benchmark.name
+                for told in ("summary.json", "page.html"):  # of an earlier run: they are not about these rows
+                    (out / told).unlink(missing_ok=True)
                 write_text(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in results))
                 found[name] = {
                     "title": named.benchmark.title,
                     "source": redact_urls(loaded.origin),
                     "revision": loaded.revision,
-                    "published_rows": benchmark.rows,
+                    "published_rows": loaded.benchmark.rows,
                     "notes": loaded.notes,
                     "prompts": prompts_hash(results),
                     **scores,
@@ -162,6 +162,15 @@ def _opened(path: Path) -> Iterator[Store]:
         yield store
     finally:
         store.close()
+
+
+def _loaded(
+    benchmark: Benchmark, data: str | None, options: EvalOptions, engine: Engine
+) -> tuple[Loaded, Clock]:
+    """The rows that are asked, and a clock that has the time of reading them. Raises as `load`."""
+    clock = Clock()
+    with clock.phase("load"):
+        return _limited(load(benchmark, data), options, engine.sampling.seed), clock
 
 
 def _limited(loaded: Loaded, options: EvalOptions, seed: int) -> Loaded:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import xxhash
 
 from tpru_verl.files import PRIVATE
+
+CUT_OFF = "length"  # how a response ends that reached its most tokens, as OpenAI and vLLM call it
 
 
 @dataclass(frozen=True)
@@ -119,3 +122,9 @@ def key_of(*facts: object, images: Sequence[bytes] = ()) -> str:
     for image in images:
         state.update(xxhash.xxh3_128_digest(image))
     return state.hexdigest()
+
+
+def digest_of(options: Mapping[str, object]) -> str:
+    """Hash of the options with their true values, from which no secret among them can be read."""
+    facts = json.dumps(options, sort_keys=True, default=str)
+    return hashlib.sha256(facts.encode("utf-8", "surrogatepass")).hexdigest()

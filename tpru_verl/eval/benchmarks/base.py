@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,7 @@ from tpru_verl.data.source.rows import (
 )
 from tpru_verl.eval.item import Item, posed
 from tpru_verl.files import whole
+from tpru_verl.grading import read_answer
 from tpru_verl.terminal import line_of
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -110,6 +112,7 @@ class Loaded:
     """The items of a benchmark, their origin, and notes for the user.
 
     `whole`: these are the rows that were published, all of them, so that published numbers may stand beside.
+    `repeated`: the ids that several rows have in the source; the items have distinct ones.
     """
 
     benchmark: Benchmark
@@ -118,6 +121,7 @@ class Loaded:
     revision: str | None
     notes: list[str] = field(default_factory=list)
     whole: bool = False
+    repeated: list[str] = field(default_factory=list)
 
 
 def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None = None) -> Loaded:
@@ -141,7 +145,9 @@ def load(benchmark: Benchmark, data: str | None = None, *, revision: str | None 
     mismatches = _mismatches(benchmark, parts, len(items))
     whole = benchmark.rows is not None and not mismatches
     origin = data or parts[0].name
-    return Loaded(benchmark, _distinct(items), origin, parts[0].commit, [*notes, *mismatches], whole)
+    repeated = [name for name, times in Counter(item.id for item in items).items() if times > 1]
+    notes += mismatches
+    return Loaded(benchmark, _distinct(items), origin, parts[0].commit, notes, whole, repeated)
 
 
 def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list[Part]:
@@ -216,9 +222,10 @@ def _item(layout: Layout, record: Record) -> Item | None:
         return Item(name, "", "", (), broken=f"{record.place}: {error}")
     if item is None or item.broken:
         return item
-    problem = f"answer: found {item.answer!r}, expected one of {', '.join(item.options)}"
-    wrong = item.options and item.answer not in item.options
-    return replace(item, broken=f"{record.place}: {problem}") if wrong else item
+    try:
+        return replace(item, answer=letter_of(item.answer, item.options, item.task))
+    except ValueError as error:
+        return replace(item, broken=f"{record.place}: answer: {error}")
 
 
 def records(part: Part) -> Iterator[Record]:
@@ -260,12 +267,18 @@ def _md5(path: Path) -> str:
 
 
 def _distinct(items: list[Item]) -> list[Item]:
-    """Ids made distinct: results are stored and compared by them."""
-    seen: dict[str, int] = {}
+    """Ids made distinct: results are stored and compared by them. A new id is none that another row has."""
+    taken = {item.id for item in items}
+    numbers: dict[str, int] = {}
     named = []
     for item in items:
-        seen[item.id] = number = seen.get(item.id, 0) + 1
-        named.append(item if number == 1 else replace(item, id=f"{item.id}#{number}"))
+        name, number = item.id, numbers.get(item.id, 0) + 1
+        if number > 1:
+            number = next(free for free in count(number) if f"{item.id}#{free}" not in taken)
+            name = f"{item.id}#{number}"
+        numbers[item.id] = number
+        taken.add(name)
+        named.append(replace(item, id=name))
     return named
 
 
@@ -296,10 +309,13 @@ def picture_of(images: Sequence[bytes]) -> str:
     return hashlib.sha256(images[0]).hexdigest()[:16] if images else ""
 
 
-def letter_of(text: str) -> str:
-    """The letter in `(A)`, `A` or `A.`."""
-    match = re.fullmatch(r"\(?([A-Z])\)?\.?", text.strip())
-    return match[1] if match else text.strip()
+def letter_of(answer: str, options: Mapping[str, str], task: str | None = None) -> str:
+    """The answer of a row as the grader reads it: the letter of the option that `(B)` or `B. a cup` names.
+
+    An order of pictures that the options label is an order; without options, the answer is as it came.
+    Raises as `read_answer`.
+    """
+    return answer if answer in options or not options else read_answer(answer, options, task)
 
 
 def answers(cells: object) -> list[str]:

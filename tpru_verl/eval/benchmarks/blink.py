@@ -11,7 +11,6 @@ from tpru_verl.eval.benchmarks.base import (
     Layout,
     Record,
     answers,
-    letter_of,
     picture_of,
     table,
 )
@@ -32,7 +31,7 @@ def of_hub(record: Record) -> Item:
     return Item(
         record.text("idx"),
         problem,
-        letter_of(record.text("answer")),
+        record.text("answer"),
         images,
         options,
         task=record.text("sub_task"),

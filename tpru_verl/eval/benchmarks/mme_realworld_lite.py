@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from tpru_verl.eval.benchmarks.base import Benchmark, Layout, Record, answers, letter_of, picture_of
+from tpru_verl.eval.benchmarks.base import Benchmark, Layout, Record, answers, picture_of
 from tpru_verl.eval.item import Item, listed, posed
 
 INSTRUCTION = (
@@ -24,7 +24,7 @@ def of_either(record: Record) -> Item:
     return Item(
         record.text("index") or str(record.number),
         problem,
-        letter_of(record.text("answer")),
+        record.text("answer"),
         images,
         options,
         task=record.text("l2-category", "category"),

@@ -13,24 +13,28 @@ from tpru_verl.data.source.forms import Keys, form_of, units_of
 from tpru_verl.data.source.parts import Part
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.eval.benchmarks import NAMES
-from tpru_verl.eval.benchmarks.base import Benchmark
+from tpru_verl.eval.benchmarks.base import Benchmark, letter_of
+from tpru_verl.eval.decide import GUIDED, SCORE
 from tpru_verl.eval.item import Item
 from tpru_verl.sample import parse_options, problems_of
 from tpru_verl.terminal import line_of
+
+RESERVED = ("responses", "summary", "page")  # files of an evaluation's folder
+_DECIDED = (f".{GUIDED}", f".{SCORE}")  # how the results of `--decide` end
 
 
 def own(sources: Sequence[str], keys: Keys | None = None) -> list[tuple[Benchmark, str]]:
     """A benchmark for each source, with the source. Its name is the last part of the source's path.
 
-    No such name is that of a published benchmark, and no two are equal.
+    No such name is that of a published benchmark or of another file of the results, and no two are equal.
     """
     found: list[tuple[Benchmark, str]] = []
-    names: set[str] = {*NAMES}
+    names: set[str] = {*NAMES, *RESERVED}
     for source in dict.fromkeys(sources):
         title = Path(source.rstrip("/")).name or source
         base = name = re.sub(r"[^\w.@-]+", "-", title).strip("-.") or "rows"
         number = 1
-        while name.lower().replace("_", "-") in names:
+        while name.lower().replace("_", "-") in names or name.lower().endswith(_DECIDED):
             number += 1
             name = f"{base}-{number}"
         names.add(name.lower().replace("_", "-"))
@@ -47,17 +51,27 @@ def read(part: Part, keys: Keys | None = None) -> Iterator[Item]:
         for row in read_rows(unit, form):
             problems = [*problems_of_row(row)] if keys else _problems(row)
             problem, listed = str(row.problem), row.cells if isinstance(row.cells, list) else []
+            answer = "" if is_missing(row.answer) else str(row.answer).strip()
+            options = parse_options(problem)
             yield Item(
                 row.row_id,
                 problem,
-                "" if is_missing(row.answer) else str(row.answer).strip(),
+                letter_of(answer, options) if answer and not problems else answer,
                 () if problems else tuple(row.images() if listed else ()),
-                parse_options(problem),
-                task="" if problems or row.task is None else row.task.value,
+                options,
+                task=_task_of(row),
                 scene=row.field("scene"),
                 source=row.source_id,
                 broken=f"{part.name} row {row.number}: {problems[0]}" if problems else None,
             )
+
+
+def _task_of(row: Row) -> str:
+    """The task of a row, a broken one, too; "" where the row names none that is known."""
+    try:
+        return row.task.value if row.task else ""
+    except ValueError:
+        return ""
 
 
 def _problems(row: Row) -> list[str]:

@@ -44,7 +44,8 @@ class Request:
     """One prompt, with an `<image>` tag for each image of its item. `key` is the hash of all that it asks.
 
     `decide` is one of `DECIDES`; for `guided` and `score`, `candidates` are the valid answers. The response
-    begins with `opening`, and ends before `stop` where that is given.
+    begins with `opening`, and ends before `stop` where that is given. `cut_off`: the reasoning in `opening`
+    reached its most tokens.
     """
 
     key: str
@@ -54,13 +55,14 @@ class Request:
     candidates: tuple[str, ...] = ()
     opening: str = ""
     stop: str = ""
+    cut_off: bool = False
 
 
 class Engine(Protocol):
     """Something that answers requests.
 
     Stored replies are valid for one `identity`: the model, and whatever else a reply depends on beside the
-    request, `sampling` and `bounds`. `description` goes into summary.json.
+    request, `sampling` and `bounds`. It is final after `identify`. `description` goes into summary.json.
     """
 
     identity: str
@@ -68,6 +70,7 @@ class Engine(Protocol):
     bounds: Bounds
 
     def description(self) -> dict[str, object]: ...
+    def identify(self) -> None: ...
     def start(self, requests: Sequence[Request]) -> None: ...
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]: ...
     def close(self) -> None: ...

@@ -8,13 +8,14 @@ import json
 import os
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.clients import Address
 from tpru_verl.data.tokens.pixels import Bounds, png
 from tpru_verl.eval.decide import GUIDED, SCORE, best_of, forks_of, scores_of, steps_of, told_apart
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
-from tpru_verl.eval.store import Reply
+from tpru_verl.eval.store import Reply, digest_of
 from tpru_verl.redaction import redact_options
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of, needs
@@ -51,11 +52,22 @@ class Endpoint:
         self.extra = dict(extra or {})
         self.address = Address(base_url, self.extra, os.environ.get("OPENAI_API_KEY", ""))
         self.shown_url = self.address.shown  # what messages and results say
-        self.identity = f"endpoint:{self.shown_url}:{model}:{sorted(redact_options(self.extra).items())}"
+        self.identity = f"endpoint:{self.shown_url}:{model}:{digest_of(self.extra) if self.extra else []}"
         self._checked = False
 
     def description(self) -> dict[str, object]:
         return {"engine": "endpoint", "base_url": self.shown_url, "options": redact_options(self.extra)}
+
+    def identify(self) -> None:
+        """Add the weights behind the model's name to `identity`, where the server names them (`root`).
+
+        A server that does not answer is found out by `start`, if there is something to ask.
+        """
+        if not self._checked:
+            with suppress(ConnectionError, ValueError):
+                root = asyncio.run(self._check())
+                self._checked = True
+                self.identity += f":{root}" if root not in ("", self.model) else ""
 
     def start(self, requests: Sequence[Request]) -> None:
         """Check that the server answers and has the model. Raises ConnectionError, ValueError."""
@@ -63,12 +75,13 @@ class Endpoint:
             asyncio.run(self._check())
             self._checked = True
 
-    async def _check(self) -> None:
+    async def _check(self) -> str:
+        """The `root` of the model on the server: a path or a Hub id; "" where it gives none."""
         async with self._client(retries=1) as client:
             import openai
 
             try:
-                names = [model.id async for model in client.models.list()]
+                roots = {model.id: _root_of(model) async for model in client.models.list()}
             except openai.APIConnectionError as error:
                 raise ConnectionError(
                     f"{self.shown_url}: no answer ({self.address.line(error.__cause__ or error)}); "
@@ -79,9 +92,12 @@ class Endpoint:
                     f"{self.shown_url}: {self._said(error)}; expected a key in OPENAI_API_KEY"
                 ) from error
             except (openai.OpenAIError, ValueError, TypeError):
-                return  # some servers do not list their models; the first request will show
-        if names and self.model not in names:
-            raise ValueError(f"{self.shown_url}: found models {', '.join(names[:8])}; expected {self.model}")
+                return ""  # some servers do not list their models; the first request will show
+        if roots and self.model not in roots:
+            raise ValueError(
+                f"{self.shown_url}: found models {', '.join([*roots][:8])}; expected {self.model}"
+            )
+        return roots.get(self.model, "")
 
     def _client(self, retries: int | None = None) -> AsyncOpenAI:
         try:
@@ -234,6 +250,12 @@ class Endpoint:
             messages.append({"role": "assistant", "content": opening})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return {"messages": messages, "extra_body": body or None}
+
+
+def _root_of(model: object) -> str:
+    """Where a listed model comes from, as vLLM and SGLang say it; "" for other servers."""
+    root = getattr(model, "root", None)
+    return root if isinstance(root, str) else ""
 
 
 async def _end_tasks(replies: AsyncGenerator[object, None]) -> None:

@@ -15,10 +15,10 @@ from tpru_verl import hub
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
-from tpru_verl.eval.decide import GUIDED, SCORE
+from tpru_verl.eval.decide import CLOSING, GUIDED, OPENING, SCORE
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.engines.candidates import LIKELIEST, Job, scoring_job
-from tpru_verl.eval.store import Reply
+from tpru_verl.eval.store import Reply, digest_of
 from tpru_verl.models import DEFAULT
 from tpru_verl.redaction import redact_options, secrets_in, without
 from tpru_verl.sample import IMAGE_TAG
@@ -83,6 +83,8 @@ class Local:
         self.processor = _processor(model)
         self.bounds = Bounds(min_pixels, max_pixels, _factor(self.processor))
         self.identity = f"vllm:{_fingerprint(model)}"
+        if self.options:  # all of them: a list of those that change no answer would miss some
+            self.identity += f":{digest_of(self.options)}"
         self._llm: LLM | None = None
         self._checked: set[str] = set()
         self._limits = (0, 0)
@@ -98,6 +100,9 @@ class Local:
             "device": "cpu" if on_cpu() else "gpu",
             "options": redact_options(self.options),
         }
+
+    def identify(self) -> None:
+        """The model is known from the beginning."""
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
         self.start(requests)
@@ -232,7 +237,7 @@ class Local:
         text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         opening = request.opening
         if opening and text.rstrip().endswith("<think>") and "</think>" not in opening:
-            opening = f"</think>\n\n{opening}"  # the template has begun the reasoning
+            opening = f"{opening.removesuffix(OPENING)}{CLOSING}{OPENING}"  # the template began the reasoning
         images = prepared_images(request.item, self.bounds)
         return {"prompt": text + opening, **({"multi_modal_data": {"image": images}} if images else {})}
 
