@@ -70,6 +70,13 @@ class TestVerdicts:
         assert judge(NUMBER, "4").parsed == "4"
         assert judge(NUMBER, "some").parsed is None
 
+    def test_a_response_that_was_cut_off_has_no_last_line(self) -> None:
+        reasoning = "It could be A.\nSo the answer is A"
+        assert judge(CHOICE, reasoning).parsed == "A"
+        assert judge(CHOICE, reasoning, cut_off=True).parsed is None
+        assert judge(CHOICE, "A", cut_off=True).parsed == "A"
+        assert judge(CHOICE, "x\n<answer>A</answer>", cut_off=True).parsed == "A"
+
     @settings(deadline=None)
     @given(st.text())
     def test_nothing_raises(self, response: str) -> None:
@@ -170,7 +177,7 @@ class TestPaired:
         for _ in range(200):
             chance = np.repeat(rng.random(sources), 20)
             moved = np.clip(chance + np.repeat(rng.normal(0, 0.15, sources), 20), 0, 1)
-            a, b = (rng.random(len(names)) < chance).astype(float), (rng.random(len(names)) < moved).astype(float)
+            a, b = ((rng.random(len(names)) < share).astype(float) for share in (chance, moved))
             false += paired(a, b, names.tolist(), samples=1000).p < 0.05
         assert false <= 18
 

@@ -141,7 +141,7 @@ def paired(
         mean.mean,
         max(-1.0, mean.low),
         min(1.0, mean.high),
-        swapped(np.bincount(clusters_of(sources), change), samples, seed),
+        swapped(np.bincount(clusters_of(sources), change).astype(float), samples, seed),
         mcnemar(gained, lost) if whole else None,
         gained,
         lost,

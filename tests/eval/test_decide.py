@@ -280,26 +280,6 @@ def test_tokens_of_candidates_are_those_of_the_whole_text(checkpoint: Path) -> N
         assert all(a != b for a, b in pairwise(paths.values()))
 
 
-@pytest.mark.parametrize(
-    ("opening", "begun"),
-    [
-        ("<answer>", "</think>\n\n<answer>"),
-        ("B fits. <answer>", "B fits. </think>\n\n<answer>"),
-        ("B fits.</think><answer>", "B fits.</think><answer>"),
-        ("", ""),
-    ],
-)
-def test_a_template_that_begins_the_reasoning(checkpoint: Path, opening: str, begun: str) -> None:
-    pytest.importorskip("transformers")
-    from tpru_verl.eval.engines.base import Request, Sampling
-    from tpru_verl.eval.engines.local import Local
-
-    engine = Local(str(checkpoint), Sampling(), min_pixels=3136, max_pixels=3136)
-    engine.processor.chat_template += "<think>"
-    request = Request("key", Item("x", "Which?", "A", (), {}), "Which?", opening=opening)
-    assert engine._prompt(request)["prompt"].endswith(f"<think>{begun}")
-
-
 def test_a_vllm_that_gives_its_likeliest_tokens_alone(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,8 @@ SAME = (
     "after_reasoning",  # absent in older summaries, which had none
 )
 SURE = 0.05
-OF_PIXELS = ("mm_processor_kwargs",)  # of vLLM's own options; others, such as quantization, make the model
+# Of the options of vLLM in this process; others, such as quantization, make the model.
+OF_REQUESTS = ("mm_processor_kwargs", "chat_template_kwargs")
 LISTED = 10  # changed rows in the terminal; the file has all
 
 
@@ -122,7 +123,7 @@ def _asked_with(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: value
         for key, value in settings.get("options", {}).items()
-        if value != HIDDEN and (fields or key in OF_PIXELS)
+        if value != HIDDEN and (fields or key in OF_REQUESTS)
     }
 
 

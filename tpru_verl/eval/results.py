@@ -78,7 +78,7 @@ def result_of_row(
     for rotation, prompt, reply in asked:
         chances = probabilities_of(reply.scores) if reply and reply.scores else None
         for text, finish in zip(reply.texts, reply.finish, strict=True) if reply else ():
-            found = judge(rotation, text)
+            found = judge(rotation, text, cut_off=finish == CUT_OFF)
             samples.append(
                 JudgedResponse(
                     prompt=prompt,

@@ -20,14 +20,16 @@ class Verdict:
     format: bool
 
 
-def judge(item: Item, response: str) -> Verdict:
+def judge(item: Item, response: str, *, cut_off: bool = False) -> Verdict:
     """The verdict on one response.
 
     An answer in `<answer>` counts as in training. A response without that tag, as other prompts ask for
-    it, is read by the grader's rules for untagged responses: as a whole, else by its last line.
+    it, is read by the grader's rules for untagged responses: as a whole, else by its last or first line.
+    `cut_off`: it was not complete, so that its lines are no answer.
     """
     options = {**item.options, **{text: text for text in item.accepted}}
-    found = grade(response, item.answer, options=options or None, untagged=True)
+    complete = not cut_off or "\n" not in response.strip()
+    found = grade(response, item.answer, options=options or None, untagged=complete)
     return Verdict(found.parsed, found.accuracy == 1, found.format == 1)
 
 

@@ -28,7 +28,8 @@ LIKELIEST = 100  # vLLM gives 20 unless its engine is told otherwise (`max_logpr
 class Job:
     """What vLLM is asked for one request, and what it has said so far.
 
-    `prompt`, as vLLM takes it, is the whole prompt, or what those of all forks begin with.
+    `prompt`, as vLLM takes it, is the whole prompt, or what those of all forks begin with. `begun` is
+    what the chat template has begun of the response: the reply would lack it, and gets it back.
     """
 
     request: Request
@@ -37,6 +38,7 @@ class Job:
     forks: list[Fork] = field(default_factory=list)
     paths: dict[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: dict[int, Any] = field(default_factory=dict)
+    begun: str = ""
 
     def enqueue(self, llm: LLM) -> list[str]:
         """Hand the prompts to vLLM, the shortest first, and return their names. Raises as `LLM.enqueue`."""
@@ -58,7 +60,7 @@ class Job:
 
     def reply(self) -> Reply:
         if not self.forks:
-            return _reply_of(self.outputs[0])
+            return _reply_of(self.outputs[0], self.begun)
         found = {}
         for i, fork in enumerate(self.forks):
             (after,) = self.outputs[i].outputs[0].logprobs
@@ -77,8 +79,9 @@ def _counts_readings(llm: LLM) -> bool:
     return getattr(pictures, "mm_processor_cache_type", "") == "shm"
 
 
-def _reply_of(output: Any) -> Reply:
-    texts = [sample.text for sample in output.outputs]
+def _reply_of(output: Any, begun: str) -> Reply:
+    said = [sample.text for sample in output.outputs]
+    texts = [text if text.lstrip().startswith(begun) else begun + text for text in said]
     finish = [str(sample.finish_reason) for sample in output.outputs]
     tokens = sum(len(sample.token_ids) for sample in output.outputs)
     return Reply(texts, finish, len(output.prompt_token_ids or ()), tokens)

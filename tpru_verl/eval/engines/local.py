@@ -15,7 +15,8 @@ from tpru_verl import hub
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.cores import available_cores
 from tpru_verl.data.tokens.pixels import Bounds
-from tpru_verl.eval.decide import CLOSING, GUIDED, OPENING, SCORE
+from tpru_verl.data.tokens.templates import opens_think
+from tpru_verl.eval.decide import CLOSING, GENERATE, GUIDED, OPENING, SCORE
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.engines.candidates import LIKELIEST, Job, scoring_job
 from tpru_verl.eval.store import Reply, digest_of
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 AHEAD = 64  # requests whose images are prepared while others are answered
 BLOCK = 32  # tokens that prompts share as one on a CPU; vLLM's own 128 would share little of a short prompt
 DECIDED = 32  # tokens of an opening without its reasoning, and of a candidate
+CHAT = "chat_template_kwargs"  # an option of a request, as vLLM's servers take it
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 WINDOW = 1024  # requests inside vLLM at once: more than it runs together, so that it never waits
 
@@ -75,7 +77,10 @@ class Local:
         max_model_len: int | None = None,
         options: Mapping[str, object] | None = None,
     ) -> None:
-        """vLLM starts with the first request. Raises ValueError, FileNotFoundError for a bad `model`."""
+        """vLLM starts with the first request. `options` are vLLM's, and `chat_template_kwargs`.
+
+        Raises ValueError, FileNotFoundError for a bad `model`, and ValueError for kwargs that are no object.
+        """
         self.model, self.sampling = model, sampling
         self.max_model_len, self.options = max_model_len, dict(options or {})
         _check_folder(model)
@@ -83,6 +88,10 @@ class Local:
         self.processor = _processor(model)
         self.bounds = Bounds(min_pixels, max_pixels, _factor(self.processor))
         self.identity = f"vllm:{_fingerprint(model)}"
+        self.chat = _chat_kwargs(self.options)
+        self.begun = "<think>" if opens_think(self.processor, **self.chat) else ""  # by the prompt
+        if self.begun:
+            self.identity += ":begun"
         if self.options:  # all of them: a list of those that change no answer would miss some
             self.identity += f":{digest_of(self.options)}"
         self._llm: LLM | None = None
@@ -135,7 +144,7 @@ class Local:
             options["block_size"] = BLOCK
             if self.options.keys().isdisjoint(("tensor_parallel_size", "pipeline_parallel_size")):
                 options |= prepare_cpu()
-        options |= self.options
+        options |= {key: value for key, value in self.options.items() if key != CHAT}
         self._limits = (images, int(options.get("max_model_len") or 0))
         try:
             self._llm = start_vllm(self.model, disable_log_stats=True, **options)
@@ -179,7 +188,7 @@ class Local:
 
         try:
             pixels = {"min_pixels": self.bounds.least, "max_pixels": self.bounds.most}
-            counter = PromptCounter(self.processor, "bare", pixels)
+            counter = PromptCounter(self.processor, "bare", pixels, chat_kwargs=self.chat)
         except (UnsupportedProcessorError, ImportError):
             return []
         counts = []
@@ -226,7 +235,8 @@ class Local:
         prompt = self._prompt(request)
         if request.decide == SCORE:
             return scoring_job(request, prompt, self.processor.tokenizer)
-        return Job(request, prompt, [self._params(request)])
+        begun = self.begun if request.decide == GENERATE else ""
+        return Job(request, prompt, [self._params(request)], begun=begun)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         content = [
@@ -234,10 +244,13 @@ class Local:
             for part in parts_of(request.prompt)
         ]
         chat = [{"role": "user", "content": content}]
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        opening = request.opening
-        if opening and text.rstrip().endswith("<think>") and "</think>" not in opening:
-            opening = f"{opening.removesuffix(OPENING)}{CLOSING}{OPENING}"  # the template began the reasoning
+        text = self.processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, **self.chat
+        )
+        opening = request.opening.removeprefix(self.begun)
+        if self.begun and request.decide != GENERATE and "</think>" not in opening:
+            reasoning = opening.removesuffix(OPENING)
+            opening = reasoning + CLOSING + opening.removeprefix(reasoning)
         images = prepared_images(request.item, self.bounds)
         return {"prompt": text + opening, **({"multi_modal_data": {"image": images}} if images else {})}
 
@@ -270,6 +283,15 @@ class Local:
             from tpru_verl.plugin import forks
 
             forks.end()
+
+
+def _chat_kwargs(options: Mapping[str, object]) -> dict[str, Any]:
+    found = options.get(CHAT) or {}
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"--option {CHAT}: found {found!r}, expected an object such as '{{\"enable_thinking\": false}}'"
+        )
+    return dict(found)
 
 
 def on_cpu() -> bool:
