@@ -136,7 +136,7 @@ class MetricsReader:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._offset, self._line, self._head = 0, 0, b""
+        self._offset, self._line, self._head, self._inode = 0, 0, b"", 0
         self.steps: dict[int, Step] = {}
         self._broken: list[int] = []
         self._repeated: set[int] = set()
@@ -145,10 +145,12 @@ class MetricsReader:
     def update(self) -> list[Step]:
         """All steps so far. Raises OSError where the file is not there."""
         with self.path.open("rb") as file:
-            head = file.read(_HEAD)
-            if head[: len(self._head)] != self._head or file.seek(0, os.SEEK_END) < self._offset:
+            head, found = file.read(_HEAD), os.fstat(file.fileno())
+            # A resumed run puts a file in the place of the one before, which begins alike and may be longer.
+            new = (found.st_ino, head[: len(self._head)]) != (self._inode, self._head)
+            if new or found.st_size < self._offset:
                 self._start_over()
-            self._head = head
+            self._head, self._inode = head, found.st_ino
             file.seek(self._offset)
             content = self._rest + file.read()
             self._offset = file.tell()
@@ -191,6 +193,7 @@ class MetricsReader:
         # A resumed run validates the step of its checkpoint once more, which is no training.
         if number in self.steps and self.steps[number].trained and read.trained:
             self._repeated.add(number)
+            del self.steps[number]
         self.steps.setdefault(number, Step(number)).data.update(data)
 
 
