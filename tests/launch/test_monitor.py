@@ -92,6 +92,18 @@ def test_a_step_of_the_start_before_ends_no_continued_run(tmp_path: Path) -> Non
     assert not shown.summary(0)["alarms"]
 
 
+def test_answers_that_the_run_keeps_elsewhere_raise_alarms(tmp_path: Path) -> None:
+    place, disk = tmp_path / "run", tmp_path / "disk"
+    place.mkdir()
+    config = {"trainer": {"rollout_data_dir": str(disk / "said")}}
+    shown = Monitor(place, Settings("veRL", config), total=10, stop_on=["no-variance"])
+    for step in range(1, 6):
+        add(place, step, right=2)  # of which the score is one for all
+    (disk / "said").parent.mkdir()
+    (place / "rollouts").rename(disk / "said")
+    assert str(shown()).startswith("alarm no-variance (--stop-on) at step 5")
+
+
 def test_an_alarm_is_told_once_and_ends_the_run_that_asked_for_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

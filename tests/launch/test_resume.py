@@ -80,7 +80,7 @@ class TestResume:
         self, trainer: str, changed: dict[str, object], tmp_path: Path
     ) -> None:
         checkpoint(tmp_path, 4)
-        note_run(settings(trainer, tmp_path))
+        note_run(settings(trainer, tmp_path), tmp_path / "run")
         check_resume(settings(trainer, tmp_path, steps=9), rows=64)
         with pytest.raises(ValueError, match=r"found a checkpoint of step 4.* of a run with"):
             check_resume(settings(trainer, tmp_path, steps=9, **changed), rows=64)

@@ -70,6 +70,8 @@ KEYS = {
     "gpus": ("trainer.n_gpus_per_node", "trainer.n_gpus_per_node"),
     "device": ("trainer.device", ""),
     "checkpoints": ("trainer.default_local_dir", "trainer.save_checkpoint_path"),
+    "rollouts": ("trainer.rollout_data_dir", ""),
+    "validation": ("trainer.validation_data_dir", ""),
     "resume": ("trainer.resume_mode", "trainer.find_last_checkpoint"),
     "load_checkpoint": ("trainer.resume_from_path", "trainer.load_checkpoint_path"),
     "total_steps": ("trainer.total_training_steps", "trainer.max_steps"),
