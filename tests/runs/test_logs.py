@@ -10,7 +10,7 @@ from support.runs import dump, log_with_verl, metrics_line
 from tpru_verl.files import write_text
 from tpru_verl.runs import commands
 from tpru_verl.runs.history import HistoryReader
-from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, clipped
+from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, accuracies, clipped, validated
 
 
 def test_verls_own_logger(tmp_path: Path) -> None:
@@ -195,6 +195,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         RunFiles.find(tmp_path)
     with pytest.raises(FileNotFoundError, match="found nothing there"):
         RunFiles.find(tmp_path / "none")
+
+
+def test_each_source_of_a_validation_counts() -> None:
+    """A task ends the names of our sources; those of others may end alike."""
+    alike = Step(5, {"val-core/lego/val/acc/mean@1": 0.2, "val-core/gui/val/acc/mean@1": 0.8})
+    assert accuracies(alike) == {"gui/val": 0.8, "lego/val": 0.2}
+    assert validated(alike) == 0.5
+    ours = {"val-core/tpru/next_frame_prediction/acc/mean@4": 0.2, "val-core/mine/acc/mean@4": 0.4}
+    assert accuracies(Step(5, ours)) == {"mine": 0.4, "next_frame_prediction": 0.2}
+    assert accuracies(Step(5, {"val/accuracy_reward": 0.3})) == {"accuracy": 0.3}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 RARE_PHASES = ("testing", "validation", "save_checkpoint")
 _LARGEST = 1e100  # of a metric: what is larger has gone wrong, and overflows in means and charts
 _NAMED = 5  # unreadable lines that a note names
-_ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+|val/(accuracy)_reward")
+_ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+|val/(accuracy)_reward")
 _HEAD = 256  # bytes that tell whether a file is still the one that was read before
 
 
@@ -108,11 +109,16 @@ class History:
 def accuracies(step: Step) -> dict[str, float]:
     """Task -> accuracy of a validation, which may be NaN; {} for a step without one.
 
-    veRL: `val-core/DATA_SOURCE/acc/mean@N`, where the task ends our data sources; EasyR1:
-    `val/accuracy_reward`, over all tasks.
+    veRL: `val-core/DATA_SOURCE/acc/mean@N`, where the task ends our data sources; of sources that end alike
+    the whole name is kept. EasyR1: `val/accuracy_reward`, over all tasks.
     """
     found = ((_ACCURACY.fullmatch(name), step.data[name]) for name in sorted(step.data))
-    return {match[1] or match[2]: value for match, value in found if match}
+    by_source = {match[1] or match[2]: value for match, value in found if match}
+    ends = Counter(source.rpartition("/")[2] for source in by_source)
+    return {
+        end if ends[end := source.rpartition("/")[2]] == 1 else source: value
+        for source, value in by_source.items()
+    }
 
 
 def validated(step: Step) -> float | None:
