@@ -89,6 +89,10 @@ class HistoryReader:
             with self._noting(path):
                 into[step] = list(graded(read_rollouts(path, cut_off=True)))
 
+    def is_as_graded(self, path: Path) -> bool:
+        """Whether a file of responses is the one that was graded. Raises OSError where it is gone."""
+        return self._seen.get(path) == stamp_of(path)
+
     def _is_new(self, path: Path) -> bool:
         stamp = stamp_of(path)
         return self._seen.get(path) != stamp and not self._seen.update({path: stamp})
