@@ -21,7 +21,6 @@ logger = logging.getLogger("tpru_verl")
 
 TRACKER = "latest_checkpointed_iteration.txt"  # veRL's: the step of the checkpoint that it resumes
 NOTE = "tpru_run.json"  # beside the checkpoints: what a run of `tpru train` was started with
-_NOTED = ("model", "train_files")
 
 
 class NothingLeftError(ValueError):
@@ -47,6 +46,8 @@ def check_resume(settings: Settings, *, rows: int | None) -> None:
             f"{fix}, or train longer with {settings.key('total_steps')}"
         )
     before = noted(folder)
+    if "model" in before:  # of a note that kept it as it was typed
+        before = {**before, "model": _found_anywhere(str(before["model"]))}
     for name, value in _described(settings).items():
         if name in before and before[name] != value:
             key = settings.key(name)
@@ -123,7 +124,16 @@ def _anew(settings: Settings) -> str:
 
 
 def _described(settings: Settings) -> dict[str, object]:
-    return {name: settings.files(name) if name == "train_files" else settings.text(name) for name in _NOTED}
+    return {
+        "model": _found_anywhere(settings.text("model")),
+        "train_files": settings.files("train_files"),
+    }
+
+
+def _found_anywhere(model: str) -> str:
+    """A local model by its whole path: a relative one reads as a Hub id in another working directory."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if model and path.is_dir() else model
 
 
 def noted(folder: Path) -> Mapping[str, object]:

@@ -143,7 +143,8 @@ def export(
     made = Exported(out, checkpoint, adapter, base or _trained_from(checkpoint))
     with locked(out):
         unfinished = companion(out, UNFINISHED)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.exists():  # of an export that was killed; nothing of it may get into this one
+            shutil.rmtree(unfinished)
         try:
             say(f"joining {checkpoint.ranks} shards of {checkpoint.actor}")
             _merge(checkpoint, made.base, unfinished)
@@ -177,7 +178,7 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
             request["adapter"] = str(adapter)
         else:
             say("merging the adapter")
-            fused = companion(folder, ".fused")
+            fused = folder / ".fused"  # within it, so that it goes with it when the disk is full
             ask(weights.fuse, {**request, "adapter": str(adapter), "out": str(fused)}, seconds=HOUR)
             _take_weights(fused, folder)
             rounding = ROUNDED
@@ -231,10 +232,15 @@ def _name_layers(adapter: Path, base: str) -> None:
 
 
 def _keep_alone(adapter: Path, folder: Path) -> None:
-    kept = companion(folder, ".adapter")
-    adapter.rename(kept)
-    shutil.rmtree(folder)
-    kept.rename(folder)
+    """Leave of the folder what its adapter has."""
+    for path in sorted(set(folder.iterdir()) - {adapter}):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in sorted(adapter.iterdir()):
+        path.rename(folder / path.name)
+    adapter.rmdir()
 
 
 def _end_token(folder: Path, end: int | None, stops: Sequence[int]) -> list[str]:
