@@ -239,6 +239,12 @@ class TestRecipe:
                 24,
                 "fsdp_config.offload_policy=true, or more GPUs",
             ),
+            (
+                {"dynamic_batch": True, "micro_tokens": 65536, "fsdp_size": 4},
+                80,
+                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8024, or "
+                "actor_rollout_ref.actor.fsdp_config.fsdp_size=-1, or more GPUs",
+            ),
         ],
     )
     def test_what_would_help_a_gpu_that_is_too_small(
@@ -293,6 +299,41 @@ class TestMemory:
         assert streamed.host - base.host == shape.parameters * 16
         fused = memory.estimate(settings(fused_kernels=True), shape, prompt_tokens=700)
         assert fused.logits == memory.FUSED_TOKENS * 152064 * 8
+
+    @pytest.mark.parametrize("trainer", ["veRL", "EasyR1"])
+    @pytest.mark.parametrize(("size", "copies"), [(-1, 1), (8, 1), (16, 1), (2, 4), (1, 8)])
+    def test_states_are_shared_by_the_gpus_of_a_shard_group_alone(
+        self, trainer: str, size: int, copies: int
+    ) -> None:
+        shape = SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"]
+        base = memory.estimate(settings(trainer, optimizer_offload=True), shape)
+        found = memory.estimate(settings(trainer, optimizer_offload=True, fsdp_size=size), shape)
+        assert found.states == shape.parameters * 16 * copies // 8
+        assert found.adam_step == base.adam_step * copies
+        assert found.host - base.host == shape.parameters * 8 * (copies - 1)  # moments, of all GPUs
+
+    def test_a_dynamic_batch_is_filled_with_tokens(self) -> None:
+        shape = SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"]
+
+        def logits(tokens: int) -> int:
+            dynamic = settings(dynamic_batch=True, micro_batch=None, micro_tokens=tokens)
+            return memory.estimate(dynamic, shape, prompt_tokens=700).logits // (152064 * 8)
+
+        assert logits(65536) == 65536
+        assert logits(1000) == 1724  # one sequence at least
+        assert logits(10**6) == 80 * 1724  # all of an update
+
+    @pytest.mark.parametrize(
+        ("model", "tensor_parallel", "bytes_a_token"),
+        [("3B", 1, 36864), ("3B", 2, 18432), ("3B", 4, 18432), ("7B", 4, 14336), ("7B", 8, 14336)],
+    )
+    def test_a_gpu_has_one_key_value_head_at_least(
+        self, model: str, tensor_parallel: int, bytes_a_token: int
+    ) -> None:
+        """vLLM repeats them; 3B has two of them, 7B four."""
+        shape = SHAPES[f"Qwen/Qwen2.5-VL-{model}-Instruct"]
+        found = memory.estimate(settings(tensor_parallel=tensor_parallel), shape)
+        assert found.kv_token == bytes_a_token
 
     def test_samples_of_a_prompt_share_its_tokens(self) -> None:
         """As `plugin/prefixes.py` lays them out; one H100 allocated 22.4 GiB (benchmarks/RESULTS.md, gpu)."""

@@ -87,6 +87,8 @@ def _gpu_memory(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
 def _micro_batch(settings: Settings, shape: Shape, gpu: _Gpu, prompt: int) -> Iterator[Check]:
     """A micro-batch of less than a prompt's samples computes its images for each of them, and makes a GPU
     wait for its host (benchmarks/RESULTS.md, gpu). Says which one fits."""
+    if settings["dynamic_batch"]:
+        return
     samples, n = settings.integer("micro_batch"), settings.integer("n")
     update = settings.integer("mini_batch") * n // settings.world
     if settings.trainer != trainers.VERL or not 0 < samples < n or update % n:
@@ -110,7 +112,14 @@ def _smaller_update(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> st
     beside = found.update - found.adam_step + found.gathered + found.activations + found.logits
     if verl and found.adam_step and beside <= gpu.bytes:
         return f"{settings.key('optimizer_options')}={{fused:true}}"
-    parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
+    if settings["dynamic_batch"]:
+        longest = settings.integer("prompt_length") + settings.integer("response_length")
+        fewer = settings.integer("micro_tokens") > longest
+        parts = [f"{settings.key('micro_tokens')}={longest}"] if fewer else []
+    else:
+        parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
+    if settings.shards < settings.world:
+        parts.append(f"{settings.key('fsdp_size')}=-1")
     if verl and found.states + memory.RESERVE > gpu.bytes:
         parts += ["+tpru=lora"] if found.trained == found.parameters else []
         parts.append(f"{settings.key('offload_policy')}=true")

@@ -39,6 +39,8 @@ KEYS = {
         f"{_ACTOR}.ppo_micro_batch_size_per_gpu",
         "worker.actor.micro_batch_size_per_device_for_update",
     ),
+    "dynamic_batch": (f"{_ACTOR}.use_dynamic_bsz", ""),
+    "micro_tokens": (f"{_ACTOR}.ppo_max_token_len_per_gpu", ""),
     "micro_log_prob": (
         f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu",
         "worker.actor.micro_batch_size_per_device_for_experience",
@@ -52,6 +54,7 @@ KEYS = {
     "attention": ("actor_rollout_ref.model.override_config.attn_implementation", ""),
     "lora_rank": ("actor_rollout_ref.model.lora_rank", "worker.actor.model.lora.rank"),
     "model_dtype": (f"{_ACTOR}.fsdp_config.model_dtype", "worker.actor.fsdp.torch_dtype"),
+    "fsdp_size": (f"{_ACTOR}.fsdp_config.fsdp_size", "worker.actor.fsdp.fsdp_size"),
     "offload_policy": (f"{_ACTOR}.fsdp_config.offload_policy", "worker.actor.fsdp.enable_cpu_offload"),
     "optimizer_options": (f"{_ACTOR}.optim.override_optimizer_config", ""),
     "params_offload": (f"{_ACTOR}.fsdp_config.param_offload", "worker.actor.offload.offload_params"),
@@ -129,6 +132,12 @@ class Settings:
     def world(self) -> int:
         """GPUs of all nodes."""
         return max(1, self.integer("nodes")) * max(1, self.integer("gpus"))
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share one copy of the actor's states; the others have copies of their own (HSDP)."""
+        size = self.integer("fsdp_size")
+        return size if 0 < size < self.world else self.world
 
     def files(self, name: str) -> list[str]:
         """Entries of `train_files` or `val_files`."""
