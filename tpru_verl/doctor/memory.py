@@ -27,7 +27,7 @@ WEIGHT, GRADIENT, ADAM, HALF = 4, 4, 8, 2
 # Bytes of a logit: bf16, its gradient, one fp32 copy for the log-probabilities. Without packing veRL copies
 # the logits of each sequence together, which is a bf16 copy and its gradient more.
 LOGIT, LOGIT_UNPACKED = 2 + 2 + 4, 2 + 2 + 4 + 2 + 2
-# As in `plugin/prefixes.py`, whose package loads the plugin (tests/doctor/test_doctor.py compares).
+# As in `plugin/prefixes.py`, whose package loads the plugin (tests/doctor/test_memory.py compares).
 MOST_PAIRS = 2.0
 # Tokens whose logits veRL's fused kernels have at once (0.9.1, `utils/experimental/torch_functional.py`).
 FUSED_TOKENS = 512
@@ -189,9 +189,22 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0, micro_ba
         host=sum(host),
         host_states=host[0],
         host_images=host[1],
-        # veRL leaves the frozen weights out where it is told so; the optimizer never has them.
-        checkpoint=weight * ((0 if adapters and recipe["save_lora_only"] else size) + adapters + 2 * trained),
+        checkpoint=_checkpoint(recipe, size, adapters),
     )
+
+
+def _checkpoint(recipe: Settings, size: int, adapters: int) -> int:
+    """On disk. veRL leaves the frozen weights out where it is told so; the optimizer never has them."""
+    told = recipe["save_contents"]
+    contents = told if isinstance(told, (list, tuple)) else ("model", "optimizer", "extra")
+    if recipe["save_model_only"]:
+        contents = ("model",)
+    model = (0 if adapters and recipe["save_lora_only"] else size) + adapters
+    moments = 2 * (adapters or size)
+    saved = model * ("model" in contents) + moments * ("optimizer" in contents)
+    # Each GPU writes its shards, also where several have the same ones; veRL joins `hf_model` in bf16.
+    copies = recipe.world // recipe.shards
+    return weight_bytes(recipe) * saved * copies + HALF * size * ("hf_model" in contents)
 
 
 def weight_bytes(recipe: Settings) -> int:
@@ -217,7 +230,8 @@ def _host(recipe: Settings, shape: Shape) -> tuple[int, int, int]:
         max(1, recipe.integer("nodes")),
         adapter_parameters(recipe, shape),
     )
-    weight, trained = weight_bytes(recipe) * recipe.world // recipe.shards, adapters or size
+    copies = recipe.world // recipe.shards
+    weight, trained = weight_bytes(recipe) * copies, adapters or size
     weights, moments = weight * (size + adapters), 2 * weight * trained
     if recipe["offload_policy"]:
         offloaded = weights + moments + weight * trained

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from tpru_verl import trainers
 from tpru_verl.doctor import memory
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import Machine
+from tpru_verl.launch.checks import row_count
+from tpru_verl.launch.resume import total_steps
 from tpru_verl.launch.settings import Settings
 from tpru_verl.shapes import Shape, shape_of
 
@@ -159,12 +162,29 @@ def _host_memory(settings: Settings, found: memory.Estimate) -> Check:
     return Check("host memory", WARN, text, f"{', or '.join(ways)}; estimated, so try")
 
 
+def _kept(settings: Settings) -> int | None:
+    """Checkpoints that lie on the disk at most; None where all are kept, and their number is not known."""
+    every, keep = settings.integer("save_freq"), settings.integer("keep")
+    if every <= 0:
+        return 0 if settings.trainer == trainers.VERL else 1  # EasyR1 saves its last step in any case
+    rows = None
+    with suppress(OSError, RuntimeError, ValueError):  # of data that another line speaks of
+        rows = row_count(settings)
+    saved = -(-total_steps(settings, rows) // every)  # of the last step, too
+    # The new one is written before the oldest goes.
+    return min(filter(None, (saved, keep + 1 if keep > 0 else 0)), default=None)
+
+
 def _disk(settings: Settings, found: memory.Estimate) -> Check:
     folder = Path(settings.text("checkpoints")).absolute()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
-    kept = max(1, settings.integer("keep")) + 1  # the new one is written before the oldest goes
-    text = f"{free / GIB:.0f} GiB free, {kept} checkpoints of {found.checkpoint / GIB:.1f} GiB at {folder}"
-    if free >= kept * found.checkpoint:
+    each, kept = f"{found.checkpoint / GIB:.1f} GiB at {folder}", _kept(settings)
+    if kept == 0:
+        text = f"{free / GIB:.0f} GiB free, no checkpoint is written ({settings.said('save_freq')})"
+        return Check("disk", OK, text)
+    number = "all" if kept is None else kept
+    text = f"{free / GIB:.0f} GiB free, {number} checkpoints of {each}"
+    if kept is not None and free >= kept * found.checkpoint:
         return Check("disk", OK, text)
     ways = [f"{settings.key('checkpoints')}=FOLDER on a larger disk"]
     if free >= found.checkpoint:
