@@ -7,6 +7,7 @@ from zipfile import ZipFile
 import pytest
 from support.runs import dump, metrics_line
 
+from tpru_verl.launch import run as started
 from tpru_verl.launch.resume import note_run
 from tpru_verl.launch.settings import Settings
 from tpru_verl.runs import export
@@ -66,6 +67,15 @@ def test_its_checkpoints_are_exported_with_what_the_run_recorded(
     files = export._files(tmp_path / named)
     assert files is not None
     assert files.settings()["data"] == {"train_batch_size": 8}
+
+
+def test_a_run_that_ended_says_where_its_checkpoints_are(run: Path, tmp_path: Path) -> None:
+    commands = ["report", "export"]
+    first, *rest = started._next(run, 0, commands)
+    assert first == f"all of the run is in {run}, its checkpoints in {tmp_path / 'disk/saved'}"
+    assert rest == [f"tpru report {run}", f"tpru export {run} {run}/model"]
+    (tmp_path / "disk/saved").rename(tmp_path / "gone")
+    assert started._next(run, 0, commands) == [f"all of the run is in {run}", f"tpru report {run}"]
 
 
 def test_a_checkpoint_within_a_run_knows_its_run(run: Path) -> None:
