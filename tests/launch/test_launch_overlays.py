@@ -58,6 +58,11 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
         ),
         (
             "tpru_7b",
+            ["+tpru=one_gpu_80", "trainer.n_gpus_per_node=4", f"{ACTOR}.fsdp_config.fsdp_size=1"],
+            "+tpru=one_gpu_80: found 124 GiB of weights and optimizer",
+        ),
+        (
+            "tpru_7b",
             ["+tpru=lora", f"{MODEL}.lora_adapter_path=./none"],
             f"{MODEL}.lora_adapter_path=./none: found no adapter_config.json in it, expected an adapter",
         ),
@@ -120,10 +125,20 @@ def test_what_does_not_fit(recipe: str, overrides: list[str], message: str) -> N
         ("tpru_qwen3vl_8b", "[lora,one_gpu_48,sdpa]"),
         ("tpru_qwen35_9b", "[lora,one_gpu_80,dapo]"),
         ("tpru_7b", "[lora,gdpo,tis,paper]"),
+        ("tpru_7b", "one_gpu_80 trainer.n_gpus_per_node=4"),
+        (
+            "tpru_32b",
+            f"[lora,one_gpu_80] {ACTOR}.fsdp_config.model_dtype=bf16 {ROLLOUT}.gpu_memory_utilization=0.8",
+        ),
+        (
+            "tpru_32b",
+            f"[lora,one_gpu_48] trainer.n_gpus_per_node=4 {ROLLOUT}.tensor_model_parallel_size=4",
+        ),
     ],
 )
 def test_what_fits(recipe: str, overlay: str) -> None:
-    planned = plan.compose(recipe, [*DATA, f"+tpru={overlay}"])
+    overlay, *more = overlay.split(" ")
+    planned = plan.compose(recipe, [*DATA, f"+tpru={overlay}", *more])
     name = "_".join([recipe, *overlay.strip("[]").split(",")])
     assert planned.command[-1] == f"trainer.experiment_name={name}"
     assert planned.settings.text("checkpoints") == f"checkpoints/tpru/{name}"

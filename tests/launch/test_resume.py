@@ -80,7 +80,7 @@ class TestResume:
         self, trainer: str, changed: dict[str, object], tmp_path: Path
     ) -> None:
         checkpoint(tmp_path, 4)
-        note_run(settings(trainer, tmp_path))
+        note_run(settings(trainer, tmp_path), tmp_path / "run")
         check_resume(settings(trainer, tmp_path, steps=9), rows=64)
         with pytest.raises(ValueError, match=r"found a checkpoint of step 4.* of a run with"):
             check_resume(settings(trainer, tmp_path, steps=9, **changed), rows=64)
@@ -96,3 +96,20 @@ def test_verls_own_command_is_warned_and_goes_on(tmp_path: Path, monkeypatch: py
     resume.warn_of_resume(recipe)
     assert len(said) == 1
     assert "nothing left to train: the run ends at step 4" in said[0]
+
+
+def test_a_local_model_is_noted_by_its_whole_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somewhere else a relative path would be the id of a model on the Hub."""
+    (tmp_path / "models/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    place = tmp_path / "checkpoints"
+    checkpoint(place, 2)
+    run = settings("veRL", place, steps=4, model="models/mine")
+    note_run(run, tmp_path / "run")
+    assert resume.noted(place)["model"] == str(tmp_path / "models/mine")
+    check_resume(run, rows=64)
+    before = {**resume.noted(place), "model": "models/mine"}  # as earlier versions wrote it
+    (place / resume.NOTE).write_text(json.dumps(before))
+    check_resume(run, rows=64)
+    note_run(settings("veRL", place, model="Qwen/Qwen3-VL-4B-Instruct"), tmp_path / "run")
+    assert resume.noted(place)["model"] == "Qwen/Qwen3-VL-4B-Instruct"

@@ -17,7 +17,7 @@ from tpru_verl import cli
 from tpru_verl.checkpoints import checkpoints_of
 from tpru_verl.runs import export, weights
 from tpru_verl.runs.logs import Step
-from tpru_verl.runs.model_card import card
+from tpru_verl.runs.model_card import card, serve_command
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str | int | None:
@@ -199,6 +199,26 @@ class TestOut:
         with pytest.raises(ValueError, match="this is not the model that was trained"):
             export._same("vLLM", found, "transformers", [-1.0, -2.0], export.ROUNDED)
 
+    def test_a_disk_that_is_full_while_an_adapter_is_merged_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = step_of(tmp_path / "run", 5)
+        (made / export.ADAPTED).write_text("{}")
+
+        def ask(function: object, request: dict[str, str], seconds: float) -> None:
+            out = Path(request["out"])
+            (out / "lora_adapter").mkdir(parents=True)
+            (out / "half.safetensors").write_bytes(b"0")
+            if function is weights.fuse:
+                raise RuntimeError("it ended its process: OSError: [Errno 28] No space left on device")
+
+        monkeypatch.setattr(export, "ask", ask)
+        monkeypatch.setattr(export, "_name_layers", lambda adapter, base: None)
+        chosen = export.chosen(tmp_path / "run")
+        with pytest.raises(RuntimeError, match="No space left"):
+            export.export(tmp_path / "run", chosen, tmp_path / "out/mine", say=lambda line: None)
+        assert not [path for path in tmp_path.rglob("*") if "mine" in path.name]
+
     @pytest.mark.usefixtures("in_process")
     def test_a_failed_export_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         step_of(tmp_path / "run", 5)  # its shard is no file of torch
@@ -234,3 +254,31 @@ def test_a_card_has_the_accuracy_of_each_task() -> None:
     )
     assert "| accuracy, temporal_reordering, step 5 | 25.0 % |" in said
     assert "| accuracy, next_frame_prediction, step 5 | 50.0 % |" in said
+
+
+def test_a_card_takes_no_path_for_a_name_on_the_hub() -> None:
+    data = {"train_files": ["data/train.parquet", "org/rows"]}
+    said = card(
+        "mine", base="org/model", adapter=False, step=5, settings={"data": data}, versions={},
+        validation=None, checks=[],
+    )  # fmt: skip
+    assert "| training rows | train.parquet, org/rows |" in said
+    assert "base_model: org/model" in said
+
+
+class TestServeCommand:
+    @pytest.mark.parametrize("name", ["min_pixels", "max_pixels"])
+    def test_each_bound_counts_by_itself(self, name: str) -> None:
+        data = {"min_pixels": None, "max_pixels": None, name: 48128}
+        said = serve_command(Path("mine"), adapter=False, base="", settings={"data": data}, cpu=False)
+        assert f"""--mm-processor-kwargs '{{"{name}": 48128}}'""" in said
+
+    @pytest.mark.parametrize("rank", [1, 4, 24, 48, 64, 257, 512])
+    def test_the_rank_is_one_that_vllm_takes_and_that_holds_the_adapter(
+        self, tmp_path: Path, rank: int
+    ) -> None:
+        from verl.workers.rollout.vllm_rollout.utils import get_vllm_max_lora_rank
+
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        said = serve_command(tmp_path, adapter=True, base="org/model", settings={}, cpu=False)
+        assert f"--max-lora-rank {get_vllm_max_lora_rank(rank)} " in said

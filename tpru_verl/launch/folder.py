@@ -105,11 +105,6 @@ def earlier(folder: Path) -> Start:
         raise ValueError(f"--resume {folder}: {START} is not readable: {error}") from error
 
 
-def metrics(folder: Path, trainer: str) -> Path:
-    """The file of metrics. EasyR1 names it, where `trainer.logger` has `file`, which only its head knows."""
-    return folder / METRICS if trainer == trainers.VERL else folder / CHECKPOINTS / "experiment_log.jsonl"
-
-
 def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
     """The overrides of a run that is continued: those it was started with, and `given` in place of theirs.
 

@@ -14,8 +14,6 @@ from tpru_verl.shapes import shape_of
 
 GIB = 1024**3
 _MODEL = "actor_rollout_ref.model"
-# Bytes a parameter: fp32 weights, with their gradients and Adam's two moments where all are trained.
-_FROZEN, _TRAINED, _HALF = 4, 16, 2
 
 
 def check(config: Mapping) -> None:
@@ -91,8 +89,10 @@ def doubts(settings: Settings, names: Sequence[str]) -> Iterator[str]:
 def check_size(settings: Settings, names: Sequence[str]) -> None:
     """Raise ValueError, in one line, for a model that cannot fit the GPU which an overlay `one_gpu_N` names.
 
-    By the bytes of weights and optimizer alone; `tpru doctor` estimates the rest.
+    By the bytes of weights and optimizer on one GPU alone; `tpru doctor` estimates the rest.
     """
+    from tpru_verl.doctor import memory  # the doctor's package asks this one
+
     sizes = [int(found[1]) for name in names if (found := re.fullmatch(r"one_gpu_(\d+)", name))]
     if not sizes:
         return
@@ -103,7 +103,8 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
     if shape is None:
         return
     share = float(str(settings["gpu_memory"]))
-    engine = shape.parameters * _HALF / GIB
+    found = memory.estimate(settings, shape)
+    engine = found.vllm_weights / GIB
     if engine > share * size:
         raise ValueError(
             f"+tpru=one_gpu_{size}: found {engine:.0f} GiB of weights for vLLM ({model} in bf16), expected "
@@ -111,9 +112,9 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
             "a larger GPU"
         )
     adapters = settings.integer("lora_rank") > 0
-    states = shape.parameters * (_FROZEN if adapters else _TRAINED) / GIB
+    states = found.states / GIB  # 0 where they are in host memory
     key = settings.key("offload_policy")
-    if states > size and not settings["offload_policy"]:
+    if states > size:
         instead = "" if adapters else "add the overlay lora, or "
         raise ValueError(
             f"+tpru=one_gpu_{size}: found {states:.0f} GiB of weights{'' if adapters else ' and optimizer'} "

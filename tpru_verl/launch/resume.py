@@ -21,7 +21,6 @@ logger = logging.getLogger("tpru_verl")
 
 TRACKER = "latest_checkpointed_iteration.txt"  # veRL's: the step of the checkpoint that it resumes
 NOTE = "tpru_run.json"  # beside the checkpoints: what a run of `tpru train` was started with
-_NOTED = ("model", "train_files")
 
 
 class NothingLeftError(ValueError):
@@ -46,11 +45,13 @@ def check_resume(settings: Settings, *, rows: int | None) -> None:
             f"{found} with nothing left to train: the run ends at step {steps}; "
             f"{fix}, or train longer with {settings.key('total_steps')}"
         )
-    noted = _noted(folder)
+    before = noted(folder)
+    if "model" in before:  # of a note that kept it as it was typed
+        before = {**before, "model": _found_anywhere(str(before["model"]))}
     for name, value in _described(settings).items():
-        if name in noted and noted[name] != value:
+        if name in before and before[name] != value:
             key = settings.key(name)
-            raise ValueError(f"{found}, of a run with {key}={noted[name]}, expected {key}={value}; {fix}")
+            raise ValueError(f"{found}, of a run with {key}={before[name]}, expected {key}={value}; {fix}")
 
 
 def warn_of_resume(recipe: Mapping) -> None:
@@ -105,13 +106,16 @@ def mend_tracker(settings: Settings) -> str | None:
     return f"{folder / TRACKER} {before}; it names step {whole[-1]} now, the newest whole one"
 
 
-def note_run(settings: Settings) -> None:
-    """Write beside the checkpoints what the run is started with, for a later `check_resume`."""
+def note_run(settings: Settings, run: Path) -> None:
+    """Write beside the checkpoints what the run in the folder `run` is started with.
+
+    A later `check_resume` reads it, and `tpru export`, for which the checkpoints may lie elsewhere.
+    """
     if not settings["checkpoints"]:
         return
     folder = Path(settings.text("checkpoints"))
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / NOTE, _described(settings))
+    write_json(folder / NOTE, {**_described(settings), "run": str(run)})
 
 
 def _anew(settings: Settings) -> str:
@@ -120,15 +124,25 @@ def _anew(settings: Settings) -> str:
 
 
 def _described(settings: Settings) -> dict[str, object]:
-    return {name: settings.files(name) if name == "train_files" else settings.text(name) for name in _NOTED}
+    return {
+        "model": _found_anywhere(settings.text("model")),
+        "train_files": settings.files("train_files"),
+    }
 
 
-def _noted(folder: Path) -> Mapping[str, object]:
+def _found_anywhere(model: str) -> str:
+    """A local model by its whole path: a relative one reads as a Hub id in another working directory."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if model and path.is_dir() else model
+
+
+def noted(folder: Path) -> Mapping[str, object]:
+    """What `note_run` wrote in this folder; nothing where it did not."""
     try:
-        noted = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+        found = json.loads((folder / NOTE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return noted if isinstance(noted, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 def total_steps(settings: Settings, rows: int | None) -> int:

@@ -16,6 +16,7 @@ from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.resume import last_step, note_run, total_steps
 from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.watch import End, Stop, watch
+from tpru_verl.runs.export import saved
 from tpru_verl.terminal import visible
 
 ALARM = 4  # exit code of a run that an alarm of `--stop-on` ended
@@ -50,7 +51,7 @@ def run(
     checkpoint. Where a run fails, the first error of the log is printed on standard error. `commands`: those
     of `tpru` that are named at the end.
     """
-    note_run(plan.settings)
+    note_run(plan.settings, place)
     log, stop_file = place / folder.LOG, place / folder.STOP
     stop_file.unlink(missing_ok=True)
     environment = {**plan.environment, "TPRU_STOP_FILE": str(stop_file)}
@@ -112,7 +113,10 @@ def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
 
 def _next(place: Path, code: int, commands: Sequence[str]) -> list[str]:
     """Where a run lies that has ended, and what to do with it, as lines of a shell."""
-    name = shlex.quote(str(place))
-    lines = [f"all of the run is in {place}"] + ([f"tpru train --resume {name}"] if code else [])
+    name, found = shlex.quote(str(place)), saved(place)
+    inside = all(checkpoint.actor.is_relative_to(place) for checkpoint in found)
+    beside = "" if inside else f", its checkpoints in {found[-1].actor.parents[1]}"
+    lines = [f"all of the run is in {place}{beside}"] + ([f"tpru train --resume {name}"] if code else [])
     lines += [f"tpru report {name}"] if "report" in commands else []
-    return lines + ([f"tpru export {name} {name}/model"] if "export" in commands and not code else [])
+    exports = found and not code and "export" in commands
+    return lines + ([f"tpru export {name} {name}/model"] if exports else [])

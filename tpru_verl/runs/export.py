@@ -18,9 +18,12 @@ from tempfile import TemporaryDirectory
 from tpru_verl.checkpoints import Checkpoint, checkpoints_of
 from tpru_verl.files import UNFINISHED, companion, locked, write_json, write_text
 from tpru_verl.launch.apart import ask
+from tpru_verl.launch.folder import START
+from tpru_verl.launch.resume import noted
 from tpru_verl.runs import weights
 from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, validated
 from tpru_verl.runs.model_card import card, serve_command
+from tpru_verl.runs.places import is_there
 from tpru_verl.terminal import line_of
 
 HOUR = 3600.0
@@ -43,12 +46,21 @@ class Exported:
     lines: list[str] = field(default_factory=list)
 
 
+def saved(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run, by step, whole or not, also where its recipe leads them out of its folder.
+
+    Of another folder, those in it. Raises ValueError for an unreadable recipe.
+    """
+    files = _files_in(run)
+    return (checkpoints_of(files.checkpoints) if files and files.checkpoints else []) or checkpoints_of(run)
+
+
 def chosen(run: Path, *, step: int | None = None, best: bool = False) -> Checkpoint:
     """The checkpoint of `step`, the `best` by validation accuracy, else the last whole one.
 
     Raises ValueError where there is none, OSError for a path that cannot be read.
     """
-    found = checkpoints_of(run)
+    found = saved(run)
     if not found:
         raise ValueError(
             f"{run}: found no checkpoint, expected a run's folder, a folder of global_step_N, or one of these"
@@ -86,7 +98,18 @@ def _steps(run: Path) -> list[Step]:
     return MetricsReader(files.metrics).update() if files and files.metrics else []
 
 
-def _files(run: Path) -> RunFiles | None:
+def _files(path: Path) -> RunFiles | None:
+    """Those of the run that checkpoints belong to, whose folder is above them, or noted beside them."""
+    if found := _files_in(path):
+        return found
+    for folder in (path.absolute(), *path.absolute().parents[:4]):
+        for run in (folder, Path(str(noted(folder).get("run", folder)))):
+            if is_there(run / START):
+                return _files_in(run)
+    return None
+
+
+def _files_in(run: Path) -> RunFiles | None:
     try:
         return RunFiles.find(run)
     except FileNotFoundError:
@@ -120,7 +143,8 @@ def export(
     made = Exported(out, checkpoint, adapter, base or _trained_from(checkpoint))
     with locked(out):
         unfinished = companion(out, UNFINISHED)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.exists():  # of an export that was killed; nothing of it may get into this one
+            shutil.rmtree(unfinished)
         try:
             say(f"joining {checkpoint.ranks} shards of {checkpoint.actor}")
             _merge(checkpoint, made.base, unfinished)
@@ -154,7 +178,7 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
             request["adapter"] = str(adapter)
         else:
             say("merging the adapter")
-            fused = companion(folder, ".fused")
+            fused = folder / ".fused"  # within it, so that it goes with it when the disk is full
             ask(weights.fuse, {**request, "adapter": str(adapter), "out": str(fused)}, seconds=HOUR)
             _take_weights(fused, folder)
             rounding = ROUNDED
@@ -208,10 +232,15 @@ def _name_layers(adapter: Path, base: str) -> None:
 
 
 def _keep_alone(adapter: Path, folder: Path) -> None:
-    kept = companion(folder, ".adapter")
-    adapter.rename(kept)
-    shutil.rmtree(folder)
-    kept.rename(folder)
+    """Leave of the folder what its adapter has."""
+    for path in sorted(set(folder.iterdir()) - {adapter}):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in sorted(adapter.iterdir()):
+        path.rename(folder / path.name)
+    adapter.rmdir()
 
 
 def _end_token(folder: Path, end: int | None, stops: Sequence[int]) -> list[str]:
@@ -246,7 +275,7 @@ def _card(made: Exported, run: Path) -> str:
         adapter=made.adapter,
         step=step,
         settings=files.settings() if files else {},
-        versions=_versions(run),
+        versions=_versions(files.config.parent if files and files.config else run),
         validation=seen[-1] if seen else None,
         checks=made.lines,
     )
@@ -291,11 +320,5 @@ def push(folder: Path, name: str, *, public: bool) -> str:
 
 def _trained_from(checkpoint: Checkpoint) -> str:
     """The model that the run began with, by the note of `tpru train` beside its checkpoints."""
-    from tpru_verl.launch.resume import NOTE
-
-    for folder in checkpoint.actor.absolute().parents[:3]:
-        try:
-            return str(json.loads((folder / NOTE).read_text(encoding="utf-8"))["model"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return ""
+    notes = (noted(folder).get("model") for folder in checkpoint.actor.absolute().parents[:3])
+    return next((str(model) for model in notes if model), "")
