@@ -176,6 +176,23 @@ class TestSplits:
         ):
             read(f"{tmp_path}@tset")
 
+    @pytest.mark.parametrize(
+        ("names", "word"),
+        [(("dev", "val", "train"), "validation"), (("train_a", "train_b", "test"), "train")],
+    )
+    def test_that_share_a_word_are_told_apart_by_the_names_of_their_shards(
+        self, names: tuple[str, ...], word: str, tmp_path: Path
+    ) -> None:
+        for i, name in enumerate(names):
+            write_parquet(tmp_path / f"data/{name}-00000-of-00001.parquet", ROWS[: i + 1])
+        assert [len(read(f"{tmp_path}@{name}")) for name in names] == [1, 2, 3]
+        with pytest.raises(ValueError, match=rf"several splits that this may mean.*@{names[0]}, @"):
+            read(f"{tmp_path}@{word}")
+        assert len(read(f"{tmp_path}@{names[2].upper()}")) == 3  # the only one of its kind
+        (tmp_path / f"data/{names[2]}-00000-of-00001.parquet").unlink()
+        with pytest.raises(ValueError, match=rf"several splits, expected one.*: @{names[0]}, @{names[1]}"):
+            read(tmp_path)
+
     def test_that_a_name_leaves_open_are_refused(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "train_and_test.parquet", ROWS)
         with pytest.raises(ValueError, match=r"found the names of several splits \(train, test\)"):

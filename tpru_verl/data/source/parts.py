@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -130,16 +130,34 @@ def _shards(folder: Path, split: str) -> list[Path]:
         raise FileNotFoundError(f"{folder}: found no file that ends in {', '.join(SUFFIXES)}")
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
+        by_split.setdefault(_own_split(file.relative_to(folder)), []).append(file)
     known = ", ".join(f"@{name}" if name else "files that name none" for name in sorted(by_split))
     if split:
-        wanted = split if split in by_split else next(iter(_splits_in(split)), split)
-        if wanted not in by_split:
-            raise FileNotFoundError(f"{folder}@{split}: found no such split, expected one of: {known}")
-        return by_split[wanted]
+        return by_split[_wanted(f"{folder}@{split}", split, by_split, known)]
     if len(by_split) > 1:  # training and test rows must never be read as one
         raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {known}")
     return files
+
+
+def _wanted(source: str, split: str, names: Collection[str], known: str) -> str:
+    """The one of `names` that `split` means: the name itself, or the only one with the same keyword.
+
+    Raises FileNotFoundError for none, ValueError for several.
+    """
+    if split in names:
+        return split
+    alike = [name for name in names if name and _splits_in(name)[:1] == _splits_in(split)[:1] != []]
+    if not alike:
+        raise FileNotFoundError(f"{source}: found no such split, expected one of: {known}")
+    if len(alike) > 1:
+        raise ValueError(f"{source}: found several splits that this may mean, expected one of: {known}")
+    return alike[0]
+
+
+def _own_split(file: Path) -> str:
+    """As `split_of`, but shards `dev` and `val`, or `train_a` and `train_b`, are of two splits."""
+    split, shard = split_of(file), _SHARD.fullmatch(file.stem)
+    return shard[1] if shard and _splits_in(shard[1]) else split
 
 
 def split_of(file: Path) -> str:
