@@ -353,7 +353,7 @@ def _by_split(
 
 def _left_out(part: Part, source: Source) -> set[str]:
     form = source.forms[source.parts.index(part)]
-    return {*columns_of(part)} - {form.problem, form.answer, form.images, *form.columns, *OPTIONAL}
+    return {*columns_of(part)} - {*form.used, *OPTIONAL, *form.options}
 
 
 def _described(part: Part) -> dict[str, object]:

@@ -58,6 +58,10 @@ def is_missing(value: object) -> bool:
     return value is None or value == "" or value != value
 
 
+def is_text_or_number(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
 def image_bytes(cell: object, folder: Path | None) -> bytes:
     """The encoded file of a cell: bytes, {bytes, path}, base64, Pillow's picture, a path inside `folder`.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tpru_verl.data.source.cells import cells_of_text, is_missing, short
 from tpru_verl.data.source.forms import OPTIONAL, Form
 from tpru_verl.data.source.names import COMMON, in_order, is_system_file
+from tpru_verl.data.source.options import listed
 from tpru_verl.grading.orders import counts_up, order_of
 from tpru_verl.sample import IMAGE_TAG, parse_options
 
@@ -66,7 +67,7 @@ def _files_of(root: Path, own: str, name: str) -> list[object]:
 def question_and_answer(
     place: str, record: Mapping[str, object], form: Form, options: Mapping[str, str], images: int
 ) -> tuple[object, object]:
-    """The problem with its tags, and the answer as the grader reads it; `options`: of columns A to Z.
+    """The problem with its tags, and the answer as the grader reads it; `options`: of columns.
 
     Raises ValueError, in one line that begins with `place`, where the answer may be of two kinds.
     """
@@ -75,7 +76,7 @@ def question_and_answer(
         answer = ", ".join(map(str, answer))
     if not isinstance(text, str):
         return text, answer
-    whole = "\n".join([text, *(f"{letter}. {option}" for letter, option in options.items())])
+    whole = text if parse_options(text) else listed(text, options)
     posed = whole if IMAGE_TAG in text else IMAGE_TAG * images + whole
     if form.answers == "letters" or parse_options(whole):
         return posed, answer
