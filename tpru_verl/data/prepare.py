@@ -30,7 +30,7 @@ from tpru_verl.data.layout import (
     result_folder,
 )
 from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
-from tpru_verl.data.source.parts import Part
+from tpru_verl.data.source.parts import Part, check_outside
 from tpru_verl.data.source.rows import Row, read_batches
 from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, lone_scene, shared_out, shared_picture
 from tpru_verl.data.tokens.prompts import Asked
@@ -77,10 +77,12 @@ def prepare(
     Raises:
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
-        ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none.
+        ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none, or `out`
+            lies in the source.
         OSError: no space left.
     """
     check_shares(options.split)
+    check_outside(source.name, out)
     report = Report.of(source)
     with locked(out), result_folder(out) as unfinished:
         try:
