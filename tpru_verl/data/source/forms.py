@@ -83,7 +83,7 @@ class Form:
         str, ...
     ] = ()  # names, in small letters, of columns that `chat` reads if the first row has them
     options: tuple[str, ...] = ()  # columns with options, by their names
-    fixed: bool = False  # True: nobody adds the options of a column to the text
+    fixed: bool = False  # True: the trainer (EasyR1) reads text and answer as they came
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -155,12 +155,12 @@ def _described_form(part: Part, found: list[str], keys: Keys) -> Form:
     published = {PROBLEMS[0], ANSWERS[0]} <= set(found)
     if images and not (keys.problem or keys.answer or published) and {"prompt", "reward_model"} <= set(found):
         answer = "reward_model" if keys.answer is None else ""
-        return Form("verl", "prompt", answer, images, answered=keys.answered, fixed=True)
+        return Form("verl", "prompt", answer, images, answered=keys.answered)
     if chat := _first_of(CHATS, [keys.problem] if keys.problem else [] if published else found):
         answer = (_first_of(ANSWERS, found) or chat) if keys.answer is None else keys.answer
         late = (*(() if columns else IMAGES), *(ANSWERS if keys.answer is None and answer == chat else ()))
         described = (columns, keys.image_root, keys.answers, keys.answered, late)
-        return Form("chat", chat, answer, images or chat, *described, fixed=True)
+        return Form("chat", chat, answer, images or chat, *described)
     problem = keys.problem or _first_of(PROBLEMS, found)
     answer = _first_of(ANSWERS, found) if keys.answer is None else keys.answer
     answer = "" if answer is None and not keys.answered else answer
@@ -212,10 +212,9 @@ def check_kind(part: Part) -> None:
 
 def trainer_form(name: str, found: Sequence[str], keys: TrainerKeys) -> Form:
     """Which of the columns `found` in `name` a trainer reads. Raises ValueError where they do not do."""
-    # EasyR1 has no data set of ours that adds the options of a column.
     forms = [Form("published", keys.problem, keys.answer, keys.images, fixed=keys.prompt is None)]
     if keys.prompt is not None:
-        forms.append(Form("verl", keys.prompt, "reward_model", keys.images, fixed=True))
+        forms.append(Form("verl", keys.prompt, "reward_model", keys.images))
     for form in forms:
         if {form.problem, form.answer, form.images} <= {*found}:
             return replace(form, options=option_columns(tuple(found), form.used))

@@ -33,6 +33,7 @@ from tpru_verl.data.source.options import (
     text_of,
 )
 from tpru_verl.data.source.parts import Part, plain_rows
+from tpru_verl.grading import read_answer
 from tpru_verl.sample import IMAGE_TAG, Task, parse_options, recognise_task
 from tpru_verl.terminal import line_of
 
@@ -249,8 +250,11 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         cells = [cells]
     if form.kind == "vlmevalkit":
         problem = _problem_of_table(record, len(cells) if isinstance(cells, list) else 0)
-    if beside and isinstance(problem, str) and not (form.fixed or messages or parse_options(problem)):
+    own = form.fixed or messages or form.kind == "chat"  # a text that stays as it came
+    if beside and isinstance(problem, str) and not (own or parse_options(problem)):
         problem = listed(problem, options_in(record, beside))
+    if not form.fixed and form.answers not in ("orders", "ranks"):
+        answer = _as_letter(answer, problem)
     fields = tuple(name for name, value in record.items() if value is not None)
     folder = form.image_root or part.folder
     return Row(
@@ -267,6 +271,20 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         fields,
         beside,
     )
+
+
+def _as_letter(answer: object, problem: object) -> object:
+    """The letter that `(B)`, `Option B` or the text of an option means; any other answer as it came.
+
+    Whoever counts, measures or rewards by comparing texts then sees what the grader reads.
+    """
+    if not isinstance(answer, str) or not isinstance(problem, str):
+        return answer
+    try:
+        read = read_answer(answer, parse_options(problem) or None, recognise_task(problem))
+    except ValueError:  # the judge of a row says so
+        return answer
+    return read if len(read) == 1 else answer
 
 
 def _own_cells(part: Part, record: Mapping[str, object], form: Form, unread: str) -> tuple[list[object], str]:
