@@ -54,6 +54,22 @@ def test_parquet_in_row_groups_and_folders_of_shards(tmp_path: Path) -> None:
     assert source.rows == 6
 
 
+@pytest.mark.parametrize(("kind", "other"), [("jsonl", "JSONL"), ("parquet", "Parquet"), ("csv", "CSV")])
+def test_a_file_of_a_folder_is_not_left_out_for_its_capitals(tmp_path: Path, kind: str, other: str) -> None:
+    for name in (f"a.{kind}", f"b.{other}", f"c.{kind}"):
+        if kind == "parquet":
+            write_parquet(tmp_path / name, ROWS[:1])
+        else:
+            text = (
+                "problem,answer,image\n1,2,3\n"
+                if kind == "csv"
+                else '{"problem": "", "answer": "", "image": ""}'
+            )
+            (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"b\.{other}: found '\.{other}', expected \.parquet"):
+        Source.open(str(tmp_path))
+
+
 def test_an_image_folder_beside_a_jsonl_of_paths(tmp_path: Path) -> None:
     (tmp_path / "frames").mkdir()
     listed = []

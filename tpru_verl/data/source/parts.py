@@ -134,7 +134,9 @@ def _shards(folder: Path, split: str) -> list[Path]:
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     ]
     _refuse_results(folder, visible)
-    files = next((found for suffix in SUFFIXES if (found := [p for p in visible if p.suffix == suffix])), [])
+    # `b.JSONL` beside `a.jsonl` is not left out: who reads it says that the suffix is another one.
+    of_kind = ([p for p in visible if p.suffix.lower() == suffix] for suffix in SUFFIXES)
+    files = next(filter(None, of_kind), [])
     if not files:
         raise FileNotFoundError(f"{folder}: found no file that ends in {', '.join(SUFFIXES)}")
     by_split: dict[str, list[Path]] = {}
@@ -151,7 +153,7 @@ def _shards(folder: Path, split: str) -> list[Path]:
 def _refuse_results(folder: Path, visible: Sequence[Path]) -> None:
     """Raises ValueError for a result below `folder` beside other rows: it may have been made of them."""
     results = [p.parent for p in visible if p.name == MANIFEST and p.parent != folder and shards_of(p.parent)]
-    rows = (p for p in visible if p.suffix in SUFFIXES and not any(r in p.parents for r in results))
+    rows = (p for p in visible if p.suffix.lower() in SUFFIXES and not any(r in p.parents for r in results))
     if results and (beside := next(rows, None)):
         found = f"found an earlier result, {results[0]}, beside {beside.relative_to(folder)}"
         raise ValueError(f"{folder}: {found}, expected one of them: name the file or the folder to read")
