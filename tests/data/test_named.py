@@ -148,6 +148,18 @@ def test_the_pictures_of_a_folder_named_by_the_id_are_in_the_order_of_their_numb
     assert "'1.png' and 'start.png', whose order is ambiguous" in problems[0]
 
 
+def test_the_id_0_names_a_folder_as_any_other(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": "A disc grows", "picture": ["a.png", "b.png"], "answer": "2 1"} for i in (0, 1)]
+    for i in (0, 1):
+        (tmp_path / f"frames/{i}").mkdir(parents=True)
+        for n, name in enumerate("ab"):
+            (tmp_path / f"frames/{i}/{name}.png").write_bytes(picture(2 * i + n))
+    keys = {"problem": "text", "images": "picture", "image_root": tmp_path / "frames", "answers": "orders"}
+    found = read(write_jsonl(tmp_path / "rows.jsonl", rows), **keys)
+    assert [problems for _, problems in found] == [[], []]
+    assert found[0][0].images() == [picture(0), picture(1)]
+
+
 @pytest.mark.parametrize("name", ["3.tif", "3.JP2", "3.heic", "3.png.part", "3", "3.mp4", "more/3.png"])
 def test_a_folder_with_more_than_readable_pictures_makes_its_row_unusable(tmp_path: Path, name: str) -> None:
     for n in (1, 2, 4, 5):

@@ -18,7 +18,7 @@ from PIL import Image
 from support.hub import COMMITS, hub
 from support.rows import picture, reordering, write_jsonl, write_parquet
 
-from tpru_verl.data.source.cells import image_bytes
+from tpru_verl.data.source.cells import cells_of_text, image_bytes
 from tpru_verl.data.source.forms import Keys, Source
 from tpru_verl.data.source.parts import is_local, split_of
 from tpru_verl.data.source.rows import Row, read_rows
@@ -109,6 +109,13 @@ def test_the_table_of_vlmevalkit(tmp_path: Path) -> None:
     assert first.problem == "<image><image>Which comes\nnext?\nA. left\nB. right"
     assert first.images() == [picture(0), picture(1)]
     assert (second.problem, second.answer) == ("And <image> here?\nA. left\nB. right\nC. up", "C")
+
+
+@pytest.mark.parametrize(
+    "text", ["['\u56fe/1.png', \"it's\"]", '["\\u56fe/1.png", "it\'s"]', '["\u56fe/1.png", "it\'s", ""]']
+)
+def test_a_list_written_in_python_or_json_names_its_files(text: str) -> None:
+    assert cells_of_text(text) == ["\u56fe/1.png", "it's"]
 
 
 def test_options_of_a_table_are_a_to_z_and_nan_is_none(tmp_path: Path) -> None:

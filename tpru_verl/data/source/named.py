@@ -37,7 +37,7 @@ def cells_of(record: Mapping[str, object], form: Form, folder: Path | None) -> l
     and for a folder that holds something else.
     """
     cells: list[object] = []
-    own = str(record.get("id") or "")
+    own = "" if is_missing(record.get("id")) else str(record["id"])
     for column in form.columns:
         value = record.get(column)
         value = str(value) if type(value) is int else value  # a folder named by a number
