@@ -51,7 +51,8 @@ class Frame:
 
     `index` is its number in the source (of a video's frame, of a file in its folder, of a step), `time` is
     in seconds, `text` says what is done at this step, `about` what the whole episode is about, `name` is the
-    name of its file where it has one of its own, and `shot` is the number of cuts before it.
+    name of its file where it has one of its own, and `shot` is the number of cuts before it. `uncovered` is
+    the picture before `--crop` and `--mask`, b"" without them.
     """
 
     data: bytes
@@ -61,6 +62,7 @@ class Frame:
     about: str = ""
     name: str = ""
     shot: int = 0
+    uncovered: bytes = b""
 
 
 class SourceItem(Protocol):
@@ -110,7 +112,8 @@ class Clip:
     text: list[str]
     hash: NDArray[np.uint8]  # (frames, HASH_BYTES)
     grey: NDArray[np.uint8]  # (frames, GREY, GREY)
-    leak_hash: NDArray[np.uint64]  # (frames,), as `tpru data validate --against` compares; else empty
+    # As `tpru data validate --against` compares, of covered and of uncovered pictures; else empty.
+    leak_hash: NDArray[np.uint64]
     size: list[int]  # bytes of each picture
 
     def __len__(self) -> int:

@@ -103,7 +103,8 @@ def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> tuple[Frame, Frame
         data = in_common_format(frame.data)
         if problem := problem_of(data):
             raise ValueError(problem)
-        return replace(frame, data=data), look_at(data, leak_hash=leak_hash)
+        compared = [data, frame.uncovered] if frame.uncovered else [data]
+        return replace(frame, data=data, uncovered=b""), look_at(data, compared if leak_hash else ())
     except ValueError as error:
         name = f" ({frame.name})" if frame.name else ""
         raise ValueError(f"{item.id}: frame {frame.index}{name}: {error}") from error
@@ -146,7 +147,7 @@ def _clip(item: SourceItem, number: int, run: _Passed, counts: Counts) -> tuple[
         text=[frame.text for frame in frames],
         hash=np.stack([look.hash for look in looks]),
         grey=np.stack([look.grey for look in looks]),
-        leak_hash=np.array([look.leak_hash for look in looks if look.leak_hash is not None], np.uint64),
+        leak_hash=np.concatenate([look.leak_hash for look in looks]),
         size=[len(image) for image in images],
     )
     return clip, images
