@@ -11,7 +11,7 @@ from PIL import Image
 
 from tpru_verl.builder.clips import Frame, SourceItem
 from tpru_verl.builder.pictures import in_common_format, jpeg
-from tpru_verl.data.images import upright
+from tpru_verl.data.images import problem_of, upright
 
 SMALLEST = 28  # pixels of a side that have to be left
 GREY = (128, 128, 128)
@@ -32,7 +32,12 @@ class Cover:
         return cls(_box(crop, "--crop") if crop else None, tuple(_box(mask, "--mask") for mask in masks))
 
     def applied(self, data: bytes) -> bytes:
-        """The picture as JPEG, masks first. Raises ValueError where too little of it would be left."""
+        """The picture as JPEG, masks first.
+
+        Raises ValueError for a picture that is unfit for training, and where too little of it would be left.
+        """
+        if problem := problem_of(data):  # encoded anew, it would look sound
+            raise ValueError(problem)
         picture = upright(data)
         width, height = picture.size
         for mask in self.masks:
