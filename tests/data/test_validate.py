@@ -182,6 +182,18 @@ def test_rows_shared_with_another_source_are_found_by_what_they_show(tpru: Tpru,
     assert "row 1: images: found all its images in" in error
 
 
+@pytest.mark.parametrize("changes", [{"answer": ""}, {"answer": "Z"}, {"problem": "What is this?"}])
+def test_rows_shared_with_unsound_rows_of_another_source_are_found(
+    tpru: Tpru, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    test = write_parquet(tmp_path / "test.parquet", [{**reordering(1), **changes}])
+    train = write_parquet(tmp_path / "train.parquet", [reordering(2), reordering(1)])
+    assert "row 1: images: found all its images in" in tpru("validate", train, "--against", test)[2]
+    prepared = tpru("prepare", train, tmp_path / "out", "--against", test)
+    assert prepared[0] == 1
+    assert "row 1: images: found all its images in" in prepared[2]
+
+
 def test_the_report_has_one_entry_a_finding(tpru: Tpru, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [reordering(1), reordering(2, answer="Z")])
     tpru("validate", path, "--report", tmp_path / "report.json")

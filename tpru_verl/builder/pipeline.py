@@ -110,7 +110,8 @@ def _build(
     source: str, stages: Stages, settings: BuildOptions, describer: Describer | None, against: Source | None
 ) -> tuple[Path, dict[str, object], Counts]:
     """The folder of the shards, the manifest, and the counts of items."""
-    hashes = _hashes(against, stages.workers)
+    shown = fingerprints(against, workers=stages.workers) if against else []
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(row.hashes for row in shown)])
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
     labels = _labels(clips, files, counts)
@@ -139,16 +140,9 @@ def _build(
         write_page(shards / PAGE, clips, doubtful, least)
     manifest = _manifest(source, stages, counts, ledger, lost, written, describer, against)
     manifest["clips near the threshold"] = len(doubtful)
+    manifest["not compared"] = sum(len(row.unread) for row in shown)
     manifest["visible_order"] = {clip.id: round(clip.order, 3) for clip in measured}
     return shards, manifest | {"shared_pictures": drafts.look_alikes(labels, splits)}, counts
-
-
-def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
-    if against is None:
-        return np.zeros(0, np.uint64)
-    return np.concatenate(
-        [row.hashes for row in fingerprints(against, workers=workers)] or [np.zeros(0, np.uint64)]
-    )
 
 
 def _show_left_out(counts: Counts) -> None:
