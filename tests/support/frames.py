@@ -76,6 +76,9 @@ class Given:
         self.id, self.scene, self.group = name, "scene", name
         self._frames = frames
 
+    def files(self) -> list[Path]:
+        return []
+
     def frames(self):
         return iter(self._frames)
 

@@ -69,7 +69,8 @@ class SourceItem(Protocol):
     """One thing that a source holds: a video, a folder of pictures, an episode.
 
     All items of one `group` stay in one split. `usual_frames` is a rough measure of the work for an item.
-    `frames` raises ValueError or OSError, in one line, where the item cannot be used.
+    `files` are all files that decide its frames. `files` and `frames` raise ValueError or OSError, in one
+    line, where the item cannot be used.
     """
 
     usual_frames: ClassVar[int]
@@ -80,6 +81,7 @@ class SourceItem(Protocol):
     def scene(self) -> str: ...
     @property
     def group(self) -> str: ...
+    def files(self) -> Sequence[Path]: ...
     def frames(self) -> Iterator[Frame]: ...
 
 
@@ -93,6 +95,9 @@ class Unusable:
     kind: str = ""  # of file, as the summary counts it
     scene: str = ""
     group: str = ""
+
+    def files(self) -> Sequence[Path]:
+        return ()
 
     def frames(self) -> Iterator[Frame]:
         raise ValueError(f"{self.id}: {self.problem}")
@@ -255,3 +260,9 @@ def told_file(folder: Path, number: int) -> Path:
 @lru_cache(maxsize=16)
 def read_told(path: Path) -> dict[int, Told]:
     return {int(number): Told(**told) for number, told in json.loads(path.read_text()).items()}
+
+
+def forget() -> None:
+    """Forget the files that this process has read: an earlier build may have had others of these names."""
+    for cached in (_open, _batch, read_clip, read_told):
+        cached.cache_clear()

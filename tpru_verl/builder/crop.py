@@ -100,10 +100,8 @@ class Covered:
     def group(self) -> str:
         return self.item.group
 
-    @property
-    def path(self) -> Path | None:
-        """The item's file or folder: a build begins anew when that changes."""
-        return getattr(self.item, "path", None)
+    def files(self) -> Sequence[Path]:
+        return self.item.files()
 
     def frames(self) -> Iterator[Frame]:
         for frame in self.item.frames():

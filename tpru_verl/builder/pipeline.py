@@ -23,11 +23,11 @@ import xxhash
 from tpru_verl import __version__
 from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.card import card_of
-from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
+from tpru_verl.builder.clips import Counts, Label, file_of, forget, read_labels
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.doubtful import NEAR, PAGE, write_page
 from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of
-from tpru_verl.builder.stages import BuildOptions, Stages
+from tpru_verl.builder.stages import UNREADABLE, BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
@@ -77,6 +77,7 @@ def build(
             cover=settings.cover,
         )
         drafts.check_named(items, settings.drop)
+        forget()
         work = companion(out, layout.WORK)
         try:
             with opened(with_engine, workers) as run:
@@ -230,7 +231,7 @@ def _manifest(
 
 def _unread_kinds(counts: Counts) -> Counter[str]:
     """How much of each kind could not be read: `.heic`, `.txt`, `in folders of pictures`, ..."""
-    return Counter(entry["kind"] for entry in counts.dropped if entry["reason"] == "unreadable")
+    return Counter(entry["kind"] for entry in counts.dropped if entry["reason"] == UNREADABLE)
 
 
 def _ordered(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:
