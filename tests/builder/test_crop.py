@@ -17,6 +17,7 @@ from support.lerobot import v3
 from support.results import read
 
 from tpru_verl.builder.crop import Cover
+from tpru_verl.builder.pictures import look_at
 
 
 def pictures(folder: Path) -> list[Image.Image]:
@@ -92,6 +93,21 @@ def test_edges_are_cut_and_boxes_are_covered(build: Run, tmp_path: Path) -> None
     with pytest.raises(SystemExit) as stop:
         build(source, "none", "--crop", "0.5,0,0.5,0")
     assert "found 0.5,0,0.5,0 for a picture of 128 x 96, expected to leave 28 pixels" in str(stop.value.code)
+
+
+@pytest.mark.parametrize("cover", [(), ("--crop", "0,0,2,0")])
+def test_transparent_ground_becomes_white(build: Run, tmp_path: Path, cover: tuple[str, ...]) -> None:
+    source = scenes(tmp_path / "in", takes=2)
+    for path in source.rglob("*.jpg"):
+        picture = Image.open(path).convert("RGBA")
+        picture.paste((0, 0, 0, 0), (0, 80, 128, 96))
+        path.unlink()
+        path.with_suffix(".png").write_bytes(encoded(picture, "PNG"))
+    assert build(source, "out", *cover)["left_out"] == {}
+    for picture in pictures(tmp_path / "out"):
+        assert np.asarray(picture.convert("L"))[84:].min() > 245
+    (path, *_) = source.rglob("*.png")
+    assert look_at(path.read_bytes()).grey[-6:].min() == 255
 
 
 UNFIT = {

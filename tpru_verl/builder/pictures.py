@@ -16,6 +16,7 @@ from tpru_verl.data.images import (
     MAX_PIXELS,
     PLAIN_MODES,
     encoding_of,
+    on_white,
     read_header,
     upright,
 )
@@ -88,7 +89,7 @@ def look_at(data: bytes, compared: Sequence[bytes] = ()) -> FrameLook:
             image.draft(
                 "L", (image.width * HASHED // max(image.size), image.height * HASHED // max(image.size))
             )
-            small = image.convert("L")
+            small = on_white(image).convert("L")
         small.thumbnail((HASHED, HASHED), Image.Resampling.BOX)
         leak = np.array([perceptual_hash(one) for one in compared], np.uint64)
     except (OSError, SyntaxError) as error:
