@@ -49,20 +49,27 @@ _CLIP = tuple(name for name in _SCHEMA.names if name not in ("digest", "images")
 class Frame:
     """One encoded picture of a source.
 
-    `index` is its number in the source (of a video's frame, of a file in its folder, of a step), `time` is
-    in seconds, `text` says what is done at this step, `about` what the whole episode is about, `name` is the
-    name of its file where it has one of its own, and `shot` is the number of cuts before it. `uncovered` is
-    the picture before `--crop` and `--mask`, b"" without them.
+    `index` is its number in the source (of a video's frame, of a file in its folder, of a step), None where
+    frames of a video before it were not read. `time` is in seconds, `text` says what is done at this step,
+    `about` what the whole episode is about, `name` is the name of its file where it has one of its own, and
+    `shot` is the number of cuts before it. `uncovered` is the picture before `--crop` and `--mask`, b""
+    without them.
     """
 
     data: bytes
-    index: int
+    index: int | None
     time: float | None = None
     text: str = ""
     about: str = ""
     name: str = ""
     shot: int = 0
     uncovered: bytes = b""
+
+    @property
+    def place(self) -> str:
+        """For messages: its number or its time, and its name."""
+        number = f"frame at {self.time:g} s" if self.index is None else f"frame {self.index}"
+        return f"{number} ({self.name})" if self.name else number
 
 
 class SourceItem(Protocol):
@@ -112,7 +119,7 @@ class Clip:
     group: str
     about: str
     form: str  # encoding and size of its pictures; all of them share it
-    index: list[int]
+    index: list[int | None]
     time: list[float | None]
     text: list[str]
     hash: NDArray[np.uint8]  # (frames, HASH_BYTES)

@@ -109,6 +109,6 @@ class Covered:
                 whole = in_common_format(frame.data)
                 data = self.cover.applied(whole)
             except ValueError as error:
-                raise ValueError(f"{frame.name or f'frame {frame.index}'}: {error}") from error
+                raise ValueError(f"{self.id}: {frame.place}: {error}") from error
             # A test set shows whole pictures: a clip is compared with it before they are covered, too.
             yield replace(frame, data=data, uncovered=whole)

@@ -106,8 +106,7 @@ def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> tuple[Frame, Frame
         compared = [data, frame.uncovered] if frame.uncovered else [data]
         return replace(frame, data=data, uncovered=b""), look_at(data, compared if leak_hash else ())
     except ValueError as error:
-        name = f" ({frame.name})" if frame.name else ""
-        raise ValueError(f"{item.id}: frame {frame.index}{name}: {error}") from error
+        raise ValueError(f"{item.id}: {frame.place}: {error}") from error
 
 
 def _reason(look: FrameLook, run: _Passed, filters: Filters, counts: Counts) -> str | None:
