@@ -114,6 +114,7 @@ _ADVICE = {
     "cyclic": "no order can be seen",
     "too few wrong candidates": "more clips of the same scene, or a higher --max-foreign",
     "no other steps": "longer clips, or fewer --rows-per-clip",
+    "not sound": "the text lists options of its own",
     "order not visible": "a lower --min-order keeps more",
     "in short shots": "a smaller --every, or fewer --steps",
 }

@@ -72,6 +72,16 @@ class Frame:
         return f"{number} ({self.name})" if self.name else number
 
 
+def check_text(**fields: str) -> None:
+    """Raises ValueError for a lone surrogate: a byte of a file name, or half a character of a json file."""
+    for name, text in fields.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"found {text[error.start]!r} at {error.start}"
+            raise ValueError(f"{name}: {found}, expected text that UTF-8 can hold") from error
+
+
 class SourceItem(Protocol):
     """One thing that a source holds: a video, a folder of pictures, an episode.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem
+from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem, check_text
 from tpru_verl.builder.pictures import (
     FrameLook,
     alike,
@@ -100,6 +100,7 @@ def _leave(run: _Passed, counts: Counts, reason: str) -> None:
 def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> tuple[Frame, FrameLook]:
     """The frame in a format that trainers read, and its measures."""
     try:
+        check_text(about=frame.about, text=frame.text)
         data = in_common_format(frame.data)
         if problem := problem_of(data):
             raise ValueError(problem)

@@ -134,6 +134,9 @@ def _build(
         raise ValueError(f"{source}: found no usable clip{first}")
     splits = drafts.splits_of(labels, settings.split, settings.seed)
     plans, ledger, lost, measured = stages.draft(clips, told, labels, splits)
+    for unsound in ledger.unsound:
+        lost["not sound"] += 1
+        messages.print(f"left out: {unsound}", style="yellow", markup=False, soft_wrap=True)
     shards, written = stages.write(plans, clips)
     (shards / PAGE).unlink(missing_ok=True)
     if doubtful := [clip for clip in measured if clip.distance < NEAR]:

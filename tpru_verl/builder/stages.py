@@ -23,6 +23,7 @@ from tpru_verl.builder.clips import (
     SourceItem,
     Unusable,
     Writer,
+    check_text,
     counts_file,
     file_of,
     read_clip,
@@ -127,6 +128,7 @@ def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[C
     kind, name = getattr(bare, "kind", EPISODES), getattr(bare, "name", "")  # an episode may hide its id
     try:
         name = item.id
+        check_text(id=name, scene=item.scene, group=item.group)
         yield from clips_of(
             item,
             task.filters,
