@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from support.builds import Run, provenance
-from support.frames import SIZE, Given, moment, video
+from support.frames import SIZE, Given, moment, stills, video
 from support.lerobot import in_columns, v2, v3
 
 from tpru_verl.builder import lerobot
@@ -201,6 +201,26 @@ def test_long_videos_become_several_clips_of_one_group(build: Run, tmp_path: Pat
     lines = provenance(tmp_path / "out").values()
     assert {line["clip"] for line in lines} == {"a.mp4", "a.mp4#1", "a.mp4#2"}
     assert {line["group"] for line in lines} == {"a.mp4"}
+
+
+def test_folders_whose_names_look_like_clips_are_items_of_their_own(build: Run, tmp_path: Path) -> None:
+    for mark in "_#":
+        for take in range(8):
+            stills(tmp_path / f"in{mark}/s/take{mark}{take}", take, frames=4)
+        rows = build(tmp_path / f"in{mark}", f"out{mark}", "--max-foreign", 0)["rows"]["written"]
+        assert rows == 24  # each borrows wrong frames of the others
+
+
+def test_no_folder_has_the_id_of_a_clip_of_another_one(build: Run, tmp_path: Path) -> None:
+    for take, frames in (("take", 30), ("take#1", 8), ("take#2", 8)):
+        stills(tmp_path / "in/s" / take, len(take), frames)
+    manifest = build(tmp_path / "in", "out", "--clip-frames", 12, "--min-change", 0, "--min-bits", 0)
+    assert (manifest["clips"], manifest["left_out"]) == (5, {})
+    clips = {line["clip"] for line in provenance(tmp_path / "out").values()}
+    assert clips >= {"s/take", "s/take#1", "s/take#1#0", "s/take#2#0"}
+    (tmp_path / "drop.txt").write_text("s/take#1#0\ns/take#1\n")
+    manifest = build(tmp_path / "in", "new", "--clip-frames", 12, "--drop", tmp_path / "drop.txt")
+    assert manifest["left_out"] == {"--drop": 2}
 
 
 @pytest.mark.parametrize("make", [v2, v3, in_columns])

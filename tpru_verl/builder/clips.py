@@ -25,6 +25,7 @@ HASH_BYTES = 32  # a perceptual hash of 16 x 16 bits
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),
+        "item": pa.string(),
         "scene": pa.string(),
         "group": pa.string(),
         "about": pa.string(),
@@ -125,6 +126,7 @@ class Clip:
     """Frames of one item, one after another. The first axis of each array is the frame."""
 
     id: str
+    item: str  # the id of its item; a long item has several clips
     scene: str
     group: str
     about: str
@@ -141,10 +143,13 @@ class Clip:
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
-    def item(self) -> str:
-        """The id of its item. A long item has several clips."""
-        return re.sub(r"#\d+$", "", self.id)
+
+def clip_id(item: str, number: int) -> str:
+    """A clip's id: the item's for the first clip, else with `#` and its number.
+
+    The first clip of an item whose own id ends like that has `#0`, so that no two items share one.
+    """
+    return f"{item}#{number}" if number or re.search(r"#\d+$", item) else item
 
 
 @dataclass

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem, check_text
+from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem, check_text, clip_id
 from tpru_verl.builder.pictures import (
     FrameLook,
     alike,
@@ -137,7 +137,8 @@ def _clip(item: SourceItem, number: int, run: _Passed, counts: Counts) -> tuple[
     counts.clips += 1
     counts.kept_frames += len(frames)
     clip = Clip(
-        id=f"{item.id}#{number}" if number else item.id,
+        id=clip_id(item.id, number),
+        item=item.id,
         scene=item.scene,
         group=item.group,
         about=frames[0].about,
