@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.builds import Run, provenance
-from support.frames import encoded, moment, scenes, stills
+from support.frames import encoded, moment, scenes, stills, video
 from support.lerobot import in_columns, v2, v3
-from support.results import read
+from support.results import contents, read
 
 from tpru_verl.builder import stages
 from tpru_verl.builder.lerobot import filled
@@ -245,6 +245,19 @@ def test_half_a_character_costs_its_episode_alone(build: Run, tmp_path: Path, fi
     assert (manifest["clips"], manifest["left_out"]) == (2, {"unreadable": 1})
     ((_, detail),) = dropped(tmp_path / "out").items()
     assert "expected text that UTF-8 can hold" in detail
+
+
+@pytest.mark.parametrize("place", [".", "..", "frames/..", "./1.mp4", "1.mp4"])
+def test_a_source_gives_the_same_rows_by_any_path(
+    build: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    source = stills(tmp_path / "in", 0)
+    stills(source / "frames", 1)
+    video(source / "1.mp4", [i / 25 for i in range(100)])
+    build(source / place if place.endswith("mp4") else source, "whole")
+    monkeypatch.chdir(source / "frames" if place == ".." else source)
+    build(place)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 # Recordings

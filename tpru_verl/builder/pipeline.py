@@ -26,7 +26,7 @@ from tpru_verl.builder.card import card_of
 from tpru_verl.builder.clips import Counts, Label, file_of, forget, read_labels
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.doubtful import NEAR, PAGE, write_page
-from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of
+from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of, path_of
 from tpru_verl.builder.stages import UNREADABLE, BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
@@ -201,7 +201,7 @@ def _manifest(
 
     return {
         "made_by": MADE_BY,
-        "source": {"name": Path(source).name or source, "items": counts.items},
+        "source": {"name": path_of(source).name, "items": counts.items},
         "settings": settings,
         "model": describer.described() if describer else None,
         "against": Path(against.name).name if against else None,

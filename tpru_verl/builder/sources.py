@@ -224,6 +224,12 @@ def items_of(
     return [item if isinstance(item, Unusable) else Covered(item, cover) for item in found]
 
 
+def path_of(source: str) -> Path:
+    """The path of a source on disk. It has a name, also for `.` and `..`; a link keeps its own."""
+    path = Path(source).expanduser().absolute()
+    return path.resolve() if path.name == ".." else path
+
+
 def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int) -> list[SourceItem]:
     if source.startswith(SIMULATED):
         if sampling.every is not None:
@@ -232,7 +238,7 @@ def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int)
         from tpru_verl.builder.sims import episodes_of
 
         return [*episodes_of(source.removeprefix(SIMULATED), episodes, seed)]
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_file():
         if path.suffix.lower() in (".jsonl", ".json"):
             return [*_episodes(path, _whole(sampling))]
