@@ -148,7 +148,7 @@ def validate(
     check_output("--report", report, files_of(source, against))
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     found = work.validate(
-        opened, deep=deep, against=open_source(against) if against else None, workers=workers
+        opened, deep=deep, against=open_source(against, answered=False) if against else None, workers=workers
     )
     if report is not None:
         found.write(report)
@@ -221,7 +221,7 @@ def prepare(
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     counter = counter_of(model, template, min_pixels, max_pixels)[0] if model else None
     options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow, framework.value)
-    other = open_source(against) if against else None
+    other = open_source(against, answered=False) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     rows = manifest["rows"]
     results().print(rows_table({**rows, **rows["by_split"]}, f"{rows['written']} rows of {source}"))
