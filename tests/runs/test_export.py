@@ -165,6 +165,24 @@ def test_adapters_without_the_model_need_to_know_it(checkpoint: Path, tmp_path: 
     assert (out / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/global_step_5"])
+def test_a_run_that_began_with_an_adapter_of_another_scale_is_refused(tmp_path: Path, place: str) -> None:
+    """rsLoRA scales by alpha / sqrt(r); beside the shards stand r and alpha alone."""
+    actor = step_of(tmp_path / "run/checkpoints", 5)
+    (actor / export.ADAPTED).write_text(json.dumps({"r": 16, "lora_alpha": 32}))
+    (tmp_path / "start").mkdir()
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "use_rslora": True}
+    (tmp_path / "start/adapter_config.json").write_text(json.dumps(config))
+    recipe = {"actor_rollout_ref": {"model": {"lora_adapter_path": "start"}}}
+    (tmp_path / "run/recipe.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "run/run.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    (tmp_path / "run/metrics.jsonl").touch()
+    chosen = export.chosen(tmp_path / place)
+    with pytest.raises(ValueError, match=r"lora_adapter_path=start, which has use_rslora=True, expected"):
+        export.export(tmp_path / place, chosen, tmp_path / "out", vllm=False, say=lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shard_that_would_run_code_is_refused(tmp_path: Path) -> None:
     import torch
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tpru_verl import trainers
+from tpru_verl.launch import adapter
 from tpru_verl.launch.settings import Settings, value_at
 from tpru_verl.models import model_refusal
 from tpru_verl.shapes import shape_of
 
 GIB = 1024**3
-_MODEL = "actor_rollout_ref.model"
 # Bytes a parameter: fp32 weights, with their gradients and Adam's two moments where all are trained.
 _FROZEN, _TRAINED, _HALF = 4, 16, 2
 
@@ -23,7 +21,8 @@ def check(config: Mapping) -> None:
 
     Raises:
         FileNotFoundError: an adapter to start from that is none.
-        ValueError: a key that veRL 0.9.1 would ignore, one that needs another, or a number out of its range.
+        ValueError: a key that veRL 0.9.1 would ignore, one that needs another, a number out of its range, or
+            an adapter that could not be exported.
     """
     settings = Settings(trainers.VERL, config)
     check_numbers(settings)
@@ -31,7 +30,7 @@ def check(config: Mapping) -> None:
     _processor_kwargs(config)
     _one_process(config)
     _frozen(config)
-    _adapter(config)
+    adapter.check(config)
     _decoupled_rewards(config)
     _overlong(config)
 
@@ -165,34 +164,6 @@ def _frozen(config: Mapping) -> None:
         raise ValueError(
             f"{key}: found true, expected false: veRL 0.9.1 ignores it and would train the vision tower; "
             "+tpru=lora leaves the tower as it is"
-        )
-
-
-def _adapter(config: Mapping) -> None:
-    """veRL 0.9.1 loads an adapter only where `lora_rank` is set, and gives vLLM room for that rank."""
-    key, rank = f"{_MODEL}.lora_adapter_path", value_at(config, f"{_MODEL}.lora_rank")
-    path = value_at(config, key)
-    if not path:
-        return
-    from tpru_verl.data.source.parts import is_local
-
-    file = Path(str(path)).expanduser() / "adapter_config.json"
-    if not is_local(str(path)):  # veRL hands the path to PEFT, which also takes Hub ids
-        found = None
-    elif not file.is_file():
-        raise FileNotFoundError(
-            f"{key}={path}: found no adapter_config.json in it, expected an adapter of PEFT"
-        )
-    else:
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))["r"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: found no rank `r` ({error}), expected an adapter of PEFT") from error
-    if not rank or (found is not None and found != rank):
-        expected = found if found is not None else "the rank of the adapter"
-        raise ValueError(
-            f"{_MODEL}.lora_rank: found {rank or 0}, expected {expected}, the rank of {key}={path}; "
-            "with 0 veRL would train all weights without the adapter"
         )
 
 
