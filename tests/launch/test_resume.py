@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tpru_verl.launch import resume
-from tpru_verl.launch.resume import check_resume, last_step, note_run
+from tpru_verl.launch.resume import NothingLeftError, check_resume, last_step, note_run
 from tpru_verl.launch.settings import Settings
 
 
@@ -96,3 +96,20 @@ def test_verls_own_command_is_warned_and_goes_on(tmp_path: Path, monkeypatch: py
     resume.warn_of_resume(recipe)
     assert len(said) == 1
     assert "nothing left to train: the run ends at step 4" in said[0]
+
+
+def test_a_checkpoint_that_is_named_is_gone_on_from(tmp_path: Path) -> None:
+    """Not from that of the run's own folder; other data may be meant."""
+    checkpoint(tmp_path / "own", 9)
+    note_run(settings("veRL", tmp_path / "own", train=["b.parquet"]))
+    for trainer, key, more in (
+        ("veRL", "resume_from_path", {"resume_mode": "resume_path"}),
+        ("EasyR1", "load_checkpoint_path", {}),
+    ):
+        config = {**settings(trainer, tmp_path / "own", steps=36).config}
+        config["trainer"] = {**config["trainer"], key: "/old/global_step_35", **more}  # type: ignore[dict-item]
+        assert last_step(Settings(trainer, config)) == 35
+        check_resume(Settings(trainer, config), rows=None)
+        config["trainer"] = {**config["trainer"], "total_training_steps": 35, "max_steps": 35}
+        with pytest.raises(NothingLeftError, match=rf"trainer\.{key}=/old/global_step_35: found"):
+            check_resume(Settings(trainer, config), rows=None)

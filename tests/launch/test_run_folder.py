@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.checkpoints import write_empty
 from support.rows import reordering, write_parquet
 
 from tpru_verl.launch import folder, run, train
@@ -128,6 +129,43 @@ def test_a_run_that_fails_is_started_again_so_often(
     monkeypatch.setattr(run, "run", fails)
     assert train.train(RECIPE, ROWS, out=tmp_path / "run", restarts=2) == end
     assert times == list(range(1, starts + 1))
+
+
+ANEW = ["trainer.resume_mode=disable"]
+NAMED = ["trainer.resume_mode=resume_path", "++trainer.resume_from_path=/old/global_step_35"]
+
+
+@pytest.mark.parametrize("began", [ANEW, NAMED])
+class TestGoesOn:
+    """A run that was told which checkpoint to begin with goes on from its own, once it has saved one."""
+
+    def test_when_it_is_resumed(self, began: list[str], started: list[Plan], tmp_path: Path) -> None:
+        place = tmp_path / "run"
+        train.train(RECIPE, [*ROWS, *began], out=place)
+        train.train(None, [], resume=place)  # nothing was saved
+        assert started[1].command == started[0].command
+        write_empty(place / "checkpoints", 2)
+        train.train(None, ["data.seed=7"], resume=place)
+        assert not [word for word in started[2].command if "trainer.resume" in word]
+        assert started[2].settings["resume"] == "auto"
+        train.train(None, ["trainer.resume_mode=disable"], resume=place)
+        assert started[3].settings["resume"] == "disable"
+
+    def test_when_it_is_started_again(
+        self, began: list[str], started: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        modes: list[object] = []
+
+        def fails(plan: Plan, place: Path, **_: Any) -> int:
+            modes.append(plan.settings["resume"])
+            if len(modes) == 2:
+                write_empty(place / "checkpoints", 2)
+            return 1
+
+        monkeypatch.setattr(run, "run", fails)
+        train.train(RECIPE, [*ROWS, *began], out=tmp_path / "run", restarts=3)
+        first = began[0].partition("=")[2]
+        assert modes == [first, first, "auto", "auto"]
 
 
 def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(

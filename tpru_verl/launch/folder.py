@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tpru_verl import __version__, trainers
 from tpru_verl.files import write_json, write_text
+from tpru_verl.launch.settings import KEYS, Settings
 from tpru_verl.recipes import leaves
 from tpru_verl.redaction import (
     HIDDEN,
@@ -30,7 +31,6 @@ from tpru_verl.redaction import (
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
-    from tpru_verl.launch.settings import Settings
 
 START, COMMAND, RECIPE, VERSIONS = "run.json", "command.sh", "recipe.yaml", "versions.json"
 LOG, METRICS, SUMMARY = "train.log", "metrics.jsonl", "summary.json"
@@ -124,6 +124,17 @@ def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
             f"holds it: '{name}=${{oc.env:NAME}}'"
         )
     return [*kept, *given]
+
+
+def from_last(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The overrides of a run without those that say which checkpoint it begins with, unless one is `given`.
+
+    A run that has saved a checkpoint of its own goes on from that.
+    """
+    keys = {key for name in ("resume", "load_checkpoint") for key in KEYS[name]}
+    if any(_key(item) in keys for item in given):
+        return list(overrides)
+    return [item for item in overrides if _key(item) not in keys]
 
 
 def _key(override: str) -> str:

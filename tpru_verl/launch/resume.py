@@ -35,18 +35,19 @@ def check_resume(settings: Settings, *, rows: int | None) -> None:
         NothingLeftError: a checkpoint would be resumed that has no step left to train.
         ValueError: it is of other data or another model.
     """
-    step, folder = last_step(settings), Path(settings.text("checkpoints"))
+    step, given = last_step(settings), _given(settings)
     if step is None:
         return
     steps = total_steps(settings, rows)
-    fix = f"give another {settings.key('checkpoints')}, or start anew with {_anew(settings)}"
-    found = f"{settings.said('checkpoints')}: found a checkpoint of step {step}, which would be resumed"
+    place = "load_checkpoint" if given else "checkpoints"
+    fix = f"give another {settings.key(place)}, or start anew with {_anew(settings)}"
+    found = f"{settings.said(place)}: found a checkpoint of step {step}, which would be resumed"
     if steps and step >= steps:
         raise NothingLeftError(
             f"{found} with nothing left to train: the run ends at step {steps}; "
             f"{fix}, or train longer with {settings.key('total_steps')}"
         )
-    noted = _noted(folder)
+    noted = {} if given else _noted(Path(settings.text("checkpoints")))  # one that is named is meant
     for name, value in _described(settings).items():
         if name in noted and noted[name] != value:
             key = settings.key(name)
@@ -65,22 +66,56 @@ def warn_of_resume(recipe: Mapping) -> None:
 
 
 def last_step(settings: Settings) -> int | None:
-    """The step of the checkpoint that the trainer would resume by itself, None where it starts anew."""
+    """The step of the checkpoint that the trainer would resume, None where it starts anew."""
+    given = _given(settings)
+    if given is not None:
+        number = given.name.removeprefix(STEP)
+        return int(number) if number.isdecimal() else None
+    return saved_step(settings) if _resumes_itself(settings) else None
+
+
+def saved_step(settings: Settings) -> int | None:
+    """The step of the run's own last checkpoint, None where there is none."""
     folder = Path(settings.text("checkpoints"))
-    if settings.trainer == trainers.VERL:
-        if settings.text("resume") != "auto":
-            return None
-        tracker, name = folder / TRACKER, ""
-    else:
-        if not settings["resume"] or settings["load_checkpoint"]:
-            return None
-        tracker, name = folder / "checkpoint_tracker.json", "last_global_step"
+    verl = settings.trainer == trainers.VERL
+    tracker = folder / (TRACKER if verl else "checkpoint_tracker.json")
     try:
         text = tracker.read_text(encoding="utf-8")
-        step = int(json.loads(text)[name] if name else text)
+        step = int(text if verl else json.loads(text)["last_global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return step if (folder / f"{STEP}{step}").is_dir() else None
+
+
+def has_saved(settings: Settings, since: float) -> bool:
+    """Whether the run has saved a checkpoint, which it can go on from, after the time `since`."""
+    if settings.trainer == trainers.VERL:
+        saved = [path / "data.pt" for path in _whole(settings).values()]
+    else:
+        step = saved_step(settings)
+        saved = [] if step is None else [Path(settings.text("checkpoints")) / f"{STEP}{step}"]
+    return any(path.stat().st_mtime >= since for path in saved)
+
+
+def _whole(settings: Settings) -> dict[int, Path]:
+    """veRL's whole checkpoints in the run's folder, by step."""
+    found, all_ranks = steps_of(Path(settings.text("checkpoints"))), settings.integer("nodes") <= 1
+    return {step: path for step, path in found.items() if is_whole(path, all_ranks=all_ranks)}
+
+
+def _given(settings: Settings) -> Path | None:
+    """The folder of the checkpoint that the run is told to begin with."""
+    path = settings.text("load_checkpoint")
+    if not path or (settings.trainer == trainers.VERL and settings.text("resume") != "resume_path"):
+        return None
+    return Path(path)
+
+
+def _resumes_itself(settings: Settings) -> bool:
+    """Whether the trainer looks for a checkpoint in the run's folder."""
+    if settings.trainer == trainers.VERL:
+        return settings.text("resume") == "auto"
+    return bool(settings["resume"]) and not settings["load_checkpoint"]
 
 
 def mend_tracker(settings: Settings) -> str | None:
@@ -89,11 +124,10 @@ def mend_tracker(settings: Settings) -> str | None:
     A run that is killed while it saves may leave such a tracker: veRL removes the checkpoint before, and then
     writes the new one's step. On several nodes only the tracker's folder is looked for.
     """
-    if settings.trainer != trainers.VERL or settings.text("resume") != "auto":
+    if settings.trainer != trainers.VERL or not _resumes_itself(settings):
         return None
     folder = Path(settings.text("checkpoints"))
-    found = steps_of(folder)
-    whole = [step for step, path in found.items() if is_whole(path, all_ranks=settings.integer("nodes") <= 1)]
+    whole = [*_whole(settings)]
     try:
         named = (folder / TRACKER).read_text(encoding="utf-8").strip()
     except OSError:

@@ -13,7 +13,7 @@ from tpru_verl.launch.checks import row_count
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.plan import Plan
-from tpru_verl.launch.resume import last_step, note_run, total_steps
+from tpru_verl.launch.resume import last_step, note_run, saved_step, total_steps
 from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.watch import End, Stop, watch
 from tpru_verl.terminal import visible
@@ -92,7 +92,7 @@ def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
     """Why the run has ended, where it was not done."""
     if not code:
         return []
-    step = last_step(plan.settings)
+    step = saved_step(plan.settings)
     saved = f"the checkpoint of step {step} is there" if step else "there is no checkpoint"
     if end.asked:
         return [f"ended by {signal.Signals(end.asked).name}; {saved}"]
