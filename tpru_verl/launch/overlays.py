@@ -31,6 +31,7 @@ def check(config: Mapping) -> None:
     _one_process(config)
     _frozen(config)
     adapter.check(config)
+    _deviation(config)
     _decoupled_rewards(config)
     _overlong(config)
 
@@ -167,7 +168,18 @@ def _frozen(config: Mapping) -> None:
         )
 
 
+def _deviation(config: Mapping) -> None:
+    """veRL 0.9.1 hands the key to `grpo`, `grpo_passk` reads it, and its other estimators ignore it."""
+    key, estimator = "algorithm.norm_adv_by_std_in_grpo", value_at(config, "algorithm.adv_estimator")
+    if value_at(config, key) is False and estimator not in (None, "grpo", "grpo_passk"):
+        raise ValueError(
+            f"{key}: found false, which veRL 0.9.1 ignores with algorithm.adv_estimator={estimator}, "
+            "expected grpo or grpo_passk, or true; +tpru=drgrpo sets it"
+        )
+
+
 def _decoupled_rewards(config: Mapping) -> None:
+    """GDPO takes what the reward returns beside score, so that nothing that changes the score counts."""
     if value_at(config, "algorithm.adv_estimator") != "gdpo":
         return
     key = "algorithm.gdpo_reward_keys"
@@ -181,6 +193,27 @@ def _decoupled_rewards(config: Mapping) -> None:
             f"algorithm.gdpo_reward_weights: found {len(weights)}, expected {len(rewards)}, "
             f"one for each of {key}"
         )
+    if lost := next(_of_the_score(config, rewards), ""):
+        raise ValueError(
+            f"{lost}: found it with algorithm.adv_estimator=gdpo, which takes {', '.join(map(str, rewards))} "
+            f"({key}) in place of the score that it changes, expected one of the two; leave one out"
+        )
+
+
+def _of_the_score(config: Mapping, rewards: Sequence[object]) -> Iterator[str]:
+    """Settings, `KEY=VALUE`, that change the score alone, which GDPO does not take."""
+    for key in ("reward.reward_kwargs.overlong_buffer_cfg.enable", "algorithm.use_kl_in_reward"):
+        if value_at(config, key):
+            yield f"{key}=true"
+    key = "reward.custom_reward_function"
+    ours = "tpru_verl" in str(value_at(config, f"{key}.path"))
+    if not ours or "score" in rewards:
+        return
+    kwargs = value_at(config, f"{key}.reward_kwargs") or {}
+    told = ("tpru", "tpru_partial") if "partial" in rewards else ("tpru",)
+    for name, plain in {"preset": told, "max_length": (), "ngram": ()}.items():
+        if kwargs.get(name) not in (None, *plain):
+            yield f"{key}.reward_kwargs.{name}={kwargs[name]}"
 
 
 def _overlong(config: Mapping) -> None:
