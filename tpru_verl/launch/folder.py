@@ -187,13 +187,13 @@ def _shown(config: Mapping[str, object]) -> Any:
     keys = [*keys_of_environment(), *keys_of_settings(config)]
 
     def shown(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: shown(key, inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [shown(name, inner) for inner in value]
-        if not isinstance(value, str):
-            return value
-        return HIDDEN if value and is_secret_setting(name) else without(value, keys)
+        if value not in ("", {}) and is_secret_setting(name, value):
+            return HIDDEN
+        if isinstance(value, dict):
+            return {key: shown(key, inner) for key, inner in value.items()}
+        return without(value, keys) if isinstance(value, str) else value
 
     return shown("", json.loads(json.dumps(config, default=str)))
 
