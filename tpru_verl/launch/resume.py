@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tpru_verl import trainers
-from tpru_verl.checkpoints import STEP, is_whole, steps_of
+from tpru_verl.checkpoints import ADAPTED, STEP, Checkpoint, is_whole, steps_of
 from tpru_verl.files import write_json, write_text
 from tpru_verl.launch import checks
 from tpru_verl.launch.settings import Settings
@@ -33,25 +33,53 @@ def check_resume(settings: Settings, *, rows: int | None) -> None:
 
     Raises:
         NothingLeftError: a checkpoint would be resumed that has no step left to train.
-        ValueError: it is of other data or another model.
+        ValueError: it is of other data or another model, or cannot be loaded with these settings.
     """
     step, given = last_step(settings), _given(settings)
     if step is None:
         return
-    steps = total_steps(settings, rows)
+    ends = _ends(settings, rows)
     place = "load_checkpoint" if given else "checkpoints"
     fix = f"give another {settings.key(place)}, or start anew with {_anew(settings)}"
     found = f"{settings.said(place)}: found a checkpoint of step {step}, which would be resumed"
-    if steps and step >= steps:
+    if reached := [name for name, end in ends.items() if step >= end]:
         raise NothingLeftError(
-            f"{found} with nothing left to train: the run ends at step {steps}; "
-            f"{fix}, or train longer with {settings.key('total_steps')}"
+            f"{found} with nothing left to train: the run ends at step {min(ends.values())}; "
+            f"{fix}, or train longer with {' and '.join(map(settings.key, reached))}"
         )
+    folder = given or Path(settings.text("checkpoints")) / f"{STEP}{step}"
+    if wrong := _misfit(settings, Checkpoint(step, folder / "actor")):
+        raise ValueError(f"{found}, {wrong}; {fix}")
     noted = {} if given else _noted(Path(settings.text("checkpoints")))  # one that is named is meant
     for name, value in _described(settings).items():
         if name in noted and noted[name] != value:
             key = settings.key(name)
             raise ValueError(f"{found}, of a run with {key}={noted[name]}, expected {key}={value}; {fix}")
+
+
+def _misfit(settings: Settings, checkpoint: Checkpoint) -> str:
+    """Why the trainer could not load a checkpoint, after minutes; "" where it could."""
+    ranks, world = checkpoint.ranks, settings.world
+    if not ranks:
+        return ""
+    if ranks != world:
+        gpus = f"{settings.said('nodes')} {settings.said('gpus')}"
+        return (
+            f"in shards of {ranks} GPUs, expected {world} ({gpus}): a run goes on with as many as it saved on"
+        )
+    if settings.trainer != trainers.VERL:
+        return ""  # EasyR1 notes nothing of adapters
+    rank = settings.integer("lora_rank")
+    try:
+        found = json.loads((checkpoint.actor / ADAPTED).read_text(encoding="utf-8"))["r"]
+    except FileNotFoundError:
+        found = rank if settings.integer("nodes") > 1 else 0  # it is on the node of the first rank
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"with an unreadable {ADAPTED}"
+    if found == rank:
+        return ""
+    adapters = f"adapters of rank {found}" if found else "no adapters"
+    return f"with {adapters}, expected {settings.said('lora_rank')}"
 
 
 def warn_of_resume(recipe: Mapping) -> None:
@@ -167,7 +195,17 @@ def _noted(folder: Path) -> Mapping[str, object]:
 
 def total_steps(settings: Settings, rows: int | None) -> int:
     """Steps of the whole run, 0 where they are not known."""
-    if given := settings.integer("total_steps"):
-        return given
-    batch = settings.integer("batch")
-    return (rows or 0) // batch * settings.integer("epochs") if batch else 0
+    return min(_ends(settings, rows).values(), default=0)
+
+
+def _ends(settings: Settings, rows: int | None) -> dict[str, int]:
+    """The steps at which the run ends, by our name of the setting that says so.
+
+    veRL ends at the first of them. EasyR1 counts no epochs where it is told the steps.
+    """
+    batch, most, usable = settings.integer("batch"), settings.integer("most_rows"), rows or 0
+    usable = min(usable, most) if most > 0 else usable
+    ends = {"total_steps": settings.integer("total_steps")}
+    if settings.trainer == trainers.VERL or not ends["total_steps"]:
+        ends["epochs"] = usable // batch * settings.integer("epochs") if batch else 0
+    return {name: end for name, end in ends.items() if end}

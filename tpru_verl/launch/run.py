@@ -54,7 +54,7 @@ def run(
     log, stop_file = place / folder.LOG, place / folder.STOP
     stop_file.unlink(missing_ok=True)
     environment = {**plan.environment, "TPRU_STOP_FILE": str(stop_file)}
-    total = plan.settings.integer("total_steps") or total_steps(plan.settings, row_count(plan.settings))
+    total = total_steps(plan.settings, row_count(plan.settings))
     logger = plan.settings.text("logger")
     verbose = verbose or "file" not in logger  # there is nothing to make a line of
     resumed_at = last_step(plan.settings) or 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tpru_verl.checkpoints import Checkpoint, checkpoints_of
+from tpru_verl.checkpoints import ADAPTED, Checkpoint, checkpoints_of
 from tpru_verl.files import UNFINISHED, companion, locked, write_json, write_text
 from tpru_verl.launch import adapter as adapters
 from tpru_verl.launch.apart import ask
@@ -27,7 +27,6 @@ from tpru_verl.terminal import line_of
 
 HOUR = 3600.0
 ADAPTER = "lora_adapter"  # where veRL's merger puts it
-ADAPTED = "lora_train_meta.json"  # veRL writes it beside the shards of a model with adapters
 # Mean difference of log-probabilities, in nats. Joined shards are the same numbers. A merged adapter is
 # rounded to bf16 with its layer, and vLLM rounds at other places than transformers.
 SAME, ROUNDED = 1e-3, 0.1
