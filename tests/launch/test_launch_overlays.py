@@ -110,6 +110,23 @@ REWARD = "reward.custom_reward_function.reward_kwargs"
         ),
         (
             "tpru_7b",
+            ["++data.train_batch_size=abc"],
+            "data.train_batch_size=abc: found text, expected a number",
+        ),
+        (
+            "tpru_7b",
+            ["data.train_batch_size=1e2"],
+            "=100.0: found 100.0, expected a whole number, such as 256",
+        ),
+        ("tpru_7b", ["trainer.save_freq=1e1"], "trainer.save_freq=10.0: found 10.0, expected a whole number"),
+        (
+            "tpru_7b",
+            ["trainer.total_training_steps=1e2"],
+            "trainer.total_training_steps=100.0: found 100.0, expected a whole number",
+        ),
+        ("tpru_7b", [f"++{ROLLOUT}.n=1e1"], f"{ROLLOUT}.n=10.0: found 10.0, expected a whole number"),
+        (
+            "tpru_7b",
             ["data.mm_processor_kwargs=5"],
             "data.mm_processor_kwargs=5: found no names, expected arguments of the processor by name",
         ),
@@ -200,9 +217,15 @@ def test_the_size_of_a_model_that_is_refused_is_not_read(tmp_path: Path) -> None
         plan.compose("tpru_7b", [*given, "+tpru=one_gpu_24"])
 
 
-def test_a_name_that_is_given_stays() -> None:
-    planned = plan.compose("tpru_7b", [*DATA, "+tpru=lora", "trainer.experiment_name=mine"])
+@pytest.mark.parametrize("plus", ["", "++"])
+def test_a_name_that_is_given_stays(plus: str) -> None:
+    planned = plan.compose("tpru_7b", [*DATA, "+tpru=lora", f"{plus}trainer.experiment_name=mine"])
     assert planned.settings.text("checkpoints") == "checkpoints/tpru/mine"
+
+
+def test_decimal_numbers_stay_where_verls_default_is_a_whole_one() -> None:
+    given = [f"{ACTOR}.entropy_coeff=0.01", f"{ROLLOUT}.top_p=0.9", "++algorithm.kl_ctrl.kl_coef=1"]
+    plan.compose("tpru_7b", [*DATA, *given])
 
 
 class TestAdapter:

@@ -13,6 +13,7 @@ from support.rows import reordering, write_parquet
 
 from tpru_verl.launch import folder, run, train
 from tpru_verl.launch.plan import Plan
+from tpru_verl.recipes import compose
 
 RECIPE = "tpru_tiny_cpu"
 ROWS = ["data.train_files=rows.parquet", "data.val_files=rows.parquet"]
@@ -60,6 +61,19 @@ def test_metrics_are_kept_whatever_the_loggers(given: str, started: list[Plan], 
     loggers = [*given.strip("[]").split(","), "file"]
     assert started[0].settings["logger"] == loggers
     assert started[0].command[-1] == f"trainer.logger=[{','.join(loggers)}]"
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [("trainer.logger=null", "trainer.logger=[file]"), ("~trainer.logger", "++trainer.logger=[file]")],
+)
+def test_metrics_are_kept_without_a_logger(
+    given: str, added: str, started: list[Plan], tmp_path: Path
+) -> None:
+    train.train(RECIPE, [*ROWS, given], out=tmp_path / "run")
+    assert started[0].command[-1] == added
+    hydra = [word for word in started[0].command[5:] if not word.startswith("hydra.")]
+    assert compose(RECIPE, hydra).trainer.logger == ["file"]
 
 
 def test_command_sh_is_the_command_as_it_ran(

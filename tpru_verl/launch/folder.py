@@ -20,6 +20,7 @@ from tpru_verl import __version__, trainers
 from tpru_verl.files import write_json, write_text
 from tpru_verl.launch.settings import KEYS, Settings
 from tpru_verl.recipes import leaves
+from tpru_verl.recipes.overlays import key_of
 from tpru_verl.redaction import (
     HIDDEN,
     is_secret,
@@ -115,8 +116,8 @@ def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
 
     Raises ValueError for a key that was typed at the start, and so was not kept, and is not given again.
     """
-    taken = {_key(item) for item in given}
-    kept = [item for item in before if _key(item) not in taken]
+    taken = {key_of(item) for item in given}
+    kept = [item for item in before if key_of(item) not in taken]
     if hidden := next((item for item in kept if HIDDEN in item), None):
         name = hidden.partition("=")[0]
         raise ValueError(
@@ -132,13 +133,9 @@ def from_last(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
     A run that has saved a checkpoint of its own goes on from that.
     """
     keys = {key for name in ("resume", "load_checkpoint") for key in KEYS[name]}
-    if any(_key(item) in keys for item in given):
+    if any(key_of(item) in keys for item in given):
         return list(overrides)
-    return [item for item in overrides if _key(item) not in keys]
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+    return [item for item in overrides if key_of(item) not in keys]
 
 
 def begin(folder: Path, plan: Plan, recipe: str, overrides: Sequence[str], before: Start | None) -> None:

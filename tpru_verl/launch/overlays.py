@@ -55,15 +55,18 @@ _LEAST = {
     **dict.fromkeys(("min_pixels", "max_pixels"), 1),
     "lora_rank": 0,
 }
+_WHOLE = (*_LEAST, "total_steps", "most_rows", "keep", "max_model_len", "batched_tokens", "limit_images")
 
 
 def check_numbers(settings: Settings) -> None:
-    """Raise ValueError, in one line, for a number that no run can have, such as a batch of none."""
+    """Raise ValueError, in one line, for a number that no run can have, such as a batch of none or of 1e2."""
     for name, least in _LEAST.items():
         value = settings[name] if settings.key(name) else None
         if isinstance(value, (int, float)) and value < least:
             raise ValueError(f"{settings.said(name)}: found {value}, expected {least} or more")
-        if isinstance(value, float) and not value.is_integer():
+    for name in _WHOLE:
+        value = settings[name] if settings.key(name) else None
+        if isinstance(value, float):  # 1e2 is one, too, and torch takes no batch of 100.0
             raise ValueError(f"{settings.said(name)}: found {value}, expected a whole number")
     share = settings["gpu_memory"]
     if isinstance(share, (int, float)) and not 0 < share <= 1:
