@@ -14,7 +14,7 @@ import pytest
 from support.checkpoints import ALPHA, RANK, write_checkpoint
 
 from tpru_verl import cli
-from tpru_verl.checkpoints import checkpoints_of
+from tpru_verl.checkpoints import ADAPTED, checkpoints_of
 from tpru_verl.runs import export, weights
 from tpru_verl.runs.logs import Step
 from tpru_verl.runs.model_card import card, serve_command
@@ -90,6 +90,21 @@ class TestWhichCheckpoint:
         with pytest.raises(ValueError, match=r"found shards of Megatron, expected those of FSDP"):
             export.chosen(tmp_path)
 
+    def test_of_two_sizes_the_one_that_was_saved_last(self, tmp_path: Path) -> None:
+        """A run on 4 GPUs may save into the folder of one on 8."""
+        step_of(tmp_path, 5, ranks=4)
+        (step_of(tmp_path, 6) / "fsdp_config.json").write_text("{}")
+        actor = tmp_path / "global_step_5/actor"
+        for rank in range(8):
+            ZipFile(actor / f"model_world_size_8_rank_{rank}.pt", "w").close()
+        with pytest.raises(ValueError, match="found shards of 4 and 8 ranks, expected one number"):
+            export.chosen(actor)
+        (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 4}))
+        assert [found.ranks for found in checkpoints_of(tmp_path)] == [4, 1]
+        (actor / "model_world_size_4_rank_3.pt").unlink()
+        with pytest.raises(ValueError, match=r"model_world_size_4_rank_3\.pt: missing or cut off"):
+            export.chosen(actor)
+
     def test_a_model_holds_no_checkpoint(self, checkpoint: Path) -> None:
         assert checkpoints_of(checkpoint) == []
 
@@ -163,6 +178,24 @@ def test_adapters_without_the_model_need_to_know_it(checkpoint: Path, tmp_path: 
         export.export(tmp_path, chosen, out, vllm=False, say=lambda line: None)
     export.export(tmp_path, chosen, out, base=str(checkpoint), vllm=False, say=lambda line: None)
     assert (out / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/global_step_5"])
+def test_a_run_that_began_with_an_adapter_of_another_scale_is_refused(tmp_path: Path, place: str) -> None:
+    """rsLoRA scales by alpha / sqrt(r); beside the shards stand r and alpha alone."""
+    actor = step_of(tmp_path / "run/checkpoints", 5)
+    (actor / ADAPTED).write_text(json.dumps({"r": 16, "lora_alpha": 32}))
+    (tmp_path / "start").mkdir()
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "use_rslora": True}
+    (tmp_path / "start/adapter_config.json").write_text(json.dumps(config))
+    recipe = {"actor_rollout_ref": {"model": {"lora_adapter_path": "start"}}}
+    (tmp_path / "run/recipe.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "run/run.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    (tmp_path / "run/metrics.jsonl").touch()
+    chosen = export.chosen(tmp_path / place)
+    with pytest.raises(ValueError, match=r"lora_adapter_path=start, which has use_rslora=True, expected"):
+        export.export(tmp_path / place, chosen, tmp_path / "out", vllm=False, say=lambda line: None)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_shard_that_would_run_code_is_refused(tmp_path: Path) -> None:

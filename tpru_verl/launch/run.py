@@ -13,7 +13,7 @@ from tpru_verl.launch.checks import row_count
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.plan import Plan
-from tpru_verl.launch.resume import last_step, note_run, total_steps
+from tpru_verl.launch.resume import last_step, note_run, saved_step, total_steps
 from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.watch import End, Stop, watch
 from tpru_verl.runs.export import saved
@@ -55,7 +55,7 @@ def run(
     log, stop_file = place / folder.LOG, place / folder.STOP
     stop_file.unlink(missing_ok=True)
     environment = {**plan.environment, "TPRU_STOP_FILE": str(stop_file)}
-    total = plan.settings.integer("total_steps") or total_steps(plan.settings, row_count(plan.settings))
+    total = total_steps(plan.settings, row_count(plan.settings))
     logger = plan.settings.text("logger")
     verbose = verbose or "file" not in logger  # there is nothing to make a line of
     resumed_at = last_step(plan.settings) or 0
@@ -93,7 +93,7 @@ def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
     """Why the run has ended, where it was not done."""
     if not code:
         return []
-    step = last_step(plan.settings)
+    step = saved_step(plan.settings)
     saved = f"the checkpoint of step {step} is there" if step else "there is no checkpoint"
     if end.asked:
         return [f"ended by {signal.Signals(end.asked).name}; {saved}"]

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tpru_verl.checkpoints import Checkpoint, checkpoints_of
+from tpru_verl.checkpoints import ADAPTED, Checkpoint, checkpoints_of
 from tpru_verl.files import UNFINISHED, companion, locked, write_json, write_text
+from tpru_verl.launch import adapter as adapters
 from tpru_verl.launch.apart import ask
 from tpru_verl.launch.folder import START
 from tpru_verl.launch.resume import noted
+from tpru_verl.launch.settings import value_at
 from tpru_verl.runs import weights
 from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, validated
 from tpru_verl.runs.model_card import card, serve_command
@@ -28,7 +30,6 @@ from tpru_verl.terminal import line_of
 
 HOUR = 3600.0
 ADAPTER = "lora_adapter"  # where veRL's merger puts it
-ADAPTED = "lora_train_meta.json"  # veRL writes it beside the shards of a model with adapters
 # Mean difference of log-probabilities, in nats. Joined shards are the same numbers. A merged adapter is
 # rounded to bf16 with its layer, and vLLM rounds at other places than transformers.
 SAME, ROUNDED = 1e-3, 0.1
@@ -132,12 +133,15 @@ def export(
     the note beside its checkpoints does not say it. `say` takes a line before each step that takes time.
 
     Raises:
-        ValueError: not a checkpoint of an adapter, or the model is not that of the shards.
+        ValueError: not a checkpoint of an adapter, an adapter of which the checkpoint does not tell all, or
+            the model is not that of the shards.
         FileExistsError: `out` holds something.
         RuntimeError: the merger or a check ended without an answer; the message has its last words.
     """
     if adapter and not (checkpoint.actor / ADAPTED).is_file():
         raise ValueError(f"{checkpoint.actor}: found no adapter (LoRA), expected one; leave out --adapter")
+    if (checkpoint.actor / ADAPTED).is_file():
+        _check_start(run, checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: found other files, expected a new or empty folder")
     made = Exported(out, checkpoint, adapter, base or _trained_from(checkpoint))
@@ -156,6 +160,29 @@ def export(
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return made
+
+
+def _check_start(run: Path, checkpoint: Checkpoint) -> None:
+    """Raise ValueError for a run that began with an adapter which only its own configuration describes.
+
+    With that adapter's scale lost, a wrong model would agree with wrongly read shards.
+    """
+    found = map(_files, (run, *checkpoint.actor.absolute().parents[:3]))
+    files = next((files for files in found if files and files.config), None)
+    path = value_at(files.settings(), adapters.KEY) if files else None
+    if not files or not path:
+        return
+    own = Path(files.started_in or ".") / Path(str(path)).expanduser()
+    try:
+        option = adapters.unsaved(adapters.read(str(own if own.exists() else path)) or {})
+    except FileNotFoundError:  # it was moved
+        return
+    if option:
+        raise ValueError(
+            f"{checkpoint.actor}: found a run that began with {adapters.KEY}={path}, which has {option}, "
+            f"expected plain LoRA: {ADAPTED} keeps rank and alpha alone, and the exported model would not be "
+            "the trained one; merge the adapter into its model first and train that"
+        )
 
 
 def _merge(checkpoint: Checkpoint, base: str, out: Path) -> None:
