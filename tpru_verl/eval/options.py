@@ -102,9 +102,10 @@ def engine_of(
         bounds = Bounds(*pixels, 2 * patch)
         limits: dict[str, Any] = {"concurrency": concurrency, "timeout": timeout, "retries": retries}
         return Endpoint(model, base_url, bounds, sampling, **limits, extra=extra)
-    from tpru_verl.eval.engines.local import Local
+    from tpru_verl.eval.engines.local import Local, begin_vllm
 
     least, most = pixels
+    begin_vllm(model)  # before this process imports for seconds, too
     return Local(
         model, sampling, min_pixels=least, max_pixels=most, max_model_len=max_model_len, options=extra
     )

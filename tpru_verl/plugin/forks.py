@@ -48,6 +48,8 @@ VERLS = {
     "VLLM_DISABLE_COMPILE_CACHE": "1",
     "VLLM_LOGGING_LEVEL": "WARN",
 }
+# Variables that sklearn sets, which transformers imports here: the engine would have them, and no fork would do.
+SKLEARNS = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 
 _running: dict[str, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}  # by name; one at most
 _launching = threading.Lock()
@@ -64,8 +66,13 @@ def register() -> None:
 def begin_for_engine(*, cpu: bool) -> None:
     """Start the server for the engine of a vLLM in this process, which itself imports meanwhile.
 
-    Call it in the main thread: the server ends with the thread that started it.
+    Once it runs, a second call does nothing. Call it in the main thread: the server ends with the thread that
+    started it.
     """
+    if os.environ.get(SERVER) in _running:
+        return
+    for name, value in SKLEARNS.items():
+        os.environ.setdefault(name, value)
     end()
     if "fork_engine" not in hooks.skipped and (name := _start(os.environ, cpu=cpu)):
         os.environ[SERVER] = name

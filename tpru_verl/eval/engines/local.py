@@ -51,6 +51,18 @@ def prepare_cpu() -> dict[str, Any]:
     return {"distributed_executor_backend": ONE_PROCESS}
 
 
+def begin_vllm(model: str) -> None:
+    """Begin to import, in a process beside this one, what vLLM's engine needs. On a CPU the engine is its fork.
+
+    Raises ValueError, FileNotFoundError for a bad `model`.
+    """
+    from tpru_verl.plugin import forks
+
+    _check_folder(model)
+    _prepare_environment()
+    forks.begin_for_engine(cpu=on_cpu())
+
+
 def start_vllm(model: str, **options: Any) -> LLM:
     """vLLM in this process. On a CPU its engine is forked from a process that imports while this one does."""
     from tpru_verl.plugin import forks
@@ -84,7 +96,7 @@ class Local:
         self.model, self.sampling = model, sampling
         self.max_model_len, self.options = max_model_len, dict(options or {})
         _check_folder(model)
-        self._prepare_environment()
+        _prepare_environment()
         self.processor = _processor(model)
         self.bounds = Bounds(min_pixels, max_pixels, _factor(self.processor))
         self.identity = f"vllm:{_fingerprint(model)}"
@@ -97,11 +109,6 @@ class Local:
         self._llm: LLM | None = None
         self._checked: set[str] = set()
         self._limits = (0, 0)
-
-    def _prepare_environment(self) -> None:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        prepare_cpu()
 
     def description(self) -> dict[str, object]:
         return {
@@ -283,6 +290,12 @@ class Local:
             from tpru_verl.plugin import forks
 
             forks.end()
+
+
+def _prepare_environment() -> None:
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    prepare_cpu()
 
 
 def _chat_kwargs(options: Mapping[str, object]) -> dict[str, Any]:
