@@ -75,7 +75,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
             raise ValueError(f"{recipe}: {said}") from error
     _check_types(config, overrides, recipe)
     # Null in a recipe: OmegaConf lets `???` leave veRL's own default, a path on its author's disk, in force.
-    needed = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
+    needed = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path", "trainer")
     missing = [key for key in needed if not OmegaConf.select(config, key)]
     if missing:
         raise ValueError(f"{recipe}: no value for {', '.join(missing)}; add {missing[0]}=...")
@@ -97,17 +97,21 @@ def _known(recipe: str) -> dict[str, object]:
 
 
 def _check_types(config: DictConfig, overrides: Sequence[str], recipe: str) -> None:
-    """Raise ValueError for text or a list in the place of a number or a truth value: Hydra takes anything."""
+    """Raise ValueError for a value of another kind than veRL's default: Hydra takes text for a number."""
     from omegaconf import OmegaConf
 
     known = _known(recipe)
-    for key in [item.partition("=")[0] for item in overrides]:
+    for key in map(overlays.key_of, overrides):
         default, value = known.get(key), OmegaConf.select(config, key)
         wrong = isinstance(value, str) or OmegaConf.is_config(value)
         if isinstance(default, (bool, int, float)) and wrong:
             found = "text" if isinstance(value, str) else "several values"
             expected = "true or false" if isinstance(default, bool) else "a number"
             raise ValueError(f"{key}={value}: found {found}, expected {expected}")
+        # A default of 0 or 1 may stand for a decimal number, as that of entropy_coeff.
+        whole = isinstance(default, int) and not isinstance(default, bool) and default not in (0, 1)
+        if whole and isinstance(value, float):
+            raise ValueError(f"{key}={value}: found {value}, expected a whole number, such as {default}")
 
 
 def leaves(config: object, prefix: str = "") -> dict[str, object]:
@@ -125,7 +129,7 @@ def doubtful_keys(recipe: str, overrides: Sequence[str]) -> list[str]:
 
     Hydra takes any such key, and nothing reads a misspelt one.
     """
-    added = [item.partition("=")[0].lstrip("+") for item in overrides if item.startswith("+")]
+    added = [overlays.key_of(item) for item in overrides if item.startswith("+")]
     added = [key for key in added if key != "tpru"]
     if not added:
         return []
@@ -236,8 +240,8 @@ def easyr1_arguments(recipe: str, overrides: Sequence[str] = ()) -> list[str]:
     if paper:
         settings |= {key: change.value for key, change in PAPER_CHANGES.items() if key not in settings}
         settings["trainer.experiment_name"] = "paper"
-    given = [item for item in overrides if item.partition("=")[0].lstrip("+") != "tpru"]
-    taken = {item.partition("=")[0] for item in given}
+    given = [item for item in overrides if overlays.key_of(item) != "tpru"]
+    taken = {overlays.key_of(item) for item in given}
     ours = [f"{key}={value}" for key, value in settings.items() if key not in taken]
     return [f"config={EASYR1 / f'{recipe}.yaml'}", *ours, *given]
 
@@ -247,5 +251,5 @@ def _easyr1_model(recipe: str, overrides: Sequence[str]) -> str:
     from omegaconf import OmegaConf
 
     key = "worker.actor.model.model_path"
-    given = [item.partition("=")[2] for item in overrides if item.partition("=")[0] == key]
+    given = [item.partition("=")[2] for item in overrides if overlays.key_of(item) == key]
     return given[-1] if given else str(OmegaConf.select(OmegaConf.load(EASYR1 / f"{recipe}.yaml"), key))

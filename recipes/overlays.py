@@ -25,13 +25,18 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def key_of(override: str) -> str:
+    """The key of an override: `trainer.logger` of `++trainer.logger=file` and of `~trainer.logger`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
 def taken(overrides: Sequence[str]) -> list[str]:
     """The overlays that the overrides of a command line name, in their order.
 
     Raises ValueError, in one line, for what Hydra would not read as one list: two overrides with overlays,
     names without brackets, no plus; and for no name, or one twice.
     """
-    given = [item for item in overrides if item.partition("=")[0].lstrip("+") == "tpru"]
+    given = [item for item in overrides if key_of(item) == "tpru"]
     values = [item.partition("=")[2].strip("\"' ") for item in given]
     found = [name.strip() for value in values for name in value.strip("[] ").split(",") if name.strip()]
     if given and not found:
@@ -62,7 +67,7 @@ def check(overrides: Sequence[str]) -> None:
             near = get_close_matches(name, known, 1)
             meant = f"; meant {near[0]}?" if near else ""
             raise ValueError(f"+tpru: found {name!r}, expected one of {', '.join(known)}{meant}")
-    settled = {item.partition("=")[0].lstrip("+") for item in overrides} | {"trainer.experiment_name"}
+    settled = {key_of(item) for item in overrides} | {"trainer.experiment_name"}
     for one, other in combinations(chosen, 2):
         first, second = dict(settings(one)), dict(settings(other))
         apart = [key for key in first if key in second and first[key] != second[key] and key not in settled]

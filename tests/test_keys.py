@@ -12,7 +12,8 @@ from support.commands import Tpru
 from support.endpoint import endpoint
 from support.rows import reordering, write_parquet
 
-from tpru_verl.launch import run, train
+from tpru_verl.launch import folder, plan, run, train
+from tpru_verl.launch.settings import value_at
 from tpru_verl.launch.watch import watch
 from tpru_verl.redaction import keys_of_environment
 
@@ -118,6 +119,25 @@ def test_the_log_of_a_run_has_no_key(
     end = watch([sys.executable, "-c", said], {}, tmp_path / "log", echo=True, secrets=[TYPED])
     assert end.code == 0
     assert (tmp_path / "log").read_text() == capfd.readouterr().out == "a *** b ***\nthe end ***"
+
+
+def test_keys_of_any_type_stay_out_of_folder_and_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number, a short password, one in a URL: veRL prints its whole configuration."""
+    monkeypatch.chdir(tmp_path)
+    typed = {"api_key": "123456789012", "password": "hunter2", "url": "'https://u:p4ssw0rdX@h/v1'"}
+    typed |= {"db_pwd": "SuperSecret99", "access_tokens": "[tok1234567]", "max_tokens": "512"}
+    kwargs = "reward.custom_reward_function.reward_kwargs"
+    given = ["data.train_files=a/b", "data.val_files=a/b", *(f"+{kwargs}.{k}={v}" for k, v in typed.items())]
+    planned = plan.compose("tpru_tiny_cpu", given, tmp_path / "run")
+    folder.begin(tmp_path / "run", planned, "tpru_tiny_cpu", given, None)
+    printed = value_at(planned.settings.config, kwargs)
+    told = [sys.executable, "-c", "import sys; print(sys.argv[1], sys.argv[2])", str(printed)]
+    watch([*told, "p4ssw0rdX"], {}, tmp_path / "run/log", echo=False, secrets=planned.secrets)
+    secrets = ["123456789012", "hunter2", "p4ssw0rdX", "SuperSecret99", "tok1234567"]
+    assert with_keys(tmp_path / "run", secrets) == []
+    assert not any(secret in str(planned) for secret in secrets)
+    assert "max_tokens: 512" in (tmp_path / "run/recipe.yaml").read_text()
+    assert "'max_tokens': 512" in (tmp_path / "run/log").read_text()
 
 
 def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru, tmp_path: Path) -> None:

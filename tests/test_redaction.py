@@ -1,5 +1,7 @@
 """Secrets are replaced, and nothing else is."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,3 +108,47 @@ def test_command() -> None:
     assert len(shown) == len(words)
     assert shown[-2:] == ["--max-tokens", "32"]
     assert [shown[i] for i in (0, 1, 5, 6, 12)] == ["eval", "m", "--n", "2", "top_k=20"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "secrets"),
+    [
+        (
+            {"api_key": 123456789012, "db_pwd": 4711, "password": "hunter2"},
+            ["123456789012", "4711", "hunter2"],
+        ),
+        ({"access_tokens": ["tok1"], "clientSecret": "s", "auth": {"user": "u"}}, ["tok1", "s", "u"]),
+        ({"url": "https://me:p4ss%21@h/v1"}, ["p4ss!", "p4ss%21"]),
+        ({"a": [["postgres://h/db?password=abcd&n=1"]]}, ["abcd"]),
+        ({"max_tokens": 512, "token_budget": 8, "rollout": {"max_num_batched_tokens": 8192}}, []),
+        ({"stop_tokens": ["</s>"], "pad_token": "x", "image_key": "images", "token_ids": [1, 2]}, []),
+        ({"use_auth": True, "password": None, "api_key": "", "n_keys": 3.5}, ["3.5"]),
+    ],
+)
+def test_the_secrets_of_settings(settings: dict[str, object], secrets: list[str]) -> None:
+    assert sorted(keys_of_settings({"reward": settings})) == sorted(secrets)
+
+
+@pytest.mark.parametrize(
+    ("typed", "shown"),
+    [
+        ("+a.access_tokens=[tok1234567]", "+a.access_tokens=***"),
+        ("+a.db_pwd=SuperSecret99", "+a.db_pwd=***"),
+        ("+a.hfToken=abc", "+a.hfToken=***"),
+        ("+a.api_key=123456789012", "+a.api_key=***"),
+        ("+a={clientSecret: 1234, max_tokens: 5}", "+a={clientSecret: ***, max_tokens: 5}"),
+        ("a.max_tokens=512", "a.max_tokens=512"),
+        ("a.max_num_batched_tokens=8192", "a.max_num_batched_tokens=8192"),
+        ("a.stop_tokens=[1,2]", "a.stop_tokens=[1,2]"),
+        ("a.use_auth=True", "a.use_auth=True"),
+    ],
+)
+def test_settings_as_they_are_typed(typed: str, shown: str) -> None:
+    assert redact_setting(typed) == shown
+
+
+def test_a_long_line_is_searched_at_once() -> None:
+    text = "a" * 200_000 + "?" + "key" * 50_000
+    started = time.monotonic()
+    assert redact_urls(text) == text
+    assert time.monotonic() - started < 5

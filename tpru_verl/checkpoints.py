@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 STEP = "global_step_"  # how both trainers name the folder of a step
+ADAPTED = "lora_train_meta.json"  # veRL writes it beside the shards of a model with adapters
 _SHARD = re.compile(r"(.+)_world_size_(\d+)_rank_(\d+)\.pt")  # of the model, its optimizer and other state
 
 
@@ -19,8 +21,22 @@ class Checkpoint(NamedTuple):
 
     @property
     def ranks(self) -> int:
-        """Shards of the model; 0 for one that Megatron wrote."""
-        return max((size for kind, size, _ in _shards(self.actor) if kind == "model"), default=0)
+        """Shards of the model; 0 for one that Megatron wrote.
+
+        A run on fewer GPUs may have saved beside the shards of an earlier one: veRL notes its own number.
+        """
+        sizes = self._sizes()
+        noted = self._noted() if len(sizes) > 1 else None
+        return noted if noted in sizes else max(sizes, default=0)
+
+    def _sizes(self) -> set[int]:
+        return {size for kind, size, _ in _shards(self.actor) if kind == "model"}
+
+    def _noted(self) -> int | None:
+        try:
+            return json.loads((self.actor / "fsdp_config.json").read_text(encoding="utf-8"))["world_size"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def lack(self) -> str:
         """What the model lacks, as a save that was cut off leaves it; "" where all of it is there."""
@@ -31,6 +47,10 @@ class Checkpoint(NamedTuple):
             )
         if not self.ranks:
             return f"{self.actor}: found no shards (model_world_size_N_rank_R.pt)"
+        sizes = sorted(self._sizes())
+        if sizes[1:] and self._noted() not in sizes:
+            found = " and ".join(map(str, sizes))
+            return f"{self.actor}: found shards of {found} ranks, expected one number; remove the older ones"
         for rank in range(self.ranks):
             shard = self.actor / f"model_world_size_{self.ranks}_rank_{rank}.pt"
             if not zipfile.is_zipfile(shard):
@@ -65,12 +85,12 @@ def is_whole(path: Path, *, all_ranks: bool = True) -> bool:
     torch saves a zip file, whose list of contents is at its end; `data.pt` is written last. `all_ranks`: the
     shards of all ranks are looked for, which may lie on other nodes.
     """
-    shards = _shards(path / "actor")
+    ranks = Checkpoint(None, path / "actor").ranks
+    shards = [shard for shard in _shards(path / "actor") if shard[1] == ranks]
     files = [path / "actor" / f"{kind}_world_size_{size}_rank_{rank}.pt" for kind, size, rank in shards]
     if not shards or not all(map(zipfile.is_zipfile, [*files, path / "data.pt"])):
         return False
-    kinds = {(kind, size) for kind, size, _ in shards}
-    return not all_ranks or len(shards) == sum(size for _, size in kinds)
+    return not all_ranks or len(shards) == ranks * len({kind for kind, *_ in shards})
 
 
 def _step_of(folder: Path) -> int | None:

@@ -27,13 +27,19 @@ def missing(model: str) -> str:
     """
     if Path(model).expanduser().is_dir() or not (why := offline()):
         return ""
+    there = cached(model, "config.json")
+    return "" if there else f"found no such folder and no copy in the cache, and {why}"
+
+
+def cached(model: str, name: str) -> Path | None:
+    """The copy of a model's file in the cache; None where there is none."""
     try:
         from huggingface_hub import try_to_load_from_cache
 
-        cached = isinstance(try_to_load_from_cache(model, "config.json"), str)
+        found = try_to_load_from_cache(model, name)
     except (ImportError, ValueError):  # no such package, or a name that no model of the Hub can have
-        cached = False
-    return "" if cached else f"found no such folder and no copy in the cache, and {why}"
+        return None
+    return Path(found) if isinstance(found, str) else None
 
 
 @cache

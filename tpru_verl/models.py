@@ -40,6 +40,7 @@ class Family(NamedTuple):
     # The first EasyR1 that can train it ("" where none can yet), and a file that tells such an EasyR1.
     easyr1: str = "0.3.2"
     easyr1_file: str = ""
+    opens_think: bool = False  # its chat template opens a `<think>`, which its recipes turn off
     refused: str = ""  # why veRL 0.9.1 does not train it; "" where it does
 
     @property
@@ -104,6 +105,7 @@ FAMILIES = {
             vision_tower="Qwen3_5VisionModel",
             words=QWEN35_WORDS,
             easyr1="",
+            opens_think=True,
         ),
         Family(
             "Qwen3.5-MoE",
@@ -113,6 +115,7 @@ FAMILIES = {
             vision_tower="Qwen3_5MoeVisionModel",
             words=QWEN35_WORDS,
             easyr1="",
+            opens_think=True,
             refused=_EXPERTS,
         ),
     )

@@ -6,25 +6,30 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 HIDDEN = "***"
-_SHORTEST = 8  # characters of a secret that is looked for in text; less are switches, which stand everywhere
+_SHORTEST = 8  # characters of a variable's value that is looked for in text; less are switches
 _SECRET = re.compile(r"key|secret|passw|passphrase|auth|credential|cookie|bearer")
 # Settings of a trainer end in the word; those that name a column of the data or a token hold no secret.
 _SECRET_SETTING = re.compile(
-    r"(?:^|_)(?:(?:api)?keys?|token|secret|passw\w*|passphrase|auth|authorization|credentials?|cookies?|bearer)$"
+    r"(?:^|_)(?:(?:api)?keys?|tokens?|secrets?|passw\w*|pwd|passphrase|auth|authorization|credentials?|cookies?"
+    r"|bearer)$"
 )
 _COLUMN = re.compile(
     r"(?:prompt|problem|answer|response|messages|images?|videos?|audios?|data_source|reward(?:_fn|_model)?"
-    r"|gdpo_reward|teacher|tools|enable_thinking)_keys?|(?:bos|eos|pad|unk|mask|sep|cls|image|video|audio)_token"
+    r"|gdpo_reward|teacher|tools|enable_thinking)_keys?|(?:bos|eos|pad|unk|mask|sep|cls|image|video|audio|stop|special)_tokens?"
 )
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")  # apiKey
 # `{api_key: VALUE}` in an override.
 _PAIR = re.compile(
     r"""(?P<quote>["']?)(?P<name>[\w.-]+)(?P=quote)\s*:\s*(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]"'][^,{}\[\]]*)"""
 )
-_USER_INFO = re.compile(r"([a-z][a-z0-9+.-]*://)[^/?#\s]*@", re.IGNORECASE)
-_QUERY = re.compile(r"([?&][^=&#\s]*(?:key|token|secret|passw|auth)[^=&#\s]*=)[^&#\s]+", re.IGNORECASE)
+# With bounds: a long line of a log is searched in time that grows with its length.
+_USER_INFO = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)([^/?#\s]*)@", re.IGNORECASE)
+_QUERY = re.compile(
+    r"([?&][^=&#\s]{0,60}(?:key|token|secret|passw|auth)[^=&#\s]{0,60}=)([^&#\s'\"]+)", re.IGNORECASE
+)
 
 # Keys that their makers let one know by their beginning: Hugging Face, OpenAI and others, GitHub, AWS, Slack.
 # Long runs of letters and digits: names of folders have hyphens and underscores.
@@ -50,9 +55,16 @@ def is_secret(name: str, value: object = "") -> bool:
     return "token" in name and (isinstance(value, str) or not re.search(r"tokens|token_ids?", name))
 
 
-def is_secret_setting(key: str) -> bool:
-    """Whether a setting such as `reward.kwargs.api_key` holds a secret. `data.image_key` holds none."""
-    leaf = key.lstrip("+~").rpartition(".")[2].lower().replace("-", "_")
+def is_secret_setting(key: str, value: object = "") -> bool:
+    """Whether a setting such as `reward.kwargs.api_key` holds a secret. `data.image_key` holds none.
+
+    Switches hold none, and neither do numbers of tokens.
+    """
+    if isinstance(value, (list, tuple)):
+        return any(is_secret_setting(key, inner) for inner in value)
+    leaf = _CAMEL.sub("_", key.lstrip("+~").rpartition(".")[2]).lower().replace("-", "_")
+    if value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and "token" in leaf):
+        return False
     return bool(_SECRET_SETTING.search(leaf)) and not _COLUMN.fullmatch(leaf)
 
 
@@ -62,7 +74,7 @@ def redact_setting(override: str) -> str:
     A secret is the value of a key named like one, or a text that looks like a token.
     """
     key, sign, value = override.partition("=")
-    if sign and _typed(value) and is_secret_setting(key):
+    if sign and _typed(value) and is_secret_setting(key, _parsed(value.lower())):
         return f"{key}={HIDDEN}"
     if sign and "{" in value:
         value = _PAIR.sub(_redacted_entry, value)
@@ -76,7 +88,7 @@ def _typed(value: str) -> bool:
 def _redacted_entry(entry: re.Match[str]) -> str:
     name, value, whole = entry["name"], entry["value"], entry[0]
     refers = entry.string[entry.end() :].startswith("{")  # the rest of ${oc.env:NAME}
-    if refers or not (is_secret_setting(name) and _typed(value)):
+    if refers or not (is_secret_setting(name, _parsed(value.strip().lower())) and _typed(value)):
         return whole
     return f"{whole[: entry.start('value') - entry.start()]}{HIDDEN}"
 
@@ -145,11 +157,15 @@ def secrets_in(*values: object) -> Iterator[str]:
                     yield from secrets_in(inner)
         elif isinstance(value, (list, tuple)):
             yield from secrets_in(*value)
-        elif isinstance(value, str) and _USER_INFO.match(value):
-            found = urlsplit(value)
-            for part in (found.password, found.password and unquote(found.password)):
-                if part:
-                    yield part
+        elif isinstance(value, str):
+            yield from _secrets_of_urls(value)
+
+
+def _secrets_of_urls(text: str) -> Iterator[str]:
+    """Passwords and keys of the URLs in a text, as they stand there and as they are meant."""
+    passwords = [found[2].partition(":")[2] for found in _USER_INFO.finditer(text)]
+    for part in (*passwords, *(found[2] for found in _QUERY.finditer(text))):
+        yield from filter(None, {part, unquote(part)})
 
 
 def without(text: str, secrets: Iterable[str]) -> str:
@@ -167,13 +183,24 @@ def keys_of_environment() -> Iterator[str]:
 def keys_of_settings(settings: Mapping[str, object]) -> Iterator[str]:
     """The secrets in a trainer's composed configuration, at every depth."""
     for name, value in settings.items():
-        for inner in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(inner, Mapping):
-                yield from keys_of_settings(inner)
-            elif isinstance(inner, str) and len(inner) >= _SHORTEST and is_secret_setting(str(name)):
-                yield inner
-            elif isinstance(inner, str):
-                yield from _TOKEN.findall(inner)
+        yield from _keys_under(str(name), value)
+
+
+def _keys_under(name: str, value: object, *, secret: bool = False) -> Iterator[str]:
+    """`secret`: a setting above is named like one."""
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _keys_under(name, inner, secret=secret)
+        return
+    secret = secret or is_secret_setting(name, value)
+    if isinstance(value, Mapping):
+        for inner_name, inner in value.items():
+            yield from _keys_under(str(inner_name), inner, secret=secret)
+    elif secret and not isinstance(value, bool) and _typed(str(value)):
+        yield str(value)
+    elif isinstance(value, str):
+        yield from _TOKEN.findall(value)
+        yield from _secrets_of_urls(value)
 
 
 def redact_settings(words: Iterable[str], settings: Mapping[str, object]) -> list[str]:

@@ -160,6 +160,11 @@ def _last_with_texts(problem: str, runs: list[Run]) -> Run:
     return runs[-1] if runs else []
 
 
+def without_option_marks(text: str) -> str:
+    """`text` with the bare letter of each mark that `parse_options` would read: "A. cut" becomes "A  cut"."""
+    return _MARKER.sub(lambda marker: f"{marker[marker.lastindex or 1]} ", text)
+
+
 def _letter(marker: re.Match[str]) -> str:
     letter = marker[marker.lastindex or 1]
     return letter if letter.isascii() else chr(ord(letter) - 0xFEE0)  # "\uff21" is a wide "A"

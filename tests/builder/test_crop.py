@@ -17,6 +17,7 @@ from support.lerobot import v3
 from support.results import read
 
 from tpru_verl.builder.crop import Cover
+from tpru_verl.builder.pictures import look_at
 
 
 def pictures(folder: Path) -> list[Image.Image]:
@@ -92,6 +93,46 @@ def test_edges_are_cut_and_boxes_are_covered(build: Run, tmp_path: Path) -> None
     with pytest.raises(SystemExit) as stop:
         build(source, "none", "--crop", "0.5,0,0.5,0")
     assert "found 0.5,0,0.5,0 for a picture of 128 x 96, expected to leave 28 pixels" in str(stop.value.code)
+
+
+@pytest.mark.parametrize("cover", [(), ("--crop", "0,0,2,0")])
+def test_transparent_ground_becomes_white(build: Run, tmp_path: Path, cover: tuple[str, ...]) -> None:
+    source = scenes(tmp_path / "in", takes=2)
+    for path in source.rglob("*.jpg"):
+        picture = Image.open(path).convert("RGBA")
+        picture.paste((0, 0, 0, 0), (0, 80, 128, 96))
+        path.unlink()
+        path.with_suffix(".png").write_bytes(encoded(picture, "PNG"))
+    assert build(source, "out", *cover)["left_out"] == {}
+    for picture in pictures(tmp_path / "out"):
+        assert np.asarray(picture.convert("L"))[84:].min() > 245
+    (path, *_) = source.rglob("*.png")
+    assert look_at(path.read_bytes()).grey[-6:].min() == 255
+
+
+UNFIT = {
+    "an animation": (
+        encoded(moment(0, 0.2), "GIF", save_all=True, append_images=[moment(1, 0.5)]),
+        "3.gif",
+        "found an animation",
+    ),
+    "print colours": (encoded(moment(0, 0.2).convert("CMYK")), "3.jpg", "found print colours"),
+    "16 bits": (encoded(moment(0, 0.2).convert("I;16"), "PNG"), "3.png", "found 16-bit grey"),
+    "16 bits of a TIFF": (encoded(moment(0, 0.2).convert("I;16"), "TIFF"), "3.tif", "found 16-bit grey"),
+}
+
+
+@pytest.mark.parametrize("kind", UNFIT)
+def test_a_picture_that_is_unfit_is_refused_with_and_without_a_crop(
+    build: Run, tmp_path: Path, kind: str
+) -> None:
+    data, name, said = UNFIT[kind]
+    source = scenes(tmp_path / "in", takes=2)
+    (source / "scene0/take0/3.jpg").unlink()
+    (source / "scene0/take0" / name).write_bytes(data)
+    for cover in ((), ("--crop", "0,0,2,0"), ("--mask", "0,0,0.1,0.1")):
+        assert build(source, "out", *cover)["left_out"] == {"unreadable": 1}
+        assert said in (tmp_path / "out/dropped.json").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.builds import Run, provenance
-from support.frames import encoded, moment, scenes, stills
+from support.frames import encoded, moment, scenes, stills, video
 from support.lerobot import in_columns, v2, v3
-from support.results import read
+from support.results import contents, read
 
 from tpru_verl.builder import stages
 from tpru_verl.builder.lerobot import filled
@@ -212,6 +212,52 @@ def test_any_error_of_an_item_costs_that_item_alone(
     detail = dropped(tmp_path / "out")["scene1/take1"]
     assert type(error).__name__ in detail or isinstance(error, OSError)
     assert "\n" not in detail
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "note"])
+def test_a_name_that_is_no_text_costs_its_item_alone(build: Run, tmp_path: Path, kind: str) -> None:
+    """A file name is bytes, such as Latin-1 of an old archive."""
+    source = scenes(tmp_path / "in", takes=4)
+    name = b"caf\xe9"
+    here, there = {
+        "folder": (b"scene0/take0", b"scene0/" + name),
+        "file": (b"scene0/take0/3.jpg", b"scene0/take0/" + name + b".jpg"),
+        "note": (b"scene0/take0/10.jpg", b"scene0/take0/" + name + b".txt"),
+    }[kind]
+    (source / os.fsdecode(here)).rename(source / os.fsdecode(there))
+    manifest = build(source)
+    assert (manifest["clips"], manifest["left_out"]) == (4 if kind == "note" else 3, {"unreadable": 1})
+    assert "caf\\udce9" in (tmp_path / "out/dropped.json").read_text().replace("\\\\", "\\")
+
+
+@pytest.mark.parametrize("field", ["id", "scene", "source_id", "text", "texts"])
+def test_half_a_character_costs_its_episode_alone(build: Run, tmp_path: Path, field: str) -> None:
+    texts = [f"step {n}" for n in range(10)]
+    lines: list[dict[str, Any]] = []
+    for take in range(3):
+        names = [f"take{take}/{n + 1}.jpg" for n in range(10)]
+        stills(tmp_path / f"in/take{take}", take)
+        lines.append({"id": f"e{take}", "images": names, "texts": texts})
+    lines[1] |= {field: ["\ud83d", *texts[1:]] if field == "texts" else "half \ud83d"}
+    path = tmp_path / "in/all.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    manifest = build(path)
+    assert (manifest["clips"], manifest["left_out"]) == (2, {"unreadable": 1})
+    ((_, detail),) = dropped(tmp_path / "out").items()
+    assert "expected text that UTF-8 can hold" in detail
+
+
+@pytest.mark.parametrize("place", [".", "..", "frames/..", "./1.mp4", "1.mp4"])
+def test_a_source_gives_the_same_rows_by_any_path(
+    build: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    source = stills(tmp_path / "in", 0)
+    stills(source / "frames", 1)
+    video(source / "1.mp4", [i / 25 for i in range(100)])
+    build(source / place if place.endswith("mp4") else source, "whole")
+    monkeypatch.chdir(source / "frames" if place == ".." else source)
+    build(place)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 # Recordings

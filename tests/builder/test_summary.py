@@ -11,6 +11,7 @@ from support.builds import Run
 from support.frames import scenes, stills
 
 from tpru_verl import cli
+from tpru_verl.builder import tasks
 from tpru_verl.builder.card import summary_of
 from tpru_verl.builder.clips import Label
 from tpru_verl.builder.drafts import look_alikes
@@ -99,3 +100,29 @@ def test_the_commands_that_are_named_work(
             cli.main()
         assert stop.value.code in (0, None)
     assert len([*tmp_path.glob("*.html")]) == (2 if split else 1)
+
+
+DESCRIBED = (
+    "la recette, \u00e9tape A : couper, \u00e9tape B : cuire",
+    "\uff21\uff0e\u5207\u83dc \uff22\uff0e\u7092\u83dc",
+)
+
+
+@pytest.mark.parametrize("text", DESCRIBED)
+def test_a_description_that_lists_options_costs_no_row(tmp_path: Path, build: Run, text: str) -> None:
+    source = scenes(tmp_path / "frames", takes=4)
+    (source / "scene0/take0/description.txt").write_text(text, encoding="utf-8")
+    assert build(source, "out", "--free-form")["rows"]["written"] == 12
+
+
+def test_a_row_that_is_not_sound_is_told_and_the_rest_is_written(
+    tmp_path: Path, build: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = scenes(tmp_path / "frames", takes=4)
+    (source / "scene0/take0/description.txt").write_text("A. cutting B. frying")
+    monkeypatch.setattr(tasks, "plain_text", str)  # as for a mark that it does not know
+    manifest = build(source, "out", "--free-form", "--negatives", 0)
+    assert (manifest["rows"]["written"], manifest["failed_rows"]) == (11, {"not sound": 1})
+    shown = capsys.readouterr()
+    assert "left out: scene0/take0/temporal_reordering/0: answer: found '" in shown.err
+    assert "1 rows not made: not sound (the text lists options of its own)" in shown.out

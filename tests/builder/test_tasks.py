@@ -29,7 +29,7 @@ def filtered(pictures: list[Image.Image], filters: Filters = FILTERS) -> tuple[l
     frames = [Frame(encoded(picture, quality=92), i) for i, picture in enumerate(pictures)]
     counts = Counts()
     made = [*clips_of(Given(frames), filters, counts, shortest=1, longest=99)]
-    return [number for clip, _ in made for number in clip.index], counts
+    return [number for clip, _ in made for number in clip.index if number is not None], counts
 
 
 def steps(count: int) -> list[Image.Image]:
@@ -137,7 +137,7 @@ def test_screens_that_differ_in_their_clock_are_the_same() -> None:
         frames = [Frame(encoded(picture, "PNG"), i) for i, picture in enumerate(pictures)]
         ((made, _),) = clips_of(Given(frames, f"task{number}"), filters, Counts(), shortest=4, longest=24)
         clips.append(made)
-        names.append([shows[i] for i in made.index])
+        names.append([shows[i] for i in made.index if i is not None])
     greys, items = np.concatenate([made.grey for made in clips]), [m.id for m in clips for _ in range(len(m))]
     watched = watched_of(greys, items)
     assert not watched[:3, :10].any(), "the clock"
@@ -300,7 +300,7 @@ def test_the_nearest_candidate_is_right_less_often_than_by_a_blind_draw(
 
 ACTING = (
     *("<|im_end|>", "<|image_pad|>", "<image>", "</s>", "[INST]", "<\uff5cUser\uff5c>"),
-    *("A.", "(B)", "B:", "C\u3001", "A) "),
+    *("A.", "(B)", "B:", "C\u3001", "A) ", "A : ", "B  : ", "\uff21\uff0e", "\uff22:", "**B** ", "Option A:"),
 )
 
 
@@ -311,12 +311,20 @@ def test_no_text_acts_in_a_prompt(text: str) -> None:
     assert not any(mark in plain for mark in ("<|", "|>", "<image>", "</s>", "[INST]", "<\uff5c"))
     asked = f"These photos show {plain}. Which option shows step 3?\nA. {IMAGE_TAG}\nB. {IMAGE_TAG}"
     assert parse_options(asked) == {"A": IMAGE_TAG, "B": IMAGE_TAG}
+    assert parse_options(f"These photos show {plain}. Give the order.\nImage 1: {IMAGE_TAG}") == {}
     assert plain.isprintable()
     assert plain_text(plain) == plain or len(plain) > 300
 
 
 def test_texts_are_one_plain_line() -> None:
     assert plain_text(" a <image>\n</think> b. ") == "a b"
+    assert plain_text("la recette, \u00e9tape A : couper, \u00e9tape B  : cuire") == (
+        "la recette, \u00e9tape A couper, \u00e9tape B cuire"
+    )
+    assert (
+        plain_text("\uff21\uff0e\u5207\u83dc \uff22\uff0e\u7092\u83dc")
+        == "\uff21 \u5207\u83dc \uff22 \u7092\u83dc"
+    )
     for end in ("!", "?!", "...", "\u3002", "\uff01 ", "\u2026", "\u0964"):
         assert plain_text(f"a b{end}") == "a b"
     assert plain_text("a \x1b]0;owned\x07 b\x00") == "a ]0;owned b"

@@ -8,9 +8,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from support.builds import Run, provenance
-from support.frames import SIZE, Given, moment, video
+from support.frames import SIZE, Given, moment, stills, video
 from support.lerobot import in_columns, v2, v3
 
 from tpru_verl.builder import lerobot
@@ -81,21 +81,61 @@ def test_a_variable_frame_rate_is_read_by_its_times(tmp_path: Path) -> None:
         assert apart(shown(frame), moment(0, frame.time / 4.0)) < 6
 
 
-def turned(path: Path) -> Path:
-    """The same mp4 with the display matrix of a quarter turn in its track header (ISO 14496-12, `tkhd`)."""
+def test_a_frame_s_index_counts_frames_where_the_rate_varies(tmp_path: Path) -> None:
+    times = [0, 0.04, 0.08, 1.0, 1.04, 2.5, 2.54, 2.58, 4.0]
+    path = video(tmp_path / "a.mp4", times)
+    for sampling in (FrameSampling(every=0.5), FrameSampling("scene", every=0.5, scene_change=0.001)):
+        assert [frame.index for frame in frames_of(path, sampling)] == [0, 3, 5, 8]
+
+
+def test_a_frame_has_no_index_where_frames_before_it_were_not_read(tmp_path: Path) -> None:
+    path = video(tmp_path / "a.mp4", [i / 25 for i in range(200)], key_every=25)
+    indices = [frame.index for frame in frames_of(path, FrameSampling(every=3))]
+    assert indices == [0, None, None]
+    assert {frame.index for frame in frames_of(path, FrameSampling("keyframes", every=1))} == {None}
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_even_times_count_from_the_first_frame(tmp_path: Path, suffix: str) -> None:
+    begin = 50.0
+    path = video(tmp_path / f"a.{suffix}", [begin + i / 25 for i in range(150)], length=begin + 6)
+    frames = [*frames_of(path, FrameSampling(every=2.3))]
+    times = [frame.time or 0 for frame in frames]
+    assert np.diff(times).tolist() == pytest.approx([2.3, 2.3], abs=0.041)
+    assert frames[0].index == 0
+
+
+ONE = 1 << 16
+# The display matrix (a, b, c, d), and what it makes of a picture that is stored upright.
+MATRICES = {
+    "a quarter turn": ((0, ONE, -ONE, 0), lambda image: image.rotate(-90, expand=True)),
+    "a quarter turn back": ((0, -ONE, ONE, 0), lambda image: image.rotate(90, expand=True)),
+    "a half turn": ((-ONE, 0, 0, -ONE), lambda image: image.rotate(180)),
+    "a mirror": ((-ONE, 0, 0, ONE), ImageOps.mirror),
+    "upside down": ((ONE, 0, 0, -ONE), ImageOps.flip),
+    "a mirror and a turn": ((0, ONE, ONE, 0), lambda image: ImageOps.mirror(image.rotate(-90, expand=True))),
+    "a flip and a turn": ((0, -ONE, -ONE, 0), lambda image: ImageOps.mirror(image.rotate(90, expand=True))),
+}
+
+
+def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """The same mp4 with a display matrix in its track header (ISO 14496-12, `tkhd`)."""
     data = bytearray(path.read_bytes())
     at = data.index(b"tkhd") + 4 + 40
-    quarter = (0, 1 << 16, 0, -(1 << 16), 0, 0, SIZE[1] << 16, 0, 1 << 30)
-    data[at : at + 36] = struct.pack(">9i", *quarter)
+    a, b, c, d = matrix
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     return path
 
 
-def test_rotation_metadata_turns_the_picture(tmp_path: Path) -> None:
-    (first, *_) = frames_of(turned(video(tmp_path / "a.mp4", EVEN[:20])), FrameSampling(every=0.5))
-    expected = moment(0, 0).rotate(-90, expand=True)  # the matrix says: a quarter turn clockwise
-    assert shown(first).size == SIZE[::-1]
-    assert apart(shown(first), expected) < 6 < apart(shown(first), expected.rotate(180))
+@pytest.mark.parametrize("kind", MATRICES)
+def test_a_display_matrix_turns_and_mirrors_the_picture(tmp_path: Path, kind: str) -> None:
+    matrix, change = MATRICES[kind]
+    (first, *_) = frames_of(turned(video(tmp_path / "a.mp4", EVEN[:20]), matrix), FrameSampling(every=0.5))
+    expected = change(moment(0, 0))
+    assert shown(first).size == expected.size
+    assert apart(shown(first), expected) < 6
+    assert all(apart(shown(first), other(expected)) > 6 for other in (ImageOps.mirror, ImageOps.flip))
 
 
 def test_frames_are_scaled_to_the_longest_side(tmp_path: Path) -> None:
@@ -161,6 +201,26 @@ def test_long_videos_become_several_clips_of_one_group(build: Run, tmp_path: Pat
     lines = provenance(tmp_path / "out").values()
     assert {line["clip"] for line in lines} == {"a.mp4", "a.mp4#1", "a.mp4#2"}
     assert {line["group"] for line in lines} == {"a.mp4"}
+
+
+def test_folders_whose_names_look_like_clips_are_items_of_their_own(build: Run, tmp_path: Path) -> None:
+    for mark in "_#":
+        for take in range(8):
+            stills(tmp_path / f"in{mark}/s/take{mark}{take}", take, frames=4)
+        rows = build(tmp_path / f"in{mark}", f"out{mark}", "--max-foreign", 0)["rows"]["written"]
+        assert rows == 24  # each borrows wrong frames of the others
+
+
+def test_no_folder_has_the_id_of_a_clip_of_another_one(build: Run, tmp_path: Path) -> None:
+    for take, frames in (("take", 30), ("take#1", 8), ("take#2", 8)):
+        stills(tmp_path / "in/s" / take, len(take), frames)
+    manifest = build(tmp_path / "in", "out", "--clip-frames", 12, "--min-change", 0, "--min-bits", 0)
+    assert (manifest["clips"], manifest["left_out"]) == (5, {})
+    clips = {line["clip"] for line in provenance(tmp_path / "out").values()}
+    assert clips >= {"s/take", "s/take#1", "s/take#1#0", "s/take#2#0"}
+    (tmp_path / "drop.txt").write_text("s/take#1#0\ns/take#1\n")
+    manifest = build(tmp_path / "in", "new", "--clip-frames", 12, "--drop", tmp_path / "drop.txt")
+    assert manifest["left_out"] == {"--drop": 2}
 
 
 @pytest.mark.parametrize("make", [v2, v3, in_columns])

@@ -290,3 +290,29 @@ def test_of_two_at_once_the_second_is_refused_by_the_name_of_the_first(tmp_path:
             assert f"process {running[done.index(0)].pid} on" in error
     assert Source.open(str(tmp_path / "out")).rows in (300, 20)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["20.parquet", "300.parquet", "out"]
+
+
+class TestInsideTheSource:
+    """A result is never read as, or in place of, the rows that it was made of."""
+
+    def test_a_result_inside_of_its_source_is_refused(self, tmp_path: Path, tpru: Tpru) -> None:
+        folder = tmp_path / "rows"
+        write_parquet(folder / "train.parquet", ROWS)
+        (tmp_path / "link").symlink_to(folder)
+        for source in (folder, f"{folder}@train", tmp_path / "link"):
+            code, _, error = tpru("prepare", source, folder / "sub/out")
+            assert (code, "rows/sub/out: found a folder inside the source" in error) == (1, True)
+        assert names(folder) == ["train.parquet"]
+        assert tpru("prepare", folder, tmp_path / "rows2")[0] == 0  # beside it
+
+    @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+    def test_a_folder_of_rows_and_a_result_names_both(self, tmp_path: Path, tpru: Tpru, name: str) -> None:
+        folder = tmp_path / "all"
+        write_parquet(folder / "rows.parquet", ROWS)
+        tpru("prepare", folder / "rows.parquet", folder / "out")
+        (folder / "rows.parquet").rename(folder / name)
+        code, _, error = tpru("stats", folder)
+        assert code == 1
+        assert f"found an earlier result, {folder / 'out'}, beside {name}, expected one of them" in error
+        (folder / name).rename(tmp_path / name)
+        assert Source.open(str(folder)).rows == 12  # results alone are rows as any others

@@ -148,6 +148,36 @@ def test_the_pictures_of_a_folder_named_by_the_id_are_in_the_order_of_their_numb
     assert "'1.png' and 'start.png', whose order is ambiguous" in problems[0]
 
 
+def test_the_id_0_names_a_folder_as_any_other(tmp_path: Path) -> None:
+    rows = [{"id": i, "text": "A disc grows", "picture": ["a.png", "b.png"], "answer": "2 1"} for i in (0, 1)]
+    for i in (0, 1):
+        (tmp_path / f"frames/{i}").mkdir(parents=True)
+        for n, name in enumerate("ab"):
+            (tmp_path / f"frames/{i}/{name}.png").write_bytes(picture(2 * i + n))
+    keys = {"problem": "text", "images": "picture", "image_root": tmp_path / "frames", "answers": "orders"}
+    found = read(write_jsonl(tmp_path / "rows.jsonl", rows), **keys)
+    assert [problems for _, problems in found] == [[], []]
+    assert found[0][0].images() == [picture(0), picture(1)]
+
+
+@pytest.mark.parametrize("name", ["3.tif", "3.JP2", "3.heic", "3.png.part", "3", "3.mp4", "more/3.png"])
+def test_a_folder_with_more_than_readable_pictures_makes_its_row_unusable(tmp_path: Path, name: str) -> None:
+    for n in (1, 2, 4, 5):
+        (tmp_path / "frames/7").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"frames/7/{n}.PNG").write_bytes(picture(n))
+    for beside in ("description.txt", "times.json", ".hidden.tif", "Thumbs.db"):
+        (tmp_path / "frames/7" / beside).write_bytes(b"x")
+    (tmp_path / "rows.csv").write_text("id,Sentence,Answer\n7,A disc grows,3 1 4 2\n")
+    keys = {"images": None, "image_root": tmp_path / "frames", "answers": "orders"}
+    ((row, problems),) = read(tmp_path / "rows.csv", **keys)
+    assert (problems, len(row.images())) == ([], 4)
+    (tmp_path / "frames/7" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "frames/7" / name).write_bytes(picture(3))
+    ((_, problems),) = read(tmp_path / "rows.csv", **keys)
+    found = f"Sentence: found '7/{name.split('/')[0]}' in a folder of pictures, expected .jpg, "
+    assert [problem.startswith(found) for problem in problems] == [True]
+
+
 def test_a_picture_that_lies_elsewhere_is_told_with_the_option(tmp_path: Path) -> None:
     ((_, problems),) = read(table(tmp_path, ["[3, 1, 4, 2]"]), answers="ranks")
     assert problems[0].endswith("; --image-root names another folder")

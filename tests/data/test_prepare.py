@@ -108,6 +108,24 @@ def test_the_manifest_says_what_was_read_written_and_left_out(run: Prepare, tmp_
     assert str(tmp_path) not in json.dumps(manifest)
 
 
+def test_what_is_left_out_of_verls_rows_is_listed(run: Prepare, tmp_path: Path) -> None:
+    extra = {"task": "temporal_reordering", "row_id": "r", "tools_kwargs": {"a": 1}, "level": 2}
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": row["problem"]}],
+            "reward_model": {"style": "rule", "ground_truth": "B"},
+            "images": row["images"],
+            "agent_name": "tool_agent",
+            "extra_info": extra | {"row_id": f"r{i}"},
+        }
+        for i, row in enumerate(ROWS[:3])
+    ]
+    left_out = run(rows)["source"]["columns_left_out"]
+    assert left_out == ["agent_name", "extra_info.level", "extra_info.tools_kwargs"]
+    again = prepare(Source.open(str(tmp_path / "out")), tmp_path / "again", PrepareOptions(), workers=1)
+    assert not [name for name in again["source"]["columns_left_out"] if "." in name]  # type: ignore[attr-defined]
+
+
 def test_rows_of_one_source_or_one_picture_stay_together(run: Prepare, tmp_path: Path) -> None:
     rows = [{**reordering(i), "source_id": f"film-{i % 8}"} for i in range(32)]
     rows[5]["images"] = [*rows[5]["images"][:3], rows[6]["images"][0]]  # joins films 5 and 6

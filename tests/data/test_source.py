@@ -18,7 +18,7 @@ from PIL import Image
 from support.hub import COMMITS, hub
 from support.rows import picture, reordering, write_jsonl, write_parquet
 
-from tpru_verl.data.source.cells import image_bytes
+from tpru_verl.data.source.cells import cells_of_text, image_bytes
 from tpru_verl.data.source.forms import Keys, Source
 from tpru_verl.data.source.parts import is_local, split_of
 from tpru_verl.data.source.rows import Row, read_rows
@@ -52,6 +52,22 @@ def test_parquet_in_row_groups_and_folders_of_shards(tmp_path: Path) -> None:
     source = Source.open(str(tmp_path))
     assert [unit.rows for unit in source.units] == [2, 2, 1, 1]
     assert source.rows == 6
+
+
+@pytest.mark.parametrize(("kind", "other"), [("jsonl", "JSONL"), ("parquet", "Parquet"), ("csv", "CSV")])
+def test_a_file_of_a_folder_is_not_left_out_for_its_capitals(tmp_path: Path, kind: str, other: str) -> None:
+    for name in (f"a.{kind}", f"b.{other}", f"c.{kind}"):
+        if kind == "parquet":
+            write_parquet(tmp_path / name, ROWS[:1])
+        else:
+            text = (
+                "problem,answer,image\n1,2,3\n"
+                if kind == "csv"
+                else '{"problem": "", "answer": "", "image": ""}'
+            )
+            (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"b\.{other}: found '\.{other}', expected \.parquet"):
+        Source.open(str(tmp_path))
 
 
 def test_an_image_folder_beside_a_jsonl_of_paths(tmp_path: Path) -> None:
@@ -93,6 +109,13 @@ def test_the_table_of_vlmevalkit(tmp_path: Path) -> None:
     assert first.problem == "<image><image>Which comes\nnext?\nA. left\nB. right"
     assert first.images() == [picture(0), picture(1)]
     assert (second.problem, second.answer) == ("And <image> here?\nA. left\nB. right\nC. up", "C")
+
+
+@pytest.mark.parametrize(
+    "text", ["['\u56fe/1.png', \"it's\"]", '["\\u56fe/1.png", "it\'s"]', '["\u56fe/1.png", "it\'s", ""]']
+)
+def test_a_list_written_in_python_or_json_names_its_files(text: str) -> None:
+    assert cells_of_text(text) == ["\u56fe/1.png", "it's"]
 
 
 def test_options_of_a_table_are_a_to_z_and_nan_is_none(tmp_path: Path) -> None:
@@ -175,6 +198,23 @@ class TestSplits:
             FileNotFoundError, match=r"@tset: found no such split, expected one of: @test, @tr"
         ):
             read(f"{tmp_path}@tset")
+
+    @pytest.mark.parametrize(
+        ("names", "word"),
+        [(("dev", "val", "train"), "validation"), (("train_a", "train_b", "test"), "train")],
+    )
+    def test_that_share_a_word_are_told_apart_by_the_names_of_their_shards(
+        self, names: tuple[str, ...], word: str, tmp_path: Path
+    ) -> None:
+        for i, name in enumerate(names):
+            write_parquet(tmp_path / f"data/{name}-00000-of-00001.parquet", ROWS[: i + 1])
+        assert [len(read(f"{tmp_path}@{name}")) for name in names] == [1, 2, 3]
+        with pytest.raises(ValueError, match=rf"several splits that this may mean.*@{names[0]}, @"):
+            read(f"{tmp_path}@{word}")
+        assert len(read(f"{tmp_path}@{names[2].upper()}")) == 3  # the only one of its kind
+        (tmp_path / f"data/{names[2]}-00000-of-00001.parquet").unlink()
+        with pytest.raises(ValueError, match=rf"several splits, expected one.*: @{names[0]}, @{names[1]}"):
+            read(tmp_path)
 
     def test_that_a_name_leaves_open_are_refused(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "train_and_test.parquet", ROWS)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from support.commands import Tpru
 from support.rows import Row, picture, reordering, write_jsonl, write_parquet
 
-from tpru_verl.data.images import problem_of, read_header, thumbnail
+from tpru_verl.data.images import problem_of, read_header, thumbnail, upright
 from tpru_verl.data.likeness import bits, perceptual_hash
 from tpru_verl.data.source.forms import Source
 from tpru_verl.data.validate import Report, validate
@@ -182,6 +182,18 @@ def test_rows_shared_with_another_source_are_found_by_what_they_show(tpru: Tpru,
     assert "row 1: images: found all its images in" in error
 
 
+@pytest.mark.parametrize("changes", [{"answer": ""}, {"answer": "Z"}, {"problem": "What is this?"}])
+def test_rows_shared_with_unsound_rows_of_another_source_are_found(
+    tpru: Tpru, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    test = write_parquet(tmp_path / "test.parquet", [{**reordering(1), **changes}])
+    train = write_parquet(tmp_path / "train.parquet", [reordering(2), reordering(1)])
+    assert "row 1: images: found all its images in" in tpru("validate", train, "--against", test)[2]
+    prepared = tpru("prepare", train, tmp_path / "out", "--against", test)
+    assert prepared[0] == 1
+    assert "row 1: images: found all its images in" in prepared[2]
+
+
 def test_the_report_has_one_entry_a_finding(tpru: Tpru, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", [reordering(1), reordering(2, answer="Z")])
     tpru("validate", path, "--report", tmp_path / "report.json")
@@ -219,6 +231,22 @@ def test_exif_orientation_is_noted_and_respected(tmp_path: Path) -> None:
     (finding,) = report_on(path).findings
     assert (finding.severity, finding.field) == ("warning", "images[0]")
     assert finding.found == "EXIF orientation 6"
+
+
+def half_transparent(hidden: int) -> bytes:
+    """A circle on transparent ground; the hidden colour of the ground is a grey of `hidden`."""
+    image = Image.new("RGBA", (64, 64), (hidden, hidden, hidden, 0))
+    ImageDraw.Draw(image).ellipse((16, 16, 48, 48), (200, 30, 30, 255))
+    return encode(image, "PNG")
+
+
+def test_transparent_ground_is_white_everywhere_as_in_training() -> None:
+    to_rgb = pytest.importorskip("qwen_vl_utils.vision_process").to_rgb
+    dark, light = half_transparent(0), half_transparent(255)
+    assert upright(dark).tobytes() == to_rgb(Image.open(io.BytesIO(dark))).tobytes()
+    assert thumbnail(dark, 64).tobytes() == upright(dark).tobytes() == upright(light).tobytes()
+    assert thumbnail(dark, 32).getpixel((0, 0)) == (255, 255, 255)
+    assert perceptual_hash(dark) == perceptual_hash(light)
 
 
 def test_perceptual_hashes_know_a_picture_again_and_tell_others_apart() -> None:

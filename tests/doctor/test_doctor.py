@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.doctor import GIB, H100, probed, settings
 from support.rows import reordering, write_parquet
 from typer.testing import CliRunner
 
@@ -15,40 +16,11 @@ from tpru_verl import cli, doctor
 from tpru_verl.doctor import machine, memory, packages, prompts, recipe, room
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.probe import Device, Probe, probe
-from tpru_verl.launch.settings import KEYS, Settings
-from tpru_verl.shapes import SHAPES, shape_of
+from tpru_verl.launch.settings import Settings
+from tpru_verl.shapes import SHAPES
 from tpru_verl.trainers import Trainer
 
-GIB = 1024**3
-H100 = Device(name="H100", bytes=80 * GIB)
-
-
-def probed(**changes: Any) -> Probe:
-    nothing = Probe(errors={}, cuda="", driver="", devices=[], plugin="loaded", trainer_error="")
-    return Probe(**{**nothing, **changes})
-
-
-def settings(trainer: str = "veRL", **changes: Any) -> Settings:
-    """tpru_7b's numbers; `changes` by our own names."""
-    values = {
-        "model": "Qwen/Qwen2.5-VL-7B-Instruct", "train_files": ["a/b"], "val_files": ["a/c"],
-        "prompt_length": 7000, "response_length": 1024, "filter": True, "max_pixels": 36864,
-        "batch": 256, "mini_batch": 128, "micro_batch": 4, "micro_log_prob": 16, "n": 5,
-        "remove_padding": True, "gradient_checkpointing": True, "kl_loss": True,
-        "params_offload": False, "optimizer_offload": False,
-        "tensor_parallel": 2, "gpu_memory": 0.6, "max_model_len": 8192, "batched_tokens": 8192,
-        "limit_images": 7, "nodes": 1, "gpus": 8, "device": "cuda", **changes,
-    }  # fmt: skip
-    config: dict[str, Any] = {}
-    for name, value in values.items():
-        key = KEYS[name][trainer != "veRL"]
-        *sections, last = key.split(".")
-        place = config
-        for section in sections:
-            place = place.setdefault(section, {})
-        if key:
-            place[last] = value
-    return Settings(trainer, config)
+MODEL = "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 def failed(lines: Any) -> list[tuple[str, str]]:
@@ -155,11 +127,39 @@ class TestRecipe:
         assert any(says in text for text, _ in lines)
         assert all(fix.endswith(("=1", "=2", "=4")) for _, fix in lines)
 
-    @pytest.mark.parametrize("name", ["max_model_len", "batched_tokens"])
-    def test_token_budgets(self, name: str) -> None:
-        ((text, fix),) = failed(recipe.budget_lines(settings("veRL", **{name: 8000})))
+    @pytest.mark.parametrize(
+        ("trainer", "name"),
+        [("veRL", "max_model_len"), ("EasyR1", "max_model_len"), ("EasyR1", "batched_tokens")],
+    )
+    def test_token_budgets(self, trainer: str, name: str) -> None:
+        ((text, fix),) = failed(recipe.budget_lines(settings(trainer, **{name: 8000})))
         assert "prompt and response have up to 8024" in text
         assert fix.endswith("=8024")
+
+    @pytest.mark.parametrize(("chunked", "status"), [(None, OK), (True, OK), (False, WARN)])
+    def test_vllm_takes_long_prompts_in_parts_or_verl_raises_the_number(
+        self, chunked: bool | None, status: str
+    ) -> None:
+        lines = recipe.budget_lines(settings(batched_tokens=4096, chunked_prefill=chunked))
+        assert [line.status for line in lines] == [OK, status]
+
+    def test_a_dynamic_batch_size_needs_no_size_that_divides(self) -> None:
+        dynamic = {"dynamic_batch": True, "micro_tokens": 16384}
+        (line,) = recipe.batch_lines(settings(micro_batch=None, micro_log_prob=None, **dynamic))
+        assert (line.status, "16384 tokens at once" in line.found) == (OK, True)
+        lines = failed(recipe.batch_lines(settings(mini_batch=127, **dynamic)))  # veRL asserts this one
+        assert ["ppo_mini_batch_size=127" in text for text, _ in lines] == [True]
+
+    def test_the_gpus_of_a_cluster_are_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        ray = {"ray_kwargs": {"ray_init": {"address": "10.0.0.1:6379"}}}
+        joins = Settings("veRL", {**settings().config, **ray})
+        assert not [*recipe._gpus(joins, machine.Machine(None, probed()))]
+        assert machine._gpu(probed(driver="580"), "veRL on a GPU", True, joins=True).status == WARN
+        assert machine._ray(joins=True).found.endswith("a cluster will be joined")
+        monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+        own = Settings("veRL", {**settings().config, "ray_kwargs": {"ray_init": {"address": "local"}}})
+        assert failed(recipe._gpus(own, machine.Machine(None, probed())))
 
     def test_prompt_lengths(self) -> None:
         def line(**found: Any) -> Check:
@@ -217,6 +217,26 @@ class TestRecipe:
         assert "lora" not in lines(gpus=1, lora_rank=0)["disk"].fix
 
     @pytest.mark.parametrize(
+        ("change", "kept"),
+        [
+            ({}, 4),
+            ({"keep": None}, 20),
+            ({"keep": 0, "total_steps": 101}, 21),  # the last step, too
+            ({"total_steps": 8}, 2),
+            ({"save_freq": -1}, 0),
+            ({"keep": None, "total_steps": None}, None),
+        ],
+    )
+    def test_checkpoints_on_the_disk(self, change: dict[str, Any], kept: int | None) -> None:
+        every = {"save_freq": 5, "keep": 3, "total_steps": 100, "checkpoints": "x", **change}
+        assert room._kept(settings(**every)) == kept
+        if kept:  # EasyR1 saves the last step in any case
+            assert room._kept(settings("EasyR1", **every)) == kept
+        line = room._disk(settings(**every), memory.estimate(settings(), SHAPES[MODEL]))
+        said = "no checkpoint is written" if kept == 0 else f"{kept or 'all'} checkpoints of 92.7 GiB"
+        assert said in line.found
+
+    @pytest.mark.parametrize(
         ("change", "gpu", "fix"),
         [
             (
@@ -238,6 +258,12 @@ class TestRecipe:
                 {"gpus": 1, "tensor_parallel": 1, "lora_rank": 8},
                 24,
                 "fsdp_config.offload_policy=true, or more GPUs",
+            ),
+            (
+                {"dynamic_batch": True, "micro_tokens": 65536, "fsdp_size": 4},
+                80,
+                "actor_rollout_ref.actor.ppo_max_token_len_per_gpu=8024, or "
+                "actor_rollout_ref.actor.fsdp_config.fsdp_size=-1, or more GPUs",
             ),
         ],
     )
@@ -271,140 +297,6 @@ class TestRecipe:
         file.write_text(text)
         found = [*packages._encoder_cache(Trainer("EasyR1", "0.3.2", tmp_path))]
         assert [line.status for line in found] == [WARN] * lines
-
-
-class TestMemory:
-    def test_what_follows_from_the_recipe(self) -> None:
-        shape = SHAPES["Qwen/Qwen2.5-VL-7B-Instruct"]
-        base = memory.estimate(settings(), shape, prompt_tokens=700)
-        assert base.states == shape.parameters * 16 // 8
-        assert base.logits == 4 * 1724 * 152064 * 8
-        assert base.checkpoint == shape.parameters * 12
-        half = memory.estimate(settings(micro_batch=2), shape, prompt_tokens=700)
-        assert (half.activations, half.logits) == (base.activations // 2, base.logits // 2)
-        moved = memory.estimate(settings(params_offload=True, optimizer_offload=True), shape)
-        assert moved.resident == 0 < base.resident
-        assert moved.host - base.host == shape.parameters * 12
-        whole = memory.estimate(settings(gradient_checkpointing=False), shape, prompt_tokens=700)
-        assert whole.activations > 10 * base.activations
-        assert base.sequences(80 * GIB, 0.6, 8024) > 0 > base.sequences(8 * GIB, 0.6, 8024)
-        streamed = memory.estimate(settings(offload_policy=True), shape)
-        assert (streamed.states, streamed.resident, streamed.adam_step) == (0, 0, 0)
-        assert streamed.host - base.host == shape.parameters * 16
-        fused = memory.estimate(settings(fused_kernels=True), shape, prompt_tokens=700)
-        assert fused.logits == memory.FUSED_TOKENS * 152064 * 8
-
-    def test_samples_of_a_prompt_share_its_tokens(self) -> None:
-        """As `plugin/prefixes.py` lays them out; one H100 allocated 22.4 GiB (benchmarks/RESULTS.md, gpu)."""
-        from tpru_verl.plugin import prefixes
-
-        shape = SHAPES["Qwen/Qwen2.5-VL-3B-Instruct"]
-        short: dict[str, Any] = {"remove_padding": False, "attention": "sdpa", "response_length": 400}
-
-        def tokens(samples: int, **changes: Any) -> int:
-            return memory.update_tokens(settings(**{**short, **changes}), shape, 850, samples)
-
-        assert settings().integer("n") == 5
-        assert tokens(5) == 850 + 5 * 400
-        assert tokens(10) == 2 * tokens(5)
-        assert tokens(4) == 4 * 1250  # maybe of four prompts
-        # One row would cost more than it saves.
-        assert tokens(5, response_length=1300) == 2 * (850 + 3 * 1300)
-        assert memory.MOST_PAIRS == prefixes.MOST_PAIRS
-        assert tokens(5, response_length=2550) == 5 * 3400  # no row pays
-        apart = ({"attention": None}, {"remove_padding": True}, {"n": 1}, {"fused_kernels": True})
-        for change in (*apart, {"batch": 63, "gpus": 8}):
-            assert tokens(5, **change) == 5 * 1250
-        qwen35 = SHAPES["Qwen/Qwen3.5-4B"]
-        assert memory.update_tokens(settings(**short), qwen35, 850, 5) == 5 * 1250
-        lora = {**short, "lora_rank": 64, "gpus": 1, "micro_batch": 10}
-        found = memory.estimate(settings(**lora), shape, prompt_tokens=850)
-        assert 22.4 < (found.update - memory.RESERVE) / GIB < 28
-
-    @pytest.mark.parametrize(
-        ("change", "gpu", "better"),
-        [
-            ({"micro_batch": 2}, 80, 20),
-            ({"micro_batch": 2}, 45, 5),
-            ({"micro_batch": 2}, 24, 0),
-            ({"micro_batch": 5}, 80, 0),
-            ({"micro_batch": 2, "n": 2}, 80, 0),
-        ],
-    )
-    def test_a_micro_batch_of_whole_groups_is_suggested_where_it_fits(
-        self, change: dict[str, Any], gpu: float, better: int
-    ) -> None:
-        one = {"gpus": 1, "tensor_parallel": 1, "mini_batch": 32, "lora_rank": 64, "checkpoints": "x"}
-        told = settings(model="Qwen/Qwen2.5-VL-3B-Instruct", **one, **change)
-        lines = room.memory_lines(told, machine.Machine(None, probed()), 700, gpu)
-        found = [line for line in lines if line.check == "micro-batch"]
-        assert [line.status for line in found] == [OK] * bool(better)
-        assert all(f"ppo_micro_batch_size_per_gpu={better} fits" in line.found for line in found)
-
-    def test_a_3b_model_on_one_gpu(self) -> None:
-        """Logits without packing have 12 bytes, and AdamW that is not fused 4 a parameter for a moment."""
-        shape = SHAPES["Qwen/Qwen2.5-VL-3B-Instruct"]
-        packed = memory.estimate(settings(), shape, prompt_tokens=700)
-        padded = memory.estimate(settings(remove_padding=False), shape, prompt_tokens=700)
-        assert 2 * padded.logits == 3 * packed.logits
-        # Five sequences of 535 and 400 tokens, as benchmarks/gpu_update.py has them.
-        one = {
-            "gpus": 1,
-            "tensor_parallel": 1,
-            "micro_batch": 5,
-            "remove_padding": False,
-            "response_length": 400,
-        }
-        plain = memory.estimate(settings(**one), shape, prompt_tokens=535)
-        fused = memory.estimate(settings(**one, optimizer_options={"fused": True}), shape, prompt_tokens=535)
-        beside = memory.RESERVE
-        assert 69 < (plain.update - beside) / GIB < 71
-        assert 65 < (fused.update - beside) / GIB < 67
-        assert fused.adam_step == 0
-        assert (
-            memory.estimate(settings("EasyR1", gpus=1, micro_batch=1), shape, prompt_tokens=700).adam_step
-            == 0
-        )
-
-    def test_adapters_are_what_peft_makes_of_the_model(self, checkpoint: Path) -> None:
-        peft, torch = pytest.importorskip("peft"), pytest.importorskip("torch")
-        from transformers import AutoConfig, AutoModelForImageTextToText
-
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
-        asked = peft.LoraConfig(r=4, target_modules="all-linear", exclude_modules=r".*\.visual\..*")
-        made = peft.get_peft_model(model, asked)
-        shape = shape_of(str(checkpoint))
-        assert shape is not None
-        counted = sum(each.numel() for each in made.parameters() if each.requires_grad)
-        assert memory.adapter_parameters(settings(lora_rank=4), shape) == counted > 0
-
-    @pytest.mark.parametrize(("dtype", "bytes_each"), [("fp32", 4), ("bf16", 2)])
-    def test_lora_has_gradients_and_moments_of_the_adapters_alone(self, dtype: str, bytes_each: int) -> None:
-        shape = SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
-        lora = settings(lora_rank=16, gpus=1, tensor_parallel=1, model_dtype=dtype)
-        found = memory.estimate(lora, shape)
-        assert found.trained < shape.parameters / 50
-        assert found.states == bytes_each * (shape.parameters + 4 * found.trained)
-        assert found.adam_step == bytes_each * found.trained
-        assert found.host < 2.1 * shape.parameters + 2 * GIB  # vLLM's sleeping weights, no reference model
-        # To hand a model with adapters to vLLM, veRL loads the whole of it.
-        moved = memory.estimate(
-            settings(lora_rank=16, gpus=1, tensor_parallel=1, model_dtype=dtype, params_offload=True), shape
-        )
-        assert moved.rollout(GIB, 0.5) >= (bytes_each + 2) * shape.parameters
-
-    def test_an_expert_that_a_token_does_not_reach_has_no_activations(self) -> None:
-        dense = SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
-        many = dense._replace(intermediate=dense.intermediate // 8, experts=128, experts_a_token=8)
-        assert memory.activation_bytes(many, 1000) == memory.activation_bytes(dense, 1000)
-        assert memory.estimate(settings(), many).states > 4 * memory.estimate(settings(), dense).states
-
-    def test_linear_attention_has_a_state_a_sequence_and_a_cache_in_every_fourth_layer(self) -> None:
-        shape = SHAPES["Qwen/Qwen3.5-4B"]
-        assert memory.kv_bytes(shape) == 2 * 8 * 4 * 256 * 2
-        assert memory.state_bytes(shape) == 24 * (32 * 128 * 128 + 3 * 8192) * 4
-        assert memory.state_bytes(SHAPES["Qwen/Qwen3-VL-4B-Instruct"]) == 0
 
 
 def test_a_table_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

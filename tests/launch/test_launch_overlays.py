@@ -13,6 +13,7 @@ from tpru_verl.launch.settings import Settings
 pytest.importorskip("verl")
 DATA = ["data.train_files=a.parquet", "data.val_files=b.parquet"]
 MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "actor", "rollout"))
+REWARD = "reward.custom_reward_function.reward_kwargs"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,28 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
             "tpru_7b",
             ["+tpru=gdpo", "algorithm.gdpo_reward_keys=[acc]"],
             "algorithm.gdpo_reward_weights: found 2, expected 1, one for each of algorithm.gdpo_reward_keys",
+        ),
+        (
+            "tpru_7b",
+            ["+tpru=[gdpo,drgrpo]"],
+            "algorithm.norm_adv_by_std_in_grpo: found false, which veRL 0.9.1 ignores with "
+            "algorithm.adv_estimator=gdpo, expected grpo or grpo_passk, or true",
+        ),
+        (
+            "tpru_7b",
+            ["+tpru=drgrpo", "algorithm.adv_estimator=grpo_vectorized"],
+            "which veRL 0.9.1 ignores with algorithm.adv_estimator=grpo_vectorized",
+        ),
+        *(
+            ("tpru_7b", [f"+tpru={overlays}", *more], f"{lost}: found it with algorithm.adv_estimator=gdpo")
+            for overlays, more, lost in [
+                ("[dapo,gdpo]", [], "reward.reward_kwargs.overlong_buffer_cfg.enable=true"),
+                ("[paper,gdpo]", [], f"{REWARD}.preset=paper"),
+                ("gdpo", [f"{REWARD}.preset=tpru_partial"], f"{REWARD}.preset=tpru_partial"),
+                ("gdpo", [f"+{REWARD}.ngram=4"], f"{REWARD}.ngram=4"),
+                ("gdpo", [f"+{REWARD}.max_length=2000"], f"{REWARD}.max_length=2000"),
+                ("gdpo", ["algorithm.use_kl_in_reward=true"], "algorithm.use_kl_in_reward=true"),
+            ]
         ),
         (
             "tpru_tiny_cpu",
@@ -55,6 +78,11 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
             ["+tpru=one_gpu_80"],
             "+tpru=one_gpu_80: found 124 GiB of weights and optimizer to train Qwen/Qwen2.5-VL-7B-Instruct, "
             "expected less than 80; add the overlay lora, or keep them in host memory",
+        ),
+        (
+            "tpru_7b",
+            ["+tpru=one_gpu_80", "trainer.n_gpus_per_node=4", f"{ACTOR}.fsdp_config.fsdp_size=1"],
+            "+tpru=one_gpu_80: found 124 GiB of weights and optimizer",
         ),
         (
             "tpru_7b",
@@ -85,6 +113,23 @@ MODEL, ACTOR, ROLLOUT = (f"actor_rollout_ref.{part}" for part in ("model", "acto
             ["data.train_batch_size=[1,2]"],
             "data.train_batch_size=[1, 2]: found several values, expected a number",
         ),
+        (
+            "tpru_7b",
+            ["++data.train_batch_size=abc"],
+            "data.train_batch_size=abc: found text, expected a number",
+        ),
+        (
+            "tpru_7b",
+            ["data.train_batch_size=1e2"],
+            "=100.0: found 100.0, expected a whole number, such as 256",
+        ),
+        ("tpru_7b", ["trainer.save_freq=1e1"], "trainer.save_freq=10.0: found 10.0, expected a whole number"),
+        (
+            "tpru_7b",
+            ["trainer.total_training_steps=1e2"],
+            "trainer.total_training_steps=100.0: found 100.0, expected a whole number",
+        ),
+        ("tpru_7b", [f"++{ROLLOUT}.n=1e1"], f"{ROLLOUT}.n=10.0: found 10.0, expected a whole number"),
         (
             "tpru_7b",
             ["data.mm_processor_kwargs=5"],
@@ -119,11 +164,22 @@ def test_what_does_not_fit(recipe: str, overrides: list[str], message: str) -> N
         ("tpru_qwen3vl_2b", "one_gpu_24"),
         ("tpru_qwen3vl_8b", "[lora,one_gpu_48,sdpa]"),
         ("tpru_qwen35_9b", "[lora,one_gpu_80,dapo]"),
-        ("tpru_7b", "[lora,gdpo,tis,paper]"),
+        ("tpru_7b", "[lora,gdpo,tis]"),
+        ("tpru_7b", "[lora,tis,paper]"),
+        ("tpru_7b", "one_gpu_80 trainer.n_gpus_per_node=4"),
+        (
+            "tpru_32b",
+            f"[lora,one_gpu_80] {ACTOR}.fsdp_config.model_dtype=bf16 {ROLLOUT}.gpu_memory_utilization=0.8",
+        ),
+        (
+            "tpru_32b",
+            f"[lora,one_gpu_48] trainer.n_gpus_per_node=4 {ROLLOUT}.tensor_model_parallel_size=4",
+        ),
     ],
 )
 def test_what_fits(recipe: str, overlay: str) -> None:
-    planned = plan.compose(recipe, [*DATA, f"+tpru={overlay}"])
+    overlay, *more = overlay.split(" ")
+    planned = plan.compose(recipe, [*DATA, f"+tpru={overlay}", *more])
     name = "_".join([recipe, *overlay.strip("[]").split(",")])
     assert planned.command[-1] == f"trainer.experiment_name={name}"
     assert planned.settings.text("checkpoints") == f"checkpoints/tpru/{name}"
@@ -154,6 +210,18 @@ def test_what_is_hardly_meant(recipe: str, override: str, doubt: str) -> None:
     assert doubt in "".join(found)
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+tpru=[dapo,gdpo]", "reward.reward_kwargs.overlong_buffer_cfg.enable=false"],
+        ["+tpru=gdpo", "algorithm.gdpo_reward_keys=[partial,format]", f"{REWARD}.preset=tpru_partial"],
+        ["+tpru=gdpo", "algorithm.gdpo_reward_keys=[score,format]", f"+{REWARD}.ngram=4"],
+    ],
+)
+def test_what_gdpo_takes(overrides: list[str]) -> None:
+    plan.compose("tpru_7b", [*DATA, *overrides])
+
+
 def test_the_size_of_a_model_that_is_refused_is_not_read(tmp_path: Path) -> None:
     config = {"model_type": "gemma3", "text_config": {"hidden_size": 8}, "vision_config": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -164,9 +232,15 @@ def test_the_size_of_a_model_that_is_refused_is_not_read(tmp_path: Path) -> None
         plan.compose("tpru_7b", [*given, "+tpru=one_gpu_24"])
 
 
-def test_a_name_that_is_given_stays() -> None:
-    planned = plan.compose("tpru_7b", [*DATA, "+tpru=lora", "trainer.experiment_name=mine"])
+@pytest.mark.parametrize("plus", ["", "++"])
+def test_a_name_that_is_given_stays(plus: str) -> None:
+    planned = plan.compose("tpru_7b", [*DATA, "+tpru=lora", f"{plus}trainer.experiment_name=mine"])
     assert planned.settings.text("checkpoints") == "checkpoints/tpru/mine"
+
+
+def test_decimal_numbers_stay_where_verls_default_is_a_whole_one() -> None:
+    given = [f"{ACTOR}.entropy_coeff=0.01", f"{ROLLOUT}.top_p=0.9", "++algorithm.kl_ctrl.kl_coef=1"]
+    plan.compose("tpru_7b", [*DATA, *given])
 
 
 class TestAdapter:

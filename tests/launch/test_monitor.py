@@ -1,6 +1,7 @@
 """What a person sees of a run while it goes: from the metrics and answers in its folder."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,6 +77,31 @@ def test_a_continued_run_counts_its_own_steps_and_tells_old_alarms_no_more(
     assert "alarm" not in capsys.readouterr().err
     assert shown.line().startswith("step 7 of 10 · reward 0.500 · ")
     assert shown.summary(0)["step"] == 7
+
+
+def test_a_step_of_the_start_before_ends_no_continued_run(tmp_path: Path) -> None:
+    """Step 7 had no gradient norm, and is trained again; its new line is longer than the old one."""
+    for step in range(1, 8):
+        add(tmp_path, step, right=None, **{"actor/grad_norm": math.nan if step == 7 else 1.5})
+    shown = monitor(tmp_path, resumed_at=6, stop_on=["gradient-explodes"])
+    kept = "".join((tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:6])
+    (tmp_path / "new").write_text(kept)
+    (tmp_path / "new").replace(tmp_path / "metrics.jsonl")
+    add(tmp_path, 7, right=None, **{"actor/grad_norm": 1.4321})
+    assert shown() is None
+    assert not shown.summary(0)["alarms"]
+
+
+def test_answers_that_the_run_keeps_elsewhere_raise_alarms(tmp_path: Path) -> None:
+    place, disk = tmp_path / "run", tmp_path / "disk"
+    place.mkdir()
+    config = {"trainer": {"rollout_data_dir": str(disk / "said")}}
+    shown = Monitor(place, Settings("veRL", config), total=10, stop_on=["no-variance"])
+    for step in range(1, 6):
+        add(place, step, right=2)  # of which the score is one for all
+    (disk / "said").parent.mkdir()
+    (place / "rollouts").rename(disk / "said")
+    assert str(shown()).startswith("alarm no-variance (--stop-on) at step 5")
 
 
 def test_an_alarm_is_told_once_and_ends_the_run_that_asked_for_it(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
+from support.checkpoints import write_empty
 from support.rows import reordering, write_parquet
 
 from tpru_verl.launch import folder, run, train
 from tpru_verl.launch.plan import Plan
+from tpru_verl.recipes import compose
 
 RECIPE = "tpru_tiny_cpu"
 ROWS = ["data.train_files=rows.parquet", "data.val_files=rows.parquet"]
@@ -59,6 +61,19 @@ def test_metrics_are_kept_whatever_the_loggers(given: str, started: list[Plan], 
     loggers = [*given.strip("[]").split(","), "file"]
     assert started[0].settings["logger"] == loggers
     assert started[0].command[-1] == f"trainer.logger=[{','.join(loggers)}]"
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [("trainer.logger=null", "trainer.logger=[file]"), ("~trainer.logger", "++trainer.logger=[file]")],
+)
+def test_metrics_are_kept_without_a_logger(
+    given: str, added: str, started: list[Plan], tmp_path: Path
+) -> None:
+    train.train(RECIPE, [*ROWS, given], out=tmp_path / "run")
+    assert started[0].command[-1] == added
+    hydra = [word for word in started[0].command[5:] if not word.startswith("hydra.")]
+    assert compose(RECIPE, hydra).trainer.logger == ["file"]
 
 
 def test_command_sh_is_the_command_as_it_ran(
@@ -128,6 +143,43 @@ def test_a_run_that_fails_is_started_again_so_often(
     monkeypatch.setattr(run, "run", fails)
     assert train.train(RECIPE, ROWS, out=tmp_path / "run", restarts=2) == end
     assert times == list(range(1, starts + 1))
+
+
+ANEW = ["trainer.resume_mode=disable"]
+NAMED = ["trainer.resume_mode=resume_path", "++trainer.resume_from_path=/old/global_step_35"]
+
+
+@pytest.mark.parametrize("began", [ANEW, NAMED])
+class TestGoesOn:
+    """A run that was told which checkpoint to begin with goes on from its own, once it has saved one."""
+
+    def test_when_it_is_resumed(self, began: list[str], started: list[Plan], tmp_path: Path) -> None:
+        place = tmp_path / "run"
+        train.train(RECIPE, [*ROWS, *began], out=place)
+        train.train(None, [], resume=place)  # nothing was saved
+        assert started[1].command == started[0].command
+        write_empty(place / "checkpoints", 2)
+        train.train(None, ["data.seed=7"], resume=place)
+        assert not [word for word in started[2].command if "trainer.resume" in word]
+        assert started[2].settings["resume"] == "auto"
+        train.train(None, ["trainer.resume_mode=disable"], resume=place)
+        assert started[3].settings["resume"] == "disable"
+
+    def test_when_it_is_started_again(
+        self, began: list[str], started: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        modes: list[object] = []
+
+        def fails(plan: Plan, place: Path, **_: Any) -> int:
+            modes.append(plan.settings["resume"])
+            if len(modes) == 2:
+                write_empty(place / "checkpoints", 2)
+            return 1
+
+        monkeypatch.setattr(run, "run", fails)
+        train.train(RECIPE, [*ROWS, *began], out=tmp_path / "run", restarts=3)
+        first = began[0].partition("=")[2]
+        assert modes == [first, first, "auto", "auto"]
 
 
 def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(

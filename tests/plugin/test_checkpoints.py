@@ -1,6 +1,7 @@
 """Checkpoints of veRL: the old one goes last, a killed save is resumed, and a run that is asked saves."""
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,15 @@ from omegaconf import OmegaConf
 pytest.importorskip("verl")
 from verl.trainer.ppo.v1 import replay_buffer, trainer_base
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+from verl.utils.checkpoint.fsdp_checkpoint_manager import FSDPCheckpointManager
+from verl.utils.torch_functional import get_constant_schedule_with_warmup
 
 from tpru_verl.checkpoints import is_whole, steps_of
 from tpru_verl.launch.resume import TRACKER, mend_tracker
 from tpru_verl.launch.settings import Settings
 from tpru_verl.plugin import checkpoints
+
+KINDS = ("model", "optimizer", "extra")
 
 
 def write_checkpoint(folder: Path, step: int, ranks: int = 1) -> Path:
@@ -188,6 +193,81 @@ class TestStop:
         one = trainer(tmp_path)
         one.global_steps = 1
         assert one.step({}, {}) == "batch"
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/store")
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Resumable:
+    """An actor as veRL's FSDP engine makes it, with its manager of checkpoints."""
+
+    def __init__(
+        self, lr: float, weight_decay: float, *, warmup: int = 0, load: Sequence[str] = KINDS
+    ) -> None:
+        self.model: Any = torch.nn.Linear(2, 2)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=weight_decay)
+        self.scheduler = get_constant_schedule_with_warmup(self.optimizer, warmup)
+        contents: Any = OmegaConf.create({"load_contents": [*load], "save_contents": [*KINDS]})
+        processor: Any = object()
+        self.manager = FSDPCheckpointManager(self.model, self.optimizer, self.scheduler, processor, contents)
+
+    def step(self) -> float:
+        """The learning rate of one step."""
+        rate = self.optimizer.param_groups[0]["lr"]
+        self.model(torch.ones(1, 2)).sum().backward()
+        self.optimizer.step()
+        self.scheduler.step()
+        return rate
+
+    def save(self, folder: Path) -> str:
+        kinds = {
+            "model": self.model.state_dict(),
+            "optim": self.optimizer.state_dict(),
+            "extra_state": {"lr_scheduler": self.scheduler.state_dict()},
+        }
+        for kind, state in kinds.items():
+            torch.save(state, folder / f"{kind}_world_size_1_rank_0.pt")
+        return str(folder)
+
+
+@pytest.mark.usefixtures("group")
+class TestConfiguredRates:
+    """veRL's own manager and schedule."""
+
+    @pytest.mark.parametrize("load", [KINDS, ("model", "extra")])
+    def test_what_a_resumed_run_is_configured_with_holds(
+        self, load: Sequence[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        before = Resumable(1e-6, 0.01)
+        before.step()
+        after = Resumable(2e-7, 0.1, load=load)
+        with caplog.at_level("WARNING", logger="tpru_verl"):
+            after.manager.load_checkpoint(before.save(tmp_path))
+        assert [after.step(), after.step()] == [2e-7, 2e-7]
+        assert after.optimizer.param_groups[0]["weight_decay"] == 0.1
+        assert after.scheduler.get_last_lr() == [2e-7]
+        (said,) = [record.getMessage() for record in caplog.records if record.name == "tpru_verl"]
+        assert "initial_lr 1e-06 of the checkpoint -> 2e-07" in said
+
+    def test_the_place_in_the_warm_up_stays(self, tmp_path: Path) -> None:
+        before = Resumable(1e-6, 0.01, warmup=4)
+        assert before.step() == 0
+        after = Resumable(2e-6, 0.01, warmup=4)
+        after.manager.load_checkpoint(before.save(tmp_path))
+        assert [after.step() for _ in range(4)] == pytest.approx([0.5e-6, 1e-6, 1.5e-6, 2e-6])
+
+    def test_nothing_is_said_where_nothing_differs(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        before, after = Resumable(1e-6, 0.01), Resumable(1e-6, 0.01)
+        before.step()
+        after.manager.load_checkpoint(before.save(tmp_path))
+        assert after.optimizer.state_dict()["param_groups"] == before.optimizer.state_dict()["param_groups"]
+        assert not [record for record in caplog.records if record.name == "tpru_verl"]
 
 
 def test_the_patches_are_applied_to_verls_own_classes() -> None:

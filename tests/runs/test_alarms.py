@@ -66,6 +66,12 @@ FAULTS = {
 }
 
 
+def test_steps_without_a_gradient_are_not_the_usual_ones() -> None:
+    silent = {n: {"actor/grad_norm": 0.0} for n in range(1, 21)}
+    (alarm,) = alarms(run({**silent, 35: {"actor/grad_norm": 5.0}}))
+    assert (alarm.name, alarm.step, alarm.text) == ("gradient-explodes", 35, "gradient norm 5, 0.4 is usual")
+
+
 def test_a_reward_that_is_no_number_is_none() -> None:
     (alarm,) = alarms(run({31: {"critic/score/mean": math.nan}}))
     assert (alarm.name, alarm.step) == ("no-reward", 31)
@@ -98,6 +104,8 @@ def test_what_is_no_fault() -> None:
         from_step(31, rollouts__commonest_answer=0.95, rollouts__commonest_right_answer=0.95),
         from_step(31, response_length__clip_ratio=0.9, response_length__max=40.0),  # below the limit
         {31: {"actor/ppo_kl": 0.05}},  # 50 times the usual, and little
+        {n: {"actor/grad_norm": 0.0} for n in range(1, 21)},  # nothing to learn from, until step 21
+        {n: {"actor/grad_norm": 1e-7} for n in range(1, 31)} | from_step(31, actor__grad_norm=0.02),
         from_step(31, critic__score__max=0.0, critic__score__mean=-0.5, critic__score__min=-1.0)
         | {n: {} for n in range(35, STEPS + 1)},  # four steps
         {n: {MEMORY: 9.0 + 0.001 * n} for n in range(1, STEPS + 1)},

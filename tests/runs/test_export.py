@@ -14,10 +14,10 @@ import pytest
 from support.checkpoints import ALPHA, RANK, write_checkpoint
 
 from tpru_verl import cli
-from tpru_verl.checkpoints import checkpoints_of
+from tpru_verl.checkpoints import ADAPTED, checkpoints_of
 from tpru_verl.runs import export, weights
 from tpru_verl.runs.logs import Step
-from tpru_verl.runs.model_card import card
+from tpru_verl.runs.model_card import card, serve_command
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str | int | None:
@@ -89,6 +89,21 @@ class TestWhichCheckpoint:
         (tmp_path / "global_step_5/actor/dist_ckpt").mkdir(parents=True)
         with pytest.raises(ValueError, match=r"found shards of Megatron, expected those of FSDP"):
             export.chosen(tmp_path)
+
+    def test_of_two_sizes_the_one_that_was_saved_last(self, tmp_path: Path) -> None:
+        """A run on 4 GPUs may save into the folder of one on 8."""
+        step_of(tmp_path, 5, ranks=4)
+        (step_of(tmp_path, 6) / "fsdp_config.json").write_text("{}")
+        actor = tmp_path / "global_step_5/actor"
+        for rank in range(8):
+            ZipFile(actor / f"model_world_size_8_rank_{rank}.pt", "w").close()
+        with pytest.raises(ValueError, match="found shards of 4 and 8 ranks, expected one number"):
+            export.chosen(actor)
+        (actor / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": 4}))
+        assert [found.ranks for found in checkpoints_of(tmp_path)] == [4, 1]
+        (actor / "model_world_size_4_rank_3.pt").unlink()
+        with pytest.raises(ValueError, match=r"model_world_size_4_rank_3\.pt: missing or cut off"):
+            export.chosen(actor)
 
     def test_a_model_holds_no_checkpoint(self, checkpoint: Path) -> None:
         assert checkpoints_of(checkpoint) == []
@@ -165,6 +180,24 @@ def test_adapters_without_the_model_need_to_know_it(checkpoint: Path, tmp_path: 
     assert (out / "model.safetensors").is_file()
 
 
+@pytest.mark.parametrize("place", ["run", "run/checkpoints", "run/checkpoints/global_step_5"])
+def test_a_run_that_began_with_an_adapter_of_another_scale_is_refused(tmp_path: Path, place: str) -> None:
+    """rsLoRA scales by alpha / sqrt(r); beside the shards stand r and alpha alone."""
+    actor = step_of(tmp_path / "run/checkpoints", 5)
+    (actor / ADAPTED).write_text(json.dumps({"r": 16, "lora_alpha": 32}))
+    (tmp_path / "start").mkdir()
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "use_rslora": True}
+    (tmp_path / "start/adapter_config.json").write_text(json.dumps(config))
+    recipe = {"actor_rollout_ref": {"model": {"lora_adapter_path": "start"}}}
+    (tmp_path / "run/recipe.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "run/run.json").write_text(json.dumps({"folder": str(tmp_path)}))
+    (tmp_path / "run/metrics.jsonl").touch()
+    chosen = export.chosen(tmp_path / place)
+    with pytest.raises(ValueError, match=r"lora_adapter_path=start, which has use_rslora=True, expected"):
+        export.export(tmp_path / place, chosen, tmp_path / "out", vllm=False, say=lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_shard_that_would_run_code_is_refused(tmp_path: Path) -> None:
     import torch
 
@@ -198,6 +231,26 @@ class TestOut:
     def test_another_model_is_refused(self, found: list[float]) -> None:
         with pytest.raises(ValueError, match="this is not the model that was trained"):
             export._same("vLLM", found, "transformers", [-1.0, -2.0], export.ROUNDED)
+
+    def test_a_disk_that_is_full_while_an_adapter_is_merged_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = step_of(tmp_path / "run", 5)
+        (made / export.ADAPTED).write_text("{}")
+
+        def ask(function: object, request: dict[str, str], seconds: float) -> None:
+            out = Path(request["out"])
+            (out / "lora_adapter").mkdir(parents=True)
+            (out / "half.safetensors").write_bytes(b"0")
+            if function is weights.fuse:
+                raise RuntimeError("it ended its process: OSError: [Errno 28] No space left on device")
+
+        monkeypatch.setattr(export, "ask", ask)
+        monkeypatch.setattr(export, "_name_layers", lambda adapter, base: None)
+        chosen = export.chosen(tmp_path / "run")
+        with pytest.raises(RuntimeError, match="No space left"):
+            export.export(tmp_path / "run", chosen, tmp_path / "out/mine", say=lambda line: None)
+        assert not [path for path in tmp_path.rglob("*") if "mine" in path.name]
 
     @pytest.mark.usefixtures("in_process")
     def test_a_failed_export_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +287,31 @@ def test_a_card_has_the_accuracy_of_each_task() -> None:
     )
     assert "| accuracy, temporal_reordering, step 5 | 25.0 % |" in said
     assert "| accuracy, next_frame_prediction, step 5 | 50.0 % |" in said
+
+
+def test_a_card_takes_no_path_for_a_name_on_the_hub() -> None:
+    data = {"train_files": ["data/train.parquet", "org/rows"]}
+    said = card(
+        "mine", base="org/model", adapter=False, step=5, settings={"data": data}, versions={},
+        validation=None, checks=[],
+    )  # fmt: skip
+    assert "| training rows | train.parquet, org/rows |" in said
+    assert "base_model: org/model" in said
+
+
+class TestServeCommand:
+    @pytest.mark.parametrize("name", ["min_pixels", "max_pixels"])
+    def test_each_bound_counts_by_itself(self, name: str) -> None:
+        data = {"min_pixels": None, "max_pixels": None, name: 48128}
+        said = serve_command(Path("mine"), adapter=False, base="", settings={"data": data}, cpu=False)
+        assert f"""--mm-processor-kwargs '{{"{name}": 48128}}'""" in said
+
+    @pytest.mark.parametrize("rank", [1, 4, 24, 48, 64, 257, 512])
+    def test_the_rank_is_one_that_vllm_takes_and_that_holds_the_adapter(
+        self, tmp_path: Path, rank: int
+    ) -> None:
+        from verl.workers.rollout.vllm_rollout.utils import get_vllm_max_lora_rank
+
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+        said = serve_command(tmp_path, adapter=True, base="org/model", settings={}, cpu=False)
+        assert f"--max-lora-rank {get_vllm_max_lora_rank(rank)} " in said

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from support.runs import dump, log_with_verl, metrics_line
 
+from tpru_verl.files import write_text
 from tpru_verl.runs import commands
 from tpru_verl.runs.history import HistoryReader
-from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, clipped
+from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, accuracies, clipped, validated
 
 
 def test_verls_own_logger(tmp_path: Path) -> None:
@@ -114,6 +115,30 @@ def test_a_file_made_anew_is_read_from_its_start(tmp_path: Path) -> None:
     assert [step.number for step in reader.update()] == [5, 6, 7, 8, 9]
 
 
+def test_a_file_that_a_resumed_run_put_in_its_place_is_read_anew(tmp_path: Path) -> None:
+    """It begins as the one before. The line that is written anew may be the longer one."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        "".join(metrics_line(n) for n in range(1, 9)) + metrics_line(9, actor__grad_norm=math.nan)
+    )
+    reader = MetricsReader(path)
+    assert math.isnan(reader.update()[-1].get("gradient norm") or 0)
+    kept = path.read_text().splitlines(keepends=True)[:8]
+    write_text(path, "".join([*kept, metrics_line(9, actor__grad_norm=1.4321)]))  # as `plugin.records` does
+    assert [step.number for step in reader.update()] == list(range(1, 10))
+    assert reader.update()[-1].get("gradient norm") == 1.4321
+    assert not reader.notes
+
+
+def test_of_a_step_that_was_trained_again_only_the_later_metrics_count(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(
+        metrics_line(1, actor__entropy=0.1) + json.dumps({"step": 1, "data": {"actor/lr": 1}}) + "\n"
+    )
+    (step,) = MetricsReader(path).update()
+    assert step.data == {"actor/lr": 1}
+
+
 def test_responses_become_metrics_of_their_step(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(
         json.dumps({"step": 1, "data": {"critic/score/mean": 0.5}}) + "\n"
@@ -170,6 +195,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         RunFiles.find(tmp_path)
     with pytest.raises(FileNotFoundError, match="found nothing there"):
         RunFiles.find(tmp_path / "none")
+
+
+def test_each_source_of_a_validation_counts() -> None:
+    """A task ends the names of our sources; those of others may end alike."""
+    alike = Step(5, {"val-core/lego/val/acc/mean@1": 0.2, "val-core/gui/val/acc/mean@1": 0.8})
+    assert accuracies(alike) == {"gui/val": 0.8, "lego/val": 0.2}
+    assert validated(alike) == 0.5
+    ours = {"val-core/tpru/next_frame_prediction/acc/mean@4": 0.2, "val-core/mine/acc/mean@4": 0.4}
+    assert accuracies(Step(5, ours)) == {"mine": 0.4, "next_frame_prediction": 0.2}
+    assert accuracies(Step(5, {"val/accuracy_reward": 0.3})) == {"accuracy": 0.3}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tpru_verl import cli
 from tpru_verl.demo.scenes import make_rows, write_parquet
 from tpru_verl.runs.logs import RunFiles
 from tpru_verl.runs.report import RunReport, write_report
+from tpru_verl.runs.shown import CHANGED
 
 pytest.importorskip("matplotlib")
 pytest.importorskip("scipy")
@@ -212,6 +213,28 @@ def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:
         file.write(metrics_line(STEPS + 1, training__rollout_actor_probs_pearson_corr=0.5))
     assert report.renew()
     assert [alarm.name for alarm in report.alarms] == ["disagreement"]
+
+
+def test_a_step_that_is_trained_again_is_shown_with_its_new_responses(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", said="the old text")
+    report = RunReport(RunFiles.find(folder))
+    last = folder / f"rollouts/{STEPS}.jsonl"
+
+    def texts() -> list[str]:
+        return [said.text for section in report.sections for row in section.rows for said in row.said]
+
+    assert texts()
+    assert all("the old text" in text for text in texts())
+    for step in range(STEPS - 3, STEPS + 1):  # more responses than before
+        dump(folder / f"rollouts/{step}.jsonl", step, said="the new text", groups=9)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(metrics_line(STEPS, critic__score__mean=0.3))
+    assert report.renew()
+    assert all("the new text" in text for text in texts())
+    dump(last, STEPS, said="a third text", groups=1)  # while the page is made
+    report.__dict__.pop("sections")
+    assert any(CHANGED in text for text in texts())
+    assert not any("third" in text for text in texts())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 MODEL = Path(__file__).parents[2] / "tpru_verl/demo/checkpoint"
 RANK, ALPHA = 4, 8
@@ -19,6 +20,18 @@ def write_checkpoint(actor: Path, *, ranks: int = 1, adapter: bool = False, alon
     # In a process of its own: torch's process group must not stay in that of the tests.
     given = json.dumps({"actor": str(actor), "ranks": ranks, "adapter": adapter or alone, "alone": alone})
     subprocess.run([sys.executable, __file__, given], check=True)
+
+
+def write_empty(folder: Path, step: int, *, ranks: int = 1) -> Path:
+    """A whole checkpoint of veRL in `folder`, of tensors that hold nothing, and the tracker that names it."""
+    actor = folder / f"global_step_{step}/actor"
+    actor.mkdir(parents=True)
+    kinds = ("model", "optim", "extra_state")
+    shards = [f"{kind}_world_size_{ranks}_rank_{rank}.pt" for kind in kinds for rank in range(ranks)]
+    for file in (*(actor / name for name in shards), actor.parent / "data.pt"):
+        ZipFile(file, "w").close()  # as torch's files are
+    (folder / "latest_checkpointed_iteration.txt").write_text(str(step))
+    return actor.parent
 
 
 def _write(request: Mapping[str, Any]) -> None:

@@ -76,6 +76,9 @@ class Given:
         self.id, self.scene, self.group = name, "scene", name
         self._frames = frames
 
+    def files(self) -> list[Path]:
+        return []
+
     def frames(self):
         return iter(self._frames)
 
@@ -85,6 +88,7 @@ def clip(frames: int, seed: int = 0, about: str = "", name: str = "") -> Clip:
     rng = np.random.default_rng(seed)
     return Clip(
         id=name or f"clip-{seed}",
+        item=name.partition("#")[0] or f"clip-{seed}",
         scene="scene",
         group=name or f"clip-{seed}",
         about=about,

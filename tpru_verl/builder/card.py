@@ -40,7 +40,9 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
     for line in shared_pictures(manifest, "OUT"):
         body += [f"{line[0].upper()}{line[1:]}", ""]
     if manifest["against"]:
-        body += [f"No row has a picture of `{manifest['against']}`, by perceptual hash.", ""]
+        lost = manifest["not compared"]
+        unread = f" {lost} of its pictures could not be read, and were not compared." if lost else ""
+        body += [f"No row has a picture of `{manifest['against']}`, by perceptual hash.{unread}", ""]
     if manifest["model"]:
         model = manifest["model"]
         body += [f"`{model['model']}` was asked to {', '.join(model['asked'])}.", ""]
@@ -112,6 +114,7 @@ _ADVICE = {
     "cyclic": "no order can be seen",
     "too few wrong candidates": "more clips of the same scene, or a higher --max-foreign",
     "no other steps": "longer clips, or fewer --rows-per-clip",
+    "not sound": "the text lists options of its own",
     "order not visible": "a lower --min-order keeps more",
     "in short shots": "a smaller --every, or fewer --steps",
 }

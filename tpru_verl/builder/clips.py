@@ -25,6 +25,7 @@ HASH_BYTES = 32  # a perceptual hash of 16 x 16 bits
 _SCHEMA = pa.schema(
     {
         "id": pa.string(),
+        "item": pa.string(),
         "scene": pa.string(),
         "group": pa.string(),
         "about": pa.string(),
@@ -49,25 +50,45 @@ _CLIP = tuple(name for name in _SCHEMA.names if name not in ("digest", "images")
 class Frame:
     """One encoded picture of a source.
 
-    `index` is its number in the source (of a video's frame, of a file in its folder, of a step), `time` is
-    in seconds, `text` says what is done at this step, `about` what the whole episode is about, `name` is the
-    name of its file where it has one of its own, and `shot` is the number of cuts before it.
+    `index` is its number in the source (of a video's frame, of a file in its folder, of a step), None where
+    frames of a video before it were not read. `time` is in seconds, `text` says what is done at this step,
+    `about` what the whole episode is about, `name` is the name of its file where it has one of its own, and
+    `shot` is the number of cuts before it. `uncovered` is the picture before `--crop` and `--mask`, b""
+    without them.
     """
 
     data: bytes
-    index: int
+    index: int | None
     time: float | None = None
     text: str = ""
     about: str = ""
     name: str = ""
     shot: int = 0
+    uncovered: bytes = b""
+
+    @property
+    def place(self) -> str:
+        """For messages: its number or its time, and its name."""
+        number = f"frame at {self.time:g} s" if self.index is None else f"frame {self.index}"
+        return f"{number} ({self.name})" if self.name else number
+
+
+def check_text(**fields: str) -> None:
+    """Raises ValueError for a lone surrogate: a byte of a file name, or half a character of a json file."""
+    for name, text in fields.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            found = f"found {text[error.start]!r} at {error.start}"
+            raise ValueError(f"{name}: {found}, expected text that UTF-8 can hold") from error
 
 
 class SourceItem(Protocol):
     """One thing that a source holds: a video, a folder of pictures, an episode.
 
     All items of one `group` stay in one split. `usual_frames` is a rough measure of the work for an item.
-    `frames` raises ValueError or OSError, in one line, where the item cannot be used.
+    `files` are all files that decide its frames. `files` and `frames` raise ValueError or OSError, in one
+    line, where the item cannot be used.
     """
 
     usual_frames: ClassVar[int]
@@ -78,6 +99,7 @@ class SourceItem(Protocol):
     def scene(self) -> str: ...
     @property
     def group(self) -> str: ...
+    def files(self) -> Sequence[Path]: ...
     def frames(self) -> Iterator[Frame]: ...
 
 
@@ -92,6 +114,9 @@ class Unusable:
     scene: str = ""
     group: str = ""
 
+    def files(self) -> Sequence[Path]:
+        return ()
+
     def frames(self) -> Iterator[Frame]:
         raise ValueError(f"{self.id}: {self.problem}")
 
@@ -101,25 +126,30 @@ class Clip:
     """Frames of one item, one after another. The first axis of each array is the frame."""
 
     id: str
+    item: str  # the id of its item; a long item has several clips
     scene: str
     group: str
     about: str
     form: str  # encoding and size of its pictures; all of them share it
-    index: list[int]
+    index: list[int | None]
     time: list[float | None]
     text: list[str]
     hash: NDArray[np.uint8]  # (frames, HASH_BYTES)
     grey: NDArray[np.uint8]  # (frames, GREY, GREY)
-    leak_hash: NDArray[np.uint64]  # (frames,), as `tpru data validate --against` compares; else empty
+    # As `tpru data validate --against` compares, of covered and of uncovered pictures; else empty.
+    leak_hash: NDArray[np.uint64]
     size: list[int]  # bytes of each picture
 
     def __len__(self) -> int:
         return len(self.index)
 
-    @property
-    def item(self) -> str:
-        """The id of its item. A long item has several clips."""
-        return re.sub(r"#\d+$", "", self.id)
+
+def clip_id(item: str, number: int) -> str:
+    """A clip's id: the item's for the first clip, else with `#` and its number.
+
+    The first clip of an item whose own id ends like that has `#0`, so that no two items share one.
+    """
+    return f"{item}#{number}" if number or re.search(r"#\d+$", item) else item
 
 
 @dataclass
@@ -252,3 +282,9 @@ def told_file(folder: Path, number: int) -> Path:
 @lru_cache(maxsize=16)
 def read_told(path: Path) -> dict[int, Told]:
     return {int(number): Told(**told) for number, told in json.loads(path.read_text()).items()}
+
+
+def forget() -> None:
+    """Forget the files that this process has read: an earlier build may have had others of these names."""
+    for cached in (_open, _batch, read_clip, read_told):
+        cached.cache_clear()

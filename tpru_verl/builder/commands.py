@@ -295,7 +295,7 @@ def build(
         out,
         settings,
         describer=describer,
-        against=open_source(against) if against else None,
+        against=open_source(against, answered=False) if against else None,
         audit=audit,
         with_engine=engine.value,
         workers=workers,

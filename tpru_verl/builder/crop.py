@@ -11,7 +11,7 @@ from PIL import Image
 
 from tpru_verl.builder.clips import Frame, SourceItem
 from tpru_verl.builder.pictures import in_common_format, jpeg
-from tpru_verl.data.images import upright
+from tpru_verl.data.images import problem_of, upright
 
 SMALLEST = 28  # pixels of a side that have to be left
 GREY = (128, 128, 128)
@@ -32,8 +32,13 @@ class Cover:
         return cls(_box(crop, "--crop") if crop else None, tuple(_box(mask, "--mask") for mask in masks))
 
     def applied(self, data: bytes) -> bytes:
-        """The picture as JPEG, masks first. Raises ValueError where too little of it would be left."""
-        picture = upright(in_common_format(data))
+        """The picture as JPEG, masks first.
+
+        Raises ValueError for a picture that is unfit for training, and where too little of it would be left.
+        """
+        if problem := problem_of(data):  # encoded anew, it would look sound
+            raise ValueError(problem)
+        picture = upright(data)
         width, height = picture.size
         for mask in self.masks:
             picture.paste(GREY, _pixels(mask, picture, whole=True))
@@ -95,15 +100,15 @@ class Covered:
     def group(self) -> str:
         return self.item.group
 
-    @property
-    def path(self) -> Path | None:
-        """The item's file or folder: a build begins anew when that changes."""
-        return getattr(self.item, "path", None)
+    def files(self) -> Sequence[Path]:
+        return self.item.files()
 
     def frames(self) -> Iterator[Frame]:
         for frame in self.item.frames():
             try:
-                data = self.cover.applied(frame.data)
+                whole = in_common_format(frame.data)
+                data = self.cover.applied(whole)
             except ValueError as error:
-                raise ValueError(f"{frame.name or f'frame {frame.index}'}: {error}") from error
-            yield replace(frame, data=data)
+                raise ValueError(f"{self.id}: {frame.place}: {error}") from error
+            # A test set shows whole pictures: a clip is compared with it before they are covered, too.
+            yield replace(frame, data=data, uncovered=whole)

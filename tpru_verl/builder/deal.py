@@ -98,6 +98,7 @@ class Ledger:
     letters: dict[str, Counter[str]] = field(default_factory=dict)
     negatives: dict[str, Counter[str]] = field(default_factory=dict)
     distances: dict[str, dict[str, int]] = field(default_factory=dict)  # of wrong orders to the right one
+    unsound: list[str] = field(default_factory=list)  # rows that no trainer could use, and why
 
 
 def deal(
@@ -122,7 +123,8 @@ def deal(
         of_split = orders.setdefault(split, WrongOrders(dict(options.order_distances)))
         asked = ask(row, letter, none, negative, seeded(seed, row.row_id, "words"), of_split)
         if problems := problems_of(asked.problem, asked.answer, len(asked.images)):
-            raise ValueError(f"{row.row_id}: {problems[0]}")
+            ledger.unsound.append(f"{row.row_id}: {problems[0]}")
+            continue
         line = {**asdict(asked), "row_id": row.row_id, "task": row.task.value, "clip": row.clip}
         line |= {"scene": row.scene, "group": row.group, "seed": seed, "split": split}
         shards.setdefault(split, _Shard(folder, split)).add(line)
@@ -136,7 +138,8 @@ def deal(
         for steps, made in sorted(drawn.made.items()):
             ledger.distances[f"{split}, {steps} steps"] = {str(apart): made[apart] for apart in sorted(made)}
     if not shards:
-        raise ValueError("found no clip that a row can be made of")
+        first = f"; the first: {ledger.unsound[0]}" if ledger.unsound else ""
+        raise ValueError(f"found no clip that a row can be made of{first}")
     return [path for split in sorted(shards) for path in shards[split].close()], ledger
 
 

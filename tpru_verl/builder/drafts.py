@@ -5,7 +5,6 @@ Hashes and thumbnails of the frames are enough for this; no picture is decoded.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -63,7 +62,7 @@ def check_named(items: Sequence[SourceItem], names: Sequence[str]) -> None:
         with suppress(ValueError, OSError):  # told when the item is read
             ids.add(item.id)
     for name in names:
-        if not {name, re.sub(r"#\d+$", "", name)} & ids:
+        if not {name, name.rpartition("#")[0]} & ids:
             raise _unknown(name)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem
+from tpru_verl.builder.clips import MAX_COMPARED, Clip, Counts, Frame, SourceItem, check_text, clip_id
 from tpru_verl.builder.pictures import (
     FrameLook,
     alike,
@@ -100,13 +100,14 @@ def _leave(run: _Passed, counts: Counts, reason: str) -> None:
 def _look(item: SourceItem, frame: Frame, leak_hash: bool) -> tuple[Frame, FrameLook]:
     """The frame in a format that trainers read, and its measures."""
     try:
+        check_text(about=frame.about, text=frame.text)
         data = in_common_format(frame.data)
         if problem := problem_of(data):
             raise ValueError(problem)
-        return replace(frame, data=data), look_at(data, leak_hash=leak_hash)
+        compared = [data, frame.uncovered] if frame.uncovered else [data]
+        return replace(frame, data=data, uncovered=b""), look_at(data, compared if leak_hash else ())
     except ValueError as error:
-        name = f" ({frame.name})" if frame.name else ""
-        raise ValueError(f"{item.id}: frame {frame.index}{name}: {error}") from error
+        raise ValueError(f"{item.id}: {frame.place}: {error}") from error
 
 
 def _reason(look: FrameLook, run: _Passed, filters: Filters, counts: Counts) -> str | None:
@@ -136,7 +137,8 @@ def _clip(item: SourceItem, number: int, run: _Passed, counts: Counts) -> tuple[
     counts.clips += 1
     counts.kept_frames += len(frames)
     clip = Clip(
-        id=f"{item.id}#{number}" if number else item.id,
+        id=clip_id(item.id, number),
+        item=item.id,
         scene=item.scene,
         group=item.group,
         about=frames[0].about,
@@ -146,7 +148,7 @@ def _clip(item: SourceItem, number: int, run: _Passed, counts: Counts) -> tuple[
         text=[frame.text for frame in frames],
         hash=np.stack([look.hash for look in looks]),
         grey=np.stack([look.grey for look in looks]),
-        leak_hash=np.array([look.leak_hash for look in looks if look.leak_hash is not None], np.uint64),
+        leak_hash=np.concatenate([look.leak_hash for look in looks]),
         size=[len(image) for image in images],
     )
     return clip, images

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -49,6 +49,9 @@ class Recorded:
     @property
     def group(self) -> str:
         return self.id
+
+    def files(self) -> Sequence[Path]:
+        return [self.path]
 
     def frames(self) -> Iterator[Frame]:
         if not self.path.resolve().is_relative_to(self.root.resolve()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +16,11 @@ from tpru_verl.data.images import (
     MAX_PIXELS,
     PLAIN_MODES,
     encoding_of,
+    on_white,
     read_header,
-    thumbnail,
     upright,
 )
-from tpru_verl.data.likeness import HASHED, LEVEL, hash_of
+from tpru_verl.data.likeness import HASHED, LEVEL, Hashes, perceptual_hash
 from tpru_verl.terminal import line_of
 
 QUALITY = 92  # of pictures that have to be encoded anew
@@ -42,7 +43,7 @@ class FrameLook:
 
     hash: NDArray[np.uint8]  # (HASH_BYTES,)
     grey: Grey  # (GREY, GREY)
-    leak_hash: np.uint64 | None
+    leak_hash: Hashes  # as `tpru data validate --against` compares; empty unless asked for
     contrast: float
     sharpness: float
 
@@ -75,8 +76,11 @@ def in_common_format(data: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def look_at(data: bytes, *, leak_hash: bool = False) -> FrameLook:
-    """Measure a picture. Raises ValueError for one that cannot be decoded."""
+def look_at(data: bytes, compared: Sequence[bytes] = ()) -> FrameLook:
+    """Measure a picture; `compared` are those whose hashes find it in a test set.
+
+    Raises ValueError for one that cannot be decoded.
+    """
     import imagehash
 
     try:
@@ -85,9 +89,9 @@ def look_at(data: bytes, *, leak_hash: bool = False) -> FrameLook:
             image.draft(
                 "L", (image.width * HASHED // max(image.size), image.height * HASHED // max(image.size))
             )
-            small = image.convert("L")
+            small = on_white(image).convert("L")
         small.thumbnail((HASHED, HASHED), Image.Resampling.BOX)
-        leak = hash_of(thumbnail(data, HASHED)) if leak_hash else None
+        leak = np.array([perceptual_hash(one) for one in compared], np.uint64)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"found an image that can't be decoded ({error}), expected a whole one") from error
     bits: NDArray[np.bool_] = imagehash.phash(small, 16).hash

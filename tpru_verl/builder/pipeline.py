@@ -23,11 +23,11 @@ import xxhash
 from tpru_verl import __version__
 from tpru_verl.builder import deal, drafts
 from tpru_verl.builder.card import card_of
-from tpru_verl.builder.clips import Counts, Label, file_of, read_labels
+from tpru_verl.builder.clips import Counts, Label, file_of, forget, read_labels
 from tpru_verl.builder.describe import Describer
 from tpru_verl.builder.doubtful import NEAR, PAGE, write_page
-from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of
-from tpru_verl.builder.stages import BuildOptions, Stages
+from tpru_verl.builder.sources import EPISODES, WITH_FRAMES, items_of, path_of
+from tpru_verl.builder.stages import UNREADABLE, BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
@@ -77,6 +77,7 @@ def build(
             cover=settings.cover,
         )
         drafts.check_named(items, settings.drop)
+        forget()
         work = companion(out, layout.WORK)
         try:
             with opened(with_engine, workers) as run:
@@ -110,7 +111,8 @@ def _build(
     source: str, stages: Stages, settings: BuildOptions, describer: Describer | None, against: Source | None
 ) -> tuple[Path, dict[str, object], Counts]:
     """The folder of the shards, the manifest, and the counts of items."""
-    hashes = _hashes(against, stages.workers)
+    shown = fingerprints(against, workers=stages.workers) if against else []
+    hashes = np.concatenate([np.zeros(0, np.uint64), *(row.hashes for row in shown)])
     clips, files, counts = stages.scan(leak_hash=against is not None)
     _show_left_out(counts)
     labels = _labels(clips, files, counts)
@@ -132,6 +134,9 @@ def _build(
         raise ValueError(f"{source}: found no usable clip{first}")
     splits = drafts.splits_of(labels, settings.split, settings.seed)
     plans, ledger, lost, measured = stages.draft(clips, told, labels, splits)
+    for unsound in ledger.unsound:
+        lost["not sound"] += 1
+        messages.print(f"left out: {unsound}", style="yellow", markup=False, soft_wrap=True)
     shards, written = stages.write(plans, clips)
     (shards / PAGE).unlink(missing_ok=True)
     if doubtful := [clip for clip in measured if clip.distance < NEAR]:
@@ -139,16 +144,9 @@ def _build(
         write_page(shards / PAGE, clips, doubtful, least)
     manifest = _manifest(source, stages, counts, ledger, lost, written, describer, against)
     manifest["clips near the threshold"] = len(doubtful)
+    manifest["not compared"] = sum(len(row.unread) for row in shown)
     manifest["visible_order"] = {clip.id: round(clip.order, 3) for clip in measured}
     return shards, manifest | {"shared_pictures": drafts.look_alikes(labels, splits)}, counts
-
-
-def _hashes(against: Source | None, workers: int | None) -> np.ndarray:
-    if against is None:
-        return np.zeros(0, np.uint64)
-    return np.concatenate(
-        [row.hashes for row in fingerprints(against, workers=workers)] or [np.zeros(0, np.uint64)]
-    )
 
 
 def _show_left_out(counts: Counts) -> None:
@@ -203,7 +201,7 @@ def _manifest(
 
     return {
         "made_by": MADE_BY,
-        "source": {"name": Path(source).name or source, "items": counts.items},
+        "source": {"name": path_of(source).name, "items": counts.items},
         "settings": settings,
         "model": describer.described() if describer else None,
         "against": Path(against.name).name if against else None,
@@ -236,7 +234,7 @@ def _manifest(
 
 def _unread_kinds(counts: Counts) -> Counter[str]:
     """How much of each kind could not be read: `.heic`, `.txt`, `in folders of pictures`, ..."""
-    return Counter(entry["kind"] for entry in counts.dropped if entry["reason"] == "unreadable")
+    return Counter(entry["kind"] for entry in counts.dropped if entry["reason"] == UNREADABLE)
 
 
 def _ordered(counts: Mapping[str, Counter[str]]) -> dict[str, dict[str, int]]:

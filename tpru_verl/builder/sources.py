@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import filterfalse
@@ -71,6 +71,9 @@ class Video(_Below):
     def kind(self) -> str:
         return self.path.suffix.lower()
 
+    def files(self) -> Sequence[Path]:
+        return [self.path]
+
     def frames(self) -> Iterator[Frame]:
         return video.frames_of(self._inside(self.path), self.sampling)
 
@@ -82,6 +85,9 @@ class Pictures(_Below):
     usual_frames: ClassVar[int] = 4
     kind: ClassVar[str] = PICTURE_FOLDERS
     every: int = 1  # the first of so many pictures is read
+
+    def files(self) -> Sequence[Path]:
+        return sorted(path for path in self.path.iterdir() if is_picture(path.name) or path.name == ABOUT)
 
     def frames(self) -> Iterator[Frame]:
         about = self._about()
@@ -123,6 +129,9 @@ class JsonEpisode:
 
     @cached_property
     def _record(self) -> Mapping[str, object]:
+        return self._read()
+
+    def _read(self) -> Mapping[str, object]:
         if self.offset is None:
             record = _listed(self.path, self.path.stat().st_mtime_ns)[self.number]
         else:
@@ -158,6 +167,12 @@ class JsonEpisode:
     @property
     def group(self) -> str:
         return self._text("source_id", self.id)
+
+    def files(self) -> Sequence[Path]:
+        images = self._read().get("images")  # not kept: all episodes of a source are asked, one after another
+        cells = images if isinstance(images, list) else ()
+        names = [cell.get("path") if isinstance(cell, Mapping) else cell for cell in cells]
+        return [self.path, *(self.path.parent / name for name in names if isinstance(name, str))]
 
     def frames(self) -> Iterator[Frame]:
         images, texts = self._record.get("images"), self._record.get("texts") or []
@@ -209,6 +224,12 @@ def items_of(
     return [item if isinstance(item, Unusable) else Covered(item, cover) for item in found]
 
 
+def path_of(source: str) -> Path:
+    """The path of a source on disk. It has a name, also for `.` and `..`; a link keeps its own."""
+    path = Path(source).expanduser().absolute()
+    return path.resolve() if path.name == ".." else path
+
+
 def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int) -> list[SourceItem]:
     if source.startswith(SIMULATED):
         if sampling.every is not None:
@@ -217,7 +238,7 @@ def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int)
         from tpru_verl.builder.sims import episodes_of
 
         return [*episodes_of(source.removeprefix(SIMULATED), episodes, seed)]
-    path = Path(source).expanduser()
+    path = path_of(source)
     if path.is_file():
         if path.suffix.lower() in (".jsonl", ".json"):
             return [*_episodes(path, _whole(sampling))]

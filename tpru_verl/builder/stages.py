@@ -21,7 +21,9 @@ from tpru_verl.builder.clips import (
     Counts,
     Label,
     SourceItem,
+    Unusable,
     Writer,
+    check_text,
     counts_file,
     file_of,
     read_clip,
@@ -44,6 +46,7 @@ from tpru_verl.sample import Task
 from tpru_verl.terminal import line_of
 
 UNIT_FRAMES = 256  # frames in a unit of work, about: it then takes seconds
+UNREADABLE = "unreadable"  # why an item is left out that raised an error
 LEAST_UNITS = 16  # units of a source with enough items, to keep all processes busy
 
 
@@ -98,9 +101,15 @@ class ScanTask:
 
 
 def scan(task: ScanTask) -> Counts:
-    """Write the file of clips, unless it is there already. An item that fails is listed."""
+    """Write the file of clips, unless it is there already. An item that fails is listed.
+
+    Items that failed before are read again: a disk may be back, or a package installed.
+    """
     if task.path.exists():
-        return read_counts(task.path)
+        before = read_counts(task.path)
+        failed = sum(entry["reason"] == UNREADABLE for entry in before.dropped)
+        if failed == sum(isinstance(item, Unusable) for item in task.items):
+            return before
     counts = Counts()
     with whole(task.path) as file:
         writer = Writer(file)
@@ -119,6 +128,7 @@ def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[C
     kind, name = getattr(bare, "kind", EPISODES), getattr(bare, "name", "")  # an episode may hide its id
     try:
         name = item.id
+        check_text(id=name, scene=item.scene, group=item.group)
         yield from clips_of(
             item,
             task.filters,
@@ -128,7 +138,7 @@ def _clips(item: SourceItem, task: ScanTask, counts: Counts) -> Iterator[tuple[C
             leak_hash=task.leak_hash,
         )
     except Exception as error:
-        counts.dropped.append({"id": name, "reason": "unreadable", "detail": _detail(error), "kind": kind})
+        counts.dropped.append({"id": name, "reason": UNREADABLE, "detail": _detail(error), "kind": kind})
 
 
 def _detail(error: Exception) -> str:
@@ -247,7 +257,8 @@ class Stages:
 
     def tell(self, describer: Describer, clips: Path, labels: dict[Place, Label], counts: Counts) -> Path:
         """Have a model look at the clips. Clips that it rejects are removed from `labels` and listed."""
-        folder = self.folder("told", clips, describer.key, sorted(labels))
+        named = [(place, labels[place].id) for place in sorted(labels)]
+        folder = self.folder("told", clips, describer.key, named)
         for number, saying in describer.look_at(clips, folder, sorted(labels)):
             for clip, said in saying.items():
                 if said.rejected and (label := labels.pop((number, clip), None)):
@@ -300,7 +311,9 @@ class Stages:
     def write(self, plans: Sequence[Path], clips: Path) -> tuple[Path, list[dict[str, object]]]:
         """The folder of the shards, and the description of each shard."""
         digests = [xxhash.xxh3_128_hexdigest(path.read_bytes()) for path in plans]
-        folder = self.folder("rows", clips, digests, self.settings.template)
+        template = Path(self.settings.template).expanduser()
+        text = layout.checksum_of(template, xxhash.xxh3_128()) if template.is_file() else ""
+        folder = self.folder("rows", clips, digests, self.settings.template, text)
         shards = Counter(path.stem.rpartition("-")[0] for path in plans)
         tasks: list[WriteTask] = []
         for path in plans:
@@ -317,13 +330,17 @@ class Stages:
 
 
 def _mark(item: SourceItem) -> tuple[object, ...]:
-    """A value that changes when the files of an item change. Pictures of a jsonl file are not looked at."""
-    path = getattr(item, "path", None)
+    """A value that changes when the files of an item change."""
     try:
-        if not isinstance(path, Path) or not path.exists():
-            return (repr(item),)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        states = [file.stat() for file in files if file.is_file()]
-    except OSError as error:
+        return (repr(item), *map(_state, item.files()))
+    except (OSError, ValueError) as error:
         return repr(item), str(error)
-    return (repr(item), *((state.st_size, state.st_mtime_ns) for state in states))
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """What changes with a file, and when another one takes its name; () for a file that may still come."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):  # no such file, or a text that is no path
+        return ()
+    return path.name, found.st_size, found.st_mtime_ns, found.st_ino

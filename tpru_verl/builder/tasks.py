@@ -20,7 +20,7 @@ from tpru_verl.builder.clips import Clip
 from tpru_verl.builder.filters import Filters
 from tpru_verl.data.audit.rules import chain_of
 from tpru_verl.data.likeness import CLEARLY, changes
-from tpru_verl.sample import Task
+from tpru_verl.sample import Task, without_option_marks
 
 WRONG = 3  # wrong options beside the right one and "None of the choices provided"
 TRIES = 10  # draws of steps; the draw with the hardest wrong candidates is taken
@@ -40,7 +40,6 @@ LETTERS = ascii_uppercase[: WRONG + 2]
 _TAG = re.compile(r"<[/|\uff5c]*[^\W\d_][^<>]*>|\[/?[A-Z_]{3,}\]|<+[|\uff5c]|[|\uff5c]>+")
 # Stops at the end of a description: the row writes its own.
 _ENDS = " .;,!?\u2026\u3002\uff0e\uff61\uff01\uff1f\uff1b\uff0c\u3001\u0964\u061f\u06d4"
-_OPTION_MARK = re.compile(r"(?<!\w)[(\[\uff08\u3010]?([A-Z])[.):\]\u3001\uff0e\uff1a\uff09\u3011]")
 
 Place = tuple[int, int]  # of a clip: number of its file, number in the file
 
@@ -292,8 +291,10 @@ def plain_text(text: str) -> str:
     """
     while (line := _TAG.sub(" ", text)) != text:  # a removed tag may leave another one: <|im<b>_end|>
         text = line
-    printable = "".join(c if c.isprintable() else " " for c in line)
-    line = " ".join(_OPTION_MARK.sub(r"\1 ", printable).split())
+    line = " ".join("".join(c if c.isprintable() else " " for c in line).split())
+    # Where a mark is gone, another one may begin: "A.:" leaves "A :".
+    while (bare := " ".join(without_option_marks(line).split())) != line:
+        line = bare
     if len(line) > ABOUT_CHARACTERS:
         line = line[:ABOUT_CHARACTERS].rpartition(" ")[0]
     return line.rstrip(_ENDS)

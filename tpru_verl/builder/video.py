@@ -31,6 +31,16 @@ ACROSS_A_JUMP = 0.4  # scene score of two frames with unread ones in between tha
 WORTH_A_SEEK = 1.0  # a jump to a later key frame has to save decoding this many seconds of video
 FRAMES_AIMED_AT = 24  # frames of a short video, where the user sets no distance
 SHORTEST, LONGEST = 0.2, 2.0  # seconds between frames, where the user sets none
+# What a display matrix (ISO 14496-12, `tkhd`) does, by the signs of a to d: x becomes ax + cy, y bx + dy.
+_TURNS = {
+    (-1, 0, 0, 1): Image.Transpose.FLIP_LEFT_RIGHT,
+    (1, 0, 0, -1): Image.Transpose.FLIP_TOP_BOTTOM,
+    (-1, 0, 0, -1): Image.Transpose.ROTATE_180,
+    (0, 1, -1, 0): Image.Transpose.ROTATE_270,
+    (0, -1, 1, 0): Image.Transpose.ROTATE_90,
+    (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
+    (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
+}
 
 
 @dataclass(frozen=True)
@@ -91,22 +101,21 @@ def _sampled(
     every = sampling.every or _distance(container, stream, start, end)
     if sampling.how == "keyframes":
         context.skip_frame = "NONKEY"
-    rate, aspect = float(stream.average_rate or 0), float(stream.sample_aspect_ratio or 1)
+    aspect = float(stream.sample_aspect_ratio or 1)
     jumps = _Jumps(container, stream) if sampling.how == "uniform" else None
     # One each: a reformatter makes its tables anew whenever it is asked for another form.
     reformatter, to_grey = VideoReformatter(), VideoReformatter()
     last: np.ndarray | None = None
     shots = _Shots(stream, sampling.cut if sampling.how != "keyframes" else 0)
-    for frame in _evenly(container, stream, every, start, end, jumps, shots):
+    for number, frame in _evenly(container, stream, every, start, end, jumps, shots):
         if sampling.how == "scene":
             grey = np.asarray(to_grey.reformat(frame, GREY, GREY, "gray").to_ndarray(), np.uint8)
             if last is not None and change_between(grey, last) < sampling.scene_change:
                 continue
             last = grey
         picture = _upright(frame, reformatter, sampling.max_side, aspect)
-        yield Frame(
-            jpeg(picture), round((frame.time or 0) * rate), frame.time, about=about, shot=shots.number
-        )
+        index = number if sampling.how != "keyframes" else None  # of which the others are not read
+        yield Frame(jpeg(picture), index, frame.time, about=about, shot=shots.number)
 
 
 def _distance(container: InputContainer, stream: VideoStream, start: float, end: float | None) -> float:
@@ -199,25 +208,33 @@ def _evenly(
     end: float | None,
     jumps: _Jumps | None,
     shots: _Shots,
-) -> Iterator[VideoFrame]:
-    """The first frame at or after each of `start`, `start + every`, ..."""
-    step, now = 0, 0.0
+) -> Iterator[tuple[int | None, VideoFrame]]:
+    """The first frame from `start` on, and the first at or after each `every` seconds from that one.
+
+    Beside each is its number in the file, None once frames were jumped over.
+    """
+    first: float | None = None  # many files do not begin at 0
+    number: int | None = -1
+    due, now = start, 0.0
     while True:
-        jumped = bool(jumps and jumps.towards(start + step * every, now))
+        jumped = bool(jumps and jumps.towards(due, now))
+        number = None if jumped else number
         for frame in container.decode(stream):
+            number = None if number is None else number + 1
             if frame.time is None:
                 continue
             now = frame.time
             if end is not None and now >= end - 1e-6:
                 return
-            wanted = now + 1e-6 >= start + step * every
+            wanted = now + 1e-6 >= due
             shots.see(frame, wanted=wanted, jumped=jumped)
             jumped = False
             if not wanted:
                 continue
-            step = int((now + 1e-6 - start) / every) + 1
-            yield frame
-            if jumps and jumps.towards(start + step * every, now):
+            first = now if first is None else first
+            due = first + every * (int((now + 1e-6 - first) / every) + 1)
+            yield number, frame
+            if jumps and jumps.towards(due, now):
                 break
         else:
             return
@@ -230,4 +247,17 @@ def _upright(frame: VideoFrame, reformatter: VideoReformatter, max_side: int, as
     size = max(1, round(width * scale)), max(1, round(height * scale))
     pixels = reformatter.reformat(frame, *size, "rgb24").to_ndarray()
     picture = Image.fromarray(pixels)
+    turn = _turn(frame)
+    if turn is not None:
+        return picture.transpose(turn)
     return picture.rotate(frame.rotation, expand=True) if frame.rotation else picture
+
+
+def _turn(frame: VideoFrame) -> Image.Transpose | None:
+    """The quarter turn or mirroring that the display matrix asks for; None for none, and for other angles."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return None
+    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
+    least = max(map(abs, (a, b, c, d))) / 50  # a degree: sine and cosine are rounded
+    return _TURNS.get(tuple((value > least) - (value < -least) for value in (a, b, c, d)))

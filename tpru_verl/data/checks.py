@@ -65,6 +65,9 @@ def notes_of_row(row: Row, digests: Sequence[bytes]) -> Iterator[str]:
         yield f"{row.form.problem}: found no sign of the task, {expected}"
     elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(digests)):
         yield f"{row.form.images}: {problem}"
+    if _names_no_option(row):
+        found = f"found the letter {row.answer} and a text without options"
+        yield f"{row.form.name_of('answer')}: {found}, expected them in the text, unless a picture shows them"
     for i, header in enumerate(row.headers):
         if not isinstance(header, str) and (note := note_of(header)):
             yield f"{row.form.images}[{i}]: {note}"
@@ -122,11 +125,20 @@ def _kind_of_answer(row: Row, images: int) -> str | None:
     """Whether the answer is of the kind that the user named, or "found ..., expected ..."."""
     if row.form.answers == "letters" and not parse_options(str(row.problem)):
         return "found no options in the row, expected lines such as 'A. ...', or columns A, B, ..."
+    if row.beside and _names_no_option(row):
+        lacking = f"found {short(row.answer)} and a text without options"
+        return f"{lacking}, expected those of {names_of(row.beside)} in {row.form.problem}, such as 'A. ...'"
     if row.form.answers in ("orders", "ranks"):
         numbers = numbers_of(row.answer)
         if numbers is None or len(numbers) != images:
             return f"found {short(row.answer)}, expected the numbers 1 to {images}, one for each image"
     return None
+
+
+def _names_no_option(row: Row) -> bool:
+    """Whether the answer is a letter, and the text lists no options."""
+    letter = isinstance(row.answer, str) and len(row.answer) == 1 and row.answer.isalpha()
+    return letter and not parse_options(str(row.problem))
 
 
 def _no_images(row: Row) -> str:

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tpru_verl import hub
 from tpru_verl.files import check_output, write_json
 from tpru_verl.models import DEFAULT, patch_sides
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import Keys, Source
-    from tpru_verl.data.tokens.prompts import PromptCounter
 
 
 class AnswerKind(str, Enum):
@@ -66,6 +64,12 @@ Answers = Annotated[
 ]
 Against = Annotated[
     str | None, typer.Option(help="Test rows: another source that must share no pictures with this one.")
+]
+MinPixels = Annotated[
+    int | None, typer.Option(help="Fewest pixels of an image. Default: as in the recipes of such models.")
+]
+MaxPixels = Annotated[
+    int | None, typer.Option(help="Most pixels of an image. Default: as in the recipes of such models.")
 ]
 Deep = Annotated[
     bool, typer.Option("--deep", help="Decode every image in full. Default: read the headers of images only.")
@@ -144,7 +148,7 @@ def validate(
     check_output("--report", report, files_of(source, against))
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     found = work.validate(
-        opened, deep=deep, against=open_source(against) if against else None, workers=workers
+        opened, deep=deep, against=open_source(against, answered=False) if against else None, workers=workers
     )
     if report is not None:
         found.write(report)
@@ -191,8 +195,8 @@ def prepare(
         str | None,
         typer.Option(help="Folder or Hub id of a model. Stores the number of tokens of each prompt."),
     ] = None,
-    min_pixels: Annotated[int | None, typer.Option(help="Fewest pixels of an image, for --model.")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Most pixels of an image, for --model.")] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
     against: Against = None,
     deep: Deep = False,
     revision: Revision = None,
@@ -211,12 +215,13 @@ def prepare(
     from tpru_verl.data.prepare import PrepareOptions
     from tpru_verl.data.prepare import prepare as work
     from tpru_verl.data.splits import rows_table, view_commands
+    from tpru_verl.data.tokens.recipes import counter_of
     from tpru_verl.terminal import results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
-    counter = _counter(model, template, min_pixels, max_pixels) if model else None
+    counter = counter_of(model, template, min_pixels, max_pixels)[0] if model else None
     options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow, framework.value)
-    other = open_source(against) if against else None
+    other = open_source(against, answered=False) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     rows = manifest["rows"]
     results().print(rows_table({**rows, **rows["by_split"]}, f"{rows['written']} rows of {source}"))
@@ -235,22 +240,6 @@ def shares_of(text: str | None) -> dict[str, float] | None:
         raise ValueError(f"--split: found {text!r}, expected the form train=0.95,test=0.05") from None
 
 
-def _counter(model: str, template: str, min_pixels: int | None, max_pixels: int | None) -> PromptCounter:
-    try:
-        from transformers import AutoProcessor
-    except ImportError as error:
-        raise ValueError(
-            f"--model: counting tokens needs `pip install transformers torch`: {error}"
-        ) from error
-    from tpru_verl.data.tokens.prompts import PromptCounter
-
-    if why := hub.missing(model):
-        raise FileNotFoundError(f"--model {model}: {why}; download it, and give its folder")
-    bounds = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    processor = AutoProcessor.from_pretrained(model)
-    return PromptCounter(processor, template, {key: n for key, n in bounds.items() if n is not None})
-
-
 @app.command(epilog="Example: `tpru data stats Stephengzk/TPRU-25k --model Qwen/Qwen2.5-VL-7B-Instruct`")
 def stats(
     source: SourceName,
@@ -258,13 +247,12 @@ def stats(
         str | None, typer.Option(help="Folder or Hub id of a model. Counts the tokens of whole prompts.")
     ] = None,
     template: Annotated[str, typer.Option(help="Prompt template, for --model.")] = "tpru",
-    min_pixels: Annotated[
-        int, typer.Option(help="Fewest pixels of an image. Default: as in the recipes.")
-    ] = 16384,
-    max_pixels: Annotated[
-        int, typer.Option(help="Most pixels of an image. Default: as in the recipes.")
-    ] = 36864,
-    patch: Annotated[int, typer.Option(help=f"Side of a patch in pixels: {patch_sides()}.")] = DEFAULT.patch,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    patch: Annotated[
+        int | None,
+        typer.Option(help=f"Side of a patch in pixels: {patch_sides()}. Default: that of --model, or 14."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers to this JSON file.")
     ] = None,
@@ -279,18 +267,23 @@ def stats(
     """Count tasks, scenes, images, sizes, tokens, right answers and options that say "None of the ..."."""
     from tpru_verl.data import stats as work
     from tpru_verl.data.source.parts import files_of
-    from tpru_verl.data.tokens.pixels import Bounds
     from tpru_verl.data.tokens.prompts import Asked
+    from tpru_verl.data.tokens.recipes import bounds_of, counter_of
     from tpru_verl.terminal import results
 
     check_output("--json", json_file, files_of(source))
     keys = (problem_key, answer_key, image_key, image_root, answers)
     opened = open_source(source, revision, *keys, answered=False)
-    counter = _counter(model, template, min_pixels, max_pixels) if model else None
+    if model and patch:
+        raise ValueError(f"--patch: found {patch} beside --model, whose processor has its own; leave it out")
+    if model:
+        counter, bounds = counter_of(model, template, min_pixels, max_pixels)
+    else:
+        counter, bounds = None, bounds_of((patch or DEFAULT.patch) * DEFAULT.merge, min_pixels, max_pixels)
     console = results()
     found = work.statistics(
         opened,
-        tokens=work.tokens_within(Bounds(min_pixels, max_pixels, 2 * patch)),
+        tokens=work.tokens_within(bounds),
         tokens_a_row=(lambda row: counter.count([Asked.of(row)])[0]) if counter else None,
         workers=workers,
     )

@@ -235,12 +235,24 @@ def _not_decoded(error: Exception, data: Encoded) -> str:
     return f"found an image that can't be decoded ({reason}; {len(data)} bytes), expected a whole one"
 
 
+def on_white(image: Image.Image) -> Image.Image:
+    """The image; one with an alpha channel (RGBA) as RGB on white, as `to_rgb` of qwen_vl_utils has it.
+
+    Pillow's `convert` shows the colours that are hidden where the picture is transparent.
+    """
+    if image.mode != "RGBA":
+        return image
+    white = Image.new("RGB", image.size, (255, 255, 255))
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
 def upright(data: bytes) -> Image.Image:
-    """Decode to RGB as a person sees it: EXIF orientation applied. Raises ValueError."""
+    """Decode to RGB as a trainer shows it: EXIF orientation applied, on white. Raises ValueError."""
     try:
         with _opened(data) as image, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return on_white(ImageOps.exif_transpose(image)).convert("RGB")
     except Exception as error:
         raise ValueError(_not_decoded(error, data)) from error
 
@@ -254,7 +266,7 @@ def thumbnail(data: bytes, side: int) -> Image.Image:
         with _opened(data) as image, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged EXIF
             image.draft("RGB", (side, side))
-            small = ImageOps.exif_transpose(image).convert("RGB")
+            small = on_white(ImageOps.exif_transpose(image)).convert("RGB")
         small.thumbnail((side, side))
     except Exception as error:
         raise ValueError(_not_decoded(error, data)) from error

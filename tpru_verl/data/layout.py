@@ -296,7 +296,7 @@ def check_files(paths: Sequence[Path], *, complete: bool, digests: bool = False)
         if path.absolute().parent.name == SHARDS:
             by_folder.setdefault(path.absolute().parent.parent, []).append(path)
     for folder, shards in by_folder.items():
-        if not (listed := _shards_listed(folder)):
+        if not (listed := shards_of(folder)):
             continue
         for shard in shards:
             if shard.name not in listed:
@@ -327,7 +327,7 @@ def _check_file(shard: Path, listed: Mapping[str, object], *, digests: bool) -> 
             )
 
 
-def _shards_listed(folder: Path) -> dict[str, Mapping[str, object]]:
+def shards_of(folder: Path) -> dict[str, Mapping[str, object]]:
     """Name of a shard -> what the manifest says of it; empty without a manifest of ours."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         files = json.loads((folder / MANIFEST).read_text())["files"]

@@ -29,8 +29,8 @@ from tpru_verl.data.layout import (
     record_of,
     result_folder,
 )
-from tpru_verl.data.source.forms import OPTIONAL, Form, Source, Unit, columns_of
-from tpru_verl.data.source.parts import Part
+from tpru_verl.data.source.forms import Form, Source, Unit, columns_of
+from tpru_verl.data.source.parts import Part, check_outside
 from tpru_verl.data.source.rows import Row, read_batches
 from tpru_verl.data.splits import ONE_SPLIT, check_shares, connected, lone_scene, shared_out, shared_picture
 from tpru_verl.data.tokens.prompts import Asked
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 MADE_BY = "tpru data prepare"
 
+_KEPT = {"task", "scene", "source_id", "id", "data_source"}  # columns, or keys of `extra_info`
+_OURS = {"row_id", "index", "prompt_template"}  # keys that are written anew
 _COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_key": pa.string()}
 
 
@@ -77,10 +79,12 @@ def prepare(
     Raises:
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
-        ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none.
+        ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none, or `out`
+            lies in the source.
         OSError: no space left.
     """
     check_shares(options.split)
+    check_outside(source.name, out)
     report = Report.of(source)
     with locked(out), result_folder(out) as unfinished:
         try:
@@ -88,7 +92,7 @@ def prepare(
                 splits = _check_and_write(writer, report, against, workers)
                 files = writer.finish()
                 report.findings += writer.findings
-            manifest = _manifest(source, report, _kept(report), splits, options, files, counter)
+            manifest = _manifest(writer, report, splits, files)
             write_json(unfinished / MANIFEST, manifest)
             if report.unusable:
                 findings = [asdict(f) for f in report.findings if (f.file, f.row) in report.unusable]
@@ -201,6 +205,7 @@ class _Writer:
         self.source, self.folder, self.options, self.counter = source, folder, options, counter
         self.shards: dict[str, Shards] = {}
         self.findings: list[Finding] = []  # of rows whose prompts cannot be counted
+        self.extra_keys: set[str] = set()  # that `extra_info` of the rows has
         columns = {**COLUMNS, **(_COUNTS if counter else {}), "extra_info": _extra_info(source)}
         self._columns = columns_for(options.framework, columns)
         # Checksums need no interpreter: beside writing they cost next to nothing.
@@ -250,6 +255,7 @@ class _Writer:
         counts: Mapping[int, int | Exception],
     ) -> pa.Table:
         """The chosen rows as the framework reads them."""
+        self.extra_keys.update(*(rows[i].extra for i in chosen))
         records = [_record(rows[i], self.options.template, shard.rows + n) for n, i in enumerate(chosen)]
         if self.counter:
             for i, record in zip(chosen, records, strict=True):
@@ -304,15 +310,11 @@ def _lies_in_table(row: Row) -> bool:
 
 
 def _manifest(
-    source: Source,
-    report: Report,
-    kept: Sequence[SeenRow],
-    splits: Mapping[tuple[str, int], str],
-    options: PrepareOptions,
-    files: list[dict[str, object]],
-    counter: PromptCounter | None,
+    writer: _Writer, report: Report, splits: Mapping[tuple[str, int], str], files: list[dict[str, object]]
 ) -> dict[str, object]:
+    source, counter, kept = writer.source, writer.counter, _kept(report)
     left_out = {name for part in source.parts for name in _left_out(part, source)}
+    left_out |= {f"extra_info.{key}" for key in writer.extra_keys - _KEPT - _OURS}
     return {
         "made_by": MADE_BY,
         "source": {
@@ -322,7 +324,7 @@ def _manifest(
             "files": [_described(part) for part in source.parts],
             "columns_left_out": sorted(left_out),
         },
-        "options": {**asdict(options), "prompt_tokens_key": counter.key if counter else None},
+        "options": {**asdict(writer.options), "prompt_tokens_key": counter.key if counter else None},
         "rows": {
             "read": report.rows,
             "dropped": len(report.unusable),
@@ -353,7 +355,7 @@ def _by_split(
 
 def _left_out(part: Part, source: Source) -> set[str]:
     form = source.forms[source.parts.index(part)]
-    return {*columns_of(part)} - {form.problem, form.answer, form.images, *form.columns, *OPTIONAL}
+    return {*columns_of(part)} - {*form.used, *_KEPT, "extra_info", *form.options}
 
 
 def _described(part: Part) -> dict[str, object]:

@@ -6,7 +6,7 @@ What the trainer cannot use is an error; what it uses but a person should know i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,12 @@ from tpru_verl.data.checks import notes_of_row, problems_of_row
 from tpru_verl.data.images import thumbnail
 from tpru_verl.data.layout import check_files
 from tpru_verl.data.likeness import HASHED, SAME_PICTURE, Hashes, bits, hash_of
+from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_json
+from tpru_verl.terminal import messages
 
 LISTED = 10  # findings in a message; the report has all
 
@@ -64,6 +66,16 @@ class SeenRow:
     digest: bytes  # of question and images
     images: tuple[bytes, ...]  # digest of each
     hashes: Hashes  # perceptual, (images,); empty unless asked for
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The perceptual hashes of all pictures of a row that can be decoded, whether the row is sound or not."""
+
+    file: str
+    row: int
+    hashes: Hashes  # (images,)
+    unread: tuple[str, ...]  # why others of its pictures have no hash
 
 
 @dataclass
@@ -154,7 +166,8 @@ def check_unit(
     for row in read_rows(unit, form):
         count += 1
         errors = list(problems_of_row(row, deep=deep, reserved=reserved))
-        hashed, undecoded = _hashes_of(row) if hashes and not errors else (np.array([], np.uint64), [])
+        sound = row.views if hashes and not errors else ()
+        hashed, undecoded = _hashes_of(sound, row)
         errors += undecoded
         findings += [Finding.of(row, text) for text in errors]
         if not errors:
@@ -164,13 +177,13 @@ def check_unit(
     return count, findings, seen
 
 
-def _hashes_of(row: Row) -> tuple[Hashes, list[str]]:
-    """Perceptual hashes of a sound row's images, and what keeps them from being decoded."""
+def _hashes_of(cells: Sequence[object], row: Row) -> tuple[Hashes, list[str]]:
+    """Perceptual hashes of a row's images, and what keeps the others from being decoded."""
     found: list[np.uint64] = []
     problems: list[str] = []
-    for i, data in enumerate(row.views):
+    for i, cell in enumerate(cells):
         try:
-            small = thumbnail(bytes(data), HASHED)
+            small = thumbnail(image_bytes(cell, row.folder), HASHED)
         except ValueError as error:
             problems.append(f"{row.form.images}[{i}]: {error}")
         else:
@@ -195,11 +208,31 @@ def _seen(row: Row, hashes: Hashes) -> SeenRow:
     )
 
 
-def fingerprints(source: Source, *, workers: int | None = None) -> list[SeenRow]:
-    """Perceptual hashes of another source's sound rows."""
-    work = partial(check_unit, deep=False, hashes=True)
+def fingerprints(source: Source, *, workers: int | None = None) -> list[Fingerprint]:
+    """What the rows of another source show. How many pictures cannot be compared is printed.
+
+    A picture counts whatever the row's text and answer are: many test sets withhold their answers. Raises
+    ValueError where a file itself is broken, and without `imagehash`.
+    """
     title = f"Hashing {source.name}"
-    return [row for _, (_, _, seen) in each_unit(source, work, title=title, workers=workers) for row in seen]
+    found = [
+        row for _, rows in each_unit(source, _fingerprints, title=title, workers=workers) for row in rows
+    ]
+    if unread := [f"{row.file} row {row.row}: {text}" for row in found for text in row.unread]:
+        said = f"found {len(unread)} pictures that cannot be compared, expected none; the first: {unread[0]}"
+        messages.print(f"{source.name}: {said}", style="yellow", markup=False, soft_wrap=True)
+    return found
+
+
+def _fingerprints(unit: Unit, form: Form) -> list[Fingerprint]:
+    found: list[Fingerprint] = []
+    for row in read_rows(unit, form):
+        cells = row.cells if isinstance(row.cells, list) else [row.cells]
+        hashes, unread = _hashes_of(cells, row)
+        if row.unread and not cells:
+            unread = [f"{row.form.images}: {row.unread}"]
+        found.append(Fingerprint(row.file, row.number, hashes, tuple(unread)))
+    return found
 
 
 def tables(report: Report) -> list[Table]:
@@ -244,7 +277,7 @@ def _duplicates(seen: Iterable[SeenRow]) -> Iterator[Finding]:
             yield _finding(row, "warning", "row", found, "each row once")
 
 
-def _shared(seen: Iterable[SeenRow], others: list[SeenRow], name: str) -> Iterator[Finding]:
+def _shared(seen: Iterable[SeenRow], others: list[Fingerprint], name: str) -> Iterator[Finding]:
     """Rows whose pictures another source has, too: all of them in one of its rows, or some somewhere."""
     if not others:
         return

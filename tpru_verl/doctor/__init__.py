@@ -13,7 +13,9 @@ from rich.text import Text
 
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import machine_lines
-from tpru_verl.doctor.recipe import recipe_lines
+from tpru_verl.doctor.recipe import composed, recipe_lines
+from tpru_verl.launch import needs
+from tpru_verl.launch.plan import Plan
 from tpru_verl.terminal import messages
 
 __all__ = ["Check", "examine", "table", "verdict"]
@@ -27,10 +29,16 @@ def examine(recipe: str | None, overrides: Sequence[str], gpu_memory: float = 0)
     `gpu_memory`: GiB of each GPU in the estimate of memory; 0 stands for the GPUs of this machine.
     """
     with messages.status("looking at this machine and its packages ..."):
-        lines, seen = machine_lines(needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu")
-    if recipe is not None:
+        plan = None if recipe is None else composed(recipe, overrides)
+        lines, seen = machine_lines(
+            needs_gpu=recipe is not None and recipe != "tpru_tiny_cpu",
+            joins=needs.joins_a_cluster(plan.settings.config if isinstance(plan, Plan) else {}),
+        )
+    if isinstance(plan, Check):
+        return [*lines, plan]
+    if recipe is not None and plan is not None:
         with messages.status("looking at the model, the rows and the reward of the run ..."):
-            lines += recipe_lines(recipe, overrides, seen, gpu_memory)
+            lines += recipe_lines(plan, recipe, overrides, seen, gpu_memory)
     return lines
 
 

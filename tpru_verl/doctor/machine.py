@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -42,8 +41,11 @@ class Machine:
     probe: Probe
 
 
-def machine_lines(*, needs_gpu: bool) -> tuple[list[Check], Machine]:
-    """Lines about packages and machine. Without a GPU the packages of the `cpu` extra are looked at."""
+def machine_lines(*, needs_gpu: bool, joins: bool) -> tuple[list[Check], Machine]:
+    """Lines about packages and machine. Without a GPU the packages of the `cpu` extra are looked at.
+
+    `joins`: a run joins a cluster of Ray, whose GPUs may be elsewhere (`launch.needs`).
+    """
     lines = [_python()]
     trainer: trainers.Trainer | None = None
     try:
@@ -69,7 +71,12 @@ def machine_lines(*, needs_gpu: bool) -> tuple[list[Check], Machine]:
         lines += _plugin(trainer, seen.probe)
         lines += [Check("version", FAIL, *_parted(text)) for text in trainers.unfit(trainer)]
     lines += _packages(profile, seen.probe)
-    lines += [_torchvision(seen.probe), _gpu(seen.probe, profile, needs_gpu), _ray(), _shared_memory()]
+    lines += [
+        _torchvision(seen.probe),
+        _gpu(seen.probe, profile, needs_gpu, joins=joins),
+        _ray(joins=joins),
+        _shared_memory(),
+    ]
     return lines, seen
 
 
@@ -145,13 +152,16 @@ def _torchvision(found: Probe) -> Check:
     return Check("torchvision", FAIL, error, repair if missing else "reinstall torchvision for this torch")
 
 
-def _gpu(found: Probe, profile: str, needed: bool) -> Check:
+def _gpu(found: Probe, profile: str, needed: bool, *, joins: bool = False) -> Check:
     devices = found["devices"]
     if devices:
         size = min(device["bytes"] for device in devices) / GIB
         driver = f", driver {found['driver']}" if found["driver"] else ""
         text = f"{len(devices)} x {devices[0]['name']}, {size:.0f} GiB, CUDA {found['cuda']}{driver}"
         return Check("GPU", OK, text)
+    if joins:
+        text = "none here; the run joins a Ray cluster"
+        return Check("GPU", WARN, text, "run `tpru doctor` on a node of it, too")
     if found["driver"]:
         fix = (
             "install a torch built for CUDA"
@@ -162,19 +172,15 @@ def _gpu(found: Probe, profile: str, needed: bool) -> Check:
         return Check("GPU", FAIL, f"driver {found['driver']}, but torch (built for {build}) sees none", fix)
     if not needed and profile != "EasyR1":
         return Check("GPU", OK if profile == "veRL on a CPU" else WARN, "none", "tpru_tiny_cpu runs without")
-    if os.environ.get("RAY_ADDRESS"):
-        return Check(
-            "GPU", WARN, "none here; RAY_ADDRESS names a cluster", "run `tpru doctor` on a node of it, too"
-        )
     return Check("GPU", FAIL, "none", "run on a machine with GPUs, or train tpru_tiny_cpu with veRL")
 
 
-def _ray() -> Check:
+def _ray(*, joins: bool) -> Check:
     version = trainers.version_of("ray")
     if version is None:
         return Check("Ray", FAIL, "not installed", "pip install ray")
-    if address := os.environ.get("RAY_ADDRESS"):
-        return Check("Ray", OK, f"{version}; RAY_ADDRESS={address} will be joined")
+    if joins:
+        return Check("Ray", OK, f"{version}; a cluster will be joined")
     line = judged("Ray", lambda: launch.no_leftover_ray() or "", "ray stop")
     if line.status == FAIL:
         return line

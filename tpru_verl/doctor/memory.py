@@ -27,7 +27,7 @@ WEIGHT, GRADIENT, ADAM, HALF = 4, 4, 8, 2
 # Bytes of a logit: bf16, its gradient, one fp32 copy for the log-probabilities. Without packing veRL copies
 # the logits of each sequence together, which is a bf16 copy and its gradient more.
 LOGIT, LOGIT_UNPACKED = 2 + 2 + 4, 2 + 2 + 4 + 2 + 2
-# As in `plugin/prefixes.py`, whose package loads the plugin (tests/doctor/test_doctor.py compares).
+# As in `plugin/prefixes.py`, whose package loads the plugin (tests/doctor/test_memory.py compares).
 MOST_PAIRS = 2.0
 # Tokens whose logits veRL's fused kernels have at once (0.9.1, `utils/experimental/torch_functional.py`).
 FUSED_TOKENS = 512
@@ -38,9 +38,13 @@ def patch_bytes(shape: Shape) -> int:
     return 3 * 2 * shape.patch**2 * 4
 
 
-def kv_bytes(shape: Shape) -> int:
-    """Of vLLM's cache for one token, in bf16: keys and values of each layer with full attention."""
-    return 2 * shape.kv_layers * shape.kv_heads * shape.head_dim * HALF
+def kv_bytes(shape: Shape, tensor_parallel: int = 1) -> int:
+    """Of vLLM's cache for one token, in bf16: keys and values of each layer with full attention.
+
+    On one of `tensor_parallel` GPUs. Where they are more than the heads, vLLM repeats heads.
+    """
+    heads = max(1, shape.kv_heads // tensor_parallel)
+    return 2 * shape.kv_layers * heads * shape.head_dim * HALF
 
 
 def state_bytes(shape: Shape) -> int:
@@ -121,10 +125,13 @@ def update_tokens(recipe: Settings, shape: Shape, prompt: int, samples: int) -> 
     """Tokens of a micro-batch of the update, with answers of the full length.
 
     Samples of one prompt share its tokens where `plugin/prefixes.py` has them share a row. They are counted
-    apart where a micro-batch may not hold them together; `actor.shuffle` and `actor.use_dynamic_bsz`, which
-    no recipe has on, are not looked at.
+    apart where a micro-batch may not hold them together; `actor.shuffle`, which no recipe has on, is not
+    looked at. With a dynamic batch size a micro-batch is filled up to a number of tokens.
     """
     answer, n = recipe.integer("response_length"), max(1, recipe.integer("n"))
+    if recipe["dynamic_batch"]:
+        update = max(1, recipe.integer("mini_batch") * n // recipe.world) * (prompt + answer)
+        return min(update, max(recipe.integer("micro_tokens"), prompt + answer))
     apart = samples * (prompt + answer)
     masked = recipe["attention"] in ("sdpa", "eager") and not recipe["remove_padding"]
     split = recipe["fused_kernels"] or recipe.integer("batch") % recipe.world
@@ -153,9 +160,9 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0, micro_ba
     With LoRA the frozen weights have neither gradients nor moments, and the actor without its adapters is the
     reference. veRL casts the adapters to the type of the weights.
     """
-    size, world, adapters = shape.parameters, recipe.world, adapter_parameters(recipe, shape)
+    size, shards, adapters = shape.parameters, recipe.shards, adapter_parameters(recipe, shape)
     weight, trained = weight_bytes(recipe), adapters or size
-    weights, moments = weight * (size + adapters) // world, 2 * weight * trained // world
+    weights, moments = weight * (size + adapters) // shards, 2 * weight * trained // shards
     samples = max(1, micro_batch or recipe.integer("micro_batch"))
     tokens = update_tokens(recipe, shape, prompt_tokens or recipe.integer("prompt_length"), samples)
     with_logits = min(tokens, FUSED_TOKENS) if recipe["fused_kernels"] else tokens
@@ -168,23 +175,36 @@ def estimate(recipe: Settings, shape: Shape, *, prompt_tokens: int = 0, micro_ba
     return Estimate(
         parameters=size,
         trained=trained,
-        states=0 if streamed else weights + moments + weight * trained // world,
+        states=0 if streamed else weights + moments + weight * trained // shards,
         resident=0 if streamed else resident,
         syncing=0 if streamed else resident + loaded,
         gathered=gathered_bytes(shape),
         activations=activation_bytes(shape, tokens, checkpointing=bool(recipe["gradient_checkpointing"])),
         logits=with_logits * shape.vocabulary * (LOGIT if recipe["remove_padding"] else LOGIT_UNPACKED),
         # PyTorch's AdamW builds the square roots of the second moments, unless it is fused.
-        adam_step=0 if streamed or _fused(recipe) else weight * trained // world,
+        adam_step=0 if streamed or _fused(recipe) else weight * trained // shards,
         vllm_weights=(size + adapters) * HALF // tensor_parallel,
-        kv_token=max(1, kv_bytes(shape) // tensor_parallel),
+        kv_token=max(1, kv_bytes(shape, tensor_parallel)),
         kv_sequence=state_bytes(shape) // tensor_parallel,
         host=sum(host),
         host_states=host[0],
         host_images=host[1],
-        # veRL leaves the frozen weights out where it is told so; the optimizer never has them.
-        checkpoint=weight * ((0 if adapters and recipe["save_lora_only"] else size) + adapters + 2 * trained),
+        checkpoint=_checkpoint(recipe, size, adapters),
     )
+
+
+def _checkpoint(recipe: Settings, size: int, adapters: int) -> int:
+    """On disk. veRL leaves the frozen weights out where it is told so; the optimizer never has them."""
+    told = recipe["save_contents"]
+    contents = told if isinstance(told, (list, tuple)) else ("model", "optimizer", "extra")
+    if recipe["save_model_only"]:
+        contents = ("model",)
+    model = (0 if adapters and recipe["save_lora_only"] else size) + adapters
+    moments = 2 * (adapters or size)
+    saved = model * ("model" in contents) + moments * ("optimizer" in contents)
+    # Each GPU writes its shards, also where several have the same ones; veRL joins `hf_model` in bf16.
+    copies = recipe.world // recipe.shards
+    return weight_bytes(recipe) * saved * copies + HALF * size * ("hf_model" in contents)
 
 
 def weight_bytes(recipe: Settings) -> int:
@@ -210,7 +230,8 @@ def _host(recipe: Settings, shape: Shape) -> tuple[int, int, int]:
         max(1, recipe.integer("nodes")),
         adapter_parameters(recipe, shape),
     )
-    weight, trained = weight_bytes(recipe), adapters or size
+    copies = recipe.world // recipe.shards
+    weight, trained = weight_bytes(recipe) * copies, adapters or size
     weights, moments = weight * (size + adapters), 2 * weight * trained
     if recipe["offload_policy"]:
         offloaded = weights + moments + weight * trained

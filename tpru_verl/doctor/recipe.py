@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,6 +17,7 @@ from tpru_verl.doctor.machine import Machine
 from tpru_verl.doctor.packages import package_lines
 from tpru_verl.doctor.room import known_shape, memory_lines
 from tpru_verl.launch import checks as launch
+from tpru_verl.launch import needs
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
@@ -31,17 +31,23 @@ GIB = 1024**3
 _OURS = {"problem_key", "answer_key", "prompt_template", "on_invalid", "revision", "min_pixels", "max_pixels"}
 
 
-def recipe_lines(recipe: str, overrides: Sequence[str], seen: Machine, gpu_memory: float = 0) -> list[Check]:
-    """Lines about the run that `tpru train RECIPE OVERRIDES` would start here.
+def composed(recipe: str, overrides: Sequence[str]) -> Plan | Check:
+    """The run that `tpru train RECIPE OVERRIDES` would start here, or why there is none."""
+    try:
+        # Where `tpru train` would write, RUN standing for the recipe and the time.
+        return plans.compose(recipe, overrides, (Path("outputs") / "RUN").absolute())
+    except (OSError, RuntimeError, ValueError) as error:
+        fix = "as the message says; `tpru train RECIPE --dry-run` prints the whole command"
+        return Check("recipe", FAIL, " ".join(str(error).split()), fix)
+
+
+def recipe_lines(
+    plan: Plan, recipe: str, overrides: Sequence[str], seen: Machine, gpu_memory: float = 0
+) -> list[Check]:
+    """Lines about the run of a plan, which was `composed` of this recipe and these overrides.
 
     `gpu_memory`: GiB of each GPU, for GPUs that are not here; 0 stands for those of this machine.
     """
-    try:
-        # Where `tpru train` would write, RUN standing for the recipe and the time.
-        plan = plans.compose(recipe, overrides, (Path("outputs") / "RUN").absolute())
-    except (OSError, RuntimeError, ValueError) as error:
-        fix = "as the message says; `tpru train RECIPE --dry-run` prints the whole command"
-        return [Check("recipe", FAIL, " ".join(str(error).split()), fix)]
     settings = plan.settings
     model = judged(
         "model", lambda: _model(settings), "give the folder of a Hugging Face model, or its Hub id"
@@ -209,22 +215,29 @@ def batch_lines(settings: Settings) -> Iterator[Check]:
     n, world = max(1, settings.integer("n")), settings.world
     batch, mini = settings.integer("batch"), settings.integer("mini_batch")
     micro, log_prob = settings.integer("micro_batch"), settings.integer("micro_log_prob")
-    gpus = f"{world} GPUs"
+    gpus, dynamic = f"{world} GPUs", bool(settings["dynamic_batch"])
     rules = [
         (mini <= batch, "batch", f"found less than {settings.said('mini_batch')}, expected at least that"),
-        (_divides(world, batch * n), "batch", f"x {n} samples: found no multiple of {gpus}"),
         (_divides(world, mini * n), "mini_batch", f"x {n} samples: found no multiple of {gpus}"),
-        (
-            _divides(log_prob, batch * n // world),
-            "micro_log_prob",
-            f"does not divide {batch * n // world} samples a GPU",
-        ),
-        (
-            _divides(micro, mini * n // world),
-            "micro_batch",
-            f"does not divide {mini * n // world} samples a GPU",
-        ),
     ]
+    # With a dynamic batch size a micro-batch holds what fits into its tokens.
+    rules += (
+        []
+        if dynamic
+        else [
+            (_divides(world, batch * n), "batch", f"x {n} samples: found no multiple of {gpus}"),
+            (
+                _divides(log_prob, batch * n // world),
+                "micro_log_prob",
+                f"does not divide {batch * n // world} samples a GPU",
+            ),
+            (
+                _divides(micro, mini * n // world),
+                "micro_batch",
+                f"does not divide {mini * n // world} samples a GPU",
+            ),
+        ]
+    )
     if settings.trainer == trainers.EASYR1:
         rules.append((_divides(mini, batch), "batch", f"found no multiple of {settings.said('mini_batch')}"))
     rules.append((n > 1, "n", "found one sample a prompt, expected several: GRPO compares them"))
@@ -232,11 +245,8 @@ def batch_lines(settings: Settings) -> Iterator[Check]:
     for name, text in broken:
         yield Check("batches", FAIL, f"{settings.said(name)} {text}", _nearest(settings, name))
     if not broken:
-        yield Check(
-            "batches",
-            OK,
-            f"{batch} prompts x {n}, {mini} an update, {micro} and {log_prob} at once, {gpus}",
-        )
+        at_once = f"{settings.integer('micro_tokens')} tokens" if dynamic else f"{micro} and {log_prob}"
+        yield Check("batches", OK, f"{batch} prompts x {n}, {mini} an update, {at_once} at once, {gpus}")
 
 
 def _divides(divisor: int, number: int) -> bool:
@@ -285,11 +295,22 @@ def budget_lines(settings: Settings) -> Iterator[Check]:
         value = settings.integer(name)
         if not value and name == "max_model_len":
             continue  # the model's own, or in EasyR1 just what is needed
-        if value < need:
+        if value < need and name == "batched_tokens" and settings.trainer == trainers.VERL:
+            yield _chunks(settings, need)
+        elif value < need:
             text = f"{settings.said(name)}, prompt and response have up to {need}"
             yield Check("token budget", FAIL, text, f"{settings.key(name)}={need}")
         else:
             yield Check("token budget", OK, f"{need} needed, {settings.said(name)}")
+
+
+def _chunks(settings: Settings, need: int) -> Check:
+    """vLLM takes a long prompt in parts. Told not to, veRL 0.9.1 raises the number itself."""
+    said = f"{settings.said('batched_tokens')}, prompt and response have up to {need}"
+    if settings["chunked_prefill"] is not False:
+        return Check("token budget", OK, f"{said}: longer prompts are prefilled in parts")
+    text = f"{said}: veRL raises it, because of {settings.said('chunked_prefill')}"
+    return Check("token budget", WARN, text, f"{settings.key('batched_tokens')}={need}")
 
 
 def _reward(settings: Settings) -> str:
@@ -317,7 +338,7 @@ def _words(settings: Settings) -> Iterator[Check]:
 
 
 def _gpus(settings: Settings, seen: Machine) -> Iterator[Check]:
-    if settings["device"] == "cpu" or os.environ.get("RAY_ADDRESS"):
+    if settings["device"] == "cpu" or needs.joins_a_cluster(settings.config):
         return
     need, have = settings.integer("gpus"), len(seen.probe["devices"])
     if have < need:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from tpru_verl import trainers
 from tpru_verl.doctor import memory
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
 from tpru_verl.doctor.machine import Machine
+from tpru_verl.launch.checks import row_count
+from tpru_verl.launch.resume import total_steps
 from tpru_verl.launch.settings import Settings
 from tpru_verl.shapes import Shape, shape_of
 
@@ -87,6 +90,8 @@ def _gpu_memory(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> Check:
 def _micro_batch(settings: Settings, shape: Shape, gpu: _Gpu, prompt: int) -> Iterator[Check]:
     """A micro-batch of less than a prompt's samples computes its images for each of them, and makes a GPU
     wait for its host (benchmarks/RESULTS.md, gpu). Says which one fits."""
+    if settings["dynamic_batch"]:
+        return
     samples, n = settings.integer("micro_batch"), settings.integer("n")
     update = settings.integer("mini_batch") * n // settings.world
     if settings.trainer != trainers.VERL or not 0 < samples < n or update % n:
@@ -110,7 +115,14 @@ def _smaller_update(settings: Settings, gpu: _Gpu, found: memory.Estimate) -> st
     beside = found.update - found.adam_step + found.gathered + found.activations + found.logits
     if verl and found.adam_step and beside <= gpu.bytes:
         return f"{settings.key('optimizer_options')}={{fused:true}}"
-    parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
+    if settings["dynamic_batch"]:
+        longest = settings.integer("prompt_length") + settings.integer("response_length")
+        fewer = settings.integer("micro_tokens") > longest
+        parts = [f"{settings.key('micro_tokens')}={longest}"] if fewer else []
+    else:
+        parts = [f"{settings.key('micro_batch')}=1"] if settings.integer("micro_batch") > 1 else []
+    if settings.shards < settings.world:
+        parts.append(f"{settings.key('fsdp_size')}=-1")
     if verl and found.states + memory.RESERVE > gpu.bytes:
         parts += ["+tpru=lora"] if found.trained == found.parameters else []
         parts.append(f"{settings.key('offload_policy')}=true")
@@ -150,12 +162,29 @@ def _host_memory(settings: Settings, found: memory.Estimate) -> Check:
     return Check("host memory", WARN, text, f"{', or '.join(ways)}; estimated, so try")
 
 
+def _kept(settings: Settings) -> int | None:
+    """Checkpoints that lie on the disk at most; None where all are kept, and their number is not known."""
+    every, keep = settings.integer("save_freq"), settings.integer("keep")
+    if every <= 0:
+        return 0 if settings.trainer == trainers.VERL else 1  # EasyR1 saves its last step in any case
+    rows = None
+    with suppress(OSError, RuntimeError, ValueError):  # of data that another line speaks of
+        rows = row_count(settings)
+    saved = -(-total_steps(settings, rows) // every)  # of the last step, too
+    # The new one is written before the oldest goes.
+    return min(filter(None, (saved, keep + 1 if keep > 0 else 0)), default=None)
+
+
 def _disk(settings: Settings, found: memory.Estimate) -> Check:
     folder = Path(settings.text("checkpoints")).absolute()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
-    kept = max(1, settings.integer("keep")) + 1  # the new one is written before the oldest goes
-    text = f"{free / GIB:.0f} GiB free, {kept} checkpoints of {found.checkpoint / GIB:.1f} GiB at {folder}"
-    if free >= kept * found.checkpoint:
+    each, kept = f"{found.checkpoint / GIB:.1f} GiB at {folder}", _kept(settings)
+    if kept == 0:
+        text = f"{free / GIB:.0f} GiB free, no checkpoint is written ({settings.said('save_freq')})"
+        return Check("disk", OK, text)
+    number = "all" if kept is None else kept
+    text = f"{free / GIB:.0f} GiB free, {number} checkpoints of {each}"
+    if kept is not None and free >= kept * found.checkpoint:
         return Check("disk", OK, text)
     ways = [f"{settings.key('checkpoints')}=FOLDER on a larger disk"]
     if free >= found.checkpoint:

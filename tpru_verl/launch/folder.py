@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from tpru_verl import __version__, trainers
 from tpru_verl.files import write_json, write_text
+from tpru_verl.launch.settings import KEYS, Settings
 from tpru_verl.recipes import leaves
+from tpru_verl.recipes.overlays import key_of
 from tpru_verl.redaction import (
     HIDDEN,
     is_secret,
@@ -30,7 +32,6 @@ from tpru_verl.redaction import (
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
-    from tpru_verl.launch.settings import Settings
 
 START, COMMAND, RECIPE, VERSIONS = "run.json", "command.sh", "recipe.yaml", "versions.json"
 LOG, METRICS, SUMMARY = "train.log", "metrics.jsonl", "summary.json"
@@ -105,18 +106,13 @@ def earlier(folder: Path) -> Start:
         raise ValueError(f"--resume {folder}: {START} is not readable: {error}") from error
 
 
-def metrics(folder: Path, trainer: str) -> Path:
-    """The file of metrics. EasyR1 names it, where `trainer.logger` has `file`, which only its head knows."""
-    return folder / METRICS if trainer == trainers.VERL else folder / CHECKPOINTS / "experiment_log.jsonl"
-
-
 def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
     """The overrides of a run that is continued: those it was started with, and `given` in place of theirs.
 
     Raises ValueError for a key that was typed at the start, and so was not kept, and is not given again.
     """
-    taken = {_key(item) for item in given}
-    kept = [item for item in before if _key(item) not in taken]
+    taken = {key_of(item) for item in given}
+    kept = [item for item in before if key_of(item) not in taken]
     if hidden := next((item for item in kept if HIDDEN in item), None):
         name = hidden.partition("=")[0]
         raise ValueError(
@@ -126,8 +122,15 @@ def merged(before: Sequence[str], given: Sequence[str]) -> list[str]:
     return [*kept, *given]
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+def from_last(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The overrides of a run without those that say which checkpoint it begins with, unless one is `given`.
+
+    A run that has saved a checkpoint of its own goes on from that.
+    """
+    keys = {key for name in ("resume", "load_checkpoint") for key in KEYS[name]}
+    if any(key_of(item) in keys for item in given):
+        return list(overrides)
+    return [item for item in overrides if key_of(item) not in keys]
 
 
 def begin(folder: Path, plan: Plan, recipe: str, overrides: Sequence[str], before: Start | None) -> None:
@@ -176,13 +179,13 @@ def _shown(config: Mapping[str, object]) -> Any:
     keys = [*keys_of_environment(), *keys_of_settings(config)]
 
     def shown(name: str, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: shown(key, inner) for key, inner in value.items()}
         if isinstance(value, list):
             return [shown(name, inner) for inner in value]
-        if not isinstance(value, str):
-            return value
-        return HIDDEN if value and is_secret_setting(name) else without(value, keys)
+        if value not in ("", {}) and is_secret_setting(name, value):
+            return HIDDEN
+        if isinstance(value, dict):
+            return {key: shown(key, inner) for key, inner in value.items()}
+        return without(value, keys) if isinstance(value, str) else value
 
     return shown("", json.loads(json.dumps(config, default=str)))
 

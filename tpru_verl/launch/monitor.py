@@ -19,6 +19,7 @@ from tpru_verl.launch import folder
 from tpru_verl.launch.settings import Settings
 from tpru_verl.runs.alarms import Alarm, Watch
 from tpru_verl.runs.logs import History, MetricsReader, Step, accuracies, response_limit
+from tpru_verl.runs.places import places_of
 from tpru_verl.runs.rollouts import graded, metrics_of, read_rollouts
 from tpru_verl.terminal import messages, percent, results
 
@@ -45,7 +46,8 @@ class Monitor:
     ) -> None:
         self.place, self.total, self.stop_on = place, total, stop_on
         self.history = History(response_limit=response_limit(settings.config))
-        self._reader = MetricsReader(folder.metrics(place, settings.trainer))
+        self._places = places_of(place, settings)
+        self._reader = MetricsReader(self._places.metrics)
         self._seen = (0, 0)  # number and size of the file
         self._trained: list[Step] = []
         self._started = time.monotonic()
@@ -112,8 +114,10 @@ class Monitor:
 
     def _grade(self, step: Step) -> None:
         """Grade the answers of a new step, where the run keeps some."""
+        if self._places.rollouts is None:  # EasyR1 keeps none
+            return
         try:
-            found = list(graded(read_rollouts(self.place / folder.ROLLOUTS / f"{step.number}.jsonl")))
+            found = list(graded(read_rollouts(self._places.rollouts / f"{step.number}.jsonl")))
         except (OSError, ValueError):  # none are kept, or the trainer is in the middle of them
             return
         step.data.update(metrics_of(found))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from tpru_verl import trainers
+from tpru_verl.launch import adapter
 from tpru_verl.launch.settings import Settings, value_at
 from tpru_verl.models import model_refusal
 from tpru_verl.shapes import shape_of
 
 GIB = 1024**3
 _MODEL = "actor_rollout_ref.model"
-# Bytes a parameter: fp32 weights, with their gradients and Adam's two moments where all are trained.
-_FROZEN, _TRAINED, _HALF = 4, 16, 2
 
 
 def check(config: Mapping) -> None:
@@ -23,7 +20,8 @@ def check(config: Mapping) -> None:
 
     Raises:
         FileNotFoundError: an adapter to start from that is none.
-        ValueError: a key that veRL 0.9.1 would ignore, one that needs another, or a number out of its range.
+        ValueError: a key that veRL 0.9.1 would ignore, one that needs another, a number out of its range, or
+            an adapter that could not be exported.
     """
     settings = Settings(trainers.VERL, config)
     check_numbers(settings)
@@ -31,7 +29,8 @@ def check(config: Mapping) -> None:
     _processor_kwargs(config)
     _one_process(config)
     _frozen(config)
-    _adapter(config)
+    adapter.check(config)
+    _deviation(config)
     _decoupled_rewards(config)
     _overlong(config)
 
@@ -55,15 +54,18 @@ _LEAST = {
     **dict.fromkeys(("min_pixels", "max_pixels"), 1),
     "lora_rank": 0,
 }
+_WHOLE = (*_LEAST, "total_steps", "most_rows", "keep", "max_model_len", "batched_tokens", "limit_images")
 
 
 def check_numbers(settings: Settings) -> None:
-    """Raise ValueError, in one line, for a number that no run can have, such as a batch of none."""
+    """Raise ValueError, in one line, for a number that no run can have, such as a batch of none or of 1e2."""
     for name, least in _LEAST.items():
         value = settings[name] if settings.key(name) else None
         if isinstance(value, (int, float)) and value < least:
             raise ValueError(f"{settings.said(name)}: found {value}, expected {least} or more")
-        if isinstance(value, float) and not value.is_integer():
+    for name in _WHOLE:
+        value = settings[name] if settings.key(name) else None
+        if isinstance(value, float):  # 1e2 is one, too, and torch takes no batch of 100.0
             raise ValueError(f"{settings.said(name)}: found {value}, expected a whole number")
     share = settings["gpu_memory"]
     if isinstance(share, (int, float)) and not 0 < share <= 1:
@@ -91,8 +93,10 @@ def doubts(settings: Settings, names: Sequence[str]) -> Iterator[str]:
 def check_size(settings: Settings, names: Sequence[str]) -> None:
     """Raise ValueError, in one line, for a model that cannot fit the GPU which an overlay `one_gpu_N` names.
 
-    By the bytes of weights and optimizer alone; `tpru doctor` estimates the rest.
+    By the bytes of weights and optimizer on one GPU alone; `tpru doctor` estimates the rest.
     """
+    from tpru_verl.doctor import memory  # the doctor's package asks this one
+
     sizes = [int(found[1]) for name in names if (found := re.fullmatch(r"one_gpu_(\d+)", name))]
     if not sizes:
         return
@@ -103,7 +107,8 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
     if shape is None:
         return
     share = float(str(settings["gpu_memory"]))
-    engine = shape.parameters * _HALF / GIB
+    found = memory.estimate(settings, shape)
+    engine = found.vllm_weights / GIB
     if engine > share * size:
         raise ValueError(
             f"+tpru=one_gpu_{size}: found {engine:.0f} GiB of weights for vLLM ({model} in bf16), expected "
@@ -111,9 +116,9 @@ def check_size(settings: Settings, names: Sequence[str]) -> None:
             "a larger GPU"
         )
     adapters = settings.integer("lora_rank") > 0
-    states = shape.parameters * (_FROZEN if adapters else _TRAINED) / GIB
+    states = found.states / GIB  # 0 where they are in host memory
     key = settings.key("offload_policy")
-    if states > size and not settings["offload_policy"]:
+    if states > size:
         instead = "" if adapters else "add the overlay lora, or "
         raise ValueError(
             f"+tpru=one_gpu_{size}: found {states:.0f} GiB of weights{'' if adapters else ' and optimizer'} "
@@ -168,35 +173,18 @@ def _frozen(config: Mapping) -> None:
         )
 
 
-def _adapter(config: Mapping) -> None:
-    """veRL 0.9.1 loads an adapter only where `lora_rank` is set, and gives vLLM room for that rank."""
-    key, rank = f"{_MODEL}.lora_adapter_path", value_at(config, f"{_MODEL}.lora_rank")
-    path = value_at(config, key)
-    if not path:
-        return
-    from tpru_verl.data.source.parts import is_local
-
-    file = Path(str(path)).expanduser() / "adapter_config.json"
-    if not is_local(str(path)):  # veRL hands the path to PEFT, which also takes Hub ids
-        found = None
-    elif not file.is_file():
-        raise FileNotFoundError(
-            f"{key}={path}: found no adapter_config.json in it, expected an adapter of PEFT"
-        )
-    else:
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))["r"]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: found no rank `r` ({error}), expected an adapter of PEFT") from error
-    if not rank or (found is not None and found != rank):
-        expected = found if found is not None else "the rank of the adapter"
+def _deviation(config: Mapping) -> None:
+    """veRL 0.9.1 hands the key to `grpo`, `grpo_passk` reads it, and its other estimators ignore it."""
+    key, estimator = "algorithm.norm_adv_by_std_in_grpo", value_at(config, "algorithm.adv_estimator")
+    if value_at(config, key) is False and estimator not in (None, "grpo", "grpo_passk"):
         raise ValueError(
-            f"{_MODEL}.lora_rank: found {rank or 0}, expected {expected}, the rank of {key}={path}; "
-            "with 0 veRL would train all weights without the adapter"
+            f"{key}: found false, which veRL 0.9.1 ignores with algorithm.adv_estimator={estimator}, "
+            "expected grpo or grpo_passk, or true; +tpru=drgrpo sets it"
         )
 
 
 def _decoupled_rewards(config: Mapping) -> None:
+    """GDPO takes what the reward returns beside score, so that nothing that changes the score counts."""
     if value_at(config, "algorithm.adv_estimator") != "gdpo":
         return
     key = "algorithm.gdpo_reward_keys"
@@ -210,6 +198,27 @@ def _decoupled_rewards(config: Mapping) -> None:
             f"algorithm.gdpo_reward_weights: found {len(weights)}, expected {len(rewards)}, "
             f"one for each of {key}"
         )
+    if lost := next(_of_the_score(config, rewards), ""):
+        raise ValueError(
+            f"{lost}: found it with algorithm.adv_estimator=gdpo, which takes {', '.join(map(str, rewards))} "
+            f"({key}) in place of the score that it changes, expected one of the two; leave one out"
+        )
+
+
+def _of_the_score(config: Mapping, rewards: Sequence[object]) -> Iterator[str]:
+    """Settings, `KEY=VALUE`, that change the score alone, which GDPO does not take."""
+    for key in ("reward.reward_kwargs.overlong_buffer_cfg.enable", "algorithm.use_kl_in_reward"):
+        if value_at(config, key):
+            yield f"{key}=true"
+    key = "reward.custom_reward_function"
+    ours = "tpru_verl" in str(value_at(config, f"{key}.path"))
+    if not ours or "score" in rewards:
+        return
+    kwargs = value_at(config, f"{key}.reward_kwargs") or {}
+    told = ("tpru", "tpru_partial") if "partial" in rewards else ("tpru",)
+    for name, plain in {"preset": told, "max_length": (), "ngram": ()}.items():
+        if kwargs.get(name) not in (None, *plain):
+            yield f"{key}.reward_kwargs.{name}={kwargs[name]}"
 
 
 def _overlong(config: Mapping) -> None:

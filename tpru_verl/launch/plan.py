@@ -15,7 +15,7 @@ from tpru_verl.launch import checks as launch
 from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
-from tpru_verl.recipes.overlays import taken
+from tpru_verl.recipes.overlays import key_of, taken
 from tpru_verl.redaction import is_secret_setting, keys_of_settings, looks_secret, redact_settings
 
 if TYPE_CHECKING:
@@ -95,18 +95,19 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
 
     overrides = [recipes.quoted(item) for item in overrides]
     chosen = taken(overrides)
-    if chosen and not any(item.startswith("trainer.experiment_name=") for item in overrides):
+    if chosen and "trainer.experiment_name" not in map(key_of, overrides):
         # An overlay gives its own name, and so one folder of checkpoints to all recipes.
         overrides.append(f"trainer.experiment_name={'_'.join([recipe, *chosen])}")
     # Those of Hydra itself, such as hydra.run.dir, are none of a recipe's.
-    config = recipes.compose(recipe, [item for item in overrides if not item.startswith("hydra.")])
+    config = recipes.compose(recipe, [item for item in overrides if not key_of(item).startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    loggers = plain["trainer"]["logger"]
+    loggers = plain["trainer"].get("logger") or []
     if run_folder and "file" not in loggers:  # the run's line and its report read that file
+        again = "" if "logger" in plain["trainer"] else "++"  # `~trainer.logger` took the key out
         loggers = [*([loggers] if isinstance(loggers, str) else loggers), "file"]
         plain["trainer"]["logger"] = loggers
-        overrides.append(f"trainer.logger=[{','.join(loggers)}]")
+        overrides.append(f"{again}trainer.logger=[{','.join(loggers)}]")
     settings = Settings(trainer.name, {str(key): value for key, value in plain.items()})
     launch.on_a_disk(settings)
     overlays.check(settings.config)

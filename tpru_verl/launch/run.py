@@ -13,9 +13,10 @@ from tpru_verl.launch.checks import row_count
 from tpru_verl.launch.first_error import first_error
 from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.plan import Plan
-from tpru_verl.launch.resume import last_step, note_run, total_steps
+from tpru_verl.launch.resume import last_step, note_run, saved_step, total_steps
 from tpru_verl.launch.reward_trial import try_reward
 from tpru_verl.launch.watch import End, Stop, watch
+from tpru_verl.runs.export import saved
 from tpru_verl.terminal import visible
 
 ALARM = 4  # exit code of a run that an alarm of `--stop-on` ended
@@ -50,11 +51,11 @@ def run(
     checkpoint. Where a run fails, the first error of the log is printed on standard error. `commands`: those
     of `tpru` that are named at the end.
     """
-    note_run(plan.settings)
+    note_run(plan.settings, place)
     log, stop_file = place / folder.LOG, place / folder.STOP
     stop_file.unlink(missing_ok=True)
     environment = {**plan.environment, "TPRU_STOP_FILE": str(stop_file)}
-    total = plan.settings.integer("total_steps") or total_steps(plan.settings, row_count(plan.settings))
+    total = total_steps(plan.settings, row_count(plan.settings))
     logger = plan.settings.text("logger")
     verbose = verbose or "file" not in logger  # there is nothing to make a line of
     resumed_at = last_step(plan.settings) or 0
@@ -92,7 +93,7 @@ def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
     """Why the run has ended, where it was not done."""
     if not code:
         return []
-    step = last_step(plan.settings)
+    step = saved_step(plan.settings)
     saved = f"the checkpoint of step {step} is there" if step else "there is no checkpoint"
     if end.asked:
         return [f"ended by {signal.Signals(end.asked).name}; {saved}"]
@@ -112,7 +113,10 @@ def _last_words(plan: Plan, end: End, code: int, log: Path) -> list[str]:
 
 def _next(place: Path, code: int, commands: Sequence[str]) -> list[str]:
     """Where a run lies that has ended, and what to do with it, as lines of a shell."""
-    name = shlex.quote(str(place))
-    lines = [f"all of the run is in {place}"] + ([f"tpru train --resume {name}"] if code else [])
+    name, found = shlex.quote(str(place)), saved(place)
+    inside = all(checkpoint.actor.is_relative_to(place) for checkpoint in found)
+    beside = "" if inside else f", its checkpoints in {found[-1].actor.parents[1]}"
+    lines = [f"all of the run is in {place}{beside}"] + ([f"tpru train --resume {name}"] if code else [])
     lines += [f"tpru report {name}"] if "report" in commands else []
-    return lines + ([f"tpru export {name} {name}/model"] if "export" in commands and not code else [])
+    exports = found and not code and "export" in commands
+    return lines + ([f"tpru export {name} {name}/model"] if exports else [])

@@ -39,6 +39,8 @@ KEYS = {
         f"{_ACTOR}.ppo_micro_batch_size_per_gpu",
         "worker.actor.micro_batch_size_per_device_for_update",
     ),
+    "dynamic_batch": (f"{_ACTOR}.use_dynamic_bsz", ""),
+    "micro_tokens": (f"{_ACTOR}.ppo_max_token_len_per_gpu", ""),
     "micro_log_prob": (
         f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu",
         "worker.actor.micro_batch_size_per_device_for_experience",
@@ -52,6 +54,7 @@ KEYS = {
     "attention": ("actor_rollout_ref.model.override_config.attn_implementation", ""),
     "lora_rank": ("actor_rollout_ref.model.lora_rank", "worker.actor.model.lora.rank"),
     "model_dtype": (f"{_ACTOR}.fsdp_config.model_dtype", "worker.actor.fsdp.torch_dtype"),
+    "fsdp_size": (f"{_ACTOR}.fsdp_config.fsdp_size", "worker.actor.fsdp.fsdp_size"),
     "offload_policy": (f"{_ACTOR}.fsdp_config.offload_policy", "worker.actor.fsdp.enable_cpu_offload"),
     "optimizer_options": (f"{_ACTOR}.optim.override_optimizer_config", ""),
     "params_offload": (f"{_ACTOR}.fsdp_config.param_offload", "worker.actor.offload.offload_params"),
@@ -64,18 +67,24 @@ KEYS = {
     "tensor_parallel": (f"{_ROLLOUT}.tensor_model_parallel_size", "worker.rollout.tensor_parallel_size"),
     "gpu_memory": (f"{_ROLLOUT}.gpu_memory_utilization", "worker.rollout.gpu_memory_utilization"),
     "max_model_len": (f"{_ROLLOUT}.max_model_len", "worker.rollout.max_model_len"),
+    "chunked_prefill": (f"{_ROLLOUT}.enable_chunked_prefill", "worker.rollout.enable_chunked_prefill"),
     "batched_tokens": (f"{_ROLLOUT}.max_num_batched_tokens", "worker.rollout.max_num_batched_tokens"),
     "limit_images": (f"{_ROLLOUT}.limit_images", "worker.rollout.limit_images"),
     "nodes": ("trainer.nnodes", "trainer.nnodes"),
     "gpus": ("trainer.n_gpus_per_node", "trainer.n_gpus_per_node"),
     "device": ("trainer.device", ""),
     "checkpoints": ("trainer.default_local_dir", "trainer.save_checkpoint_path"),
+    "rollouts": ("trainer.rollout_data_dir", ""),
+    "validation": ("trainer.validation_data_dir", ""),
     "resume": ("trainer.resume_mode", "trainer.find_last_checkpoint"),
     "load_checkpoint": ("trainer.resume_from_path", "trainer.load_checkpoint_path"),
     "total_steps": ("trainer.total_training_steps", "trainer.max_steps"),
     "epochs": ("trainer.total_epochs", "trainer.total_epochs"),
     "most_rows": ("data.train_max_samples", ""),
     "logger": ("trainer.logger", "trainer.logger"),
+    "save_freq": ("trainer.save_freq", "trainer.save_freq"),
+    "save_contents": (f"{_ACTOR}.checkpoint.save_contents", ""),
+    "save_model_only": ("", "trainer.save_model_only"),
     "save_lora_only": (f"{_ACTOR}.checkpoint.save_lora_only", ""),
     "keep": ("trainer.max_actor_ckpt_to_keep", "trainer.save_limit"),
     "reward_file": ("reward.custom_reward_function.path", "worker.reward.reward_function"),
@@ -127,6 +136,12 @@ class Settings:
     def world(self) -> int:
         """GPUs of all nodes."""
         return max(1, self.integer("nodes")) * max(1, self.integer("gpus"))
+
+    @property
+    def shards(self) -> int:
+        """GPUs that share one copy of the actor's states; the others have copies of their own (HSDP)."""
+        size = self.integer("fsdp_size")
+        return size if 0 < size < self.world else self.world
 
     def files(self, name: str) -> list[str]:
         """Entries of `train_files` or `val_files`."""

@@ -6,7 +6,8 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tpru_verl import trainers
 from tpru_verl.files import locked
 from tpru_verl.launch import folder, plan, run
 from tpru_verl.launch.guard import ENDING
-from tpru_verl.launch.resume import NothingLeftError, mend_tracker
+from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker
 from tpru_verl.runs import alarms
 from tpru_verl.terminal import messages
 
@@ -50,6 +51,8 @@ def train(
     if unknown := set(stop_on) - set(alarms.NAMES):
         raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
     chosen = _choose(recipe, overrides, out, resume)
+    if chosen.before:
+        chosen = _from_last(chosen, overrides)
     planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
     if warning := trainers.untested(planned.trainer):
         _say([f"tpru: {warning}"])
@@ -61,8 +64,7 @@ def train(
         return 0
     start = partial(
         run.run,
-        planned,
-        chosen.place,
+        place=chosen.place,
         stall_timeout=stall_timeout,
         grace=grace,
         verbose=verbose,
@@ -107,16 +109,29 @@ def _choose(recipe: str | None, overrides: Sequence[str], out: Path | None, resu
     return _Chosen(recipe, list(overrides), folder.new(out, recipe), None)
 
 
-def _start(start: Callable[[], int], planned: plan.Plan, chosen: _Chosen, restarts: int) -> int:
+def _from_last(chosen: _Chosen, given: Sequence[str]) -> _Chosen:
+    """As it goes on from its own last checkpoint, where its last start has saved one.
+
+    Else from the one that this start was told to begin with, or from none.
+    """
+    overrides = folder.from_last(chosen.overrides, given)
+    if chosen.before is None or overrides == chosen.overrides:
+        return chosen
+    settings = plan.compose(chosen.recipe, overrides, chosen.place).settings
+    started = datetime.fromisoformat(chosen.before.times[-1]).timestamp()
+    return replace(chosen, overrides=overrides) if has_saved(settings, since=started) else chosen
+
+
+def _start(start: Callable[[plan.Plan], int], planned: plan.Plan, chosen: _Chosen, restarts: int) -> int:
     """Train, and again after a failure; returns the last exit code."""
-    before = chosen.before
     for left in range(restarts, -1, -1):
-        folder.begin(chosen.place, planned, chosen.recipe, chosen.overrides, before)
+        folder.begin(chosen.place, planned, chosen.recipe, chosen.overrides, chosen.before)
         _say([f"folder: {chosen.place}"])
-        code = start()
+        code = start(planned)
         if code in _WANTED or not left:
             return code
-        before = folder.earlier(chosen.place)
+        chosen = _from_last(replace(chosen, before=folder.earlier(chosen.place)), [])
+        planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
         _say([f"tpru: started again (--restarts): {left - 1} left", mend_tracker(planned.settings)])
     raise AssertionError("the last start returns")
 

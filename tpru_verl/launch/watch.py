@@ -18,7 +18,7 @@ from typing import IO
 from tpru_verl.launch.guard import ENDING, FORWARDED
 from tpru_verl.launch.progress import Progress
 from tpru_verl.launch.stacks import dump_stacks
-from tpru_verl.redaction import HIDDEN, keys_of_environment
+from tpru_verl.redaction import keys_of_environment, without
 
 # Seconds that a trainer has to end after its main function has failed: Ray, where it is broken itself, takes
 # ten and more. The last words of other processes come a second later than the trainer's.
@@ -110,8 +110,7 @@ class _Watched:
     _moved: float = field(default_factory=time.monotonic)  # when it last showed progress
 
     def __post_init__(self) -> None:
-        secrets = sorted({*self.secrets, *keys_of_environment()}, key=len, reverse=True)
-        self._secrets = [secret.encode(errors="surrogateescape") for secret in secrets]
+        self._secrets = [*self.secrets, *keys_of_environment()]
         self.reader = threading.Thread(target=self._pass_on, daemon=True)
         self.reader.start()
 
@@ -164,8 +163,7 @@ class _Watched:
 
     def _keep(self, text: bytes) -> None:
         """Write text to the log, without keys: veRL prints its whole configuration."""
-        for secret in self._secrets:
-            text = text.replace(secret, HIDDEN.encode())
+        text = without(text.decode(errors="surrogateescape"), self._secrets).encode(errors="surrogateescape")
         self.kept.write(text)
         self.kept.flush()
         if self.echo:

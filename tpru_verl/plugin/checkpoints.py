@@ -1,13 +1,15 @@
-"""Patches for the checkpoints of veRL 0.9.1: when old ones go, and a last one for a run that is asked to end.
+"""Patches for the checkpoints of veRL 0.9.1: when old ones go, a last one for a run that is asked to end, and
+what a resumed run is configured with.
 
 docs/patches.md lists all patches.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from tpru_verl.plugin.hooks import require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+logger = logging.getLogger("tpru_verl")
 
 # A file by which `tpru train` asks the trainer to end. The trainer makes it, empty, once it can be asked.
 STOP_FILE = "TPRU_STOP_FILE"
@@ -76,6 +80,49 @@ def _set(config: DictConfig, key: str, value: object) -> None:
 
     with open_dict(config):
         config[key] = value
+
+
+# Options of an optimizer that veRL configures; its `lr` changes with each step.
+_CONFIGURED = ("initial_lr", "weight_decay", "betas", "eps")
+
+
+def configured_rates(checkpoint_manager: ModuleType) -> None:
+    """Stock veRL takes learning rate, weight decay and betas of the optimizer from the checkpoint it resumes.
+
+    What the run is configured with now has no effect. The patch writes the configured values back after the
+    load. The place in the schedule (warm-up, cosine) stays that of the checkpoint.
+    """
+    manager = checkpoint_manager.FSDPCheckpointManager
+    require(manager, "load_checkpoint")
+    original = manager.load_checkpoint
+
+    def load_checkpoint(self: Any, *given: Any, **more: Any) -> None:
+        if self.optimizer is None or self.lr_scheduler is None:
+            return original(self, *given, **more)
+        groups = [{name: group.get(name) for name in _CONFIGURED} for group in self.optimizer.param_groups]
+        original(self, *given, **more)
+        changes = _configure(self.optimizer, self.lr_scheduler, groups)
+        if changes and self.rank == 0:
+            logger.warning("tpru plugin: %s, as this run is configured", "; ".join(changes))
+        return None
+
+    manager.load_checkpoint = load_checkpoint
+
+
+def _configure(optimizer: Any, scheduler: Any, configured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write configured values over those of a checkpoint; what differed, each once."""
+    changes: dict[str, None] = {}
+    scheduled = zip(optimizer.param_groups, configured, scheduler.lr_lambdas, strict=True)
+    for place, (group, wanted, part) in enumerate(scheduled):
+        saved = {**group, "initial_lr": scheduler.base_lrs[place]}  # where the optimizer was not loaded, too
+        differ = [name for name in wanted if wanted[name] != saved.get(name)]
+        changes |= {f"{name} {saved.get(name)} of the checkpoint -> {wanted[name]}": None for name in differ}
+        group.update({name: wanted[name] for name in differ})
+        if "initial_lr" in differ:
+            scheduler.base_lrs[place] = wanted["initial_lr"]
+            group["lr"] = wanted["initial_lr"] * part(scheduler.last_epoch)
+            scheduler._last_lr[place] = group["lr"]
+    return [*changes]
 
 
 def save_when_asked(trainer_base: ModuleType) -> None:

@@ -54,6 +54,7 @@ def register() -> None:
     when_imported("verl.trainer.ppo.v1.trainer_base")(pictured.validation_pictures)
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.remove_after_save)
     when_imported("verl.trainer.ppo.v1.trainer_base")(checkpoints.save_when_asked)
+    when_imported("verl.utils.checkpoint.fsdp_checkpoint_manager")(checkpoints.configured_rates)
     when_imported("verl.trainer.ppo.v1.trainer_base")(reproducible.same_uids)
     when_imported("verl.trainer.ppo.v1.replay_buffer")(reproducible.same_order)
     when_imported("transfer_queue")(early.start_servers_first)

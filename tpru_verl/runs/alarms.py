@@ -24,7 +24,7 @@ ONE_RIGHT_ANSWER = 0.6
 MOST_CLIPPED = 0.2  # of responses
 LEAST_ENTROPY = 0.1  # of that of the first WINDOW steps
 EXPLOSION = 10  # times the median of the steps before
-FLOORS = {"KL loss": 1.0, "policy KL": 0.1, "gradient norm": 0.0}  # below them many times little is little
+FLOORS = {"KL loss": 1.0, "policy KL": 0.1, "gradient norm": 0.1}  # below them many times little is little
 LEAST_BEFORE = 10  # steps that a median needs
 MOST_BEFORE = 100  # steps before that a median is taken over
 LEAST_AGREEMENT = 0.95  # correlation of the probabilities of rollout engine and trainer
@@ -201,7 +201,8 @@ def _exploded(step: Step, name: str, before: deque[float]) -> str | None:
     if math.isnan(value):
         return f"{name}: found no number (NaN)"
     usual = median(before) if len(before) >= LEAST_BEFORE else math.inf
-    before.append(abs(value))
+    if value:  # a step without gradient, or without divergence, says nothing of the usual one
+        before.append(abs(value))
     if abs(value) <= max(EXPLOSION * usual, FLOORS[name]):
         return None
     return f"{name} {value:.3g}, {usual:.3g} is usual"

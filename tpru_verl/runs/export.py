@@ -15,17 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tpru_verl.checkpoints import Checkpoint, checkpoints_of
+from tpru_verl.checkpoints import ADAPTED, Checkpoint, checkpoints_of
 from tpru_verl.files import UNFINISHED, companion, locked, write_json, write_text
+from tpru_verl.launch import adapter as adapters
 from tpru_verl.launch.apart import ask
+from tpru_verl.launch.folder import START
+from tpru_verl.launch.resume import noted
+from tpru_verl.launch.settings import value_at
 from tpru_verl.runs import weights
 from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, validated
 from tpru_verl.runs.model_card import card, serve_command
+from tpru_verl.runs.places import is_there
 from tpru_verl.terminal import line_of
 
 HOUR = 3600.0
 ADAPTER = "lora_adapter"  # where veRL's merger puts it
-ADAPTED = "lora_train_meta.json"  # veRL writes it beside the shards of a model with adapters
 # Mean difference of log-probabilities, in nats. Joined shards are the same numbers. A merged adapter is
 # rounded to bf16 with its layer, and vLLM rounds at other places than transformers.
 SAME, ROUNDED = 1e-3, 0.1
@@ -43,12 +47,21 @@ class Exported:
     lines: list[str] = field(default_factory=list)
 
 
+def saved(run: Path) -> list[Checkpoint]:
+    """The checkpoints of a run, by step, whole or not, also where its recipe leads them out of its folder.
+
+    Of another folder, those in it. Raises ValueError for an unreadable recipe.
+    """
+    files = _files_in(run)
+    return (checkpoints_of(files.checkpoints) if files and files.checkpoints else []) or checkpoints_of(run)
+
+
 def chosen(run: Path, *, step: int | None = None, best: bool = False) -> Checkpoint:
     """The checkpoint of `step`, the `best` by validation accuracy, else the last whole one.
 
     Raises ValueError where there is none, OSError for a path that cannot be read.
     """
-    found = checkpoints_of(run)
+    found = saved(run)
     if not found:
         raise ValueError(
             f"{run}: found no checkpoint, expected a run's folder, a folder of global_step_N, or one of these"
@@ -86,7 +99,18 @@ def _steps(run: Path) -> list[Step]:
     return MetricsReader(files.metrics).update() if files and files.metrics else []
 
 
-def _files(run: Path) -> RunFiles | None:
+def _files(path: Path) -> RunFiles | None:
+    """Those of the run that checkpoints belong to, whose folder is above them, or noted beside them."""
+    if found := _files_in(path):
+        return found
+    for folder in (path.absolute(), *path.absolute().parents[:4]):
+        for run in (folder, Path(str(noted(folder).get("run", folder)))):
+            if is_there(run / START):
+                return _files_in(run)
+    return None
+
+
+def _files_in(run: Path) -> RunFiles | None:
     try:
         return RunFiles.find(run)
     except FileNotFoundError:
@@ -109,18 +133,22 @@ def export(
     the note beside its checkpoints does not say it. `say` takes a line before each step that takes time.
 
     Raises:
-        ValueError: not a checkpoint of an adapter, or the model is not that of the shards.
+        ValueError: not a checkpoint of an adapter, an adapter of which the checkpoint does not tell all, or
+            the model is not that of the shards.
         FileExistsError: `out` holds something.
         RuntimeError: the merger or a check ended without an answer; the message has its last words.
     """
     if adapter and not (checkpoint.actor / ADAPTED).is_file():
         raise ValueError(f"{checkpoint.actor}: found no adapter (LoRA), expected one; leave out --adapter")
+    if (checkpoint.actor / ADAPTED).is_file():
+        _check_start(run, checkpoint)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out}: found other files, expected a new or empty folder")
     made = Exported(out, checkpoint, adapter, base or _trained_from(checkpoint))
     with locked(out):
         unfinished = companion(out, UNFINISHED)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if unfinished.exists():  # of an export that was killed; nothing of it may get into this one
+            shutil.rmtree(unfinished)
         try:
             say(f"joining {checkpoint.ranks} shards of {checkpoint.actor}")
             _merge(checkpoint, made.base, unfinished)
@@ -132,6 +160,29 @@ def export(
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return made
+
+
+def _check_start(run: Path, checkpoint: Checkpoint) -> None:
+    """Raise ValueError for a run that began with an adapter which only its own configuration describes.
+
+    With that adapter's scale lost, a wrong model would agree with wrongly read shards.
+    """
+    found = map(_files, (run, *checkpoint.actor.absolute().parents[:3]))
+    files = next((files for files in found if files and files.config), None)
+    path = value_at(files.settings(), adapters.KEY) if files else None
+    if not files or not path:
+        return
+    own = Path(files.started_in or ".") / Path(str(path)).expanduser()
+    try:
+        option = adapters.unsaved(adapters.read(str(own if own.exists() else path)) or {})
+    except FileNotFoundError:  # it was moved
+        return
+    if option:
+        raise ValueError(
+            f"{checkpoint.actor}: found a run that began with {adapters.KEY}={path}, which has {option}, "
+            f"expected plain LoRA: {ADAPTED} keeps rank and alpha alone, and the exported model would not be "
+            "the trained one; merge the adapter into its model first and train that"
+        )
 
 
 def _merge(checkpoint: Checkpoint, base: str, out: Path) -> None:
@@ -154,7 +205,7 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
             request["adapter"] = str(adapter)
         else:
             say("merging the adapter")
-            fused = companion(folder, ".fused")
+            fused = folder / ".fused"  # within it, so that it goes with it when the disk is full
             ask(weights.fuse, {**request, "adapter": str(adapter), "out": str(fused)}, seconds=HOUR)
             _take_weights(fused, folder)
             rounding = ROUNDED
@@ -208,10 +259,15 @@ def _name_layers(adapter: Path, base: str) -> None:
 
 
 def _keep_alone(adapter: Path, folder: Path) -> None:
-    kept = companion(folder, ".adapter")
-    adapter.rename(kept)
-    shutil.rmtree(folder)
-    kept.rename(folder)
+    """Leave of the folder what its adapter has."""
+    for path in sorted(set(folder.iterdir()) - {adapter}):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for path in sorted(adapter.iterdir()):
+        path.rename(folder / path.name)
+    adapter.rmdir()
 
 
 def _end_token(folder: Path, end: int | None, stops: Sequence[int]) -> list[str]:
@@ -246,7 +302,7 @@ def _card(made: Exported, run: Path) -> str:
         adapter=made.adapter,
         step=step,
         settings=files.settings() if files else {},
-        versions=_versions(run),
+        versions=_versions(files.config.parent if files and files.config else run),
         validation=seen[-1] if seen else None,
         checks=made.lines,
     )
@@ -291,11 +347,5 @@ def push(folder: Path, name: str, *, public: bool) -> str:
 
 def _trained_from(checkpoint: Checkpoint) -> str:
     """The model that the run began with, by the note of `tpru train` beside its checkpoints."""
-    from tpru_verl.launch.resume import NOTE
-
-    for folder in checkpoint.actor.absolute().parents[:3]:
-        try:
-            return str(json.loads((folder / NOTE).read_text(encoding="utf-8"))["model"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return ""
+    notes = (noted(folder).get("model") for folder in checkpoint.actor.absolute().parents[:3])
+    return next((str(model) for model in notes if model), "")

@@ -10,7 +10,13 @@ from tpru_verl.runs.logs import History, MetricsReader, RunFiles, Step, response
 from tpru_verl.runs.rollouts import Graded, files_by_step, graded, metrics_of, read_rollouts
 from tpru_verl.terminal import line_of
 
-Stamp = tuple[int, int]  # when a file changed, and its size
+Stamp = tuple[int, int, int]  # of a file, which tells it from the one that was there before
+
+
+def stamp_of(path: Path) -> Stamp:
+    """When a file changed, its size, and its inode, which one that is put in its place has not."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 class HistoryReader:
@@ -83,9 +89,12 @@ class HistoryReader:
             with self._noting(path):
                 into[step] = list(graded(read_rollouts(path, cut_off=True)))
 
+    def is_as_graded(self, path: Path) -> bool:
+        """Whether a file of responses is the one that was graded. Raises OSError where it is gone."""
+        return self._seen.get(path) == stamp_of(path)
+
     def _is_new(self, path: Path) -> bool:
-        stat = path.stat()
-        stamp = (stat.st_mtime_ns, stat.st_size)
+        stamp = stamp_of(path)
         return self._seen.get(path) != stamp and not self._seen.update({path: stamp})
 
     @contextmanager

@@ -6,17 +6,19 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tpru_verl.launch import folder
+from tpru_verl.runs.places import EASYR1_GENERATIONS, EASYR1_METRICS, Places, places_of, settings_of
 from tpru_verl.terminal import line_of
 
 # Files of a run's folder that hold metrics: ours (and the demo's), and EasyR1's `trainer.logger=[file]`.
-METRICS_FILES = ("metrics.jsonl", "experiment_log.jsonl")
-EASYR1_GENERATIONS = "generations.log"
-CONFIG_FILES = ("recipe.yaml", "experiment_config.json")
+METRICS_FILES = (folder.METRICS, EASYR1_METRICS)
+CONFIG_FILES = (folder.RECIPE, "experiment_config.json")
 
 # What we call a metric -> what veRL 0.9.1 and EasyR1 call it, the first that a step has. `rollouts/...` are
 # our own, computed from the rollouts of the step (`runs.rollouts`).
@@ -47,7 +49,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 RARE_PHASES = ("testing", "validation", "save_checkpoint")
 _LARGEST = 1e100  # of a metric: what is larger has gone wrong, and overflows in means and charts
 _NAMED = 5  # unreadable lines that a note names
-_ACCURACY = re.compile(r"val-core/(?:.*/)?([^/]+)/acc/mean@\d+|val/(accuracy)_reward")
+_ACCURACY = re.compile(r"val-core/(.+)/acc/mean@\d+|val/(accuracy)_reward")
 _HEAD = 256  # bytes that tell whether a file is still the one that was read before
 
 
@@ -107,11 +109,16 @@ class History:
 def accuracies(step: Step) -> dict[str, float]:
     """Task -> accuracy of a validation, which may be NaN; {} for a step without one.
 
-    veRL: `val-core/DATA_SOURCE/acc/mean@N`, where the task ends our data sources; EasyR1:
-    `val/accuracy_reward`, over all tasks.
+    veRL: `val-core/DATA_SOURCE/acc/mean@N`, where the task ends our data sources; of sources that end alike
+    the whole name is kept. EasyR1: `val/accuracy_reward`, over all tasks.
     """
     found = ((_ACCURACY.fullmatch(name), step.data[name]) for name in sorted(step.data))
-    return {match[1] or match[2]: value for match, value in found if match}
+    by_source = {match[1] or match[2]: value for match, value in found if match}
+    ends = Counter(source.rpartition("/")[2] for source in by_source)
+    return {
+        end if ends[end := source.rpartition("/")[2]] == 1 else source: value
+        for source, value in by_source.items()
+    }
 
 
 def validated(step: Step) -> float | None:
@@ -136,7 +143,7 @@ class MetricsReader:
         self._start_over()
 
     def _start_over(self) -> None:
-        self._offset, self._line, self._head = 0, 0, b""
+        self._offset, self._line, self._head, self._inode = 0, 0, b"", 0
         self.steps: dict[int, Step] = {}
         self._broken: list[int] = []
         self._repeated: set[int] = set()
@@ -145,10 +152,12 @@ class MetricsReader:
     def update(self) -> list[Step]:
         """All steps so far. Raises OSError where the file is not there."""
         with self.path.open("rb") as file:
-            head = file.read(_HEAD)
-            if head[: len(self._head)] != self._head or file.seek(0, os.SEEK_END) < self._offset:
+            head, found = file.read(_HEAD), os.fstat(file.fileno())
+            # A resumed run puts a file in the place of the one before, which begins alike and may be longer.
+            new = (found.st_ino, head[: len(self._head)]) != (self._inode, self._head)
+            if new or found.st_size < self._offset:
                 self._start_over()
-            self._head = head
+            self._head, self._inode = head, found.st_ino
             file.seek(self._offset)
             content = self._rest + file.read()
             self._offset = file.tell()
@@ -191,6 +200,7 @@ class MetricsReader:
         # A resumed run validates the step of its checkpoint once more, which is no training.
         if number in self.steps and self.steps[number].trained and read.trained:
             self._repeated.add(number)
+            del self.steps[number]
         self.steps.setdefault(number, Step(number)).data.update(data)
 
 
@@ -219,35 +229,45 @@ def _flat(data: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, f
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Where a run keeps what a report shows. `rollouts` and `validation`: folders, or EasyR1's one file."""
+    """Where a run keeps what it wrote. `rollouts` and `validation`: folders, or EasyR1's one file.
+
+    `checkpoints`: the folder that the recipe of `tpru train` names; None for other runs.
+    """
 
     name: str
     metrics: Path | None
     rollouts: Path | None
     validation: Path | None
     config: Path | None = None
+    checkpoints: Path | None = None
 
     @classmethod
     def find(cls, path: Path, rollouts: Path | None = None, validation: Path | None = None) -> RunFiles:
         """The files of a run's folder, or of a metrics file or a folder of dumps that stands for a run.
 
-        Raises FileNotFoundError for a path that is not there or holds nothing of a run.
+        Raises:
+            FileNotFoundError: a path that is not there, or holds nothing of a run.
+            ValueError: an unreadable recipe.
         """
         for given in (path, rollouts, validation):
             if given is not None and not given.exists():
                 raise FileNotFoundError(f"{given}: found nothing there, expected files of a run")
         if path.is_file() and path.stem.isdigit():  # one step of a folder of rollouts
             path = path.parent
-        folder = path if path.is_dir() else path.parent
+        run = path if path.is_dir() else path.parent
+        config = next((run / name for name in CONFIG_FILES if (run / name).is_file()), None)
+        found = cls(run.name, None, None, None, config)
+        told = found._places(run)
         names = METRICS_FILES if path.is_dir() else (path.name,)
-        places = (folder, folder / "checkpoints")  # EasyR1 writes beside its checkpoints
+        places = [run, run / folder.CHECKPOINTS, *([told.checkpoints] if told else [])]  # the last of EasyR1
         metrics = next((at / name for at in places for name in names if (at / name).is_file()), None)
         generations = next(
             (at / EASYR1_GENERATIONS for at in places if (at / EASYR1_GENERATIONS).is_file()), None
         )
         if validation is None:
-            validation = _folder(folder / "validation") or generations
-        rollouts = rollouts or _folder(folder / "rollouts")
+            validation = told.validation if told else _folder(run / folder.VALIDATION) or generations
+        if rollouts is None:
+            rollouts = told.rollouts if told else _folder(run / folder.ROLLOUTS)
         if metrics is None and rollouts is None and any(file.stem.isdigit() for file in path.glob("*.jsonl")):
             rollouts = path  # veRL's `trainer.rollout_data_dir`
         if metrics is None and rollouts is None and validation is None:
@@ -255,9 +275,16 @@ class RunFiles:
                 f"{path}: found no {' or '.join(METRICS_FILES)} and no rollouts, expected a run's folder, "
                 "a metrics file (veRL: tpru/RECIPE.jsonl) or a folder of rollouts"
             )
-        config = next((folder / name for name in CONFIG_FILES if (folder / name).is_file()), None)
-        name = path.stem if path.is_file() and metrics and path.name not in METRICS_FILES else folder.name
-        return cls(name or str(path), metrics, rollouts, validation, config)
+        name = path.stem if path.is_file() and metrics and path.name not in METRICS_FILES else run.name
+        return cls(
+            name or str(path), metrics, rollouts, validation, config, told.checkpoints if told else None
+        )
+
+    def _places(self, run: Path) -> Places | None:
+        """By the recipe of `tpru train`, None where there is none."""
+        if self.config is None or self.config.name != folder.RECIPE or not (told := self.settings()):
+            return None
+        return places_of(run, settings_of(told), self.started_in)
 
     def settings(self) -> Mapping[str, Any]:
         """The run's composed recipe; empty where there is none. Raises ValueError for an unreadable one."""
@@ -275,11 +302,11 @@ class RunFiles:
     def started_in(self) -> Path | None:
         """The folder that relative paths of the recipe begin in, which `tpru train` notes; else None."""
         try:
-            found = json.loads((self.config.parent / "run.json").read_text()) if self.config else {}
+            found = json.loads((self.config.parent / folder.START).read_text()) if self.config else {}
         except (OSError, ValueError, RecursionError):
             return None
-        folder = found.get("folder") if isinstance(found, dict) else None
-        return Path(folder) if isinstance(folder, str) and "\0" not in folder else None
+        at = found.get("folder") if isinstance(found, dict) else None
+        return Path(at) if isinstance(at, str) and "\0" not in at else None
 
 
 def _folder(path: Path) -> Path | None:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tpru_verl import __version__
+from tpru_verl.data.source.parts import is_local
 from tpru_verl.runs.logs import Step, accuracies
 from tpru_verl.terminal import percent
+
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # `MaxLoRARanks` of vLLM 0.24 and 0.28
 
 
 def card(
@@ -25,7 +28,7 @@ def card(
     checks: Sequence[str],
 ) -> str:
     """README.md of a model: what a reader on the Hub needs. Folders of the machine that trained stay out."""
-    hub = base if _is_hub_id(base) else ""
+    hub = "" if is_local(base) else base
     head = ["---", "library_name: " + ("peft" if adapter else "transformers")]
     head += [f"base_model: {hub}"] if hub else []
     head += ["pipeline_tag: image-text-to-text", "tags:", "- tpru", "- grpo", "---", ""]
@@ -67,7 +70,7 @@ def _training(settings: Mapping[str, Any], step: int | None) -> dict[str, object
     if "training rows" in found:
         rows = found["training rows"]
         names = [str(name) for name in (rows if isinstance(rows, list) else [rows])]
-        found["training rows"] = ", ".join(name if _is_hub_id(name) else Path(name).name for name in names)
+        found["training rows"] = ", ".join(Path(name).name if is_local(name) else name for name in names)
     return {"steps": step, **found} if step is not None else found
 
 
@@ -88,10 +91,13 @@ def at(settings: Mapping[str, Any], key: str) -> Any:
 
 
 def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str, Any], cpu: bool) -> str:
-    """What serves the model with vLLM, with pictures of the sizes that it was trained on."""
+    """What serves the model with vLLM, with pictures of the sizes that it was trained on.
+
+    `out`: the folder of the model, or of the adapter. Raises OSError where the adapter is not there.
+    """
     options: list[str] = []
-    bounds = {name: at(settings, f"data.{name}") for name in ("min_pixels", "max_pixels")}
-    if all(bounds.values()):
+    names = ("min_pixels", "max_pixels")  # without one, the model's processor has its own
+    if bounds := {name: value for name in names if (value := at(settings, f"data.{name}"))}:
         options += ["--mm-processor-kwargs", json.dumps(bounds)]
     if images := at(settings, "actor_rollout_ref.rollout.limit_images"):
         options += ["--limit-mm-per-prompt", json.dumps({"image": images})]
@@ -99,8 +105,8 @@ def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str,
         options += ["--max-model-len", str(length)]
     model = base or "BASE" if adapter else str(out)
     if adapter:
-        rank = at(settings, "actor_rollout_ref.model.lora_rank") or 64
-        options += ["--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", f"{out.name}={out}"]
+        rank = str(_rank_for_vllm(out))
+        options += ["--enable-lora", "--max-lora-rank", rank, "--lora-modules", f"{out.name}={out}"]
     else:
         options += ["--served-model-name", out.name]
     if not cpu:
@@ -113,5 +119,7 @@ def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str,
     return " ".join([*set_, shlex.join([*module, "--dtype", "bfloat16", "--enforce-eager", *options])])
 
 
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+def _rank_for_vllm(adapter: Path) -> int:
+    """The least rank that vLLM takes which holds the adapter's, as veRL rounds it."""
+    rank = int(json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"])
+    return next((most for most in VLLM_RANKS if rank <= most), rank)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tpru_verl.runs.places import settings_of
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of
 
@@ -153,10 +154,6 @@ def _found(name: str, started_in: Path | None) -> str:
 
 def _data_files(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The run's training and validation files with the names of their columns."""
-    from tpru_verl import trainers
-    from tpru_verl.launch.settings import Settings
-
-    trainer = trainers.VERL if "actor_rollout_ref" in settings else trainers.EASYR1
-    read = Settings(trainer, settings)
+    read = settings_of(settings)
     names = dict.fromkeys(name for key in ("train_files", "val_files") for name in read.files(key) if name)
     return [(name, read.row_keys) for name in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, zip_longest
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from tpru_verl.runs.history import HistoryReader
+from tpru_verl.runs.history import HistoryReader, Stamp, stamp_of
 from tpru_verl.runs.rollouts import Graded, files_by_step, read_rollouts
 from tpru_verl.runs.rows import KnownRow, RunRows
 from tpru_verl.terminal import visible
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 EACH = 6  # of the best, of the worst, of those that became right and of those that became wrong
 LONGEST = 4000  # characters of a response
+CHANGED = "(its file has changed since it was graded)"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def sections_of(reader: HistoryReader, rows: RunRows) -> list[Section]:
     }
     texts = rows.shown(row.place for row in known.values())
     return [
-        Section(title, about, of, [_shown(pick, known, texts, path) for pick in picks])
+        Section(title, about, of, [_shown(pick, known, texts, reader, path) for pick in picks])
         for title, about, of, picks, path in picked
         if picks
     ]
@@ -148,7 +150,11 @@ def _by_row(answers: Sequence[Graded], rows: RunRows) -> dict[Key, Graded]:
 
 
 def _shown(
-    pick: _Pick, known: Mapping[int, KnownRow], texts: Mapping[tuple[str, int], ShownText], path: Path | None
+    pick: _Pick,
+    known: Mapping[int, KnownRow],
+    texts: Mapping[tuple[str, int], ShownText],
+    reader: HistoryReader,
+    path: Path | None,
 ) -> Shown:
     from tpru_verl.data.view import shown_text
 
@@ -161,20 +167,30 @@ def _shown(
         row.id if row else "",
         answer.answer,
         text or shown_text(visible(answer.prompt), [], {}),  # of a dump, which has no images: as it is
-        [_said(step, graded, path) for step, graded in pick],
+        [_said(step, graded, reader, path) for step, graded in pick],
     )
 
 
-def _said(step: int, answer: Graded, path: Path | None) -> Said:
-    text = visible(_responses(path, step)[answer.number]) if path else ""
+def _said(step: int, answer: Graded, reader: HistoryReader, path: Path | None) -> Said:
+    text = visible(_response(step, answer, reader, path)) if path else ""
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]} ... ({len(text) - LONGEST:,} more characters)"
     parsed = visible(answer.parsed) if answer.parsed else "no answer"
     return Said(f"step {step}", text, parsed, answer.accuracy == 1, answer.reward)
 
 
+def _response(step: int, answer: Graded, reader: HistoryReader, path: Path) -> str:
+    """The text that was graded. A resumed run may put another one in its place at any moment.
+
+    EasyR1's one file has the responses of all validations, which `number` counts.
+    """
+    with suppress(OSError, ValueError, LookupError):
+        file = files_by_step(path)[step] if path.is_dir() else path
+        if reader.is_as_graded(file):
+            return _responses(file, stamp_of(file))[answer.number]
+    return CHANGED
+
+
 @lru_cache(maxsize=64)
-def _responses(path: Path, step: int) -> list[str]:
-    """The responses of a step; EasyR1's one file has those of all validations, which `number` counts."""
-    file = files_by_step(path)[step] if path.is_dir() else path
+def _responses(file: Path, _: Stamp) -> list[str]:
     return [rollout.response for rollout in read_rollouts(file, cut_off=True)]

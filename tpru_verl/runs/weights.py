@@ -157,7 +157,9 @@ def _joined(actor: Path) -> dict[str, Any]:
     import torch
     from torch.distributed.tensor import DTensor, Shard
 
-    ranks = len(list(actor.glob("model_world_size_*_rank_*.pt")))
+    from tpru_verl.checkpoints import Checkpoint
+
+    ranks = Checkpoint(None, actor).ranks
     parts = [
         torch.load(
             actor / f"model_world_size_{ranks}_rank_{rank}.pt",

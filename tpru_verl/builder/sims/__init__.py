@@ -7,8 +7,9 @@ yields the frames of one episode; and `SCENE_BY_KIND`, which is true when each k
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -44,6 +45,9 @@ class Simulated:
     @property
     def group(self) -> str:
         return self.id
+
+    def files(self) -> Sequence[Path]:
+        return ()
 
     def frames(self) -> Iterator[Frame]:
         rng = np.random.default_rng([self.seed, self.number])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -49,6 +51,9 @@ def cells_of_text(text: str) -> list[object]:
     text = text.strip()
     if not text.startswith("["):
         return [text] if text else []
+    with suppress(ValueError, RecursionError):  # `json.dumps` escapes what is beyond ASCII
+        if isinstance(written := json.loads(text), list) and all(isinstance(cell, str) for cell in written):
+            return [cell for cell in written if cell]
     inner = (quoted[1] or quoted[2] for quoted in re.finditer(r"'([^']*)'|\"([^\"]*)\"", text))
     return [cell for cell in inner if cell]
 
@@ -56,6 +61,10 @@ def cells_of_text(text: str) -> list[object]:
 def is_missing(value: object) -> bool:
     """Whether a cell is empty: None, "", or the NaN that tables have in its place."""
     return value is None or value == "" or value != value
+
+
+def is_text_or_number(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def image_bytes(cell: object, folder: Path | None) -> bytes:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from tpru_verl.data.layout import check_files
 from tpru_verl.data.source.cells import names_of
+from tpru_verl.data.source.options import option_columns
 from tpru_verl.data.source.parts import KINDS, TABLES, Part, parts_of, plain_rows, refuse_empty
 from tpru_verl.terminal import line_of
 
@@ -81,6 +82,13 @@ class Form:
     late: tuple[
         str, ...
     ] = ()  # names, in small letters, of columns that `chat` reads if the first row has them
+    options: tuple[str, ...] = ()  # columns with options, by their names
+    fixed: bool = False  # True: the trainer (EasyR1) reads text and answer as they came
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The columns that hold problem, answer and images."""
+        return (self.problem, self.answer, self.images, *self.columns)
 
     def name_of(self, role: str) -> str:
         """The field of a row that holds its `problem`, `answer` or `images`."""
@@ -132,6 +140,11 @@ def form_of(part: Part, keys: Keys | TrainerKeys) -> Form:
         raise ValueError(f"{part.name}: found 0 rows, expected at least 1")
     if isinstance(keys, TrainerKeys):
         return trainer_form(part.name, found, keys)
+    form = _described_form(part, found, keys)
+    return replace(form, options=option_columns(tuple(found), form.used))
+
+
+def _described_form(part: Part, found: list[str], keys: Keys) -> Form:
     listed = names_of(found)
     columns = _image_columns(found, keys)
     named = (keys.problem, keys.answer, *columns)
@@ -199,12 +212,12 @@ def check_kind(part: Part) -> None:
 
 def trainer_form(name: str, found: Sequence[str], keys: TrainerKeys) -> Form:
     """Which of the columns `found` in `name` a trainer reads. Raises ValueError where they do not do."""
-    forms = [Form("published", keys.problem, keys.answer, keys.images)]
+    forms = [Form("published", keys.problem, keys.answer, keys.images, fixed=keys.prompt is None)]
     if keys.prompt is not None:
         forms.append(Form("verl", keys.prompt, "reward_model", keys.images))
     for form in forms:
         if {form.problem, form.answer, form.images} <= {*found}:
-            return form
+            return replace(form, options=option_columns(tuple(found), form.used))
     expected = ", or veRL's ".join(f"{form.problem}, {form.answer}, {form.images}" for form in forms)
     problem = "problem" if keys.prompt is not None else "prompt"  # as EasyR1 calls it
     raise ValueError(

@@ -13,11 +13,13 @@ from pathlib import Path
 from tpru_verl.data.source.cells import cells_of_text, is_missing, short
 from tpru_verl.data.source.forms import OPTIONAL, Form
 from tpru_verl.data.source.names import COMMON, in_order, is_system_file
+from tpru_verl.data.source.options import listed
 from tpru_verl.grading.orders import counts_up, order_of
 from tpru_verl.sample import IMAGE_TAG, parse_options
 
 _SAY = "--answers orders (which picture is first, second, ...) or --answers ranks (the place of each picture)"
 
+_BESIDE = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml")  # texts about pictures
 LONGEST_NAME = 1024  # characters: a longer cell is a picture in base64
 
 
@@ -31,10 +33,11 @@ def cells_of(record: Mapping[str, object], form: Form, folder: Path | None) -> l
     """The images of a record, column by column; empty cells hold none.
 
     A name of a picture may also lie in a folder that has the row's id. A name of a folder stands for its
-    pictures, in the order of the numbers in their names. Raises ValueError for names without such an order.
+    pictures, in the order of the numbers in their names. Raises ValueError for names without such an order,
+    and for a folder that holds something else.
     """
     cells: list[object] = []
-    own = str(record.get("id") or "")
+    own = "" if is_missing(record.get("id")) else str(record["id"])
     for column in form.columns:
         value = record.get(column)
         value = str(value) if type(value) is int else value  # a folder named by a number
@@ -57,16 +60,20 @@ def _files_of(root: Path, own: str, name: str) -> list[object]:
             return [inside]
         if not name or not (root / name).is_dir() or root.resolve() not in (root / name).resolve().parents:
             return [name]  # `image_bytes` refuses a path out of `root`: nothing out there is listed
-        found = [path.name for path in (root / name).iterdir() if path.suffix.lower() in COMMON]
+        found = [path.name for path in (root / name).iterdir() if not is_system_file(path.name)]
     except (OSError, ValueError):  # a name that is none is told by who opens it
         return [name]
-    return [f"{name}/{file}" for file in in_order([file for file in found if not is_system_file(file)])]
+    files = [file for file in found if not file.lower().endswith(_BESIDE)]
+    if others := sorted(file for file in files if not file.lower().endswith(COMMON)):
+        other = f"found {short(f'{name}/{others[0]}')} in a folder of pictures"
+        raise ValueError(f"{other}, expected {', '.join(COMMON)}; convert or move it, or name each picture")
+    return [f"{name}/{file}" for file in in_order(files)]
 
 
 def question_and_answer(
     place: str, record: Mapping[str, object], form: Form, options: Mapping[str, str], images: int
 ) -> tuple[object, object]:
-    """The problem with its tags, and the answer as the grader reads it; `options`: of columns A to Z.
+    """The problem with its tags, and the answer as the grader reads it; `options`: of columns.
 
     Raises ValueError, in one line that begins with `place`, where the answer may be of two kinds.
     """
@@ -75,7 +82,7 @@ def question_and_answer(
         answer = ", ".join(map(str, answer))
     if not isinstance(text, str):
         return text, answer
-    whole = "\n".join([text, *(f"{letter}. {option}" for letter, option in options.items())])
+    whole = text if parse_options(text) else listed(text, options)
     posed = whole if IMAGE_TAG in text else IMAGE_TAG * images + whole
     if form.answers == "letters" or parse_options(whole):
         return posed, answer

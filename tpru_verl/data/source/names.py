@@ -29,7 +29,8 @@ _UNITS = {
     **dict.fromkeys(("d", "day", "days"), "d"),
 }
 _UNIT = re.compile(rf" ?({'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![^\W\d_])")
-_FURTHER_NUMBERS = re.compile(r"(?:[-:'\u2019]\d+|[_ ]\d{3}(?!\d))*")
+_JOINED_NUMBERS = re.compile(r"(?:[-:'\u2019_ ]\d+)*")
+_FURTHER_NUMBERS = re.compile(r"(?:[-:'\u2019]\d+|[_ ]\d{3}(?!\d))*")  # of a time, or groups of thousands
 _HEXADECIMAL = re.compile(r"[\da-f]+")
 _CLOCK_OF_12_HOURS = re.compile(r"\d[\s_.-]?[ap]\.?m(?![^\W\d_])")
 # A day, a month and a year, in this order or as month and day; then the same in eight digits.
@@ -160,8 +161,9 @@ def _refuse_units(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
 def _refuse_mixed_forms(group: Sequence[_Name], numbers: Sequence[_Number]) -> None:
     """Refuse 59-00 beside 01-00-00, 999 beside 1_000, 000a beside 0010, and hashes."""
     counts = [len(re.findall(r"\d+", _FURTHER_NUMBERS.findall(number.tail)[0])) for number in numbers]
+    joints = {re.sub(r"\d", "", _JOINED_NUMBERS.findall(number.tail)[0]) for number in numbers}
     for place, count in enumerate(counts):
-        if count != counts[0]:
+        if count != counts[0] and len(joints) > 1:  # where all have a number here, 99 beside 100 is a counter
             raise _ambiguous(group[0], group[place], "one of them has more numbers than the other")
     words = [_HEXADECIMAL.findall(name.rest, len(n.text))[0] for name, n in zip(group, numbers, strict=True)]
     decimal = [word.isdigit() for word in words]

@@ -7,12 +7,13 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from tpru_verl.data.layout import MANIFEST, shards_of
 from tpru_verl.data.source.hub import commit_of, load_hub
 from tpru_verl.data.source.quotes import HOW, holds_rows, kept
 from tpru_verl.terminal import line_of
@@ -87,8 +88,15 @@ def files_of(*sources: str | None) -> list[Path]:
     for source in sources:
         if source is not None and is_there(source):
             found += [part.path for part in parts_of(source) if part.path]
-            found.append(_path_and_split(source)[0] / "manifest.json")  # as in `tpru_verl.data.layout`
+            found.append(_path_and_split(source)[0] / MANIFEST)
     return found
+
+
+def check_outside(source: str, out: Path) -> None:
+    """Raises ValueError where the next command would read what is written to `out` as a part of `source`."""
+    folder, _ = _path_and_split(source)
+    if folder.is_dir() and folder.resolve() in out.resolve().parents:
+        raise ValueError(f"{out}: found a folder inside the source {source}, expected OUT outside it")
 
 
 def is_local(name: str) -> bool:
@@ -125,21 +133,51 @@ def _shards(folder: Path, split: str) -> list[Path]:
         for p in sorted(folder.rglob("*"))
         if p.is_file() and not any(part.startswith(".") for part in p.relative_to(folder).parts)
     ]
-    files = next((found for suffix in SUFFIXES if (found := [p for p in visible if p.suffix == suffix])), [])
+    _refuse_results(folder, visible)
+    # `b.JSONL` beside `a.jsonl` is not left out: who reads it says that the suffix is another one.
+    of_kind = ([p for p in visible if p.suffix.lower() == suffix] for suffix in SUFFIXES)
+    files = next(filter(None, of_kind), [])
     if not files:
         raise FileNotFoundError(f"{folder}: found no file that ends in {', '.join(SUFFIXES)}")
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        by_split.setdefault(split_of(file.relative_to(folder)), []).append(file)
+        by_split.setdefault(_own_split(file.relative_to(folder)), []).append(file)
     known = ", ".join(f"@{name}" if name else "files that name none" for name in sorted(by_split))
     if split:
-        wanted = split if split in by_split else next(iter(_splits_in(split)), split)
-        if wanted not in by_split:
-            raise FileNotFoundError(f"{folder}@{split}: found no such split, expected one of: {known}")
-        return by_split[wanted]
+        return by_split[_wanted(f"{folder}@{split}", split, by_split, known)]
     if len(by_split) > 1:  # training and test rows must never be read as one
         raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {known}")
     return files
+
+
+def _refuse_results(folder: Path, visible: Sequence[Path]) -> None:
+    """Raises ValueError for a result below `folder` beside other rows: it may have been made of them."""
+    results = [p.parent for p in visible if p.name == MANIFEST and p.parent != folder and shards_of(p.parent)]
+    rows = (p for p in visible if p.suffix.lower() in SUFFIXES and not any(r in p.parents for r in results))
+    if results and (beside := next(rows, None)):
+        found = f"found an earlier result, {results[0]}, beside {beside.relative_to(folder)}"
+        raise ValueError(f"{folder}: {found}, expected one of them: name the file or the folder to read")
+
+
+def _wanted(source: str, split: str, names: Collection[str], known: str) -> str:
+    """The one of `names` that `split` means: the name itself, or the only one with the same keyword.
+
+    Raises FileNotFoundError for none, ValueError for several.
+    """
+    if split in names:
+        return split
+    alike = [name for name in names if name and _splits_in(name)[:1] == _splits_in(split)[:1] != []]
+    if not alike:
+        raise FileNotFoundError(f"{source}: found no such split, expected one of: {known}")
+    if len(alike) > 1:
+        raise ValueError(f"{source}: found several splits that this may mean, expected one of: {known}")
+    return alike[0]
+
+
+def _own_split(file: Path) -> str:
+    """As `split_of`, but shards `dev` and `val`, or `train_a` and `train_b`, are of two splits."""
+    split, shard = split_of(file), _SHARD.fullmatch(file.stem)
+    return shard[1] if shard and _splits_in(shard[1]) else split
 
 
 def split_of(file: Path) -> str:

@@ -14,12 +14,27 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tpru_verl.data.images import Header, read_header
-from tpru_verl.data.source.cells import cells_of_text, image_bytes, image_cells, is_missing
+from tpru_verl.data.source.cells import (
+    cells_of_text,
+    image_bytes,
+    image_cells,
+    is_missing,
+    is_text_or_number,
+)
 from tpru_verl.data.source.forms import ANSWERS, OPTIONAL, Form, Unit
 from tpru_verl.data.source.messages import read_chat, read_messages
 from tpru_verl.data.source.named import as_order, cells_of, question_and_answer, with_given_names
+from tpru_verl.data.source.options import (
+    is_missing_option,
+    listed,
+    option_columns,
+    options_in,
+    table_options,
+    text_of,
+)
 from tpru_verl.data.source.parts import Part, plain_rows
-from tpru_verl.sample import IMAGE_TAG, Task, recognise_task
+from tpru_verl.grading import read_answer
+from tpru_verl.sample import IMAGE_TAG, Task, parse_options, recognise_task
 from tpru_verl.terminal import line_of
 
 BATCH_ROWS = 64  # in memory at once, with their images
@@ -40,6 +55,7 @@ class Row:
     messages: list[dict[str, str]] | None = None  # of a row with a prompt of its own
     unread: str = ""  # why a conversation cannot be read: "found ..., expected ..."
     fields: tuple[str, ...] = ()  # that hold something
+    beside: tuple[str, ...] = ()  # columns that hold options by their names
 
     @property
     def place(self) -> str:
@@ -113,10 +129,6 @@ def _header_or_reason(data: bytes | memoryview) -> Header | str:
         return read_header(data)
     except ValueError as error:
         return str(error)
-
-
-def is_text_or_number(value: object) -> bool:
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def read_rows(unit: Unit, form: Form) -> Iterator[Row]:
@@ -198,7 +210,7 @@ def columns_read(form: Form) -> tuple[str, ...]:
     """Names of all columns that the reader of this form uses where a source has them."""
     options = ("hint", *ascii_uppercase) if form.kind == "vlmevalkit" else ()
     kept = ("prompt",) if form.kind == "published" else ()  # see `_keeps_messages`
-    return (form.problem, form.answer, form.images, *OPTIONAL, *options, *kept)
+    return (form.problem, form.answer, form.images, *OPTIONAL, *form.options, *options, *kept)
 
 
 def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) -> Row:
@@ -209,6 +221,7 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
     record = with_given_names(record) if form.kind in ("chat", "named") else record
     given = {name: record[name] for name in OPTIONAL if record.get(name) is not None}
     problem, answer, cells = record.get(form.problem), record.get(form.answer), record.get(form.images)
+    beside = option_columns(tuple(record), form.used)  # of this row: those of json differ from row to row
     messages, unread = None, ""
     if form.kind == "published" and _keeps_messages(record):
         messages, unread = read_messages(record["prompt"])
@@ -229,21 +242,49 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         unread = unread or _late_column(record, form)
     elif form.kind == "named":
         cells, unread = _own_cells(part, record, form, unread)
-        used = {form.problem, form.answer, *form.columns}
-        options = table_options({name: value for name, value in record.items() if name not in used})
         place = f"{part.name} row {number}"
-        problem, answer = question_and_answer(place, record, form, options, len(cells))
+        problem, answer = question_and_answer(place, record, form, options_in(record, beside), len(cells))
     elif isinstance(cells, str):
         cells = cells_of_text(cells)
     elif isinstance(cells, (bytes, Mapping)):
         cells = [cells]
     if form.kind == "vlmevalkit":
         problem = _problem_of_table(record, len(cells) if isinstance(cells, list) else 0)
+    own = form.fixed or messages or form.kind == "chat"  # a text that stays as it came
+    if beside and isinstance(problem, str) and not (own or parse_options(problem)):
+        problem = listed(problem, options_in(record, beside))
+    if not form.fixed and form.answers not in ("orders", "ranks"):
+        answer = _as_letter(answer, problem)
     fields = tuple(name for name, value in record.items() if value is not None)
     folder = form.image_root or part.folder
     return Row(
-        part.name, number, problem, answer, cells, folder, given, form, messages or None, unread, fields
+        part.name,
+        number,
+        problem,
+        answer,
+        cells,
+        folder,
+        given,
+        form,
+        messages or None,
+        unread,
+        fields,
+        beside,
     )
+
+
+def _as_letter(answer: object, problem: object) -> object:
+    """The letter that `(B)`, `Option B` or the text of an option means; any other answer as it came.
+
+    Whoever counts, measures or rewards by comparing texts then sees what the grader reads.
+    """
+    if not isinstance(answer, str) or not isinstance(problem, str):
+        return answer
+    try:
+        read = read_answer(answer, parse_options(problem) or None, recognise_task(problem))
+    except ValueError:  # the judge of a row says so
+        return answer
+    return read if len(read) == 1 else answer
 
 
 def _own_cells(part: Part, record: Mapping[str, object], form: Form, unread: str) -> tuple[list[object], str]:
@@ -279,28 +320,10 @@ def _problem_of_table(record: Mapping[str, object], images: int) -> object:
     question, options = table_question(record), table_options(record)
     if (missing := images - question.count(IMAGE_TAG)) == images:
         question = IMAGE_TAG * missing + question
-    return "\n".join([question, *(f"{letter}. {text}" for letter, text in options.items())])
+    return listed(question, options)
 
 
 def table_question(record: Mapping[str, object]) -> str:
     """The question of a row of VLMEvalKit's table, after its hint where it has one."""
-    question, hint = (_text(record.get(name)) for name in ("question", "hint"))
+    question, hint = (text_of(record.get(name)) for name in ("question", "hint"))
     return question if is_missing_option(hint) else f"Hint: {hint}\n{question}"
-
-
-def table_options(record: Mapping[str, object]) -> dict[str, str]:
-    """Texts of the columns A to Z of VLMEvalKit's table, as far as they are filled.
-
-    "nan" is a missing option: VLMEvalKit reads its tables so. "None" is an option. Numbers are written out.
-    """
-    texts = {letter: _text(record.get(letter)) for letter in ascii_uppercase}
-    return {letter: text for letter, text in texts.items() if not is_missing_option(text)}
-
-
-def _text(cell: object) -> str:
-    return str(cell).strip() if is_text_or_number(cell) or isinstance(cell, bool) else ""
-
-
-def is_missing_option(text: str) -> bool:
-    """Whether a cell for an option holds none: pandas writes "nan" for an empty cell."""
-    return text in ("", "nan", "NaN")

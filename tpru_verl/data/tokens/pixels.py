@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from tpru_verl.data.images import FORMATS, MAX_PIXELS, MAX_RATIO
+from tpru_verl.data.images import FORMATS, MAX_PIXELS, MAX_RATIO, on_white
 from tpru_verl.models import DEFAULT
 
 MIN, MAX = 16384, 36864  # of the recipes: 21 to 47 visual tokens at 28 x 28 pixels each
@@ -65,18 +65,10 @@ class Bounds:
                     if image.width * image.height > MAX_PIXELS:
                         raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS}")
                     size = self.target(*image.size)
-                    return _rgb(image).resize(size)
+                    return on_white(image).convert("RGB").resize(size)
         except Exception as error:  # Pillow's readers raise many kinds
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"found an image that can't be decoded ({reason}; {len(data)} bytes)") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode != "RGBA":
-        return image.convert("RGB")
-    white = Image.new("RGB", image.size, (255, 255, 255))
-    white.paste(image, mask=image.split()[3])
-    return white
 
 
 def png(image: Image.Image) -> bytes:
