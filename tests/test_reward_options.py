@@ -28,7 +28,8 @@ Reward = Callable[[str], float | None]
 
 
 def trl_with(**columns: Any) -> Reward:
-    return lambda said: trl.tpru_reward([said], answer=["A"], **{k: [v] for k, v in columns.items()})[0]
+    batch: dict[str, Any] = {name: [value] for name, value in columns.items()}
+    return lambda said: trl.tpru_reward([said], answer=["A"], **batch)[0]
 
 
 def task_reward(said: str, **task: object) -> float:
