@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import stat
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from support.checkpoints import ALPHA, RANK, write_checkpoint
 from tpru_verl import cli
 from tpru_verl.checkpoints import ADAPTED, checkpoints_of
 from tpru_verl.runs import export, weights
+from tpru_verl.runs.chat_template import keep_defaults
 from tpru_verl.runs.logs import Step
 from tpru_verl.runs.model_card import card, serve_command
 
@@ -315,3 +317,39 @@ class TestServeCommand:
         (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
         said = serve_command(tmp_path, adapter=True, base="org/model", settings={}, cpu=False)
         assert f"--max-lora-rank {get_vllm_max_lora_rank(rank)} " in said
+
+    def test_an_adapter_is_served_with_the_arguments_of_its_chat_template(self, tmp_path: Path) -> None:
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8}))
+        settings = {"data": {"apply_chat_template_kwargs": {"enable_thinking": False}}}
+        said = serve_command(tmp_path, adapter=True, base="org/model", settings=settings, cpu=False)
+        assert """--default-chat-template-kwargs '{"enable_thinking": false}'""" in said
+
+
+def test_a_chat_template_keeps_the_arguments_of_training_as_its_defaults(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoProcessor
+
+    shutil.copytree(checkpoint, tmp_path / "model")
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text(
+        template.read_text() + "{{- '<think>' if enable_thinking is not false else '</think>' }}"
+    )
+    chat = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
+
+    def said(**kwargs: object) -> str:
+        processor = AutoProcessor.from_pretrained(tmp_path / "model")
+        return processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **kwargs)
+
+    asked = said(enable_thinking=False)
+    assert asked != said()
+    (line,) = keep_defaults(tmp_path / "model", {"enable_thinking": False, "tools": [{}]})
+    assert '{"enable_thinking": false} unless a request says otherwise' in line
+    assert said() == asked
+    assert said(enable_thinking=True).endswith("<think>")
+    assert keep_defaults(tmp_path / "model", {}) == []
+    (tmp_path / "old").mkdir()
+    old = tmp_path / "old/tokenizer_config.json"
+    old.write_text(json.dumps({"chat_template": "x"}))
+    keep_defaults(tmp_path / "old", {"name": "it's"})
+    assert json.loads(old.read_text())["chat_template"].endswith("{%- endif %}x")

@@ -31,6 +31,7 @@ from tpru_verl.builder.stages import UNREADABLE, BuildOptions, Stages
 from tpru_verl.builder.tasks import Place
 from tpru_verl.data import layout
 from tpru_verl.data.source.forms import Source
+from tpru_verl.data.source.parts import check_outside
 from tpru_verl.data.validate import fingerprints
 from tpru_verl.data.work import opened
 from tpru_verl.files import companion, locked, write_json, write_text
@@ -66,7 +67,7 @@ def build(
         OSError: no space left.
     """
     _check_installed(audit)
-    _check_outside(source, out)
+    check_outside(source, out)
     with locked(out):
         layout.check_is_ours(out)
         items = items_of(
@@ -98,13 +99,6 @@ def _check_installed(audit: bool) -> None:
     for package, module in (("imagehash", "imagehash"), ("scikit-learn", "sklearn")):
         if (audit or module != "sklearn") and find_spec(module) is None:
             raise needs("build", package, "tpru build")
-
-
-def _check_outside(source: str, out: Path) -> None:
-    """Raises ValueError where the next build would read the result of this one as a part of its source."""
-    folder = Path(source).expanduser()
-    if folder.is_dir() and folder.resolve() in out.resolve().parents:
-        raise ValueError(f"{out}: found a folder inside the source {source}, expected OUT outside it")
 
 
 def _build(

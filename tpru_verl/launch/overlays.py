@@ -12,7 +12,6 @@ from tpru_verl.models import model_refusal
 from tpru_verl.shapes import shape_of
 
 GIB = 1024**3
-_MODEL = "actor_rollout_ref.model"
 
 
 def check(config: Mapping) -> None:

@@ -10,10 +10,11 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from tpru_verl.checkpoints import ADAPTED, Checkpoint, checkpoints_of
 from tpru_verl.files import UNFINISHED, companion, locked, write_json, write_text
@@ -23,6 +24,7 @@ from tpru_verl.launch.folder import START
 from tpru_verl.launch.resume import noted
 from tpru_verl.launch.settings import value_at
 from tpru_verl.runs import weights
+from tpru_verl.runs.chat_template import KWARGS, keep_defaults
 from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, validated
 from tpru_verl.runs.model_card import card, serve_command
 from tpru_verl.runs.places import is_there
@@ -110,6 +112,11 @@ def _files(path: Path) -> RunFiles | None:
     return None
 
 
+def _settings(run: Path) -> Mapping[str, Any]:
+    files = _files(run)
+    return files.settings() if files else {}
+
+
 def _files_in(run: Path) -> RunFiles | None:
     try:
         return RunFiles.find(run)
@@ -152,7 +159,8 @@ def export(
         try:
             say(f"joining {checkpoint.ranks} shards of {checkpoint.actor}")
             _merge(checkpoint, made.base, unfinished)
-            _finish(made, unfinished, vllm=vllm, say=say)
+            kwargs = value_at(_settings(run), KWARGS) or {}
+            _finish(made, unfinished, kwargs, vllm=vllm, say=say)
             write_text(unfinished / "README.md", _card(made, run))
             _as_the_users(unfinished)
             out.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +203,9 @@ def _merge(checkpoint: Checkpoint, base: str, out: Path) -> None:
         ask(weights.join, {"shards": view, "base": base, "out": str(out)}, seconds=HOUR)
 
 
-def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], None]) -> None:
+def _finish(
+    made: Exported, folder: Path, kwargs: Mapping[str, object], *, vllm: bool, say: Callable[[str], None]
+) -> None:
     """From what the merger wrote to what is served, compared at each step."""
     adapter, rounding = folder / ADAPTER, SAME
     request = {"model": str(folder), "shards": str(made.checkpoint.actor), "base": made.base}
@@ -209,6 +219,7 @@ def _finish(made: Exported, folder: Path, *, vllm: bool, say: Callable[[str], No
             ask(weights.fuse, {**request, "adapter": str(adapter), "out": str(fused)}, seconds=HOUR)
             _take_weights(fused, folder)
             rounding = ROUNDED
+    made.lines += keep_defaults(folder, kwargs)
     say("comparing the model with the shards, in transformers")
     found = ask(weights.compare, request, seconds=HOUR)
     made.lines.append(_same("transformers", found["model"], "the shards", found["shards"], rounding))
@@ -301,7 +312,7 @@ def _card(made: Exported, run: Path) -> str:
         base=made.base,
         adapter=made.adapter,
         step=step,
-        settings=files.settings() if files else {},
+        settings=_settings(run),
         versions=_versions(files.config.parent if files and files.config else run),
         validation=seen[-1] if seen else None,
         checks=made.lines,
@@ -320,8 +331,7 @@ def next_commands(made: Exported, run: Path) -> list[str]:
     """What serves the model, and what evaluates it."""
     from tpru_verl.eval.engines.local import on_cpu
 
-    files = _files(run)
-    settings = files.settings() if files else {}
+    settings = _settings(run)
     served = serve_command(made.out, adapter=made.adapter, base=made.base, settings=settings, cpu=on_cpu())
     return [served] if made.adapter else [served, f"tpru eval run {shlex.quote(str(made.out))}"]
 

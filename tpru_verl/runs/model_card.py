@@ -10,6 +10,8 @@ from typing import Any
 
 from tpru_verl import __version__
 from tpru_verl.data.source.parts import is_local
+from tpru_verl.launch.settings import value_at
+from tpru_verl.runs.chat_template import KWARGS
 from tpru_verl.runs.logs import Step, accuracies
 from tpru_verl.terminal import percent
 
@@ -64,9 +66,11 @@ def _training(settings: Mapping[str, Any], step: int | None) -> dict[str, object
         "least pixels of a picture": "data.min_pixels",
         "most pixels of a picture": "data.max_pixels",
         "prompt template": "data.prompt_template",
+        "arguments of the chat template": KWARGS,
         "seed": "data.seed",
     }
-    found = {name: value for name, key in keys.items() if (value := at(settings, key)) not in (None, "", 0)}
+    values = {name: value_at(settings, key) for name, key in keys.items()}
+    found = {name: value for name, value in values.items() if value not in (None, "", 0, {})}
     if "training rows" in found:
         rows = found["training rows"]
         names = [str(name) for name in (rows if isinstance(rows, list) else [rows])]
@@ -82,14 +86,6 @@ def _table(rows: Mapping[str, object]) -> list[str]:
     )
 
 
-def at(settings: Mapping[str, Any], key: str) -> Any:
-    """The value under a dotted key, None where there is none."""
-    found: Any = settings
-    for part in key.split("."):
-        found = found.get(part) if isinstance(found, Mapping) else None
-    return found
-
-
 def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str, Any], cpu: bool) -> str:
     """What serves the model with vLLM, with pictures of the sizes that it was trained on.
 
@@ -97,12 +93,14 @@ def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str,
     """
     options: list[str] = []
     names = ("min_pixels", "max_pixels")  # without one, the model's processor has its own
-    if bounds := {name: value for name in names if (value := at(settings, f"data.{name}"))}:
+    if bounds := {name: value for name in names if (value := value_at(settings, f"data.{name}"))}:
         options += ["--mm-processor-kwargs", json.dumps(bounds)]
-    if images := at(settings, "actor_rollout_ref.rollout.limit_images"):
+    if images := value_at(settings, "actor_rollout_ref.rollout.limit_images"):
         options += ["--limit-mm-per-prompt", json.dumps({"image": images})]
-    if length := at(settings, "actor_rollout_ref.rollout.max_model_len"):
+    if length := value_at(settings, "actor_rollout_ref.rollout.max_model_len"):
         options += ["--max-model-len", str(length)]
+    if adapter and (kwargs := value_at(settings, KWARGS)):  # a whole model has them in its template
+        options += ["--default-chat-template-kwargs", json.dumps(kwargs)]
     model = base or "BASE" if adapter else str(out)
     if adapter:
         rank = str(_rank_for_vllm(out))
