@@ -10,13 +10,33 @@ from pathlib import Path
 from tpru_verl.trainers import Trainer
 
 FOLDER = Path(__file__).parent / "verl" / "tpru"
-# The keys of EasyR1's own for the same purpose, and a word of its configuration by which a version shows that
-# it has them.
+# The keys of EasyR1's own that do the same, with the values of the overlay, and a word of its configuration
+# by which a version shows that it has them.
 _EASYR1 = {
-    "lora": ("worker.actor.model.lora.rank=64 worker.actor.optim.lr=1e-5", "class LoraConfig"),
-    "gspo": ("worker.actor.loss_type=gspo worker.actor.loss_avg_mode=seq", "loss_type:"),
-    "cispo": ("worker.actor.loss_type=cispo", "loss_type:"),
-    "dapo": ("algorithm.online_filtering=true algorithm.disable_kl=true", "online_filtering:"),
+    "lora": (
+        "worker.actor.model.lora.rank=64 worker.actor.model.lora.alpha=32 "
+        "'worker.actor.model.lora.exclude_modules=.*visual.*' worker.actor.optim.lr=1e-5",
+        "class LoraConfig",
+    ),
+    "gspo": (
+        "worker.actor.loss_type=gspo worker.actor.loss_avg_mode=seq worker.actor.clip_ratio_low=3e-4 "
+        "worker.actor.clip_ratio_high=4e-4 algorithm.disable_kl=true",
+        "loss_type:",
+    ),
+    # EasyR1 takes the logarithm of 1 - clip_ratio_low: 0.999 is hardly a bound from below.
+    "cispo": (
+        "worker.actor.loss_type=cispo worker.actor.loss_avg_mode=token worker.actor.clip_ratio_low=0.999 "
+        "worker.actor.clip_ratio_high=0.2 algorithm.disable_kl=true",
+        "loss_type:",
+    ),
+    # EasyR1 keeps a group whose mean is neither 0 nor 1. Where all answers are wrong, their reward is 1/8.
+    "dapo": (
+        "algorithm.online_filtering=true algorithm.filter_key=accuracy worker.actor.clip_ratio_low=0.2 "
+        "worker.actor.clip_ratio_high=0.28 worker.actor.clip_ratio_dual=10.0 "
+        "worker.actor.loss_avg_mode=token "
+        "worker.reward.reward_function_kwargs.max_length=1024 algorithm.disable_kl=true",
+        "online_filtering:",
+    ),
 }
 
 

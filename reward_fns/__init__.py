@@ -1,1 +1,1 @@
-"""Reward functions, one file for each framework; they import `tpru_verl.grading` and no framework."""
+"""Reward functions, one file for each framework; they import `grading` and `sample`, and no framework."""

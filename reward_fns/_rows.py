@@ -1,14 +1,21 @@
-"""Parts that the adapters share: where a row keeps its answer, and the text of a completion."""
+"""Parts that the adapters share: where a row keeps its answer and options, and the text of a completion."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from reprlib import repr as shortened
 from typing import TypedDict
 
 from tpru_verl.grading import Grade, grade, read_answer
+from tpru_verl.sample import IMAGE_TAG, parse_options
 
 # The first of these that a row has (and that is not None) is its ground truth.
 ANSWERS = ("answer", "solution", "ground_truth", "label")
+# The first of these that a row has is its question, which lists the options.
+_QUESTIONS = ("problem", "prompts", "prompt", "messages")
+_PICTURE = re.compile(
+    r"(?:<\|vision_start\|>)?(?:<\|image_pad\|>)+(?:<\|vision_end\|>)?"
+)  # in a chat template
 # Some frameworks decode a response with its special tokens; those that end a turn are no part of it.
 _ENDS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>",
@@ -59,20 +66,22 @@ def has_opened_think(given: object = None, prompt: object = "") -> bool:
 
 
 def grade_answer(
-    response: object, answer: object, column: str, info: object = None, *, opened: bool = False
+    response: object,
+    answer: object,
+    column: str,
+    info: object = None,
+    *,
+    question: object = None,
+    opened: bool = False,
 ) -> Grade:
-    """Grades a completion; `info` (our `extra_info`) may hold its task, options and row id.
+    """Grades a completion; `info` (our `extra_info`) may hold its task, options or problem, and row id.
 
-    `opened`: the chat template has opened `<think>`. Raises ValueError, naming row and column, where the
-    right answer is missing or no response can match it, and where the completion is none.
+    `question`: the problem or the prompt, text or messages, where it is known. `opened`: the chat template
+    has opened `<think>`. Raises ValueError, naming row and column, where the right answer is missing or no
+    response can match it, and where the completion is none.
     """
     known = info if isinstance(info, Mapping) else {}
-    options, task = known.get("options"), str(known.get("task") or "") or None
-    if isinstance(options, Mapping):
-        options = {str(k): str(v) for k, v in options.items() if v is not None}
-    else:
-        options = {}
-    options = options if len(options) > 1 else None
+    options, task = _options(known, question), str(known.get("task") or "") or None
     try:
         read_answer(answer, options, task)
     except ValueError as error:
@@ -81,17 +90,46 @@ def grade_answer(
     return grade(said(response), str(answer), task=task, options=options, opened_think=opened)
 
 
+def _options(info: Mapping[str, object], question: object) -> dict[str, str] | None:
+    """Letter -> text: those that `info` names, else those that its problem or the question lists."""
+    given = info.get("options")
+    named = given.items() if isinstance(given, Mapping) else ()
+    options = {str(letter): str(text) for letter, text in named if text is not None}
+    if len(options) < 2:
+        options = parse_options(_asked(info.get("problem") or question))
+    return options or None
+
+
+def _asked(question: object) -> str:
+    """The text of a problem or a prompt, of messages the user's last one, with `<image>` for each picture."""
+    if isinstance(question, Sequence) and not isinstance(question, str):
+        turns = [turn for turn in question if isinstance(turn, Mapping) and turn.get("role") == "user"]
+        question = turns[-1].get("content") if turns else ""
+    if isinstance(question, Sequence) and not isinstance(question, str):  # a message in parts
+        parts = [part for part in question if isinstance(part, Mapping)]
+        texts = (IMAGE_TAG if "image" in str(part.get("type")) else part.get("text") or "" for part in parts)
+        question = "".join(map(str, texts))
+    text = _PICTURE.sub(IMAGE_TAG, question) if isinstance(question, str) else ""
+    for token in _ENDS:  # of a turn, in a prompt that is text
+        text = text.replace(token, "\n")
+    return text
+
+
 def grade_row(
     response: object, row: Mapping[str, object], where: str = "row", *, opened: bool = False
 ) -> Grade:
-    """Grades a completion against the answer of its row, whatever that column is called."""
+    """Grades a completion against the answer of its row, whatever that column is called.
+
+    The options are those of `extra_info`, `info` or `options`, else those that the row's question lists.
+    """
     column = next((name for name in ANSWERS if row.get(name) is not None), None)
     if column is None:
         columns = ", ".join(f"{name} (None)" if row[name] is None else name for name in row) or "no columns"
         raise ValueError(f"{where}: found {columns}, expected a right answer in {' or '.join(ANSWERS)}")
     info = row.get("extra_info") or row.get("info")
     info = {"options": row.get("options"), **(info if isinstance(info, Mapping) else {})}
-    return grade_answer(response, row[column], f"{where}, {column}", info, opened=opened)
+    question = next((row[name] for name in _QUESTIONS if row.get(name)), None)
+    return grade_answer(response, row[column], f"{where}, {column}", info, question=question, opened=opened)
 
 
 def grade_columns(

@@ -33,5 +33,6 @@ def reward_fn(
     **row: object,
 ) -> float:
     """The reward of a completion against its row's `answer` (or solution, ground_truth, label)."""
-    found = grade_row(without_end(completions), row, opened=has_opened_think(opened_think, prompt))
+    opened = has_opened_think(opened_think, prompt)
+    found = grade_row(without_end(completions), {"prompt": prompt, **row}, opened=opened)
     return found.score(**chosen(preset, max_length, ngram), length=len(completion_ids))

@@ -30,6 +30,7 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
             without_end(after_prompt(query, prompt)),
             label,
             f"row {i} of the batch, labels",
+            question=prompt,
             opened=has_opened_think(prompt=prompt),
         )
         for i, (query, prompt, label) in enumerate(zip(queries, prompts, labels, strict=True))

@@ -26,7 +26,8 @@ async def tpru_reward(args: object, sample: Any, **kwargs: object) -> Any:
     if isinstance(sample, list):
         return [await tpru_reward(args, one, **kwargs) for one in sample]
     response = without_end(sample.response)
-    opened = has_opened_think(prompt=getattr(sample, "prompt", None))
+    prompt = getattr(sample, "prompt", None)
+    opened = has_opened_think(prompt=prompt)
     place = "label" if getattr(sample, "index", None) is None else f"sample {sample.index}, label"
-    found = grade_answer(response, sample.label, place, sample.metadata, opened=opened)
+    found = grade_answer(response, sample.label, place, sample.metadata, question=prompt, opened=opened)
     return found.score(**chosen(), length=getattr(sample, "response_length", None) or None)

@@ -37,6 +37,9 @@ async def tpru_reward(task: Iterable[tuple[str, Any]], trace: Any) -> float:
     return grade_row(reply, dict(task), "task", opened=has_opened_think()).score(**chosen())
 
 
-def tpru_rubric_reward(completion: str | Sequence[object], answer: str, info: object = None) -> float:
-    """The reward of a completion; `info` may hold `task` and `options`."""
-    return grade_answer(completion, answer, "answer", info, opened=has_opened_think()).score(**chosen())
+def tpru_rubric_reward(
+    completion: str | Sequence[object], answer: str, info: object = None, prompt: object = None
+) -> float:
+    """The reward of a completion; `info` may hold `task` and `options`, else the prompt tells the options."""
+    found = grade_answer(completion, answer, "answer", info, question=prompt, opened=has_opened_think())
+    return found.score(**chosen())

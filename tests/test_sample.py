@@ -30,6 +30,7 @@ SHORT_PREVIOUS = (
     "Find step 1. Step 2:<image> Step 3:<image> Step 4:<image> It is before step 2. "
     f"A. {NONE_OPTION} B.<image> C.<image> D.<image> E.<image>"
 )
+STEPS = "Step 1: <image> Step 2: <image> Step 3: <image> Step 4: <image>"
 LONG_ORDER = (
     "These photos show the next step, then what was before. Below are 4 images in random order, labelled "
     "1-4. What is the correct sequence?\n<image><image><image><image>\n"
@@ -205,6 +206,14 @@ def test_last_run_of_letters_counts_and_one_letter_is_none() -> None:
         ("<image> What happens next? A. <image> B. <image>", Task.NEXT_FRAME_PREDICTION),
         ("<image> Which is the previous step? A. <image> B. <image>", Task.PREVIOUS_FRAME_REVIEW),
         ("<image> Which one? A. <image> B. <image>", None),
+        (f"Arrange the steps in the correct order. {STEPS}", Task.TEMPORAL_REORDERING),
+        (f"{STEPS} Which is the correct order? A. Step 2 first B. Step 3 first", Task.TEMPORAL_REORDERING),
+        (f"In which order do they happen? {STEPS}", None),
+        (f"{STEPS} What is the next step? A. cut B. fry", Task.NEXT_FRAME_PREDICTION),
+        (f"In the correct order: {STEPS} Step 5? A.<image> B.<image>", Task.NEXT_FRAME_PREDICTION),
+        (f"The correct order? {STEPS.replace('Step 1:', 'Step 5:')}", Task.PREVIOUS_FRAME_REVIEW),
+        (f"The correct order? {STEPS.replace('Step 3:', 'Step 5:')}", Task.NEXT_FRAME_PREDICTION),
+        (f"{STEPS.replace('Step 1:', 'Step 10:')}", Task.PREVIOUS_FRAME_REVIEW),
         ("", None),
     ],
 )
@@ -231,6 +240,8 @@ def test_sample_reads_its_options() -> None:
         (SHORT_ORDER, "<answer>E</answer>", 4),
         (SHORT_ORDER, "\u7b54\u6848\uff1aE", 4),
         (SHORT_ORDER, "3 1 4 2", 4),
+        (f"Arrange the steps in the correct order. {STEPS}", "3 1 4 2", 4),
+        ("Reorder the shuffled photos. Step 1 <image> Step 2 <image> Step 3 <image>", "2 1 3", 3),
     ],
 )
 def test_valid_rows(problem: str, answer: str, images: int) -> None:

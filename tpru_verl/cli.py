@@ -52,9 +52,10 @@ def _options(
 
 @app.command(epilog="Example: `tpru demo --out outputs/seed2 --seed 2`")
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for rows, checkpoints, log, summary and page.")] = Path(
-        "outputs/demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for rows, checkpoints, log, summary and page: new, or an earlier demo's."),
+    ] = Path("outputs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the training run.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="GRPO steps.")] = 60,
     eval_rows: Annotated[int, typer.Option(min=3, help="Held-out rows, over the three tasks.")] = 1000,

@@ -40,7 +40,7 @@ _EDGE = re.compile(rf"(?:\s|{_HTML}|[|\u200b\ufeff])*")
 _NO_TEXT = re.compile(r"[\s,;/|\"'.(\[]*(?:or|and|\u6216|\u548c)?[\s,\"'(\[]*")
 _ENDS = " \t\n\r,;\uff1b\uff0c\u3001*`|\u200b\ufeff"
 _TAG_AT_END = re.compile(_HTML + "$")
-_GIVEN_STEP = re.compile(r"step\s?(\d)\s?[:.)]?\s?<image>")
+_GIVEN_STEP = re.compile(r"step\s?(\d{1,2})\s?[:.)]?\s?<image>")
 _REORDERING_WORDS = ("reorder", "random order", "correct sequence", "correct order", "shuffled")
 _PREVIOUS_WORDS = ("previous", "before step", "precede", "prior to")
 _NEXT_WORDS = ("next", "after step", "between step", "follow")
@@ -229,11 +229,14 @@ def recognise_task(problem: str) -> Task | None:
     Structure first (options that are orders; which steps are given), words only where it is silent.
     """
     text = " ".join(problem.lower().split())
-    orders = [o for o in parse_options(problem).values() if o != NONE_OPTION]
+    options = parse_options(problem).values()
+    orders = [o for o in options if o != NONE_OPTION]
     if orders and all(_is_order(o) for o in orders):
         return Task.TEMPORAL_REORDERING
     given = {int(step) for step in _GIVEN_STEP.findall(text)}
-    if given:
+    missing = {*range(1, max(given, default=1))} - given
+    # All steps from 1 on, without a picture to choose, may be given to be put in order.
+    if missing or (given and IMAGE_TAG in options):
         return Task.PREVIOUS_FRAME_REVIEW if 1 not in given else Task.NEXT_FRAME_PREDICTION
     found = {
         task

@@ -46,6 +46,7 @@ def test_rows_keep_their_bytes_and_gain_what_verl_reads(run: Prepare, tmp_path: 
         "scene": "kitchen",
         "source_id": "film-0",
         "row_id": "rows.parquet:0",
+        "problem": ROWS[0]["problem"],
         "index": 0,
     }
 

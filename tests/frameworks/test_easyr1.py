@@ -7,6 +7,7 @@ not used before that check; all else is real.
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -165,16 +166,17 @@ class TestConfiguration:
             plan.compose("tpru_7b", [f"+tpru={overlay}"])
         assert "\n" not in str(caught.value)
 
-    @pytest.mark.parametrize("overlay", ["lora", "gspo"])
+    @pytest.mark.parametrize("overlay", ["lora", "gspo", "cispo", "dapo"])
     def test_a_version_with_keys_of_its_own_is_told_them(self, overlay: str) -> None:
         keys, word = overlays._EASYR1[overlay]
         trainer = trainers.find()
-        config = (trainer.folder / "workers/actor/config.py").read_text(encoding="utf-8")
+        files = [trainer.folder / name for name in ("workers/actor/config.py", "trainer/config.py")]
+        config = "".join(file.read_text(encoding="utf-8") for file in files)
         told = rf"set {re.escape(keys)}" if word in config else "has no keys for it"
         with pytest.raises(ValueError, match=told):
             plan.compose("tpru_7b", [f"+tpru={overlay}"])
         if word in config:
-            assert configured(recipes.easyr1_arguments("tpru_7b", keys.split()))
+            assert configured(recipes.easyr1_arguments("tpru_7b", shlex.split(keys)))
 
     def test_recipes_of_the_other_host_or_version_are_refused(self) -> None:
         with pytest.raises(ValueError, match="'tpru_tiny_cpu', a recipe for veRL alone, beside EasyR1"):

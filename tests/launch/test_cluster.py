@@ -28,6 +28,11 @@ def composed(monkeypatch: pytest.MonkeyPatch) -> dict:
     config: dict = {
         "trainer": {"nnodes": 1, "n_gpus_per_node": 8, "device": "cuda"},
         "ray_kwargs": {"ray_init": {"num_cpus": 96}},
+        "data": {"train_batch_size": 1024},
+        "actor_rollout_ref": {
+            "actor": {"ppo_mini_batch_size": 1024, "use_dynamic_bsz": True},
+            "rollout": {"n": 1},
+        },
     }
 
     def compose(recipe: str, overrides: object = ()) -> SimpleNamespace:

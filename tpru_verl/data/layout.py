@@ -30,7 +30,7 @@ GROUP_BYTES = 128 * 2**20  # a group ends earlier when its images are as large a
 SHARD_BYTES = 512 * 2**20
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_STRINGS = ("task", "scene", "source_id", "row_id")
+_STRINGS = ("task", "scene", "source_id", "row_id", "problem")
 COLUMNS: dict[str, pa.DataType] = {
     "problem": pa.string(),
     "answer": pa.string(),
@@ -152,14 +152,22 @@ def _features(columns: Mapping[str, pa.DataType]) -> str:
 def record_of(
     problem: str, answer: str, task: Task | None, names: Mapping[str, str], template: str, index: int
 ) -> Record:
-    """All columns but the images; `names` are scene, source_id and row_id."""
+    """All columns but the images; `names` are scene, source_id and row_id.
+
+    `extra_info` has the problem, too: a reward is handed nothing else that tells the options.
+    """
     return {
         "problem": problem,
         "answer": answer,
         "data_source": task.data_source if task else "tpru/unrecognised",
         "prompt": [{"role": "user", "content": render(problem, task, template)}],
         "reward_model": {"style": "rule", "ground_truth": answer},
-        "extra_info": {"task": task.value if task else "", **names, "index": index},
+        "extra_info": {
+            "task": task.value if task else "",
+            **names,
+            "problem": problem,
+            "index": index,
+        },
     }
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 MADE_BY = "tpru data prepare"
 
 _KEPT = {"task", "scene", "source_id", "id", "data_source"}  # columns, or keys of `extra_info`
-_OURS = {"row_id", "index", "prompt_template"}  # keys that are written anew
+_OURS = {"row_id", "index", "problem", "prompt_template"}  # keys that are written anew
 _COUNTS: dict[str, pa.DataType] = {"prompt_tokens": pa.int32(), "prompt_tokens_key": pa.string()}
 
 

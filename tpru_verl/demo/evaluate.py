@@ -44,12 +44,17 @@ def greedy_beside(out: Path) -> Path:
     return out.with_name(f"{out.stem}-greedy.jsonl")
 
 
+def answers_of(out: Path) -> tuple[Path, Path, Path]:
+    """The files that `evaluate` writes: both results, and every reply of vLLM."""
+    return out, greedy_beside(out), out.with_name(f"{out.stem}-responses.jsonl")
+
+
 def evaluate(model: Path, rows: Path, out: Path) -> None:
     """Write both results of `model` on `rows`.
 
     Raises ValueError or FileNotFoundError if model or rows cannot be read, RuntimeError for failed rows.
     """
-    responses = out.with_name(f"{out.stem}-responses.jsonl")
+    sampled, greedy, responses = answers_of(out)
     responses.unlink(missing_ok=True)  # the demo measures anew
     samplings = [Sampling(MAX_TOKENS, temperature) for temperature in (1.0, 0.0)]
     found = evaluate_rows(
@@ -57,7 +62,7 @@ def evaluate(model: Path, rows: Path, out: Path) -> None:
     )
     if failed := [row for evaluation in found for row in evaluation.rows if row["failed"]]:
         raise RuntimeError(f"{rows}: {len(failed)} rows failed, the first: {failed[0]['failed']}")
-    for evaluation, file in zip(found, (out, greedy_beside(out)), strict=True):
+    for evaluation, file in zip(found, (sampled, greedy), strict=True):
         write_text(file, "".join(json.dumps(row) + "\n" for row in evaluation.rows))
 
 

@@ -14,7 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tpru_verl.demo.evaluate import Score, score
+from tpru_verl.demo.evaluate import Score, answers_of, score
 from tpru_verl.demo.page import draw_curve, write_page
 from tpru_verl.demo.scenes import UNSEEN, make_rows, write_parquet
 from tpru_verl.files import write_json
@@ -33,6 +33,7 @@ from tpru_verl.trainers import version_of, versions_of
 
 CHECKPOINT = Path(__file__).with_name("checkpoint")
 RECIPE = "tpru_tiny_cpu"
+MARKER = "demo.json"  # says that a folder is the demo's own, so that the next demo may replace what is in it
 DEVICES = ("cpu", "cuda")
 TRAIN_ROWS = 4096
 # Far from any training seed: rows of different seeds share no episode.
@@ -67,13 +68,14 @@ def run(*, out: Path, seed: int, steps: int, eval_rows: int, device: str = "cpu"
     """Run every phase, write OUT/summary.json, curve.png and page.html, and print the table.
 
     Raises:
+        ValueError: another device, or a folder that holds files of others.
         RuntimeError: a phase failed (its last words are in the message, all of them in the log), the model
             did not improve, or rollout and actor disagreed about probabilities.
         KeyboardInterrupt: after Ray and vLLM have ended.
     """
     if device not in DEVICES:
         raise ValueError(f"--device {device}: expected {' or '.join(DEVICES)}")
-    demo = _Demo(out.absolute(), seed=seed, steps=steps, device=device)
+    demo = _Demo(out, seed=seed, steps=steps, device=device)
     console.print(f"[bold]tpru demo[/]: {steps} GRPO steps on {device}, seed {seed}, everything in {out}/")
     with demo.phase("rows"):
         demo.write_rows(eval_rows)
@@ -91,17 +93,23 @@ class _Demo:
     """One run of the demo in one folder: its phases and how long each took."""
 
     def __init__(self, out: Path, *, seed: int, steps: int, device: str = "cpu") -> None:
-        self.out, self.seed, self.steps, self.device = out, seed, steps, device
+        self.out, self.seed, self.steps, self.device = _own_folder(out), seed, steps, device
         self.seconds: dict[str, float] = {}
         # Of the machine: Ray's processes share pages, and a sum over processes would count these twice.
         self._memory = psutil.virtual_memory().used
         self.peak_gib = 0.0
-        # Results of an earlier run would be taken for this one's; models trained are kept until replaced.
-        for file in (out / "summary.json", out / folder.LOG, *out.glob("*.jsonl")):
+        self._clear()
+        write_json(self.out / MARKER, {"seed": seed, "steps": steps, "device": device})
+
+    def _clear(self) -> None:
+        """Results of an earlier demo would be taken for this one's. Its model is kept until replaced."""
+        results = [self.out / folder.SUMMARY, self.out / folder.LOG, self.out / folder.METRICS]
+        for name in ("before", "after"):
+            results += answers_of(self.out / f"{name}.jsonl")
+        for file in results:
             file.unlink(missing_ok=True)
         for name in (folder.CHECKPOINTS, folder.ROLLOUTS, folder.VALIDATION):
-            shutil.rmtree(out / name, ignore_errors=True)
-        out.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self.out / name, ignore_errors=True)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -219,6 +227,14 @@ class _Demo:
             f"tpru report {self.out}",
             "tpru train tpru_7b --dry-run data.train_files=... actor_rollout_ref.model.path=...",
         ]
+
+
+def _own_folder(out: Path) -> Path:
+    """The absolute path of a folder that is new, empty, or an earlier demo's.
+
+    Raises ValueError where `out` holds anything else: the demo deletes and replaces files by their names.
+    """
+    return out.absolute() if (out / MARKER).is_file() else folder.new(out, RECIPE)
 
 
 def _reader(metrics: Path) -> HistoryReader:

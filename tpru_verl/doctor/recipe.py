@@ -17,7 +17,7 @@ from tpru_verl.doctor.machine import Machine
 from tpru_verl.doctor.packages import package_lines
 from tpru_verl.doctor.room import known_shape, memory_lines
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import needs
+from tpru_verl.launch import needs, sizes
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
@@ -211,71 +211,31 @@ def _images(settings: Settings, found: prompts.Prompts) -> Iterator[Check]:
 
 
 def batch_lines(settings: Settings) -> Iterator[Check]:
-    """Sizes that have to divide, as both trainers check them once Ray and the data are up."""
-    n, world = max(1, settings.integer("n")), settings.world
-    batch, mini = settings.integer("batch"), settings.integer("mini_batch")
-    micro, log_prob = settings.integer("micro_batch"), settings.integer("micro_log_prob")
-    gpus, dynamic = f"{world} GPUs", bool(settings["dynamic_batch"])
-    rules = [
-        (mini <= batch, "batch", f"found less than {settings.said('mini_batch')}, expected at least that"),
-        (_divides(world, mini * n), "mini_batch", f"x {n} samples: found no multiple of {gpus}"),
-    ]
-    # With a dynamic batch size a micro-batch holds what fits into its tokens.
-    rules += (
-        []
-        if dynamic
-        else [
-            (_divides(world, batch * n), "batch", f"x {n} samples: found no multiple of {gpus}"),
-            (
-                _divides(log_prob, batch * n // world),
-                "micro_log_prob",
-                f"does not divide {batch * n // world} samples a GPU",
-            ),
-            (
-                _divides(micro, mini * n // world),
-                "micro_batch",
-                f"does not divide {mini * n // world} samples a GPU",
-            ),
-        ]
-    )
-    if settings.trainer == trainers.EASYR1:
-        rules.append((_divides(mini, batch), "batch", f"found no multiple of {settings.said('mini_batch')}"))
-    rules.append((n > 1, "n", "found one sample a prompt, expected several: GRPO compares them"))
-    broken = [(name, text) for holds, name, text in rules if not holds]
-    for name, text in broken:
-        yield Check("batches", FAIL, f"{settings.said(name)} {text}", _nearest(settings, name))
+    """Sizes that have to divide, and several samples a prompt."""
+    n = settings.integer("n")
+    broken = sizes.uneven_batches(settings)
+    if n <= 1:
+        found = "found one sample a prompt, expected several: GRPO compares them"
+        broken.append(sizes.Uneven("n", found, f"{settings.key('n')}=5"))
+    for name, found, fix in broken:
+        yield Check("batches", FAIL, f"{settings.said(name)} {found}", fix)
     if not broken:
+        batch, mini = settings.integer("batch"), settings.integer("mini_batch")
+        micro, log_prob = settings.integer("micro_batch"), settings.integer("micro_log_prob")
+        dynamic = settings["dynamic_batch"]
         at_once = f"{settings.integer('micro_tokens')} tokens" if dynamic else f"{micro} and {log_prob}"
+        gpus = f"{settings.world} GPUs"
         yield Check("batches", OK, f"{batch} prompts x {n}, {mini} an update, {at_once} at once, {gpus}")
-
-
-def _divides(divisor: int, number: int) -> bool:
-    return divisor > 0 and number > 0 and number % divisor == 0
-
-
-def _nearest(settings: Settings, name: str) -> str:
-    """A value that would do, where one follows from the others."""
-    n, world = max(1, settings.integer("n")), settings.world
-    whole = {"micro_batch": "mini_batch", "micro_log_prob": "batch"}
-    if name in whole and (share := settings.integer(whole[name]) * n // world) > 0:
-        most = max(d for d in range(1, share + 1) if share % d == 0 and d <= max(1, settings.integer(name)))
-        return f"{settings.key(name)}={most}"
-    if name == "n":
-        return f"{settings.key(name)}=5"
-    mini = settings.integer("mini_batch") if name == "batch" else 1
-    step = world * max(1, mini)
-    return f"{settings.key(name)}={max(step, settings.integer(name) // step * step)}"
 
 
 def _tensor_parallel(settings: Settings) -> Iterator[Check]:
     size = settings.integer("tensor_parallel") or 1
     shape, said = known_shape(settings), settings.said("tensor_parallel")
-    rules = [(_divides(size, settings.world), f"does not divide {settings.world} GPUs")]
-    if shape:
-        rules.append((_divides(size, shape.heads), f"does not divide {shape.heads} attention heads"))
-        even = _divides(size, shape.kv_heads) or _divides(shape.kv_heads, size)
-        rules.append((even, f"and {shape.kv_heads} key-value heads do not divide each other"))
-    broken = [text for holds, text in rules if not holds]
+    broken = [uneven.found for uneven in sizes.uneven_ranks(settings)]
+    if shape and not sizes.divides(size, shape.heads):
+        broken.append(f"does not divide {shape.heads} attention heads")
+    if shape and not (sizes.divides(size, shape.kv_heads) or sizes.divides(shape.kv_heads, size)):
+        broken.append(f"and {shape.kv_heads} key-value heads do not divide each other")
     for text in broken:
         fits = [
             d for d in range(1, size + 1) if settings.world % d == 0 and (not shape or shape.heads % d == 0)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tpru_verl import recipes, trainers
-from tpru_verl.launch import folder, needs, plan
+from tpru_verl.launch import folder, needs, plan, sizes
 from tpru_verl.launch.settings import Settings, value_at
 from tpru_verl.redaction import redact_settings
 
@@ -107,6 +107,7 @@ def script(
         if not word.isprintable():
             raise ValueError(f"found {word!r}, expected no line break and no invisible character in it")
     settings = plan.compose(recipe, overrides).settings
+    sizes.check(settings)
     for word, shown in zip(overrides, redact_settings(overrides, settings.config), strict=True):
         if word != shown:  # the script, and the cluster's records of it, would keep the key
             name = word.partition("=")[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tpru_verl import trainers
 from tpru_verl.files import locked
-from tpru_verl.launch import folder, plan, run
+from tpru_verl.launch import folder, plan, run, sizes
 from tpru_verl.launch.guard import ENDING
 from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker
 from tpru_verl.runs import alarms
@@ -54,6 +54,7 @@ def train(
     if chosen.before:
         chosen = _from_last(chosen, overrides)
     planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
+    sizes.check(planned.settings)  # not in `compose`: the doctor asks for it, and says more
     if warning := trainers.untested(planned.trainer):
         _say([f"tpru: {warning}"])
     _say([f"tpru: {doubt}" for doubt in planned.doubts])

@@ -1,0 +1,83 @@
+"""Batches and ranks that do not come out even on the GPUs are refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.doctor import settings
+
+from tpru_verl.doctor import recipe as doctor
+from tpru_verl.doctor.check import FAIL
+from tpru_verl.launch import cluster, sizes, train
+
+FILES = ["data.train_files=a.parquet", "data.val_files=b.parquet"]
+LORA = [*FILES, "+tpru=lora"]
+
+
+def on(gpus: int) -> str:
+    return f"trainer.n_gpus_per_node={gpus}"
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_the_line_of_the_docs_takes_two_or_four_gpus(gpus: int, tmp_path: Path) -> None:
+    pytest.importorskip("verl")
+    overrides = [*LORA, on(gpus)]
+    assert train.train("tpru_qwen3vl_8b", overrides, out=tmp_path / "run", dry_run=True) == 0
+
+
+def test_three_gpus_are_refused_where_a_run_is_composed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("verl")
+    message = r"x 5 samples: found no multiple of 3 GPUs; \S+=\d+ would do"
+    with pytest.raises(ValueError, match=message):
+        train.train("tpru_qwen3vl_8b", [*LORA, on(3)], out=tmp_path / "run", dry_run=True)
+    with pytest.raises(ValueError, match=message):
+        cluster.script("slurm", "tpru_qwen3vl_8b", [*LORA, on(3)])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch": 192, "mini_batch": 96, "gpus": 3}, r"tensor_model_parallel_size=2 does not divide 3 GPUs"),
+        ({"batch": 255, "mini_batch": 255, "gpus": 4}, "ppo_mini_batch_size=255 x 5 samples: found no"),
+        (
+            {"batch": 100},
+            "found less than actor_rollout_ref.actor.ppo_mini_batch_size=128, expected at least",
+        ),
+        (
+            {"micro_batch": 3},
+            "ppo_micro_batch_size_per_gpu=3 does not divide 80 samples a GPU; .*=2 would do",
+        ),
+        ({"micro_log_prob": 48}, "micro_batch_size_per_gpu=48 does not divide 160 samples a GPU"),
+    ],
+)
+def test_doctor_and_train_refuse_the_same(change: dict[str, Any], message: str) -> None:
+    given = settings(**change)
+    with pytest.raises(ValueError, match=message):
+        sizes.check(given)
+    lines = [*doctor.batch_lines(given), *doctor._tensor_parallel(given)]
+    assert any(line.status == FAIL for line in lines)
+
+
+@pytest.mark.parametrize("trainer", ["veRL", "EasyR1"])
+def test_a_fix_is_accepted(trainer: str) -> None:
+    sizes.check(settings(trainer))
+    given = settings(trainer, gpus=3)
+    for _ in range(5):  # each fix may ask for the next
+        uneven = [*sizes.uneven_batches(given), *sizes.uneven_ranks(given)]
+        if not uneven:
+            break
+        key, _, value = uneven[0].fix.partition("=")
+        assert key == given.key(uneven[0].name)
+        section: Any = given.config
+        for part in key.split(".")[:-1]:
+            section = section[part]
+        section[key.rpartition(".")[2]] = int(value)
+    sizes.check(given)
+
+
+def test_one_response_a_prompt_is_for_other_estimators_than_groups() -> None:
+    """`launch.overlays` refuses it where the estimator compares responses."""
+    sizes.check(settings(n=1, micro_batch=4, micro_log_prob=16))
