@@ -13,7 +13,9 @@ from omegaconf import OmegaConf
 pytest.importorskip("verl")
 pytest.importorskip("vllm")
 from ray.exceptions import RayActorError, RayTaskError
-from support.rollouts import Rollouts, same
+from support.rollouts import FakeServer, Remote, Rollouts, same
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
+from verl.workers.rollout.replica import TokenOutput
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from tpru_verl import recipes
@@ -35,7 +37,7 @@ def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
     """Run a worker class on two prompts."""
     write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
 
-    def run(worker_class: type, model: Path = checkpoint, *overrides: str) -> Rollouts:
+    def run(worker_class: type, model: Path = checkpoint, *overrides: str, rows: int = 2) -> Rollouts:
         config = recipes.compose(
             "tpru_tiny_cpu",
             [
@@ -46,7 +48,7 @@ def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
                 *overrides,
             ],
         )
-        rollouts = Rollouts(config, worker_class)
+        rollouts = Rollouts(config, worker_class, rows)
         rollouts.run()
         return rollouts
 
@@ -254,6 +256,50 @@ def test_with_another_engine_each_sample_goes_stock_verls_way(rollout: Callable,
         for name in ("input_ids", "position_ids", "multi_modal_inputs", "responses"):
             assert same(ours.fields[key][name], row[name]), (key, name)
     assert ours.server.biased == set()
+
+
+@pytest.mark.parametrize("mode", ["colocate_async", "separate_async"])
+def test_an_asynchronous_trainer_gets_whole_answers_and_no_aborted_ones(
+    mode: str, rollout: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's server aborts each request at a weight update after 3 tokens; veRL's own client resumes it."""
+
+    class Client(FullyAsyncLLMServerClient):
+        def __init__(self, server: FakeServer) -> None:
+            self.server: Any = server
+            self.prompt: list[int] = []
+            self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": "vllm"}}})
+            server.generate = Remote(self._served)  # type: ignore[attr-defined]
+            server.generate_group = Remote(self._group)
+
+        async def _acquire_server(self, request_id: str, **_: object) -> tuple[str, Any]:
+            return "server", self.server
+
+        def _release_server(self, *_: object, **__: object) -> None:
+            pass
+
+        async def _served(self, *, prompt_ids: list[int], **_: object) -> TokenOutput:
+            self.prompt = self.prompt or prompt_ids
+            whole = self.server.sample(self.prompt)
+            done = len(prompt_ids) - len(self.prompt)
+            end = done + 3 if done == 0 else len(whole.token_ids)
+            return TokenOutput(
+                token_ids=whole.token_ids[done:end],
+                log_probs=whole.log_probs[done:end],
+                stop_reason="completed" if done else "aborted",
+                extra_fields={"global_steps": 8 if done else 7},
+            )
+
+        async def _group(self, n: int, **call: Any) -> list[TokenOutput]:
+            return [await self._served(**call) for _ in range(n)]
+
+    monkeypatch.setattr("support.rollouts.FakeClient", Client)
+    ran = rollout(TPRUAgentLoopWorker, checkpoint, f"trainer.v1.trainer_mode={mode}", rows=1)
+    assert len(ran.fields) == N
+    for key, row in ran.fields.items():
+        whole = ran.server.sample(row["prompts"].tolist()).token_ids
+        assert row["responses"].tolist() == whole
+        assert (ran.tags[key]["min_global_steps"], ran.tags[key]["max_global_steps"]) == (7, 8)
 
 
 @pytest.mark.parametrize(("end", "form"), [("", 0.0), ("{{- '<think>\\n' -}}", 1.0)])

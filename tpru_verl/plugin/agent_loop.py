@@ -6,8 +6,8 @@ sends the images to vLLM. Here the samples of a prompt share one preparation, on
 the reward worker and one write to TransferQueue. The tensors are the same (tests/plugin/test_agent_loop.py).
 
 A recipe chooses it with `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Stock veRL still runs
-agent loops with tools or several turns, distillation, engines other than vLLM, and processors of a family
-that `tpru_verl.models` does not have. In a veRL whose agent loop differs (0.9.0) it runs all.
+agent loops with tools or several turns, distillation, asynchronous trainers, engines other than vLLM, and
+processors of a family that `tpru_verl.models` lacks. In a veRL whose agent loop differs (0.9.0) it runs all.
 """
 
 from __future__ import annotations
@@ -100,14 +100,14 @@ class TPRUAgentLoopWorker(_StockWorker):
 
     def _runs_groups(self) -> bool:
         kind, engine = type(self.processor).__name__, self.rollout_config.name
-        if engine == "vllm" and kind in {family.processor for family in FAMILIES.values()}:
+        # The asynchronous trainers abort requests at a weight update; veRL's client resumes each sample.
+        mode = self.config.trainer.v1.trainer_mode
+        known = kind in {family.processor for family in FAMILIES.values()}
+        if known and (engine, mode) == ("vllm", "sync"):
             return True
-        logger.warning(
-            "tpru plugin: stock veRL prepares each sample apart: found %s with rollout.name=%s, "
-            "expected vllm and a processor of a family in tpru_verl.models",
-            kind,
-            engine,
-        )
+        found = f"found {kind} with rollout.name={engine} and trainer_mode={mode}"
+        expected = "expected a processor of a family in tpru_verl.models, vllm and sync"
+        logger.warning("tpru plugin: stock veRL prepares each sample apart: %s, %s", found, expected)
         return False
 
     async def _run_prompt(
@@ -201,7 +201,6 @@ class TPRUAgentLoopWorker(_StockWorker):
                 prompt_ids=prompt_ids,
                 sampling_params=sampling_params,
                 image_data=images or None,
-                final_only=self.config.trainer.v1.trainer_mode == "sync",
                 seeds=seeds,
                 **extra,
             )
