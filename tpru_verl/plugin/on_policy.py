@@ -28,7 +28,7 @@ _FROM_OLD = ("optimal_token_baseline", "tir_optimal_token_baseline")
 
 
 def is_on_policy(config: Mapping[str, Any]) -> bool:
-    """Whether each step is one update of the weights that sampled it, and nothing else needs the old pass.
+    """Whether a step may be one update of the weights that sampled it, and nothing else needs the old pass.
 
     Any loss will do: all of veRL's are functions of the new and the old log-probabilities, which are equal.
     """
@@ -48,6 +48,16 @@ def is_on_policy(config: Mapping[str, Any]) -> bool:
         and not any(correction.get(key) for key in ("bypass_mode", "rollout_is", "rollout_rs"))
         and not distillation.get("enabled")
     )
+
+
+def is_one_update(config: Mapping[str, Any], samples: int) -> bool:
+    """Whether veRL makes one update of a batch of so many samples, padding included.
+
+    It cuts the batch into mini-batches of samples. A batch has more of them than its prompts say where an
+    agent loop has several outputs a session, or where a critic has larger mini-batches.
+    """
+    actor, rollout = config["actor_rollout_ref"]["actor"], config["actor_rollout_ref"]["rollout"]
+    return is_on_policy(config) and samples <= actor["ppo_mini_batch_size"] * rollout["n"]
 
 
 def _replays_routes(actor: Mapping[str, Any]) -> bool:
@@ -71,7 +81,7 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
     tq = trainer_base.tq
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        if not is_on_policy(self.config):
+        if not is_one_update(self.config, len(batch)):
             return compute(self, batch, metrics)
         fields = ["rollout_log_probs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -80,13 +90,13 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
 
     def _compute_advantage(self, batch, metrics: dict):
         batch = advantage(self, batch, metrics)
-        if is_on_policy(self.config):  # rollout was compared with itself
+        if is_one_update(self.config, len(batch)):  # rollout was compared with itself
             for key in [key for key in metrics if key.startswith("rollout_corr/")]:
                 del metrics[key]
         return batch
 
     def _update_actor(self, batch, metrics: dict):
-        batch.extra_info[FLAG] = is_on_policy(self.config)
+        batch.extra_info[FLAG] = is_one_update(self.config, len(batch))
         batch = update(self, batch, metrics)
         if batch.extra_info.pop(FLAG):
             sums = {key: metrics.pop(key) for key in list(metrics) if key.startswith(f"actor/{PREFIX}")}
