@@ -20,6 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import hooks
 from tpru_verl.plugin.agent_loop import (
     TPRUAgentLoopManager,
     TPRUAgentLoopWorker,
@@ -255,6 +256,16 @@ def test_with_another_engine_each_sample_goes_stock_verls_way(rollout: Callable,
     for key, row in stock.fields.items():
         for name in ("input_ids", "position_ids", "multi_modal_inputs", "responses"):
             assert same(ours.fields[key][name], row[name]), (key, name)
+    assert ours.server.biased == set()
+
+
+def test_without_the_servers_call_for_a_group_each_sample_goes_stock_verls_way(
+    rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "skipped", {"generate_group"})
+    ours, stock = (rollout(kind) for kind in (TPRUAgentLoopWorker, _StockWorker))
+    assert ours.tags == stock.tags
+    assert len(ours.fields) == 2 * N
     assert ours.server.biased == set()
 
 

@@ -19,7 +19,7 @@ from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.workers.utils import losses
 
 from tpru_verl import recipes
-from tpru_verl.plugin import on_policy
+from tpru_verl.plugin import hooks, on_policy
 from tpru_verl.recipes import overlays
 
 LENGTHS = [5, 3, 4]
@@ -113,6 +113,12 @@ def test_the_pass_is_saved_where_the_batch_that_came_is_one_update(outputs: int,
     old_pass, flag, metrics = step(config(), prompts * n * outputs)
     assert (old_pass, flag) == (not saved, saved)
     assert ("rollout_corr/kl" in metrics, "training/rollout_probs_diff_mean" in metrics) == (not saved, saved)
+
+
+def test_the_pass_stays_where_the_other_half_of_the_patch_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_applied", hooks._applied - {"own_log_probs"})
+    settings = config()
+    assert step(settings, settings.data.train_batch_size)[:2] == (True, False)
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

@@ -43,7 +43,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
-from tpru_verl.plugin import early, reproducible
+from tpru_verl.plugin import early, hooks, reproducible, sharing
 from tpru_verl.plugin.processors import Executor, check_lists_of_ids, training_features
 from tpru_verl.plugin.waiting import ERROR, said, watch, who_died
 from tpru_verl.terminal import line_of
@@ -103,10 +103,11 @@ class TPRUAgentLoopWorker(_StockWorker):
         # The asynchronous trainers abort requests at a weight update; veRL's client resumes each sample.
         mode = self.config.trainer.v1.trainer_mode
         known = kind in {family.processor for family in FAMILIES.values()}
-        if known and (engine, mode) == ("vllm", "sync"):
+        patch = sharing.generate_group.__name__  # of the server, which is another process
+        if known and (engine, mode) == ("vllm", "sync") and patch not in hooks.skipped:
             return True
-        found = f"found {kind} with rollout.name={engine} and trainer_mode={mode}"
-        expected = "expected a processor of a family in tpru_verl.models, vllm and sync"
+        found = f"found {kind}, rollout.name={engine}, trainer_mode={mode}, skipped: {sorted(hooks.skipped)}"
+        expected = f"expected a processor of tpru_verl.models, vllm, sync, {patch} not skipped"
         logger.warning("tpru plugin: stock veRL prepares each sample apart: %s, %s", found, expected)
         return False
 

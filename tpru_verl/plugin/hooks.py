@@ -22,6 +22,7 @@ skipped = {name.strip() for name in os.environ.get("TPRU_SKIP_PATCHES", "").spli
 
 _registered: set[tuple[str, Patch]] = set()
 _waiting: dict[str, list[Patch]] = {}
+_applied: set[str] = set()
 
 
 def when_imported(module_name: str) -> Callable[[Patch], Patch]:
@@ -53,12 +54,18 @@ def registered() -> set[tuple[str, str]]:
     return {(module, patch.__name__) for module, patch in _registered}
 
 
+def is_applied(name: str) -> bool:
+    """Whether this process has applied the patch; its other half does nothing without it."""
+    return name in _applied
+
+
 def apply(patch: Patch, module: ModuleType) -> None:
     """Patch the module. A patch that raises logs a warning, and the module stays as it was."""
     if patch.__name__ in skipped:
         return
     try:
         patch(module)
+        _applied.add(patch.__name__)
     except Exception as error:
         logger.warning(
             "tpru plugin: patch %s is skipped, because %s is not as expected (%s: %s)",

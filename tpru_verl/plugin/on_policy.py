@@ -15,7 +15,7 @@ from math import nan, sqrt
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tpru_verl.plugin.hooks import replace, require
+from tpru_verl.plugin.hooks import is_applied, replace, require
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +60,11 @@ def is_one_update(config: Mapping[str, Any], samples: int) -> bool:
     return is_on_policy(config) and samples <= actor["ppo_mini_batch_size"] * rollout["n"]
 
 
+def _saves_pass(trainer: Any, batch: Any) -> bool:
+    """Asked at the step: the trainer imports the losses, and so patches them, before its first one."""
+    return is_applied(own_log_probs.__name__) and is_one_update(trainer.config, len(batch))
+
+
 def _replays_routes(actor: Mapping[str, Any]) -> bool:
     """Whether the update repeats the choice of experts that the old pass recorded (Megatron and VeOmni)."""
     engines = [actor.get(name) or {} for name in ("megatron", "veomni")]
@@ -81,7 +86,7 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
     tq = trainer_base.tq
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        if not is_one_update(self.config, len(batch)):
+        if not _saves_pass(self, batch):
             return compute(self, batch, metrics)
         fields = ["rollout_log_probs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -90,13 +95,13 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
 
     def _compute_advantage(self, batch, metrics: dict):
         batch = advantage(self, batch, metrics)
-        if is_one_update(self.config, len(batch)):  # rollout was compared with itself
+        if _saves_pass(self, batch):  # rollout was compared with itself
             for key in [key for key in metrics if key.startswith("rollout_corr/")]:
                 del metrics[key]
         return batch
 
     def _update_actor(self, batch, metrics: dict):
-        batch.extra_info[FLAG] = is_one_update(self.config, len(batch))
+        batch.extra_info[FLAG] = _saves_pass(self, batch)
         batch = update(self, batch, metrics)
         if batch.extra_info.pop(FLAG):
             sums = {key: metrics.pop(key) for key in list(metrics) if key.startswith(f"actor/{PREFIX}")}
