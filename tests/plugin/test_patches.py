@@ -1,6 +1,7 @@
 """Each patch of veRL: the fault of stock veRL without it, and the behaviour with it."""
 
 import asyncio
+import importlib.util
 import json
 import re
 import subprocess
@@ -336,6 +337,23 @@ def test_a_patch_waits_for_an_import_that_succeeds(tmp_path: Any, monkeypatch: p
     import broken_at_first  # type: ignore[import-not-found]
 
     assert broken_at_first.value == 2
+
+
+def test_a_patch_waits_while_the_module_is_only_looked_for(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libraries ask whether a package is there: `importlib.util.find_spec`."""
+    (tmp_path / "looked_for.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen: list[str] = []
+    hooks.when_imported("looked_for")(lambda module: seen.append(module.__name__))
+    for _ in range(2):
+        assert importlib.util.find_spec("looked_for") is not None
+    assert seen == []
+    import looked_for  # type: ignore[import-not-found]
+
+    assert seen == ["looked_for"]
+    assert type(looked_for.__loader__).__name__ == "SourceFileLoader"
 
 
 def test_the_plugin_is_seen_once_and_only_when_it_is_wanted(stock: Done, patched: Done) -> None:
