@@ -115,12 +115,33 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     rollout: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(self: object, *_: object, **__: object) -> None:
-        raise ValueError("no pictures today")
+        raise RuntimeError("no pictures today")
 
     monkeypatch.setattr(TPRUAgentLoopWorker, "_generate", fail)
     failed = rollout(TPRUAgentLoopWorker)
     assert failed.fields == {}
     assert {key: tag["status"] for key, tag in failed.tags.items()} == {"row0": "failure", "row1": "failure"}
+
+
+def test_a_prompt_that_vllm_refuses_names_its_row_and_ends_the_run(
+    rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def group(self: FakeServer) -> Remote:
+        async def refuse(n: int, *, prompt_ids: list[int], **call: Any) -> list[TokenOutput]:
+            if self.images:
+                refusal = ValueError("At most 7 image(s) may be provided in one prompt.")
+                raise RayTaskError("generate_group", f"long\n{refusal}", refusal).as_instanceof_cause()
+            return await FakeServer._group(self, n, prompt_ids=prompt_ids, **call)
+
+        return Remote(refuse)
+
+    monkeypatch.setattr(FakeServer, "generate_group", property(group, lambda *_: None), raising=False)
+    failed = rollout(TPRUAgentLoopWorker)
+    assert len(failed.fields) == N  # of the prompt that came first
+    (tag,) = (failed.tags[key] for key in ("row0", "row1") if failed.tags[key]["status"] == "failure")
+    assert tag[ERROR].count("\n") == 0
+    assert "rows.parquet row" in tag[ERROR]
+    assert tag[ERROR].endswith("vLLM refuses the prompt (At most 7 image(s) may be provided in one prompt.)")
 
 
 DEAD_ACTOR = "The actor died unexpectedly.\n\tclass_name: make.<locals>.RewardLoopWorker\n\tpid: 12\n"

@@ -45,8 +45,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from tpru_verl.models import FAMILIES
 from tpru_verl.plugin import early, hooks, reproducible, sharing
 from tpru_verl.plugin.processors import Executor, check_lists_of_ids, training_features
-from tpru_verl.plugin.waiting import ERROR, said, watch, who_died
-from tpru_verl.terminal import line_of
+from tpru_verl.plugin.waiting import ERROR, RefusedError, ends_run, reason_of, said, watch
 from tpru_verl.trainers import TESTED, VERL
 
 if TYPE_CHECKING:
@@ -128,15 +127,15 @@ class TPRUAgentLoopWorker(_StockWorker):
             prepared = await self._prepare(list(prompt["raw_prompt"]))
         except Exception as error:
             logger.exception("prompt %s cannot be prepared", uid)
-            tag[ERROR] = f"{_row_of(prompt)}: the prompt cannot be prepared ({_reason(error)})"
+            tag[ERROR] = f"{_row_of(prompt)}: the prompt cannot be prepared ({reason_of(error)})"
         else:
             try:
                 await self._run_group(prompt, prepared, sampling_params, trajectory["validate"])
                 tag["status"] = "finished"
             except Exception as error:
                 logger.error("rollout of prompt %s failed: %s", uid, said(error))
-                if died := who_died(error):
-                    tag[ERROR] = f"{died} has died: killed, or out of memory"
+                if reason := ends_run(error, _row_of(prompt)):
+                    tag[ERROR] = reason
         await self._tell(partition_id, uid, tag)
 
     def _tell(self, partition_id: str, uid: str, tag: dict) -> asyncio.Task[None]:
@@ -205,6 +204,8 @@ class TPRUAgentLoopWorker(_StockWorker):
                 seeds=seeds,
                 **extra,
             )
+        except ValueError as error:
+            raise RefusedError(said(error)) from error
         finally:
             client._release_server(server_id, request_id=request_id)
         for sample in samples:
@@ -329,11 +330,6 @@ class TPRUAgentLoopWorker(_StockWorker):
         for output, result in zip(outputs, await worker.compute_score_batch.remote(data), strict=True):
             output.reward_score = result["reward_score"]
             output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
-
-
-def _reason(error: Exception) -> str:
-    text = line_of(error)
-    return text if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _row_of(prompt: Mapping[str, object]) -> str:
