@@ -103,6 +103,29 @@ def test_log_probabilities_in_chunks_are_those_of_the_softmax(rows: int) -> None
     torch.testing.assert_close(found, expected)
 
 
+def test_the_backward_pass_keeps_the_logits_alone_and_has_the_gradients_of_the_softmax() -> None:
+    from verl.utils.torch_functional import logprobs_from_logits_v2
+
+    torch.manual_seed(0)
+    rows = 2 * patches.TOKENS_A_CHUNK + 5
+    logits, labels = torch.randn(rows, 64).bfloat16().requires_grad_(), torch.randint(0, 64, (rows,))
+    weights, kept = torch.linspace(-1, 1, rows), {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = logprobs_from_logits_v2(cast(torch.FloatTensor, logits), labels)
+        (found * weights).sum().backward()
+    assert sum(kept.values()) <= sum(each.nbytes for each in (logits, labels, weights))
+
+    leaf = logits.detach().float().requires_grad_()
+    (leaf.log_softmax(-1).gather(-1, labels[:, None])[:, 0] * weights).sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.float(), leaf.grad, rtol=1e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("equal_size", [True, False])
 def test_one_part_is_what_the_search_finds(equal_size: bool) -> None:
     from verl.utils import seqlen_balancing
