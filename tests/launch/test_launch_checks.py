@@ -1,5 +1,6 @@
 """What is checked before a run starts, what it needs around it, and how it is ended."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -240,6 +241,18 @@ class TestRows:
             launch.usable_rows(self.settings(tmp_path, 8, train_files=given))
         assert "broken.jsonl" in str(told.value)
         assert launch.usable_rows(self.settings(tmp_path, 8, train_files=given, on_invalid="skip")) == 8
+
+    def test_a_row_with_more_images_than_vllm_takes_is_named(self, tmp_path: Path) -> None:
+        given = self.settings(tmp_path, 8)
+        most = max(len(row.images) for row in make_rows(8, seed=1))
+        for limit, usable in ((most, 8), (0, 8)):
+            config = {**given.config, "actor_rollout_ref": {"rollout": {"limit_images": limit}}}
+            assert launch.usable_rows(Settings("veRL", config)) == usable
+        few = {**given.config, "actor_rollout_ref": {"rollout": {"limit_images": most - 1}}}
+        key = "actor_rollout_ref.rollout.limit_images"
+        expected = f"images: found {most} images, expected {most - 1} or fewer; set {key}={most}"
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            launch.usable_rows(Settings("veRL", few))
 
 
 class TestGpu:

@@ -13,11 +13,14 @@ from omegaconf import OmegaConf
 pytest.importorskip("verl")
 pytest.importorskip("vllm")
 from ray.exceptions import RayActorError, RayTaskError
-from support.rollouts import Rollouts, same
+from support.rollouts import FakeServer, Remote, Rollouts, same
+from verl.workers.rollout.llm_server import FullyAsyncLLMServerClient
+from verl.workers.rollout.replica import TokenOutput
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from tpru_verl import recipes
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.plugin import hooks
 from tpru_verl.plugin.agent_loop import (
     TPRUAgentLoopManager,
     TPRUAgentLoopWorker,
@@ -35,7 +38,7 @@ def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
     """Run a worker class on two prompts."""
     write_parquet(make_rows(2, seed=3), tmp_path / "rows.parquet")
 
-    def run(worker_class: type, model: Path = checkpoint, *overrides: str) -> Rollouts:
+    def run(worker_class: type, model: Path = checkpoint, *overrides: str, rows: int = 2) -> Rollouts:
         config = recipes.compose(
             "tpru_tiny_cpu",
             [
@@ -46,7 +49,7 @@ def rollout(tmp_path: Path, checkpoint: Path) -> Callable[[type], Rollouts]:
                 *overrides,
             ],
         )
-        rollouts = Rollouts(config, worker_class)
+        rollouts = Rollouts(config, worker_class, rows)
         rollouts.run()
         return rollouts
 
@@ -112,12 +115,33 @@ def test_a_failed_prompt_is_marked_and_leaves_the_others_alone(
     rollout: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(self: object, *_: object, **__: object) -> None:
-        raise ValueError("no pictures today")
+        raise RuntimeError("no pictures today")
 
     monkeypatch.setattr(TPRUAgentLoopWorker, "_generate", fail)
     failed = rollout(TPRUAgentLoopWorker)
     assert failed.fields == {}
     assert {key: tag["status"] for key, tag in failed.tags.items()} == {"row0": "failure", "row1": "failure"}
+
+
+def test_a_prompt_that_vllm_refuses_names_its_row_and_ends_the_run(
+    rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def group(self: FakeServer) -> Remote:
+        async def refuse(n: int, *, prompt_ids: list[int], **call: Any) -> list[TokenOutput]:
+            if self.images:
+                refusal = ValueError("At most 7 image(s) may be provided in one prompt.")
+                raise RayTaskError("generate_group", f"long\n{refusal}", refusal).as_instanceof_cause()
+            return await FakeServer._group(self, n, prompt_ids=prompt_ids, **call)
+
+        return Remote(refuse)
+
+    monkeypatch.setattr(FakeServer, "generate_group", property(group, lambda *_: None), raising=False)
+    failed = rollout(TPRUAgentLoopWorker)
+    assert len(failed.fields) == N  # of the prompt that came first
+    (tag,) = (failed.tags[key] for key in ("row0", "row1") if failed.tags[key]["status"] == "failure")
+    assert tag[ERROR].count("\n") == 0
+    assert "rows.parquet row" in tag[ERROR]
+    assert tag[ERROR].endswith("vLLM refuses the prompt (At most 7 image(s) may be provided in one prompt.)")
 
 
 DEAD_ACTOR = "The actor died unexpectedly.\n\tclass_name: make.<locals>.RewardLoopWorker\n\tpid: 12\n"
@@ -254,6 +278,60 @@ def test_with_another_engine_each_sample_goes_stock_verls_way(rollout: Callable,
         for name in ("input_ids", "position_ids", "multi_modal_inputs", "responses"):
             assert same(ours.fields[key][name], row[name]), (key, name)
     assert ours.server.biased == set()
+
+
+def test_without_the_servers_call_for_a_group_each_sample_goes_stock_verls_way(
+    rollout: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "skipped", {"generate_group"})
+    ours, stock = (rollout(kind) for kind in (TPRUAgentLoopWorker, _StockWorker))
+    assert ours.tags == stock.tags
+    assert len(ours.fields) == 2 * N
+    assert ours.server.biased == set()
+
+
+@pytest.mark.parametrize("mode", ["colocate_async", "separate_async"])
+def test_an_asynchronous_trainer_gets_whole_answers_and_no_aborted_ones(
+    mode: str, rollout: Callable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's server aborts each request at a weight update after 3 tokens; veRL's own client resumes it."""
+
+    class Client(FullyAsyncLLMServerClient):
+        def __init__(self, server: FakeServer) -> None:
+            self.server: Any = server
+            self.prompt: list[int] = []
+            self.config = OmegaConf.create({"actor_rollout_ref": {"rollout": {"name": "vllm"}}})
+            server.generate = Remote(self._served)  # type: ignore[attr-defined]
+            server.generate_group = Remote(self._group)
+
+        async def _acquire_server(self, request_id: str, **_: object) -> tuple[str, Any]:
+            return "server", self.server
+
+        def _release_server(self, *_: object, **__: object) -> None:
+            pass
+
+        async def _served(self, *, prompt_ids: list[int], **_: object) -> TokenOutput:
+            self.prompt = self.prompt or prompt_ids
+            whole = self.server.sample(self.prompt)
+            done = len(prompt_ids) - len(self.prompt)
+            end = done + 3 if done == 0 else len(whole.token_ids)
+            return TokenOutput(
+                token_ids=whole.token_ids[done:end],
+                log_probs=whole.log_probs[done:end],
+                stop_reason="completed" if done else "aborted",
+                extra_fields={"global_steps": 8 if done else 7},
+            )
+
+        async def _group(self, n: int, **call: Any) -> list[TokenOutput]:
+            return [await self._served(**call) for _ in range(n)]
+
+    monkeypatch.setattr("support.rollouts.FakeClient", Client)
+    ran = rollout(TPRUAgentLoopWorker, checkpoint, f"trainer.v1.trainer_mode={mode}", rows=1)
+    assert len(ran.fields) == N
+    for key, row in ran.fields.items():
+        whole = ran.server.sample(row["prompts"].tolist()).token_ids
+        assert row["responses"].tolist() == whole
+        assert (ran.tags[key]["min_global_steps"], ran.tags[key]["max_global_steps"]) == (7, 8)
 
 
 @pytest.mark.parametrize(("end", "form"), [("", 0.0), ("{{- '<think>\\n' -}}", 1.0)])

@@ -19,7 +19,7 @@ from verl.utils.torch_functional import get_constant_schedule_with_warmup
 from tpru_verl.checkpoints import is_whole, steps_of
 from tpru_verl.launch.resume import TRACKER, mend_tracker
 from tpru_verl.launch.settings import Settings
-from tpru_verl.plugin import checkpoints
+from tpru_verl.plugin import checkpoints, hooks
 
 KINDS = ("model", "optimizer", "extra")
 
@@ -192,6 +192,17 @@ class TestStop:
         monkeypatch.delenv(checkpoints.STOP_FILE, raising=False)
         one = trainer(tmp_path)
         one.global_steps = 1
+        assert one.step({}, {}) == "batch"
+
+    def test_the_wait_does_not_end_where_nobody_would_save(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As with TPRU_SKIP_PATCHES=save_when_asked: the run would end with an error, and a file of before
+        would end it at once."""
+        monkeypatch.setenv(checkpoints.STOP_FILE, str(tmp_path / "stop"))
+        monkeypatch.setattr(hooks, "_applied", hooks._applied - {"save_when_asked"})
+        one = Trainer(tmp_path)
+        one.global_steps = 3  # whose step writes the file, and then waits
         assert one.step({}, {}) == "batch"
 
 

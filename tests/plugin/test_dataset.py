@@ -139,6 +139,24 @@ def test_items_have_what_the_trainer_and_the_reward_loop_read(build: Build, tmp_
         assert all((part["min_pixels"], part["max_pixels"]) == (3136, 3136) for part in images)
 
 
+def test_a_row_with_more_images_than_vllm_takes_is_refused_or_left_out(
+    build: Build, tmp_path: Path, tokenizer: PreTrainedTokenizer, processor: ProcessorMixin
+) -> None:
+    file = str(write(tmp_path / "rows.parquet", [published(i) for i in range(6)]))
+    assert len(build(file)) == 6  # settings of no run
+
+    def of_run(limit: int, **changes: object) -> int:
+        run = {"data": settings(**changes), "actor_rollout_ref": {"rollout": {"limit_images": limit}}}
+        rows: Any = create_rl_dataset(file, OmegaConf.create(run).data, tokenizer, processor)
+        return len(rows)
+
+    assert (of_run(6), of_run(0), of_run(4, on_invalid="skip")) == (6, 6, 2)
+    with pytest.raises(ValueError, match=r"4 of 6 rows are broken") as told:
+        of_run(4)
+    row = "rows.parquet row 1: images: found 6 images, expected 4 or fewer"
+    assert f"{row}; set actor_rollout_ref.rollout.limit_images=6" in str(told.value)
+
+
 def test_template_of_the_task_is_rendered_around_the_problem(build: Build, tmp_path: Path) -> None:
     rows = write(tmp_path / "rows.parquet", [published(i) for i in range(3)])
     data = build(rows, prompt_template="tpru", max_prompt_length=4096)

@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("verl")
 import torch
 from omegaconf import open_dict
 from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
 from verl import DataProto
 from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl.utils import tensordict_utils as tu
@@ -17,7 +19,7 @@ from verl.utils.debug.metrics import calculate_debug_metrics
 from verl.workers.utils import losses
 
 from tpru_verl import recipes
-from tpru_verl.plugin import on_policy
+from tpru_verl.plugin import hooks, on_policy
 from tpru_verl.recipes import overlays
 
 LENGTHS = [5, 3, 4]
@@ -62,6 +64,61 @@ def test_one_gpu_saves_the_pass_that_the_big_recipe_needs() -> None:
     files = ["data.train_files=a", "data.val_files=b"]
     assert not on_policy.is_on_policy(recipes.compose("tpru_7b", files))
     assert on_policy.is_on_policy(recipes.compose("tpru_7b", [*files, "+tpru=[lora,one_gpu_80]"]))
+
+
+class Trainer:
+    """veRL's trainer but for what it computes; notes whether the old pass ran, and the flag of the update."""
+
+    def __init__(self, settings: Any) -> None:
+        self.config, self.old_pass, self.flag = settings, False, None
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self.old_pass = True
+        return batch
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        metrics["rollout_corr/kl"] = 0.1
+        return batch
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self.flag = (batch.extra_info or {})[on_policy.FLAG]
+        if self.flag:
+            zeros = on_policy.sums(torch.zeros(1, 1), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+            metrics.update({f"actor/{on_policy.PREFIX}{name}": value for name, value in zeros.items()})
+        return batch
+
+
+def step(settings: Any, samples: int) -> tuple[bool, bool | None, dict[str, float]]:
+    """Whether the patched trainer ran the old pass, the flag of its update, and the metrics."""
+    batch = KVBatchMeta(keys=[f"u_{i}_0" for i in range(samples)], tags=[{}] * samples, partition_id="train")
+
+    class Patched(Trainer):
+        pass
+
+    tq = SimpleNamespace(
+        kv_batch_get=lambda **_: {"rollout_log_probs": 0},
+        kv_batch_put=lambda **given: KVBatchMeta(keys=given["keys"], tags=batch.tags, partition_id="train"),
+    )
+    on_policy.skip_old_log_probs(SimpleNamespace(PPOTrainer=Patched, tq=tq))  # type: ignore[arg-type]
+    trainer, metrics = Patched(settings), {}
+    for compute in (trainer._compute_old_log_prob, trainer._compute_advantage, trainer._update_actor):
+        batch = compute(batch, metrics)
+    return trainer.old_pass, trainer.flag, metrics
+
+
+@pytest.mark.parametrize(("outputs", "saved"), [(1, True), (2, False)])
+def test_the_pass_is_saved_where_the_batch_that_came_is_one_update(outputs: int, saved: bool) -> None:
+    """An agent loop with two outputs a session gives two mini-batches: the second needs the old weights'."""
+    prompts, n = config().data.train_batch_size, config().actor_rollout_ref.rollout.n
+    old_pass, flag, metrics = step(config(), prompts * n * outputs)
+    assert (old_pass, flag) == (not saved, saved)
+    assert ("rollout_corr/kl" in metrics, "training/rollout_probs_diff_mean" in metrics) == (not saved, saved)
+
+
+def test_the_pass_stays_where_the_other_half_of_the_patch_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "_applied", hooks._applied - {"own_log_probs"})
+    settings = config()
+    assert step(settings, settings.data.train_batch_size)[:2] == (True, False)
 
 
 def nested(rows: list[torch.Tensor]) -> torch.Tensor:

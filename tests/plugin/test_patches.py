@@ -1,6 +1,7 @@
 """Each patch of veRL: the fault of stock veRL without it, and the behaviour with it."""
 
 import asyncio
+import importlib.util
 import json
 import re
 import subprocess
@@ -100,6 +101,29 @@ def test_log_probabilities_in_chunks_are_those_of_the_softmax(rows: int) -> None
     expected = logits.float().log_softmax(-1).gather(-1, labels[:, None])[:, 0]
     found = logprobs_from_logits_v2(cast(torch.FloatTensor, logits), labels)
     torch.testing.assert_close(found, expected)
+
+
+def test_the_backward_pass_keeps_the_logits_alone_and_has_the_gradients_of_the_softmax() -> None:
+    from verl.utils.torch_functional import logprobs_from_logits_v2
+
+    torch.manual_seed(0)
+    rows = 2 * patches.TOKENS_A_CHUNK + 5
+    logits, labels = torch.randn(rows, 64).bfloat16().requires_grad_(), torch.randint(0, 64, (rows,))
+    weights, kept = torch.linspace(-1, 1, rows), {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        found = logprobs_from_logits_v2(cast(torch.FloatTensor, logits), labels)
+        (found * weights).sum().backward()
+    assert sum(kept.values()) <= sum(each.nbytes for each in (logits, labels, weights))
+
+    leaf = logits.detach().float().requires_grad_()
+    (leaf.log_softmax(-1).gather(-1, labels[:, None])[:, 0] * weights).sum().backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.float(), leaf.grad, rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("equal_size", [True, False])
@@ -336,6 +360,23 @@ def test_a_patch_waits_for_an_import_that_succeeds(tmp_path: Any, monkeypatch: p
     import broken_at_first  # type: ignore[import-not-found]
 
     assert broken_at_first.value == 2
+
+
+def test_a_patch_waits_while_the_module_is_only_looked_for(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As libraries ask whether a package is there: `importlib.util.find_spec`."""
+    (tmp_path / "looked_for.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    seen: list[str] = []
+    hooks.when_imported("looked_for")(lambda module: seen.append(module.__name__))
+    for _ in range(2):
+        assert importlib.util.find_spec("looked_for") is not None
+    assert seen == []
+    import looked_for  # type: ignore[import-not-found]
+
+    assert seen == ["looked_for"]
+    assert type(looked_for.__loader__).__name__ == "SourceFileLoader"
 
 
 def test_the_plugin_is_seen_once_and_only_when_it_is_wanted(stock: Done, patched: Done) -> None:

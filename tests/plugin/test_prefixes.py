@@ -172,6 +172,20 @@ def test_samples_that_are_more_than_prompt_and_response_stay_apart(tiny_model: T
     assert prefixes.rows_of(batch) is None
 
 
+@pytest.mark.parametrize("token", ["image_token_id", "video_token_id"])
+def test_samples_with_pictures_in_a_response_stay_apart(
+    token: str, tiny_model: TinyModels, ours: tuple[Any, Any]
+) -> None:
+    """Those of a tool: samples of a prompt with equal pictures each have their own."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_model("qwen2_vl"), attn_implementation="eager")
+    batch = micro_batch(model.config)
+    assert ours[0](engine_of(model), micro_batch=batch)[0]["input_ids"].shape[0] < len(PROMPT_OF)
+    for name in ("responses", "input_ids"):
+        ids: Any = batch[name]
+        ids.values()[-1] = getattr(model.config, token)
+    assert ours[0](engine_of(model), micro_batch=batch)[0]["input_ids"].shape[0] == len(PROMPT_OF)
+
+
 def test_entropy_is_computed_again_in_the_backward_pass_where_a_recipe_asks_for_it(
     tiny_model: TinyModels, ours: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("verl")
+from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import trainer_base
 from verl.utils import tracking
 
@@ -106,13 +107,18 @@ def test_a_validation_writes_the_same_rows_each_time_whatever_their_order() -> N
 Batch = namedtuple("Batch", "keys tags partition_id")
 
 
+def config_of(mode: str) -> Any:
+    folders = {"rollout_data_dir": "r", "validation_data_dir": "v"}
+    return OmegaConf.create({"trainer": {**folders, "v1": {"trainer_mode": mode}}})
+
+
 def test_answers_are_drawn_before_they_are_decoded_and_have_the_id_of_their_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[dict[str, Any]] = []
 
     class Trainer:
-        config = SimpleNamespace(trainer={"rollout_data_dir": "r", "validation_data_dir": "v"})
+        config = config_of("sync")
 
         def fit(self, manager: Any) -> None:
             manager.generate_sequences(
@@ -144,6 +150,33 @@ def test_answers_are_drawn_before_they_are_decoded_and_have_the_id_of_their_row(
             "to": "v",
         },
     ]
+
+
+@pytest.mark.parametrize(("mode", "named"), [("sync", [None]), ("separate_async", ["b"])])
+def test_a_prompt_that_a_filter_threw_away_is_forgotten_with_its_step(
+    mode: str, named: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DAPO evicts more prompts than it trains on. An asynchronous trainer may train on one later."""
+    written: list[dict[str, Any]] = []
+
+    class Trainer:
+        config = config_of(mode)
+
+        def fit(self, manager: Any) -> None:
+            infos = [{"row_id": name, "task": "t"} for name in "ab"]
+            manager.generate_sequences({"uid": ["000", "001"], "extra_info": infos})
+            self._log_rollout_data(Batch(["000_0_0"], [{}], "train"), {}, "r")
+            self._log_rollout_data(Batch(["001_0_0"], [{}], "train"), {}, "r")
+
+        def _log_rollout_data(self, batch: Any, timing: dict, folder: str) -> None:
+            self._dump_generations(["p"], ["a"], ["A"], [1.0], {"uid": batch.keys}, folder)
+
+        def _dump_generations(self, *columns: Any) -> None:
+            written.append(columns[4])
+
+    records.sample_answers(SimpleNamespace(PPOTrainer=Trainer))  # type: ignore[arg-type]
+    Trainer().fit(SimpleNamespace(generate_sequences=lambda prompts: None))
+    assert [extra["row_id"] for extra in written] == [["a"], named]
 
 
 def test_the_patches_are_applied_to_verls_own_classes() -> None:

@@ -127,7 +127,7 @@ class TestSeeds:
             generate_group: Any
 
         sharing.generate_group(SimpleNamespace(vLLMHttpServer=Server))  # type: ignore[arg-type]
-        call = {"request_id": "x", "sampling_params": {"top_k": -1}, "final_only": True}
+        call = {"request_id": "x", "sampling_params": {"top_k": -1}}
         asyncio.run(Server().generate_group(2, seeds=[5, 6], **call))
         asyncio.run(Server().generate_group(2, **call))
         assert [params.get("seed") for params in given] == [5, 6, None, None]

@@ -21,6 +21,7 @@ from tpru_verl.models import family_of, model_refusal
 
 if TYPE_CHECKING:
     from tpru_verl.data.source.forms import TrainerKeys
+    from tpru_verl.data.source.rows import Row
 
 GIB = 1024**3
 
@@ -262,6 +263,7 @@ def usable_rows(settings: Settings) -> int | None:
 
     Raises ValueError for unusable rows, unless the run leaves those out (`data.on_invalid=skip`).
     """
+    limit, limit_key = settings.integer("limit_images"), settings.key("limit_images")
     from tpru_verl.data.checks import judged_rows, unusable_rows
     from tpru_verl.data.source.forms import Source
     from tpru_verl.data.source.parts import is_local
@@ -272,8 +274,8 @@ def usable_rows(settings: Settings) -> int | None:
         for name in filter(is_local, settings.files(key)):
             for row, problems in judged_rows(Source.open(name, keys=settings.row_keys)):
                 total += 1
-                if problems:
-                    broken.append((row.place, "; ".join(problems)))
+                if found := problems or too_many_images(row, limit, limit_key):
+                    broken.append((row.place, "; ".join(found)))
         counts[key] = total - len(broken)
         if broken and (settings["on_invalid"] != "skip" or not counts[key]):
             skip = (
@@ -281,6 +283,14 @@ def usable_rows(settings: Settings) -> int | None:
             )
             raise ValueError(f"{settings.key(key)}: {unusable_rows(broken, total)}\nCorrect them{skip}.")
     return counts["train_files"] if all(map(is_local, settings.files("train_files"))) else None
+
+
+def too_many_images(row: Row, limit: int, key: str) -> list[str]:
+    """What vLLM would refuse of a sound row, in each epoch again; a limit of 0 is none."""
+    count = len(row.headers)
+    if not 0 < limit < count:
+        return []
+    return [f"{row.form.images}: found {count} images, expected {limit} or fewer; set {key}={count}"]
 
 
 def gpu_is_there(settings: Settings) -> None:

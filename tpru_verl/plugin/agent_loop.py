@@ -6,8 +6,8 @@ sends the images to vLLM. Here the samples of a prompt share one preparation, on
 the reward worker and one write to TransferQueue. The tensors are the same (tests/plugin/test_agent_loop.py).
 
 A recipe chooses it with `actor_rollout_ref.rollout.agent.agent_loop_manager_class`. Stock veRL still runs
-agent loops with tools or several turns, distillation, engines other than vLLM, and processors of a family
-that `tpru_verl.models` does not have. In a veRL whose agent loop differs (0.9.0) it runs all.
+agent loops with tools or several turns, distillation, asynchronous trainers, engines other than vLLM, and
+processors of a family that `tpru_verl.models` lacks. In a veRL whose agent loop differs (0.9.0) it runs all.
 """
 
 from __future__ import annotations
@@ -43,10 +43,9 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from tpru_verl.models import FAMILIES
-from tpru_verl.plugin import early, reproducible
+from tpru_verl.plugin import early, hooks, reproducible, sharing
 from tpru_verl.plugin.processors import Executor, check_lists_of_ids, training_features
-from tpru_verl.plugin.waiting import ERROR, said, watch, who_died
-from tpru_verl.terminal import line_of
+from tpru_verl.plugin.waiting import ERROR, RefusedError, ends_run, reason_of, said, watch
 from tpru_verl.trainers import TESTED, VERL
 
 if TYPE_CHECKING:
@@ -100,14 +99,15 @@ class TPRUAgentLoopWorker(_StockWorker):
 
     def _runs_groups(self) -> bool:
         kind, engine = type(self.processor).__name__, self.rollout_config.name
-        if engine == "vllm" and kind in {family.processor for family in FAMILIES.values()}:
+        # The asynchronous trainers abort requests at a weight update; veRL's client resumes each sample.
+        mode = self.config.trainer.v1.trainer_mode
+        known = kind in {family.processor for family in FAMILIES.values()}
+        patch = sharing.generate_group.__name__  # of the server, which is another process
+        if known and (engine, mode) == ("vllm", "sync") and patch not in hooks.skipped:
             return True
-        logger.warning(
-            "tpru plugin: stock veRL prepares each sample apart: found %s with rollout.name=%s, "
-            "expected vllm and a processor of a family in tpru_verl.models",
-            kind,
-            engine,
-        )
+        found = f"found {kind}, rollout.name={engine}, trainer_mode={mode}, skipped: {sorted(hooks.skipped)}"
+        expected = f"expected a processor of tpru_verl.models, vllm, sync, {patch} not skipped"
+        logger.warning("tpru plugin: stock veRL prepares each sample apart: %s, %s", found, expected)
         return False
 
     async def _run_prompt(
@@ -127,15 +127,15 @@ class TPRUAgentLoopWorker(_StockWorker):
             prepared = await self._prepare(list(prompt["raw_prompt"]))
         except Exception as error:
             logger.exception("prompt %s cannot be prepared", uid)
-            tag[ERROR] = f"{_row_of(prompt)}: the prompt cannot be prepared ({_reason(error)})"
+            tag[ERROR] = f"{_row_of(prompt)}: the prompt cannot be prepared ({reason_of(error)})"
         else:
             try:
                 await self._run_group(prompt, prepared, sampling_params, trajectory["validate"])
                 tag["status"] = "finished"
             except Exception as error:
                 logger.error("rollout of prompt %s failed: %s", uid, said(error))
-                if died := who_died(error):
-                    tag[ERROR] = f"{died} has died: killed, or out of memory"
+                if reason := ends_run(error, _row_of(prompt)):
+                    tag[ERROR] = reason
         await self._tell(partition_id, uid, tag)
 
     def _tell(self, partition_id: str, uid: str, tag: dict) -> asyncio.Task[None]:
@@ -201,10 +201,11 @@ class TPRUAgentLoopWorker(_StockWorker):
                 prompt_ids=prompt_ids,
                 sampling_params=sampling_params,
                 image_data=images or None,
-                final_only=self.config.trainer.v1.trainer_mode == "sync",
                 seeds=seeds,
                 **extra,
             )
+        except ValueError as error:
+            raise RefusedError(said(error)) from error
         finally:
             client._release_server(server_id, request_id=request_id)
         for sample in samples:
@@ -329,11 +330,6 @@ class TPRUAgentLoopWorker(_StockWorker):
         for output, result in zip(outputs, await worker.compute_score_batch.remote(data), strict=True):
             output.reward_score = result["reward_score"]
             output.extra_fields["reward_extra_info"] = result["reward_extra_info"]
-
-
-def _reason(error: Exception) -> str:
-    text = line_of(error)
-    return text if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {text}"
 
 
 def _row_of(prompt: Mapping[str, object]) -> str:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.files import write_text
-from tpru_verl.plugin.hooks import require
+from tpru_verl.plugin.hooks import is_applied, require
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -199,7 +199,8 @@ def ask_while_waiting(replay_buffer: ModuleType) -> None:
     original = replay_buffer.ReplayBuffer._wait_for_next_poll
 
     def _wait_for_next_poll(self: Any, partition_id: str, last_debug_time: float) -> float:
-        if partition_id == "train":  # a validation is no step, and ends first
+        # A validation is no step, and ends first.
+        if partition_id == "train" and is_applied(save_when_asked.__name__):
             stop_if_asked()
         return original(self, partition_id, last_debug_time)
 

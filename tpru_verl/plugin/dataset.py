@@ -17,7 +17,7 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from qwen_vl_utils.vision_process import smart_resize
 from transformers import AutoProcessor, PreTrainedTokenizer, PreTrainedTokenizerBase, ProcessorMixin
@@ -40,6 +40,8 @@ from tpru_verl.data.tokens.pictures import blindness, patch_and_factor, pixel_bo
 from tpru_verl.data.tokens.processors import Size
 from tpru_verl.data.tokens.prompts import COLUMN, KEY_COLUMN
 from tpru_verl.data.tokens.templates import ChatTemplate, opens_think
+from tpru_verl.launch.checks import too_many_images
+from tpru_verl.launch.settings import KEYS
 from tpru_verl.models import verl_refusal
 from tpru_verl.plugin.prompt_lengths import ROW, rows_of_frame, without_long_prompts
 from tpru_verl.prompts import render
@@ -48,6 +50,7 @@ from tpru_verl.terminal import line_of
 
 logger = logging.getLogger(__name__)
 
+LIMIT_IMAGES = KEYS["limit_images"][0]
 _URI = "data:image;base64,"
 
 Sizes = tuple[Size, ...]
@@ -101,6 +104,8 @@ class TPRUDataset(RLHFDataset):
         )
         if lost:
             raise ValueError(f"actor_rollout_ref.model.path: {lost}; no image would reach the model")
+        # Of the run that the settings of the data are a part of; elsewhere, as in a test, there is no limit.
+        self.limit_images = int(OmegaConf.select(config._get_root(), LIMIT_IMAGES) or 0)
         super().__init__(data_files, tokenizer, config, processor, max_samples)
         self.opened_think = opens_think(cast(ChatTemplate, processor), **self.apply_chat_template_kwargs)
 
@@ -171,8 +176,8 @@ class TPRUDataset(RLHFDataset):
         return self.drop(frame, broken), sizes
 
     def _problems_of_run(self, row: Row) -> list[str]:
-        """What makes a sound row unusable with this run's template, pixel bounds and processor."""
-        problems: list[str] = []
+        """What makes a sound row unusable with this run's template, limit, pixel bounds and processor."""
+        problems = too_many_images(row, self.limit_images, LIMIT_IMAGES)
         for i, header in enumerate(row.headers):
             if isinstance(header, str):
                 continue

@@ -22,6 +22,7 @@ skipped = {name.strip() for name in os.environ.get("TPRU_SKIP_PATCHES", "").spli
 
 _registered: set[tuple[str, Patch]] = set()
 _waiting: dict[str, list[Patch]] = {}
+_applied: set[str] = set()
 
 
 def when_imported(module_name: str) -> Callable[[Patch], Patch]:
@@ -53,12 +54,18 @@ def registered() -> set[tuple[str, str]]:
     return {(module, patch.__name__) for module, patch in _registered}
 
 
+def is_applied(name: str) -> bool:
+    """Whether this process has applied the patch; its other half does nothing without it."""
+    return name in _applied
+
+
 def apply(patch: Patch, module: ModuleType) -> None:
     """Patch the module. A patch that raises logs a warning, and the module stays as it was."""
     if patch.__name__ in skipped:
         return
     try:
         patch(module)
+        _applied.add(patch.__name__)
     except Exception as error:
         logger.warning(
             "tpru plugin: patch %s is skipped, because %s is not as expected (%s: %s)",
@@ -84,8 +91,8 @@ def replace(owner: object, name: str, new: object) -> None:
 
 
 class _PatchingLoader(Loader):
-    def __init__(self, inner: Loader, patches: list[Patch]) -> None:
-        self._inner, self._patches = inner, patches
+    def __init__(self, inner: Loader) -> None:
+        self._inner = inner
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._inner.create_module(spec)
@@ -94,12 +101,9 @@ class _PatchingLoader(Loader):
         spec = module.__spec__
         assert spec is not None
         spec.loader = module.__loader__ = self._inner
-        try:
-            self._inner.exec_module(module)
-        except BaseException:
-            _waiting[module.__name__] = self._patches  # for the next try
-            raise
-        for patch in self._patches:
+        self._inner.exec_module(module)
+        # Taken now: a look for the module imports nothing, and an import that failed is tried again.
+        for patch in _waiting.pop(spec.name, ()):
             apply(patch, module)
 
 
@@ -107,12 +111,11 @@ class _PatchingFinder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        patches = _waiting.pop(fullname, None)
-        if patches is None:
+        if fullname not in _waiting:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         specs = (finder.find_spec(fullname, path, target) for finder in others)
         spec = next((found for found in specs if found is not None), None)
         if spec is not None and spec.loader is not None:
-            spec.loader = _PatchingLoader(spec.loader, patches)
+            spec.loader = _PatchingLoader(spec.loader)
         return spec

@@ -15,7 +15,7 @@ from math import nan, sqrt
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tpru_verl.plugin.hooks import replace, require
+from tpru_verl.plugin.hooks import is_applied, replace, require
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ _FROM_OLD = ("optimal_token_baseline", "tir_optimal_token_baseline")
 
 
 def is_on_policy(config: Mapping[str, Any]) -> bool:
-    """Whether each step is one update of the weights that sampled it, and nothing else needs the old pass.
+    """Whether a step may be one update of the weights that sampled it, and nothing else needs the old pass.
 
     Any loss will do: all of veRL's are functions of the new and the old log-probabilities, which are equal.
     """
@@ -48,6 +48,21 @@ def is_on_policy(config: Mapping[str, Any]) -> bool:
         and not any(correction.get(key) for key in ("bypass_mode", "rollout_is", "rollout_rs"))
         and not distillation.get("enabled")
     )
+
+
+def is_one_update(config: Mapping[str, Any], samples: int) -> bool:
+    """Whether veRL makes one update of a batch of so many samples, padding included.
+
+    It cuts the batch into mini-batches of samples. A batch has more of them than its prompts say where an
+    agent loop has several outputs a session, or where a critic has larger mini-batches.
+    """
+    actor, rollout = config["actor_rollout_ref"]["actor"], config["actor_rollout_ref"]["rollout"]
+    return is_on_policy(config) and samples <= actor["ppo_mini_batch_size"] * rollout["n"]
+
+
+def _saves_pass(trainer: Any, batch: Any) -> bool:
+    """Asked at the step: the trainer imports the losses, and so patches them, before its first one."""
+    return is_applied(own_log_probs.__name__) and is_one_update(trainer.config, len(batch))
 
 
 def _replays_routes(actor: Mapping[str, Any]) -> bool:
@@ -71,7 +86,7 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
     tq = trainer_base.tq
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        if not is_on_policy(self.config):
+        if not _saves_pass(self, batch):
             return compute(self, batch, metrics)
         fields = ["rollout_log_probs"]
         data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
@@ -80,13 +95,13 @@ def skip_old_log_probs(trainer_base: ModuleType) -> None:
 
     def _compute_advantage(self, batch, metrics: dict):
         batch = advantage(self, batch, metrics)
-        if is_on_policy(self.config):  # rollout was compared with itself
+        if _saves_pass(self, batch):  # rollout was compared with itself
             for key in [key for key in metrics if key.startswith("rollout_corr/")]:
                 del metrics[key]
         return batch
 
     def _update_actor(self, batch, metrics: dict):
-        batch.extra_info[FLAG] = is_on_policy(self.config)
+        batch.extra_info[FLAG] = _saves_pass(self, batch)
         batch = update(self, batch, metrics)
         if batch.extra_info.pop(FLAG):
             sums = {key: metrics.pop(key) for key in list(metrics) if key.startswith(f"actor/{PREFIX}")}

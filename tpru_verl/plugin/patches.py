@@ -154,20 +154,27 @@ def log_probs_in_chunks(torch_functional: ModuleType) -> None:
     """Without flash-attn, stock veRL computes log-probabilities in a Python loop over the rows of the logits.
 
     Packed sequences have a row a token, so a batch becomes thousands of nodes of the graph. The patch takes
-    `TOKENS_A_CHUNK` rows at a time, which bounds memory as well. It computes in float32, as vLLM does; stock
-    veRL rounds each result to the bfloat16 of the logits.
+    `TOKENS_A_CHUNK` rows at a time. It computes in float32, as vLLM does; stock veRL rounds each result to
+    the bfloat16 of the logits. The backward pass computes a chunk again, so that the float32 of one chunk
+    alone is in memory.
     """
     import torch
+    from torch.utils.checkpoint import checkpoint
 
     require(torch_functional, "logprobs_from_logits_v2", "logprobs_from_logits")
     original = torch_functional.logprobs_from_logits_v2
+
+    def of_chunk(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(rows.float(), ids, reduction="none")
 
     def logprobs_from_logits_v2(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if logits.dim() != 2:
             return original(logits, labels)
         chunks = zip(logits.split(TOKENS_A_CHUNK), labels.split(TOKENS_A_CHUNK), strict=True)
-        return -torch.cat(
-            [torch.nn.functional.cross_entropy(rows.float(), ids, reduction="none") for rows, ids in chunks]
+        found = (
+            checkpoint(of_chunk, rows, ids, use_reentrant=False, preserve_rng_state=False)
+            for rows, ids in chunks
         )
+        return -torch.cat([*found])
 
     replace(torch_functional, "logprobs_from_logits_v2", logprobs_from_logits_v2)

@@ -67,13 +67,15 @@ def share_prompts(transformer_impl: ModuleType) -> None:
         # The critic's engine is a subclass: its outputs are of all tokens.
         apart = type(self).prepare_model_outputs is not prepare_model_outputs or self.use_ulysses_sp
         apart = apart or any(flag(micro_batch, name, name == "use_remove_padding") for name in _FLAGS)
-        rows = None if apart or not takes_mask(self.model_config.hf_config) else rows_of(micro_batch)
+        config = self.model_config.hf_config
+        apart = apart or not takes_mask(config) or shows_pictures(micro_batch, config)
+        rows = None if apart else rows_of(micro_batch)
         if rows is None:
             return inputs_of(self, micro_batch)
         images = micro_batch.get("multi_modal_inputs", [])
         inputs = row_inputs(rows, micro_batch, flag(micro_batch, "pad_token_id", 0))
         dtype = getattr(self, "_autocast_dtype", torch.bfloat16)
-        inputs["attention_mask"] = mask_of(rows, self.model_config.hf_config, dtype)
+        inputs["attention_mask"] = mask_of(rows, config, dtype)
         inputs |= transformer_impl.extract_multi_modal_inputs([images[i] for i in rows.firsts if len(images)])
         return inputs, {KEY: rows}
 
@@ -105,6 +107,13 @@ def takes_mask(config: Any) -> bool:
         and text._attn_implementation in ("sdpa", "eager")
         and set(getattr(text, "layer_types", None) or ["full_attention"]) == {"full_attention"}
     )
+
+
+def shows_pictures(batch: TensorDict, config: Any) -> bool:
+    """Whether a response holds pictures, as of a tool: a row keeps those of one of its samples alone."""
+    responses: Any = batch.get("responses", None)
+    tokens = [getattr(config, name, None) for name in ("image_token_id", "video_token_id")]
+    return responses is not None and any((responses == token).any() for token in tokens if token is not None)
 
 
 def rows_of(batch: TensorDict) -> Rows | None:

@@ -81,6 +81,7 @@ def sample_answers(trainer_base: ModuleType) -> None:
     require(trainer, "fit", "_log_rollout_data", "_dump_generations")
     fit, log, dump = trainer.fit, trainer._log_rollout_data, trainer._dump_generations
     rows: dict[str, dict[str, object]] = {}
+    training: set[str] = set()  # uids of rows that are not of a validation
 
     def fit_noting_rows(self: Any, agent_loop_manager: Any) -> None:
         generate = agent_loop_manager.generate_sequences
@@ -88,7 +89,9 @@ def sample_answers(trainer_base: ModuleType) -> None:
         def generate_sequences(prompts: TensorDict, *args: object, **kwargs: object) -> object:
             written = "validation_data_dir" if "validate" in prompts else "rollout_data_dir"
             if self.config.trainer.get(written):
-                rows.update(rows_of(prompts))
+                found = rows_of(prompts)
+                rows.update(found)
+                training.update(() if "validate" in prompts else found)
             return generate(prompts, *args, **kwargs)
 
         agent_loop_manager.generate_sequences = generate_sequences
@@ -98,8 +101,12 @@ def sample_answers(trainer_base: ModuleType) -> None:
         chosen = whole_groups(batch.keys, most())
         keys, tags = [batch.keys[i] for i in chosen], [batch.tags[i] for i in chosen]
         log(self, type(batch)(keys, tags, batch.partition_id), timing_raw, rollout_data_dir)
-        for key in batch.keys:  # those that were not drawn, too
-            rows.pop(_group(key), None)
+        done = {_group(key) for key in batch.keys}  # those that were not drawn, too
+        if self.config.trainer.v1.trainer_mode == "sync":
+            done |= training  # and prompts that were thrown away: in turns, none outlives its step
+        training.difference_update(done)
+        for uid in done:
+            rows.pop(uid, None)
 
     def _dump_generations(
         self: Any,

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 ON = "VERL_FULL_DETERMINISM"
 ONE_SEED = (
     "rollout.full_determinism: veRL's own agent loop gives all samples of a prompt one seed, so that they "
-    "are equal; expected a single turn with vLLM, or a run without +tpru=reproducible"
+    "are equal; expected a single turn with vLLM and trainer.v1.trainer_mode=sync, or a run without "
+    "+tpru=reproducible"
 )
 
 

@@ -51,9 +51,9 @@ def one_copy_in_transfer(serial_utils: ModuleType) -> None:
 def generate_group(vllm_async_server: ModuleType) -> None:
     """Stock veRL calls its vLLM server once a sample, and each call carries the images of the prompt.
 
-    The patch adds a call for all samples of a prompt, which `plugin/agent_loop.py` uses. With `final_only`
-    the server's event loop wakes once a request and not once a token. The asynchronous trainers cannot use
-    it, because their pause counts a request as admitted at its first output.
+    The patch adds a call for all samples of a prompt, which `plugin/agent_loop.py` uses. The server's event
+    loop wakes once a request and not once a token. The asynchronous trainers cannot use it: their pause
+    counts a request as admitted at its first output, and only veRL's client resumes what they abort.
     """
     from vllm.sampling_params import RequestOutputKind
 
@@ -66,13 +66,11 @@ def generate_group(vllm_async_server: ModuleType) -> None:
         *,
         request_id: str,
         sampling_params: dict,
-        final_only: bool,
         seeds: Sequence[int] = (),
         **prompt: object,
     ):
-        params = {**sampling_params, "detokenize": False}  # veRL reads token ids alone
-        if final_only:
-            params["output_kind"] = RequestOutputKind.FINAL_ONLY
+        # veRL reads token ids alone.
+        params = {**sampling_params, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
         each = [{**params, "seed": seed} for seed in seeds] or [dict(params) for _ in range(n)]
         samples = (
             self.generate(request_id=f"{request_id}-{i}", sampling_params=one, **prompt)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl.plugin.hooks import replace, require
+from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
     import zmq
@@ -20,7 +21,7 @@ SHORTEST_POLL = 0.2  # of the usual wait
 WAIT_PER_LOOK = 5.0  # a look fetches the tags of all samples: with thousands of them it takes long
 # A worker's death is seen at the second look after it, at the latest.
 LIVENESS_SECONDS = 1.0
-ERROR = "tpru_error"  # in the tag of a prompt that could not be prepared: why, and which row it is
+ERROR = "tpru_error"  # in the tag of a prompt that no epoch could run: why, and which row it is
 
 _watched: list[ActorHandle] = []
 
@@ -120,6 +121,23 @@ def said(error: Exception) -> str:
     return " ".join(text.split()) if isinstance(error, RayActorError) else text.rpartition("\n")[2]
 
 
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line, with its kind where the text alone says little."""
+    text = line_of(error)
+    return text if isinstance(error, RuntimeError | ValueError) else f"{type(error).__name__}: {text}"
+
+
+class RefusedError(ValueError):
+    """vLLM takes no such request, and would refuse it in the next epoch, too."""
+
+
+def ends_run(error: Exception, row: str) -> str:
+    """Why the run ends with a rollout that failed; "" where the others go on without it."""
+    if died := who_died(error):
+        return f"{died} has died: killed, or out of memory"
+    return f"{row}: vLLM refuses the prompt ({said(error)})" if isinstance(error, RefusedError) else ""
+
+
 def who_died(error: Exception) -> str:
     """vLLM's engine, or a Ray actor that the rollout needs: every other prompt will fail, too. Else ""."""
     names = {kind.__name__ for kind in type(error).__mro__}
@@ -133,8 +151,8 @@ def who_died(error: Exception) -> str:
 def notice_broken_prompts(replay_buffer: ModuleType) -> None:
     """Stock veRL trains on without a prompt that fails, in every epoch again, and only the log tells.
 
-    A prompt that `plugin/agent_loop.py` cannot prepare has the reason in its tag `ERROR`. The trainer now
-    ends with that reason. A rollout that fails in vLLM still leaves the others alone.
+    A prompt that `plugin/agent_loop.py` cannot prepare, or that vLLM refuses, has the reason in its tag
+    `ERROR`. The trainer now ends with that reason. Other rollouts that fail in vLLM leave the rest alone.
     """
     require(replay_buffer.ReplayBuffer, "_sync_metadata_from_transfer_queue")
     original = replay_buffer.ReplayBuffer._sync_metadata_from_transfer_queue
