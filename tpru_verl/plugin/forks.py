@@ -48,7 +48,7 @@ VERLS = {
     "VLLM_DISABLE_COMPILE_CACHE": "1",
     "VLLM_LOGGING_LEVEL": "WARN",
 }
-# Variables that sklearn sets, which transformers imports here: the engine would have them, and no fork would do.
+# sklearn, which transformers imports in this process, sets them: a fork has to have them, too.
 SKLEARNS = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 
 _running: dict[str, tuple[subprocess.Popen[bytes], Mapping[str, str]]] = {}  # by name; one at most

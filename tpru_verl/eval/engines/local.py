@@ -52,7 +52,7 @@ def prepare_cpu() -> dict[str, Any]:
 
 
 def begin_vllm(model: str) -> None:
-    """Begin to import, in a process beside this one, what vLLM's engine needs. On a CPU the engine is its fork.
+    """Begin to import what vLLM's engine needs, in a process beside this one, whose fork it is on a CPU.
 
     Raises ValueError, FileNotFoundError for a bad `model`.
     """
