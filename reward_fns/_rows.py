@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from reprlib import repr as shortened
 from typing import TypedDict
 
@@ -16,6 +17,7 @@ _QUESTIONS = ("problem", "prompts", "prompt", "messages")
 _PICTURE = re.compile(
     r"(?:<\|vision_start\|>)?(?:<\|image_pad\|>)+(?:<\|vision_end\|>)?"
 )  # in a chat template
+_USER = "<|im_start|>user"  # the last turn of a user begins here in a prompt that is text
 # Some frameworks decode a response with its special tokens; those that end a turn are no part of it.
 _ENDS = (
     "<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>",
@@ -81,7 +83,11 @@ def grade_answer(
     response can match it, and where the completion is none.
     """
     known = info if isinstance(info, Mapping) else {}
-    options, task = _options(known, question), str(known.get("task") or "") or None
+    options, task = _options(known), str(known.get("task") or "") or None
+    if options is None and (guessed := parse_options(_asked(question))):
+        with suppress(ValueError):  # words of a prompt may look like options
+            read_answer(answer, guessed, task)
+            options = guessed
     try:
         read_answer(answer, options, task)
     except ValueError as error:
@@ -90,13 +96,13 @@ def grade_answer(
     return grade(said(response), str(answer), task=task, options=options, opened_think=opened)
 
 
-def _options(info: Mapping[str, object], question: object) -> dict[str, str] | None:
-    """Letter -> text: those that `info` names, else those that its problem or the question lists."""
+def _options(info: Mapping[str, object]) -> dict[str, str] | None:
+    """Letter -> text: those that `info` names, else those that its problem lists."""
     given = info.get("options")
     named = given.items() if isinstance(given, Mapping) else ()
     options = {str(letter): str(text) for letter, text in named if text is not None}
     if len(options) < 2:
-        options = parse_options(_asked(info.get("problem") or question))
+        options = parse_options(_asked(info.get("problem")))
     return options or None
 
 
@@ -109,7 +115,7 @@ def _asked(question: object) -> str:
         parts = [part for part in question if isinstance(part, Mapping)]
         texts = (IMAGE_TAG if "image" in str(part.get("type")) else part.get("text") or "" for part in parts)
         question = "".join(map(str, texts))
-    text = _PICTURE.sub(IMAGE_TAG, question) if isinstance(question, str) else ""
+    text = _PICTURE.sub(IMAGE_TAG, question.rpartition(_USER)[2]) if isinstance(question, str) else ""
     for token in _ENDS:  # of a turn, in a prompt that is text
         text = text.replace(token, "\n")
     return text

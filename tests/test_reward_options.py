@@ -88,9 +88,10 @@ def test_options_that_are_pictures_and_the_end_of_a_turn_are_no_texts() -> None:
     assert openrlhf.reward_func([prompt + response], [prompt], ["B"])["rewards"].tolist() == [1.0]
 
 
-def test_an_answer_that_is_no_option_of_the_prompt_is_named() -> None:
+def test_an_answer_that_is_no_option_of_a_prepared_problem_is_named() -> None:
+    info = {"problem": "Which?\nA. x\nB. y"}
     with pytest.raises(ValueError, match="row 0 of the batch, answer: found 'F', expected one of A, B"):
-        trl.tpru_reward(["x"], prompts=["Which?\nA. x\nB. y"], answer=["F"])
+        trl.tpru_reward(["x"], extra_info=[info], answer=["F"])
 
 
 @pytest.mark.parametrize("framework", ["verl", "trl", "ms-swift"])
@@ -101,3 +102,21 @@ def test_prepared_rows_bring_their_options(framework: str, tmp_path: Path) -> No
         text = f"<think>x</think><answer>{said}</answer>"
         assert compute_score("", text, "B", row["extra_info"])["score"] == reward
         assert trl.tpru_reward([text], **columns) == ms_swift.TPRU()([text], **columns) == [reward]
+
+
+@pytest.mark.parametrize(
+    ("answer", "columns"),
+    [
+        (
+            "D",
+            {"prompts": "<|im_start|>system\nA. Think. B. Say.<|im_end|>\n<|im_start|>user\nWhich one?"},
+        ),
+        ("C", {"prompts": "Example: <image> A. dog B. cat Answer: A. Now <image> Which is red?"}),
+        ("C", {"problem": "<image>Scene A: a man. Scene B: a woman. Which figure (A to D) follows?"}),
+        ("4 2 3 1", {"problem": "Rules: A. look closely. B. be careful. What is the correct sequence?"}),
+    ],
+)
+def test_words_of_a_prompt_that_look_like_options_end_no_run(answer: str, columns: dict[str, str]) -> None:
+    said = f"<think>x</think><answer>{answer}</answer>"
+    batch: dict[str, Any] = {name: [value] for name, value in columns.items()}
+    assert trl.tpru_reward([said], answer=[answer], **batch) == [1.0]

@@ -156,6 +156,15 @@ def test_a_letter_that_a_person_would_be_sure_of(answer: str, options: Mapping[s
         (IMAGES, "C is least likely", None),
         (IMAGES, "C (too late)", None),
         (IMAGES, "C, discard it", None),
+        (IMAGES, "C. Discard the seeds", "C"),
+        (IMAGES, "C. The least full glass is shown", "C"),
+        (None, "C: opposite corner of the room", "C"),
+        (None, "C, too early in the morning to see it", "C"),
+        (
+            {"A": "Add the onions", "B": "Discard the seeds"},
+            "B. discard the seeds because they are bitter",
+            "B",
+        ),
         ({"A": "left", "B": "right"}, "A. right", None),
         ({"A": "left", "B": "right"}, "B. right", "B"),
         ({"A": "the red cup", "B": "a blue lid"}, "A. red cup", "A"),
@@ -247,6 +256,11 @@ def test_no_order(answer: str) -> None:
         (" On second thought B.", False),
         (" \u5e94\u8be5\u662fB", False),
         (" **A** fits best.", True),
+        (" Note: image is C shown earlier", True),
+        (" The next step is D in the sequence but A is the answer", True),
+        (" In step 3 the frame is B-shaped.", True),
+        (" In the first frame B is better visible.", True),
+        (" Because B is right of A in the picture.", True),
     ],
 )
 def test_text_after_the_answer_may_take_it_back(after: str, kept: bool) -> None:

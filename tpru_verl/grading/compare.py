@@ -107,11 +107,18 @@ _AFFIRMED = re.compile(  # "is correct", "is the right answer", "正确"
     r"(?=\s*(?:$|[,.;:!()-]|because\b|since\b|as\b))|是?(?:正确|对)的?(?:答案|选项)?",
     re.IGNORECASE,
 )
+# Of the letter, not of what its picture shows: "is the worst choice", "too late", not "the least full glass".
+_VERDICT = (
+    r"(?:(?:the\s+)?(?:worst|least\s+(?:likely|plausible))(?:\s+(?:answer|choice|option|one))?|(?:comes?\s+)?too\s+"
+    r"(?:early|late)|discard(?:\s+(?:it|this))?)(?=\s*(?:$|[,.;:!]))|(?:the\s+)?opposite\s+of\s+(?:the\s+answer|what)"
+)
 _DENIED = re.compile(  # at the start of a remark, or of the answer itself
     r"(?:(?:is|are|was|has|it|this|that|which|but|definitely|certainly|clearly|probably|surely|actually|i|am|be"
     r"|must|should|would|could|can|does|do)\s+)*(?:not|never|no(?=\s*$|\s*[,.;:!])|none(?=\s+of\s+th(?:em|ese|ose))|neither|nor"
     r"|cannot|wrong|incorrect|false|isn['\u2019]t|can['\u2019]t|doesn['\u2019]t|wasn['\u2019]t|won['\u2019]t"
-    r"|unlikely|except|(?:the\s+)?(?:worst|least|opposite)|too\s+(?:early|late)|discard|(?:been\s+)?(?:ruled\s+out|excluded|eliminated|rejected|discarded|impossible))(?![\w'])"
+    r"|unlikely|except|"
+    + _VERDICT
+    + r"|(?:been\s+)?(?:ruled\s+out|excluded|eliminated|rejected|discarded|impossible))(?![\w'])"
     r"|.*(?:\b(?:(?:is|it's|that's|was|be)\s+(?:\w+\s+)?(?:wrong|incorrect|false)"
     r"|not\s+(?:\w+\s+)?(?:right|correct|answer|option|choice|one|it))\b|不对|不是|不正确|错)",
     re.IGNORECASE | re.DOTALL,

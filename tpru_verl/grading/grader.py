@@ -34,14 +34,14 @@ _TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 _NAMED_AFTER = re.compile(
-    r"(?i:\b(?:it|answer|option|choice|one|frame|image|step)(?:\s(?:is|should\sbe|must\sbe)|'s|:)"
+    r"(?i:\b(?:it|answer|option|choice|one)(?:\s(?:is|should\sbe|must\sbe)|'s|:)"
     r"|\bi\s(?:choose|pick|mean|meant)|\b(?:final|reconsider(?:ing)?|correction|edit):"
     r"|\b(?:instead|rather|actually|second\sthoughts?|changed?\s(?:it\s)?to)\b,?|答案[是为:]?|选|应该是)\s?(?i:the\s|option\s)?[*(\[]{0,3}"
     r"([A-Z]|\d(?:[\s,>-]{0,4}\d)+)(?![\w'])"
 )
 _PREFERRED = re.compile(
     r"\b([A-Z])\s(?:is|fits|seems|looks|works|(?:would|must)\sbe)\s(?:(?:the|even|much|a\s(?:bit|little))\s)?"
-    r"(?:better|best|correct|right)\b"
+    r"(?:better|best|correct|right)(?:\s(?:answer|choice|option|one|fit))?(?=\s*(?:$|[.,;!]))"
 )
 
 Options = tuple[tuple[str, str], ...]
