@@ -319,6 +319,7 @@ def started(prepared: Path, model: Path) -> list[str]:
         "data.filter_overlong_prompts_workers=1",
         "worker.actor.global_batch_size=8",
         "worker.actor.micro_batch_size_per_device_for_experience=1",
+        "worker.actor.micro_batch_size_per_device_for_update=1",
     ]
 
 
