@@ -235,8 +235,9 @@ def recognise_task(problem: str) -> Task | None:
         return Task.TEMPORAL_REORDERING
     given = {int(step) for step in _GIVEN_STEP.findall(text)}
     missing = {*range(1, max(given, default=1))} - given
-    # All steps from 1 on, without a picture to choose, may be given to be put in order.
-    if missing or (given and IMAGE_TAG in options):
+    # All steps from 1 on may be given to be put in order: without options, or where a word says so.
+    asks_order = any(word in text for word in _REORDERING_WORDS)
+    if missing or (given and (IMAGE_TAG in options or (options and not asks_order))):
         return Task.PREVIOUS_FRAME_REVIEW if 1 not in given else Task.NEXT_FRAME_PREDICTION
     found = {
         task

@@ -160,7 +160,7 @@ def test_the_id_0_names_a_folder_as_any_other(tmp_path: Path) -> None:
     assert found[0][0].images() == [picture(0), picture(1)]
 
 
-@pytest.mark.parametrize("name", ["3.tif", "3.JP2", "3.heic", "3.png.part", "3", "3.mp4", "more/3.png"])
+@pytest.mark.parametrize("name", ["3.tif", "3.JP2", "3.heic", "3.png.part", "3", "3.mp4"])
 def test_a_folder_with_more_than_readable_pictures_makes_its_row_unusable(tmp_path: Path, name: str) -> None:
     for n in (1, 2, 4, 5):
         (tmp_path / "frames/7").mkdir(parents=True, exist_ok=True)
@@ -171,11 +171,25 @@ def test_a_folder_with_more_than_readable_pictures_makes_its_row_unusable(tmp_pa
     keys = {"images": None, "image_root": tmp_path / "frames", "answers": "orders"}
     ((row, problems),) = read(tmp_path / "rows.csv", **keys)
     assert (problems, len(row.images())) == ([], 4)
-    (tmp_path / "frames/7" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "frames/7" / name).write_bytes(picture(3))
     ((_, problems),) = read(tmp_path / "rows.csv", **keys)
-    found = f"Sentence: found '7/{name.split('/')[0]}' in a folder of pictures, expected .jpg, "
+    found = f"Sentence: found '7/{name}' in a folder of pictures, expected .jpg, "
     assert [problem.startswith(found) for problem in problems] == [True]
+
+
+@pytest.mark.parametrize("inner", ["thumbnails", "3.png", "3"])
+def test_a_folder_in_a_folder_of_pictures_does_not_count(tmp_path: Path, inner: str) -> None:
+    (tmp_path / "frames/7" / inner).mkdir(parents=True)
+    (tmp_path / "frames/7" / inner / "9.png").write_bytes(picture(9))
+    for n in (1, 2):
+        (tmp_path / f"frames/7/{n}.png").write_bytes(picture(n))
+    (tmp_path / "rows.csv").write_text("id,Sentence,Answer\n7,A disc grows,2 1\n")
+    keys = {"images": None, "image_root": tmp_path / "frames", "answers": "orders"}
+    ((row, problems),) = read(tmp_path / "rows.csv", **keys)
+    assert (problems, row.images()) == ([], [picture(1), picture(2)])
+    (tmp_path / "frames/7/8.png").symlink_to("gone.png")  # not left out
+    ((_, problems),) = read(tmp_path / "rows.csv", **keys)
+    assert problems[0] == "Answer: found '2 1', expected the numbers 1 to 3, one for each image"
 
 
 def test_a_picture_that_lies_elsewhere_is_told_with_the_option(tmp_path: Path) -> None:

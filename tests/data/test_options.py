@@ -84,15 +84,49 @@ def test_a_text_that_lists_its_options_stays_as_it_is(tmp_path: Path) -> None:
     assert (found.problem, problems) == (own["problem"], [])
 
 
-@pytest.mark.parametrize("options", ["red or blue", [], {"red": "1", "blue": "2"}, None])
+@pytest.mark.parametrize("options", ["red or blue", ["red"], [[1], [2]], {"red": "1", "blue": "2"}])
 def test_options_that_cannot_be_read_make_the_row_unusable(tmp_path: Path, options: object) -> None:
-    rows = [row(options=options)]
-    if options is None:  # of one row; others have them
-        rows.append(row(options=TEXTS))
-    (_, problems), *_ = read(parquet(tmp_path / "rows.parquet", *rows))
+    ((_, problems),) = read(parquet(tmp_path / "rows.parquet", row(options=options)))
     assert problems == [
         "answer: found 'B' and a text without options, expected those of options in problem, such as 'A. ...'"
     ]
+
+
+@pytest.mark.parametrize(
+    "options", [[], None, "", " ", "nan", "[]", "{}", "['', '']", ["", "nan"], float("nan")]
+)
+@pytest.mark.parametrize("keys", [Keys(), TrainerKeys(), TrainerKeys(prompt=None)])
+def test_an_empty_column_is_as_no_column(
+    tmp_path: Path, options: object, keys: Keys | TrainerKeys, tpru: Tpru
+) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    problem = "<image>Which of the figures labelled A to D in the picture comes next?"
+    record = {"problem": problem, "answer": "B", "images": ["a.png"], "options": options}
+    path = write_jsonl(tmp_path / "rows.jsonl", [record])
+    ((found, problems),) = read(path, keys)
+    (*_, note) = notes_of_row(found, [b""])
+    assert (found.problem, problems) == (problem, [])
+    assert note.startswith("answer: found the letter B and a text without options")
+    if options == [] and isinstance(keys, Keys):
+        assert tpru("prepare", path, tmp_path / "out")[0] == 0
+        assert [row["answer"] for row in read_result(tmp_path / "out")] == ["B"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"options": TEXTS},
+        {"options": BY_LETTER},
+        {"choices": {"text": TEXTS, "label": ["A", "B", "C"]}},
+        {"A": "it's red", "B": "blue", "C": "7"},
+    ],
+    ids=str,
+)
+def test_rows_of_one_table_have_options_in_the_columns_or_in_the_picture(
+    tmp_path: Path, columns: dict[str, object]
+) -> None:
+    path = parquet(tmp_path / "rows.parquet", row(**columns), row(**dict.fromkeys(columns)))
+    assert [problems for _, problems in read(path)] == [[], []]
 
 
 def test_options_that_a_trainer_or_a_prompt_would_not_show_are_an_error(tmp_path: Path) -> None:

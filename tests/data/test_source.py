@@ -216,6 +216,43 @@ class TestSplits:
         with pytest.raises(ValueError, match=rf"several splits, expected one.*: @{names[0]}, @{names[1]}"):
             read(tmp_path)
 
+    @pytest.mark.parametrize(
+        ("pieces", "word"),
+        [
+            (("train-en", "train-de"), "train"),
+            (("train_en", "train_de"), "TRAIN"),
+            (("train_0", "train_1"), "training"),
+            (("train0", "train1"), "train"),
+            (("train_en_0", "train_en_1"), "train_en"),
+            (("train/train_0", "train/train_1"), "train"),
+            (("train/train_a", "train/train_b"), "train"),
+            (("train/en", "train/de"), "train"),
+            (("dev-en", "dev-de", "val"), "dev"),
+        ],
+    )
+    def test_in_pieces_are_read_together_by_their_word(
+        self, pieces: tuple[str, ...], word: str, tmp_path: Path
+    ) -> None:
+        for i, name in enumerate((*pieces, "test")):
+            write_parquet(tmp_path / f"s3/{name}-00000-of-00001.parquet", ROWS[i : i + 1])
+        assert len(read(f"{tmp_path}/s3@{word}")) == 2
+        assert len(read(f"{tmp_path}/s3@test")) == 1
+        if "/" not in pieces[0]:
+            assert [len(read(f"{tmp_path}/s3@{name}")) for name in pieces] == [1] * len(pieces)
+        with pytest.raises(ValueError, match="several splits, expected one"):
+            read(tmp_path / "s3")
+
+    def test_in_pieces_are_read_together_where_nothing_else_is_there(self, tmp_path: Path) -> None:
+        for i, name in enumerate(("train_0", "train_1")):
+            write_parquet(tmp_path / f"train/{name}-00000-of-00001.parquet", ROWS[: i + 1])
+        assert len(read(tmp_path / "train")) == len(read(f"{tmp_path}@train")) == 3
+        with pytest.raises(ValueError, match="several splits that this may mean, expected one of: @train_0"):
+            read(f"{tmp_path / 'train'}@train_2")
+        write_parquet(tmp_path / "train/train-00000-of-00001.parquet", ROWS[:5])
+        assert len(read(f"{tmp_path / 'train'}@train")) == 5  # the exact name comes first
+        with pytest.raises(ValueError, match="several splits, expected one"):
+            read(tmp_path / "train")
+
     def test_that_a_name_leaves_open_are_refused(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "train_and_test.parquet", ROWS)
         with pytest.raises(ValueError, match=r"found the names of several splits \(train, test\)"):

@@ -33,8 +33,8 @@ def cells_of(record: Mapping[str, object], form: Form, folder: Path | None) -> l
     """The images of a record, column by column; empty cells hold none.
 
     A name of a picture may also lie in a folder that has the row's id. A name of a folder stands for its
-    pictures, in the order of the numbers in their names. Raises ValueError for names without such an order,
-    and for a folder that holds something else.
+    pictures, in the order of the numbers in their names; folders in it do not count. Raises ValueError for
+    names without such an order, and for a folder that holds other files.
     """
     cells: list[object] = []
     own = "" if is_missing(record.get("id")) else str(record["id"])
@@ -60,7 +60,8 @@ def _files_of(root: Path, own: str, name: str) -> list[object]:
             return [inside]
         if not name or not (root / name).is_dir() or root.resolve() not in (root / name).resolve().parents:
             return [name]  # `image_bytes` refuses a path out of `root`: nothing out there is listed
-        found = [path.name for path in (root / name).iterdir() if not is_system_file(path.name)]
+        inner = (path for path in (root / name).iterdir() if not path.is_dir())  # thumbnails, masks, ...
+        found = [path.name for path in inner if not is_system_file(path.name)]
     except (OSError, ValueError):  # a name that is none is told by who opens it
         return [name]
     files = [file for file in found if not file.lower().endswith(_BESIDE)]

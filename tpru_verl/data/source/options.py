@@ -10,7 +10,7 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import TypeGuard
 
-from tpru_verl.data.source.cells import is_text_or_number
+from tpru_verl.data.source.cells import is_missing, is_text_or_number
 from tpru_verl.sample import parse_options
 
 _LISTS = ("options", "choices", "candidates", "answer_options", "answer_choices")
@@ -37,6 +37,11 @@ def options_in(record: Mapping[str, object], columns: Sequence[str]) -> dict[str
     by_letter = {mark: cell for mark, cell in single.items() if not mark.isdigit()}
     numbered = [single[mark] for mark in sorted(single.keys() - by_letter.keys(), key=int)]
     return _filled(sorted(by_letter.items())) or _filled(zip(ascii_uppercase, numbered, strict=False))
+
+
+def filled_columns(record: Mapping[str, object], columns: Sequence[str]) -> tuple[str, ...]:
+    """Those of the columns that hold something in this record, whether or not it can be read."""
+    return tuple(name for name in columns if not _is_empty(record.get(name)))
 
 
 def listed(question: str, options: Mapping[str, str]) -> str:
@@ -86,6 +91,17 @@ def _options_of(cell: object) -> dict[str, str]:
         return {}
     lettered = parse_options("\n".join(map(text_of, cell)))
     return lettered if len(lettered) == len(cell) else _filled(zip(ascii_uppercase, cell, strict=False))
+
+
+def _is_empty(cell: object) -> bool:
+    """Whether a cell holds nothing, or only missing options: as a list, by letter, or written."""
+    if isinstance(cell, str) and (written := _read(cell)) is not None:
+        cell = written
+    parts = cell.values() if isinstance(cell, Mapping) else cell if _is_list(cell) else [cell]
+    return all(
+        is_missing_option(part.strip()) if isinstance(part, str) else part in ([], ()) or is_missing(part)
+        for part in parts
+    )
 
 
 def _is_list(value: object) -> TypeGuard[Sequence[object]]:

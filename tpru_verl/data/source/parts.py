@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -144,8 +144,9 @@ def _shards(folder: Path, split: str) -> list[Path]:
         by_split.setdefault(_own_split(file.relative_to(folder)), []).append(file)
     known = ", ".join(f"@{name}" if name else "files that name none" for name in sorted(by_split))
     if split:
-        return by_split[_wanted(f"{folder}@{split}", split, by_split, known)]
-    if len(by_split) > 1:  # training and test rows must never be read as one
+        wanted = _wanted(f"{folder}@{split}", split, by_split, known)
+        return [file for name in wanted for file in by_split[name]]
+    if len(by_split) > 1 and not _are_pieces(by_split):  # training and test rows must never be read as one
         raise ValueError(f"{folder}: found several splits, expected one; name it after the folder: {known}")
     return files
 
@@ -159,25 +160,45 @@ def _refuse_results(folder: Path, visible: Sequence[Path]) -> None:
         raise ValueError(f"{folder}: {found}, expected one of them: name the file or the folder to read")
 
 
-def _wanted(source: str, split: str, names: Collection[str], known: str) -> str:
-    """The one of `names` that `split` means: the name itself, or the only one with the same keyword.
+def _wanted(source: str, split: str, names: Collection[str], known: str) -> list[str]:
+    """The `names` that `split` means: the name itself, its pieces, or the only one with the same keyword.
 
     Raises FileNotFoundError for none, ValueError for several.
     """
     if split in names:
-        return split
+        return [split]
     alike = [name for name in names if name and _splits_in(name)[:1] == _splits_in(split)[:1] != []]
     if not alike:
         raise FileNotFoundError(f"{source}: found no such split, expected one of: {known}")
-    if len(alike) > 1:
+    if pieces := _pieces(split, alike):
+        return pieces
+    if len(alike) > 1 and not (split.isalpha() and _are_pieces(alike)):
         raise ValueError(f"{source}: found several splits that this may mean, expected one of: {known}")
-    return alike[0]
+    return alike
+
+
+def _are_pieces(names: Collection[str]) -> bool:
+    """Whether all of the names are pieces of one split, whose keyword they begin with."""
+    word = next((found[0] for name in names if (found := re.match(r"[^\W\d_]+", name))), "")
+    return bool(_splits_in(word)) and len(_pieces(word, names)) == len(names)
+
+
+def _pieces(split: str, names: Iterable[str]) -> list[str]:
+    """Names that go on after `split` with a number or a word: `train-en`, `train_0`.
+
+    None where one goes on with nothing or a letter: `train_a` and `train_b` are splits of their own.
+    """
+    begins = re.compile(rf"{re.escape(split)}(?![^\W\d_])(?!(?<=\d)\d)", re.IGNORECASE)
+    found = {name: name[begun.end() :] for name in names if (begun := begins.match(name))}
+    alone = any(re.fullmatch(r"[\W_]*[^\W\d_]?[\W_]*", rest) for rest in found.values())
+    return [] if alone else [*found]
 
 
 def _own_split(file: Path) -> str:
-    """As `split_of`, but shards `dev` and `val`, or `train_a` and `train_b`, are of two splits."""
+    """As `split_of`, but shards `dev` and `val`, or `train_a` and `train_b`, of no split's folder are two."""
     split, shard = split_of(file), _SHARD.fullmatch(file.stem)
-    return shard[1] if shard and _splits_in(shard[1]) else split
+    in_folder = _splits_in("/".join(file.parts[:-1]))
+    return shard[1] if shard and _splits_in(shard[1]) and not in_folder else split
 
 
 def split_of(file: Path) -> str:

@@ -25,6 +25,7 @@ from tpru_verl.data.source.forms import ANSWERS, OPTIONAL, Form, Unit
 from tpru_verl.data.source.messages import read_chat, read_messages
 from tpru_verl.data.source.named import as_order, cells_of, question_and_answer, with_given_names
 from tpru_verl.data.source.options import (
+    filled_columns,
     is_missing_option,
     listed,
     option_columns,
@@ -55,7 +56,7 @@ class Row:
     messages: list[dict[str, str]] | None = None  # of a row with a prompt of its own
     unread: str = ""  # why a conversation cannot be read: "found ..., expected ..."
     fields: tuple[str, ...] = ()  # that hold something
-    beside: tuple[str, ...] = ()  # columns that hold options by their names
+    beside: tuple[str, ...] = ()  # columns of options, by their names, that hold something
 
     @property
     def place(self) -> str:
@@ -269,7 +270,7 @@ def row_of(part: Part, number: int, record: Mapping[str, object], form: Form) ->
         messages or None,
         unread,
         fields,
-        beside,
+        filled_columns(record, beside),
     )
 
 
