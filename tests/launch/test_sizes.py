@@ -81,3 +81,22 @@ def test_a_fix_is_accepted(trainer: str) -> None:
 def test_one_response_a_prompt_is_for_other_estimators_than_groups() -> None:
     """`launch.overlays` refuses it where the estimator compares responses."""
     sizes.check(settings(n=1, micro_batch=4, micro_log_prob=16))
+
+
+def test_gpus_that_share_sequences_share_micro_batches(tmp_path: Path) -> None:
+    for trainer in ("veRL", "EasyR1"):
+        sizes.check(settings(trainer, sequence_parallel=8, micro_batch=64))
+        sizes.check(
+            settings(trainer, sequence_parallel=4, n=1, mini_batch=2, micro_batch=1, micro_log_prob=1)
+        )
+        with pytest.raises(
+            ValueError, match=r"=96 does not divide 640 samples a group of GPUs; \S+=80 would"
+        ):
+            sizes.check(settings(trainer, sequence_parallel=8, micro_batch=96))
+        with pytest.raises(ValueError, match=r"=3 x 5 samples: found no multiple of 2 groups of GPUs"):
+            sizes.check(settings(trainer, sequence_parallel=4, mini_batch=3))
+    pytest.importorskip("verl")
+    given = ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=8"]
+    given += ["actor_rollout_ref.model.use_remove_padding=true"]
+    given += ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64"]
+    assert train.train("tpru_7b", [*FILES, *given], out=tmp_path / "run", dry_run=True) == 0
