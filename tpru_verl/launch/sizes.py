@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from tpru_verl import trainers
@@ -70,6 +71,8 @@ def _nearest(settings: Settings, name: str) -> str:
     if name in _SHARES and (share := settings.integer(_SHARES[name]) * n // settings.data_parallel) > 0:
         most = max(d for d in range(1, share + 1) if share % d == 0 and d <= max(1, settings.integer(name)))
         return f"{settings.key(name)}={most}"
-    mini = settings.integer("mini_batch") if name == "batch" else 1
-    step = world * max(1, mini)
+    unit = world if name == "batch" else settings.data_parallel
+    step = unit // math.gcd(unit, n)
+    if name == "batch":  # a whole number of updates: the actors of both trainers refuse a rest
+        step = math.lcm(step, max(1, settings.integer("mini_batch")))
     return f"{settings.key(name)}={max(step, settings.integer(name) // step * step)}"
