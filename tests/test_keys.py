@@ -140,6 +140,22 @@ def test_keys_of_any_type_stay_out_of_folder_and_log(tmp_path: Path, monkeypatch
     assert "'max_tokens': 512" in (tmp_path / "run/log").read_text()
 
 
+def test_parameters_of_a_url_leave_paths_and_numbers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = "http://judge:8000/score?author=tpru&max_tokens=1024&key=training"
+    given = ["data.train_files=training/tpru", "data.val_files=a/b"]
+    given += [f"+reward.custom_reward_function.reward_kwargs.url='{url}'"]
+    planned = plan.compose("tpru_tiny_cpu", given, tmp_path / "run")
+    folder.begin(tmp_path / "run", planned, "tpru_tiny_cpu", given, None)
+    recipe = (tmp_path / "run/recipe.yaml").read_text()
+    assert "training/tpru" in recipe
+    assert url.replace("training", "***") in recipe
+    assert "training/tpru" in (tmp_path / "run/command.sh").read_text()
+    assert not {"tpru", "1024"} & set(planned.secrets)
+
+
 def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru, tmp_path: Path) -> None:
     source = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(3)])
     with endpoint() as server:

@@ -11,6 +11,7 @@ from tpru_verl.redaction import (
     redact_command,
     redact_options,
     redact_setting,
+    redact_settings,
     redact_urls,
 )
 
@@ -44,6 +45,13 @@ def test_harmless_options_stay() -> None:
         ("https://hidden@host/v1", "https://***@host/v1"),
         ("socks5h://u:p@hidden@host", "socks5h://***@host"),
         ("http://host/v1?api_key=hidden&n=1", "http://host/v1?api_key=***&n=1"),
+        ("http://host/v1?n=1&access_token=hidden&n=1", "http://host/v1?n=1&access_token=***&n=1"),
+        ("http://host/v1?accessToken=hidden&n=1", "http://host/v1?accessToken=***&n=1"),
+        ("http://host/v1?X-Amz-Security-Token=hidden&n=1", "http://host/v1?X-Amz-Security-Token=***&n=1"),
+        ("http://host/v1?sessionkey=hidden&n=1", "http://host/v1?sessionkey=***&n=1"),
+        ("http://host/v1?token=12345678&n=1", "http://host/v1?token=***&n=1"),
+        ("http://host/v1?author=tpru&max_tokens=1024", "http://host/v1?author=tpru&max_tokens=1024"),
+        ("http://host/v1?monkey=tpru&use_auth=true", "http://host/v1?monkey=tpru&use_auth=true"),
         ("http://host/v1", "http://host/v1"),
         ("see http://host/@user and a@b.c", "see http://host/@user and a@b.c"),
     ],
@@ -127,6 +135,16 @@ def test_command() -> None:
 )
 def test_the_secrets_of_settings(settings: dict[str, object], secrets: list[str]) -> None:
     assert sorted(keys_of_settings({"reward": settings})) == sorted(secrets)
+
+
+def test_a_secret_of_a_url_is_cut_out_of_other_texts_where_it_is_long() -> None:
+    url = "http://judge/score?author=tpru&max_tokens=1024&key=disk&api_key=hidden-and-long"
+    settings = {"url": url, "api_key": "named"}
+    assert [*keys_of_settings(settings, urls=8)] == ["hidden-and-long", "named"]
+    assert [*keys_of_settings(settings, urls=None)] == ["named"]
+    shown = url.replace("=disk", "=***").replace("hidden-and-long", "***")
+    words = [f"url={url}", "files=/disk/tpru/train.parquet"]
+    assert redact_settings(words, settings) == [f"url={shown}", words[1]]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import unquote
 
 HIDDEN = "***"
-_SHORTEST = 8  # characters of a variable's value that is looked for in text; less are switches
+SHORTEST = 8  # characters of a value of a variable or a URL that is looked for elsewhere; less are words
 _SECRET = re.compile(r"key|secret|passw|passphrase|auth|credential|cookie|bearer")
 # Settings of a trainer end in the word; those that name a column of the data or a token hold no secret.
 _SECRET_SETTING = re.compile(
@@ -27,8 +27,12 @@ _PAIR = re.compile(
 )
 # With bounds: a long line of a log is searched in time that grows with its length.
 _USER_INFO = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)([^/?#\s]*)@", re.IGNORECASE)
-_QUERY = re.compile(
-    r"([?&][^=&#\s]{0,60}(?:key|token|secret|passw|auth)[^=&#\s]{0,60}=)([^&#\s'\"]+)", re.IGNORECASE
+_QUERY = re.compile(r"(?P<begin>[?&](?P<name>[^=&?#\s]{1,120})=)(?P<value>[^&#\s'\"]+)")
+# A word of a parameter's name: `monkey` and `author` are none of these.
+_SECRET_WORD = re.compile(
+    r"(?:api|access|account|auth|client|license|master|private|secret|service|session|shared|subscription|user)?keys?"
+    r"|\w*tokens?|\w*secrets?|\w*passw\w*|pwd|passphrase|o?auth\d?|authorization|authentication|credentials?"
+    r"|cookies?|bearer"
 )
 
 # Keys that their makers let one know by their beginning: Hugging Face, OpenAI and others, GitHub, AWS, Slack.
@@ -110,7 +114,22 @@ def _redacted(value: object) -> object:
 
 def redact_urls(text: str) -> str:
     """`http://user:password@host/v1?key=x` as `http://***@host/v1?key=***`, wherever it stands in `text`."""
-    return _QUERY.sub(rf"\1{HIDDEN}", _USER_INFO.sub(rf"\1{HIDDEN}@", text))
+    return _QUERY.sub(_redacted_parameter, _USER_INFO.sub(rf"\1{HIDDEN}@", text))
+
+
+def _redacted_parameter(found: re.Match[str]) -> str:
+    return f"{found['begin']}{HIDDEN}" if _holds_secret(found) else found[0]
+
+
+def _holds_secret(parameter: re.Match[str]) -> bool:
+    """Whether a parameter of a URL holds a secret. `author=tpru` and `max_tokens=1024` hold none."""
+    name = _CAMEL.sub("_", unquote(parameter["name"])).lower()
+    value = parameter["value"].rstrip(".,:;)]}").lower()  # without the marks of the sentence around it
+    if value in ("true", "false", "null", "none") or _COLUMN.fullmatch(name):
+        return False
+    if "token" in name and value.isdecimal() and len(value) < SHORTEST:  # a number of tokens
+        return False
+    return any(_SECRET_WORD.fullmatch(word) for word in re.findall(r"[^\W_]+", name))
 
 
 def redact_command(words: Iterable[str]) -> list[str]:
@@ -164,7 +183,8 @@ def secrets_in(*values: object) -> Iterator[str]:
 def _secrets_of_urls(text: str) -> Iterator[str]:
     """Passwords and keys of the URLs in a text, as they stand there and as they are meant."""
     passwords = [found[2].partition(":")[2] for found in _USER_INFO.finditer(text)]
-    for part in (*passwords, *(found[2] for found in _QUERY.finditer(text))):
+    values = [found["value"] for found in _QUERY.finditer(text) if _holds_secret(found)]
+    for part in (*passwords, *values):
         yield from filter(None, {part, unquote(part)})
 
 
@@ -177,33 +197,40 @@ def without(text: str, secrets: Iterable[str]) -> str:
 
 def keys_of_environment() -> Iterator[str]:
     """The values of the variables whose names say that they hold a secret, such as `HF_TOKEN`."""
-    return (value for name, value in os.environ.items() if len(value) >= _SHORTEST and is_secret(name, value))
+    return (value for name, value in os.environ.items() if len(value) >= SHORTEST and is_secret(name, value))
 
 
-def keys_of_settings(settings: Mapping[str, object]) -> Iterator[str]:
-    """The secrets in a trainer's composed configuration, at every depth."""
+def keys_of_settings(settings: Mapping[str, object], *, urls: int | None = 1) -> Iterator[str]:
+    """The secrets in a trainer's composed configuration, at every depth.
+
+    `urls`: how many characters a secret of a URL has at least, None for those of settings alone.
+    """
     for name, value in settings.items():
-        yield from _keys_under(str(name), value)
+        yield from _keys_under(str(name), value, urls)
 
 
-def _keys_under(name: str, value: object, *, secret: bool = False) -> Iterator[str]:
+def _keys_under(name: str, value: object, urls: int | None, *, secret: bool = False) -> Iterator[str]:
     """`secret`: a setting above is named like one."""
     if isinstance(value, (list, tuple)):
         for inner in value:
-            yield from _keys_under(name, inner, secret=secret)
+            yield from _keys_under(name, inner, urls, secret=secret)
         return
     secret = secret or is_secret_setting(name, value)
     if isinstance(value, Mapping):
         for inner_name, inner in value.items():
-            yield from _keys_under(str(inner_name), inner, secret=secret)
+            yield from _keys_under(str(inner_name), inner, urls, secret=secret)
     elif secret and not isinstance(value, bool) and _typed(str(value)):
         yield str(value)
     elif isinstance(value, str):
         yield from _TOKEN.findall(value)
-        yield from _secrets_of_urls(value)
+        if urls is not None:
+            yield from (part for part in _secrets_of_urls(value) if len(part) >= urls)
 
 
 def redact_settings(words: Iterable[str], settings: Mapping[str, object]) -> list[str]:
-    """Overrides, or a trainer's command, with `***` for each secret of the composed configuration."""
-    secrets = [*keys_of_settings(settings)]
-    return [without(redact_setting(word), secrets) for word in words]
+    """Overrides, or a trainer's command, with `***` for each secret of the composed configuration.
+
+    A secret of a URL is one in the word that has the URL: elsewhere it may be a part of a path.
+    """
+    secrets = [*keys_of_settings(settings, urls=None)]
+    return [without(redact_setting(word), [*secrets, *secrets_in(word)]) for word in words]

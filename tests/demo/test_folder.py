@@ -63,3 +63,10 @@ def test_a_second_demo_replaces_the_results_of_the_first_and_nothing_else(tmp_pa
     assert start(tmp_path / "demo") == out
     left = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert left == ["demo.json", "model/x.safetensors", "my.jsonl", "run.json"]
+
+
+def test_the_folder_of_an_earlier_versions_demo_is_named_as_such(tmp_path: Path) -> None:
+    fill(tmp_path, "before.jsonl", "summary.json", folder.START)
+    with pytest.raises(ValueError, match="an earlier version's demo; remove it or name another one"):
+        start(tmp_path)
+    assert (tmp_path / "before.jsonl").read_text() == "theirs"

@@ -96,6 +96,20 @@ def test_a_budget_of_tokens_is_no_secret(tpru_eval: Tpru, args: list[object], tm
     assert "thinking_token_budget=4096" in summary["command"]
 
 
+def test_stored_answers_of_named_weights_need_no_server(
+    tpru_eval: Tpru, args: list[object], tmp_path: Path
+) -> None:
+    with endpoint() as server:
+        for server.root in ("/models/base", "/models/mine"):
+            assert tpru_eval(*args, server.url)[0] == 0
+    code, _, err = tpru_eval(*args, server.url)
+    assert code == 0, err
+    assert "2 answers are there already, 0 to be asked" in err
+    assert json.loads((tmp_path / "out/server.json").read_text()) == {f"{server.url} tiny": "/models/mine"}
+    (tmp_path / "out/server.json").write_text("[")
+    assert tpru_eval(*args, server.url)[0] != 0
+
+
 def test_stored_answers_need_no_server(tpru_eval: Tpru, args: list[object]) -> None:
     with endpoint() as server:
         server.root = "tiny"

@@ -81,3 +81,43 @@ def test_a_fix_is_accepted(trainer: str) -> None:
 def test_one_response_a_prompt_is_for_other_estimators_than_groups() -> None:
     """`launch.overlays` refuses it where the estimator compares responses."""
     sizes.check(settings(n=1, micro_batch=4, micro_log_prob=16))
+
+
+def test_gpus_that_share_sequences_share_micro_batches(tmp_path: Path) -> None:
+    for trainer in ("veRL", "EasyR1"):
+        sizes.check(settings(trainer, sequence_parallel=8, micro_batch=64))
+        sizes.check(
+            settings(trainer, sequence_parallel=4, n=1, mini_batch=2, micro_batch=1, micro_log_prob=1)
+        )
+        with pytest.raises(
+            ValueError, match=r"=96 does not divide 640 samples a group of GPUs; \S+=80 would"
+        ):
+            sizes.check(settings(trainer, sequence_parallel=8, micro_batch=96))
+        with pytest.raises(ValueError, match=r"=3 x 5 samples: found no multiple of 2 groups of GPUs"):
+            sizes.check(settings(trainer, sequence_parallel=4, mini_batch=3))
+    pytest.importorskip("verl")
+    given = ["actor_rollout_ref.actor.ulysses_sequence_parallel_size=8"]
+    given += ["actor_rollout_ref.model.use_remove_padding=true"]
+    given += ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=64"]
+    assert train.train("tpru_7b", [*FILES, *given], out=tmp_path / "run", dry_run=True) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "fix"),
+    [
+        ({"batch": 500}, "batch_size=384"),  # not 1024; 496 and 504 are no whole number of updates
+        ({"batch": 500, "mini_batch": 8}, "batch_size=496"),
+        ({"batch": 252, "mini_batch": 84, "n": 6, "gpus": 16, "micro_batch": 1}, "mini_batch_size=80"),
+    ],
+)
+def test_the_nearest_size_is_no_larger_than_it_has_to_be(change: dict[str, Any], fix: str) -> None:
+    assert sizes.uneven_batches(settings(**change))[0].fix.endswith(fix)
+
+
+def test_verls_update_refuses_a_rest_of_a_batch() -> None:
+    """So a fix is a multiple of the mini-batch, with veRL, too: here the share of one of eight GPUs."""
+    torch = pytest.importorskip("torch")
+    tensordict_utils = pytest.importorskip("verl.utils.tensordict_utils")
+    share = tensordict_utils.get_tensordict({"x": torch.zeros(504 * 5 // 8, 1)})
+    with pytest.raises(AssertionError, match="315 % 80 != 0"):
+        tensordict_utils.make_iterator(share, mini_batch_size=128 * 5 // 8, epochs=1)

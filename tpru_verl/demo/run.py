@@ -234,7 +234,13 @@ def _own_folder(out: Path) -> Path:
 
     Raises ValueError where `out` holds anything else: the demo deletes and replaces files by their names.
     """
-    return out.absolute() if (out / MARKER).is_file() else folder.new(out, RECIPE)
+    if (out / MARKER).is_file():
+        return out.absolute()
+    if all((out / name).is_file() for name in ("before.jsonl", folder.START)):
+        raise ValueError(
+            f"{out}: found the folder of an earlier version's demo; remove it or name another one"
+        )
+    return folder.new(out, RECIPE)
 
 
 def _reader(metrics: Path) -> HistoryReader:

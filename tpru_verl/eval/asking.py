@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from tpru_verl import prompts
 from tpru_verl.eval.benchmarks import Benchmark, Loaded
@@ -97,7 +98,7 @@ def say(text: str, style: str | None = None) -> None:
 def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, clock: Clock) -> list[RowResult]:
     """Ask for each reply that is not stored, and judge all rows. `options` name one way to decide."""
     title = loaded.benchmark.title
-    engine.identify()
+    engine.identify(server_of(store.path))
     asked = [_requests(loaded.benchmark, item, engine, options) for item in loaded.items]
     if options.after_reasoning:
         asked = _after_reasoning(asked, engine, store, clock, title)
@@ -111,6 +112,11 @@ def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, cloc
     for row in [row for row in results if row["failed"]][:5]:
         say(f"  row {row['id']} failed: {row['failed']}", style="red")
     return results
+
+
+def server_of(responses: Path) -> Path:
+    """The file beside stored replies that says what weights their server had."""
+    return responses.with_name(responses.name.removesuffix("responses.jsonl") + "server.json")
 
 
 def _after_cut(request: Request, reply: Reply | None) -> Reply | None:

@@ -27,6 +27,7 @@ from tpru_verl.redaction import (
     is_secret_setting,
     keys_of_environment,
     keys_of_settings,
+    secrets_in,
     without,
 )
 
@@ -175,8 +176,11 @@ def _yaml(config: Mapping[str, object]) -> str:
 
 
 def _shown(config: Mapping[str, object]) -> Any:
-    """The configuration in plain values, without keys: typed ones, and those of the environment."""
-    keys = [*keys_of_environment(), *keys_of_settings(config)]
+    """The configuration in plain values, without keys: typed ones, and those of the environment.
+
+    A secret of a URL is one in the text that has the URL: elsewhere it may be a part of a path.
+    """
+    keys = [*keys_of_environment(), *keys_of_settings(config, urls=None)]
 
     def shown(name: str, value: Any) -> Any:
         if isinstance(value, list):
@@ -185,7 +189,7 @@ def _shown(config: Mapping[str, object]) -> Any:
             return HIDDEN
         if isinstance(value, dict):
             return {key: shown(key, inner) for key, inner in value.items()}
-        return without(value, keys) if isinstance(value, str) else value
+        return without(value, [*keys, *secrets_in(value)]) if isinstance(value, str) else value
 
     return shown("", json.loads(json.dumps(config, default=str)))
 

@@ -16,7 +16,7 @@ from tpru_verl.launch import easyr1, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import key_of, taken
-from tpru_verl.redaction import is_secret_setting, keys_of_settings, looks_secret, redact_settings
+from tpru_verl.redaction import SHORTEST, is_secret_setting, keys_of_settings, looks_secret, redact_settings
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -43,8 +43,8 @@ class Plan:
 
     @property
     def secrets(self) -> list[str]:
-        """Keys that the settings hold: typed as an override, or taken from the environment."""
-        return [*keys_of_settings(self.settings.config)]
+        """Keys that the settings hold and a log should not: typed, or taken from the environment."""
+        return [*keys_of_settings(self.settings.config, urls=SHORTEST)]
 
     def shown(self, words: Iterable[str]) -> list[str]:
         """Words of the command, or overrides, with `***` for each key."""

@@ -39,6 +39,7 @@ KEYS = {
         f"{_ACTOR}.ppo_micro_batch_size_per_gpu",
         "worker.actor.micro_batch_size_per_device_for_update",
     ),
+    "sequence_parallel": (f"{_ACTOR}.ulysses_sequence_parallel_size", "worker.actor.ulysses_size"),
     "dynamic_batch": (f"{_ACTOR}.use_dynamic_bsz", ""),
     "micro_tokens": (f"{_ACTOR}.ppo_max_token_len_per_gpu", ""),
     "micro_log_prob": (
@@ -136,6 +137,11 @@ class Settings:
     def world(self) -> int:
         """GPUs of all nodes."""
         return max(1, self.integer("nodes")) * max(1, self.integer("gpus"))
+
+    @property
+    def data_parallel(self) -> int:
+        """Groups of GPUs that get samples of their own; the GPUs of a group share each sequence."""
+        return max(1, self.world // max(1, self.integer("sequence_parallel")))
 
     @property
     def shards(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 from tpru_verl import trainers
@@ -35,19 +36,21 @@ def uneven_ranks(settings: Settings) -> list[Uneven]:
 
 def uneven_batches(settings: Settings) -> list[Uneven]:
     """Batches that both trainers refuse, or that a micro-batch does not divide."""
-    n, world = max(1, settings.integer("n")), settings.world
+    n, world, parallel = max(1, settings.integer("n")), settings.world, settings.data_parallel
     batch, mini = settings.integer("batch"), settings.integer("mini_batch")
     no_multiple = f"x {n} samples: found no multiple of {world} GPUs"
+    groups = f"x {n} samples: found no multiple of {parallel} {'groups of ' if parallel < world else ''}GPUs"
     rules = [
         (mini <= batch, "batch", f"found less than {settings.said('mini_batch')}, expected at least that"),
-        (divides(world, mini * n), "mini_batch", no_multiple),
+        (divides(parallel, mini * n), "mini_batch", groups),
     ]
     if not settings["dynamic_batch"]:  # else a micro-batch holds what fits into its tokens
         rules.append((divides(world, batch * n), "batch", no_multiple))
+        unit = "GPU" if parallel == world else "group of GPUs"  # which share each sequence
         for name, whole in _SHARES.items():
-            share = settings.integer(whole) * n // world
+            share = settings.integer(whole) * n // parallel
             even = divides(settings.integer(name), share)
-            rules.append((even, name, f"does not divide {share} samples a GPU"))
+            rules.append((even, name, f"does not divide {share} samples a {unit}"))
     if settings.trainer == trainers.EASYR1:
         rules.append((divides(mini, batch), "batch", f"found no multiple of {settings.said('mini_batch')}"))
     return [Uneven(name, found, _nearest(settings, name)) for even, name, found in rules if not even]
@@ -65,9 +68,11 @@ def divides(divisor: int, number: int) -> bool:
 def _nearest(settings: Settings, name: str) -> str:
     """`KEY=VALUE` of a size that would do."""
     n, world = max(1, settings.integer("n")), settings.world
-    if name in _SHARES and (share := settings.integer(_SHARES[name]) * n // world) > 0:
+    if name in _SHARES and (share := settings.integer(_SHARES[name]) * n // settings.data_parallel) > 0:
         most = max(d for d in range(1, share + 1) if share % d == 0 and d <= max(1, settings.integer(name)))
         return f"{settings.key(name)}={most}"
-    mini = settings.integer("mini_batch") if name == "batch" else 1
-    step = world * max(1, mini)
+    unit = world if name == "batch" else settings.data_parallel
+    step = unit // math.gcd(unit, n)
+    if name == "batch":  # a whole number of updates: the actors of both trainers refuse a rest
+        step = math.lcm(step, max(1, settings.integer("mini_batch")))
     return f"{settings.key(name)}={max(step, settings.integer(name) // step * step)}"

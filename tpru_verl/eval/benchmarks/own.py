@@ -19,7 +19,7 @@ from tpru_verl.eval.item import Item
 from tpru_verl.sample import parse_options, problems_of
 from tpru_verl.terminal import line_of
 
-RESERVED = ("responses", "summary", "page")  # files of an evaluation's folder
+RESERVED = ("responses", "server", "summary", "page")  # files of an evaluation's folder
 _DECIDED = (f".{GUIDED}", f".{SCORE}")  # how the results of `--decide` end
 
 

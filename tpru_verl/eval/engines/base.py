@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from tpru_verl.data.tokens.pixels import Bounds
@@ -62,7 +63,8 @@ class Engine(Protocol):
     """Something that answers requests.
 
     Stored replies are valid for one `identity`: the model, and whatever else a reply depends on beside the
-    request, `sampling` and `bounds`. It is final after `identify`. `description` goes into summary.json.
+    request, `sampling` and `bounds`. It is final after `identify`, which may keep facts about a server in
+    the file `kept`. `description` goes into summary.json.
     """
 
     identity: str
@@ -70,7 +72,7 @@ class Engine(Protocol):
     bounds: Bounds
 
     def description(self) -> dict[str, object]: ...
-    def identify(self) -> None: ...
+    def identify(self, kept: Path) -> None: ...
     def start(self, requests: Sequence[Request]) -> None: ...
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]: ...
     def close(self) -> None: ...

@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.clients import Address
@@ -16,6 +16,7 @@ from tpru_verl.data.tokens.pixels import Bounds, png
 from tpru_verl.eval.decide import GUIDED, SCORE, best_of, forks_of, scores_of, steps_of, told_apart
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply, digest_of
+from tpru_verl.files import write_json
 from tpru_verl.redaction import redact_options
 from tpru_verl.sample import IMAGE_TAG
 from tpru_verl.terminal import line_of, needs
@@ -53,21 +54,31 @@ class Endpoint:
         self.address = Address(base_url, self.extra, os.environ.get("OPENAI_API_KEY", ""))
         self.shown_url = self.address.shown  # what messages and results say
         self.identity = f"endpoint:{self.shown_url}:{model}:{digest_of(self.extra) if self.extra else []}"
-        self._checked = False
+        self._checked = self._identified = False
 
     def description(self) -> dict[str, object]:
         return {"engine": "endpoint", "base_url": self.shown_url, "options": redact_options(self.extra)}
 
-    def identify(self) -> None:
+    def identify(self, kept: Path) -> None:
         """Add the weights behind the model's name to `identity`, where the server names them (`root`).
 
-        A server that does not answer is found out by `start`, if there is something to ask.
+        `kept` has the last roots: stored answers are found without their server, too. A server that does not
+        answer is found out by `start`, if there is something to ask.
         """
-        if not self._checked:
-            with suppress(ConnectionError, ValueError):
-                root = asyncio.run(self._check())
-                self._checked = True
-                self.identity += f":{root}" if root not in ("", self.model) else ""
+        if self._identified:
+            return
+        root, roots, name = "", _kept(kept), f"{self.shown_url} {self.model}"
+        try:
+            root = asyncio.run(self._check())
+            self._checked = True
+            if roots.get(name, "") != root:
+                write_json(kept, {**roots, name: root})
+        except ConnectionError:
+            root = roots.get(name, "")
+        except ValueError:
+            pass
+        self._identified = True
+        self.identity += f":{root}" if root not in ("", self.model) else ""
 
     def start(self, requests: Sequence[Request]) -> None:
         """Check that the server answers and has the model. Raises ConnectionError, ValueError."""
@@ -250,6 +261,19 @@ class Endpoint:
             messages.append({"role": "assistant", "content": opening})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return {"messages": messages, "extra_body": body or None}
+
+
+def _kept(path: Path) -> dict[str, str]:
+    """The root of each server and model, as an earlier call wrote them; none from a file that is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return (
+        {name: root for name, root in found.items() if isinstance(root, str)}
+        if isinstance(found, dict)
+        else {}
+    )
 
 
 def _root_of(model: object) -> str:

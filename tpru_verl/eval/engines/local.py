@@ -117,7 +117,7 @@ class Local:
             "options": redact_options(self.options),
         }
 
-    def identify(self) -> None:
+    def identify(self, kept: Path) -> None:
         """The model is known from the beginning."""
 
     def answer(self, requests: Sequence[Request]) -> Iterator[tuple[Request, Reply]]:
