@@ -93,7 +93,7 @@ class TestRecipe:
     @pytest.mark.parametrize(
         ("change", "found", "fix"),
         [
-            ({"batch": 100}, "data.train_batch_size=100 found less than", "data.train_batch_size=1024"),
+            ({"batch": 100}, "data.train_batch_size=100 found less than", "data.train_batch_size=128"),
             ({"gpus": 7}, "found no multiple of 7 GPUs", "data.train_batch_size=896"),
             ({"micro_batch": 3}, "ppo_micro_batch_size_per_gpu=3 does not divide 80", "per_gpu=2"),
             (
