@@ -181,7 +181,7 @@ def test_what_fits(recipe: str, overlay: str) -> None:
     overlay, *more = overlay.split(" ")
     planned = plan.compose(recipe, [*DATA, f"+tpru={overlay}", *more])
     name = "_".join([recipe, *overlay.strip("[]").split(",")])
-    assert planned.command[-1] == f"trainer.experiment_name={name}"
+    assert f"trainer.experiment_name={name}" in planned.command
     assert planned.settings.text("checkpoints") == f"checkpoints/tpru/{name}"
 
 
@@ -232,9 +232,12 @@ def test_the_size_of_a_model_that_is_refused_is_not_read(tmp_path: Path) -> None
         plan.compose("tpru_7b", [*given, "+tpru=one_gpu_24"])
 
 
-@pytest.mark.parametrize("plus", ["", "++"])
-def test_a_name_that_is_given_stays(plus: str) -> None:
-    planned = plan.compose("tpru_7b", [*DATA, "+tpru=lora", f"{plus}trainer.experiment_name=mine"])
+@pytest.mark.parametrize(
+    "named",
+    ["trainer.experiment_name=mine", "++trainer.experiment_name=mine", "trainer={experiment_name:mine}"],
+)
+def test_a_name_that_is_given_stays(named: str) -> None:
+    planned = plan.compose("tpru_7b", [*DATA, "+tpru=lora", named])
     assert planned.settings.text("checkpoints") == "checkpoints/tpru/mine"
 
 

@@ -96,8 +96,9 @@ def compose(recipe: str, overrides: Sequence[str] = (), run_folder: Path | None 
     overrides = [recipes.quoted(item) for item in overrides]
     chosen = taken(overrides)
     if chosen and "trainer.experiment_name" not in map(key_of, overrides):
-        # An overlay gives its own name, and so one folder of checkpoints to all recipes.
-        overrides.append(f"trainer.experiment_name={'_'.join([recipe, *chosen])}")
+        # An overlay gives its own name, and so one folder of checkpoints to all recipes. `trainer={...}` of
+        # the user comes after this one.
+        overrides.insert(0, f"trainer.experiment_name={'_'.join([recipe, *chosen])}")
     # Those of Hydra itself, such as hydra.run.dir, are none of a recipe's.
     config = recipes.compose(recipe, [item for item in overrides if not key_of(item).startswith("hydra.")])
     plain = OmegaConf.to_container(config, resolve=True)
