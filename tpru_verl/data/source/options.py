@@ -62,6 +62,19 @@ def is_missing_option(text: str) -> bool:
     return text in ("", "nan", "NaN")
 
 
+def read_written(text: str) -> object:
+    """A list or an object that is written in JSON or Python; None for other text."""
+    if not text.lstrip().startswith(("[", "{")) or len(text) > _LONGEST:
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, (list, tuple, dict)) else None
+    return None
+
+
 def text_of(cell: object) -> str:
     return str(cell).strip() if is_text_or_number(cell) or isinstance(cell, bool) else ""
 
@@ -80,7 +93,7 @@ def _filled(cells: Iterable[tuple[str, object]]) -> dict[str, str]:
 def _options_of(cell: object) -> dict[str, str]:
     """Of a list of texts, with or without letters, of texts by letter, of ARC's {text, label}, or written."""
     if isinstance(cell, str):
-        written = _read(cell)
+        written = read_written(cell)
         return parse_options(cell) if written is None else _options_of(written)
     if isinstance(cell, Mapping):
         texts, letters = cell.get("text"), cell.get("label")
@@ -95,7 +108,7 @@ def _options_of(cell: object) -> dict[str, str]:
 
 def _is_empty(cell: object) -> bool:
     """Whether a cell holds nothing, or only missing options: as a list, by letter, or written."""
-    if isinstance(cell, str) and (written := _read(cell)) is not None:
+    if isinstance(cell, str) and (written := read_written(cell)) is not None:
         cell = written
     parts = cell.values() if isinstance(cell, Mapping) else cell if _is_list(cell) else [cell]
     return all(
@@ -110,16 +123,3 @@ def _is_list(value: object) -> TypeGuard[Sequence[object]]:
 
 def _is_option(value: object) -> bool:
     return value is None or is_text_or_number(value) or isinstance(value, bool)
-
-
-def _read(text: str) -> object:
-    """A list or an object that is written in JSON or Python; None for other text."""
-    if not text.lstrip().startswith(("[", "{")) or len(text) > _LONGEST:
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return found if isinstance(found, (list, tuple, dict)) else None
-    return None

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import cast
 
 from tpru_verl.data.source.cells import cells_of_text, image_bytes
 from tpru_verl.data.source.forms import columns_of
 from tpru_verl.data.source.hub import load_hub
+from tpru_verl.data.source.options import read_written
 from tpru_verl.data.source.parts import Part, parts_of
 from tpru_verl.data.source.rows import (
     all_columns,
@@ -33,7 +33,6 @@ LETTER = "Answer with the option's letter from the given choices directly."
 SELECT = "Please select the correct answer from the options above."  # VLMEvalKit's, for most of its tables
 FOLDER = "LMUData"  # the environment variable that names VLMEvalKit's folder
 _REFERENCE = 64  # characters: a shorter cell of VLMEvalKit's `image` names the row that has the picture
-_LONGEST_LIST = 100_000  # characters of a list of options: Python's parser could crash on a longer one
 _ROTATED = 1_000_000  # VLMEvalKit numbers the rotations of a circular table from here
 
 
@@ -320,18 +319,9 @@ def letter_of(answer: str, options: Mapping[str, str], task: str | None = None) 
 
 def answers(cells: object) -> list[str]:
     """Options that a column holds as a list, or as the text of one. Raises ValueError for anything else."""
-    if isinstance(cells, str):
-        import ast
-
-        try:
-            if len(cells) > _LONGEST_LIST:
-                raise ValueError
-            cells = ast.literal_eval(cells)
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise ValueError(f"options: found {str(cells)[:40]!r}, expected a list") from error
-    if not isinstance(cells, Sequence):
-        raise ValueError(f"options: found {type(cells).__name__}, expected a list")
-    texts = cast("Sequence[object]", cells)
+    texts = read_written(cells) if isinstance(cells, str) else cells
+    if not isinstance(texts, (list, tuple)):
+        raise ValueError(f"options: found {str(cells)[:40]!r}, expected a list")
     if others := [text for text in texts if not is_text_or_number(text) and text is not None]:
         raise ValueError(f"options: found {str(others[0])[:40]}, expected texts")
     return ["" if text is None else str(text) for text in texts]
