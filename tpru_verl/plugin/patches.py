@@ -16,6 +16,7 @@ from tpru_verl.plugin import (
     early,
     forks,
     gdpo,
+    linear_attention,
     on_policy,
     pictured,
     prefixes,
@@ -67,6 +68,8 @@ def register() -> None:
     when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.keep_adapters_trainable)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(adapters.no_gradients_of_frozen_tower)
     when_imported("verl.workers.engine.fsdp.transformer_impl")(prefixes.share_prompts)
+    when_imported("verl.models.transformers.qwen3_5")(linear_attention.packed_sequences_apart)
+    when_imported("verl.models.transformers.qwen3_5")(linear_attention.newer_linear_attention)
     when_imported("verl.workers.rollout.vllm_rollout.vllm_async_server")(sharing.generate_group)
     when_imported("verl.trainer.ppo.v1.trainer_base")(sharing.groups_on_one_rank)
     when_imported("vllm.inputs.preprocess")(sharing.process_group_once)

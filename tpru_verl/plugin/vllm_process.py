@@ -6,7 +6,7 @@ A patch waits until vLLM imports the module that it changes.
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.plugin.hooks import replace, require, trains_on_cpu, when_imported
@@ -24,6 +24,7 @@ def register() -> None:
     when_imported("vllm.model_executor.model_loader.dummy_loader")(keep_pixel_normalisation)
     if trains_on_cpu():
         when_imported("vllm.model_executor.layers.utils")(plain_cpu_linear)
+        when_imported("vllm.model_executor.layers.mamba.ops.cpu.gdn_attention")(plain_cpu_convolution)
         when_imported("vllm.distributed.device_communicators.shm_broadcast")(wait_asleep)
         when_imported("vllm.v1.worker.cpu_model_runner")(own_seeds_with_chunks)
         when_imported("vllm.model_executor.layers.batch_invariant")(no_kernels_of_triton)
@@ -52,6 +53,23 @@ def plain_cpu_linear(layer_utils: ModuleType) -> None:
         object.__setattr__(layer, "cpu_linear", torch.nn.functional.linear)
 
     replace(layer_utils, "dispatch_cpu_unquantized_gemm", dispatch_cpu_unquantized_gemm)
+
+
+def plain_cpu_convolution(gdn_attention: ModuleType) -> None:
+    """vLLM's convolution of Qwen3.5 reads repacked weights where the processor has AMX, or since 0.32 bf16.
+
+    Weights stay as they are, for updates (`plain_cpu_linear`). The patch tells this module alone that the
+    processor has neither: the convolution is then PyTorch's.
+    """
+    import torch
+
+    class Torch:
+        cpu = SimpleNamespace(_is_amx_tile_supported=lambda: False, _is_avx512_bf16_supported=lambda: False)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(torch, name)
+
+    replace(gdn_attention, "torch", Torch())
 
 
 def wait_asleep(shm_broadcast: ModuleType) -> None:
