@@ -418,6 +418,13 @@ def test_a_result_inside_its_source_is_refused(build: Run, tmp_path: Path) -> No
         build(source, "in/sub/out")
     assert "in/sub/out: found a folder inside the source" in str(stop.value)
     assert not (source / "sub").exists()
+    build(source, "rows")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for rows in ("rows", "rows/data", "rows/data/train-00000-of-00001.parquet"):
+        with pytest.raises(SystemExit) as stop:
+            build(source, "rows", "--against", tmp_path / rows)
+        assert f"found the source {tmp_path / rows} there, which the result would replace" in str(stop.value)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_picture_that_all_clips_share_is_named(build: Run, tmp_path: Path) -> None:

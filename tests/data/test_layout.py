@@ -305,6 +305,29 @@ class TestInsideTheSource:
         assert names(folder) == ["train.parquet"]
         assert tpru("prepare", folder, tmp_path / "rows2")[0] == 0  # beside it
 
+    def test_a_result_never_replaces_its_own_source(
+        self, tmp_path: Path, tpru: Tpru, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_parquet(tmp_path / "other.parquet", ROWS)
+        halves = ("--split", "train=0.5,test=0.5", "--workers", 1)
+        assert tpru("prepare", "other.parquet", "rows", *halves)[0] == 0
+        (tmp_path / "link").symlink_to("rows")
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "shards").mkdir()
+        (tmp_path / "shards/train.parquet").symlink_to("../rows/data/train-00000-of-00001.parquet")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        sources = [
+            *("rows@train", "./rows/@test", f"{tmp_path}/rows@train", "link@train", "rows/data@train"),
+            *("rows/data/train-00000-of-00001.parquet", "shards"),
+            *("other.parquet --against rows@test", f"other.parquet --against {tmp_path}/rows/data@test"),
+        ]
+        for source in sources:
+            for out in ("rows", "./rows", tmp_path / "rows", "link", "sub/../rows --for trl"):
+                code, _, error = tpru("prepare", *source.split(), *str(out).split(), "--workers", 1)
+                assert (code, "found the source" in error, "name another folder" in error) == (1, True, True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
     @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
     def test_a_folder_of_rows_and_a_result_names_both(self, tmp_path: Path, tpru: Tpru, name: str) -> None:
         folder = tmp_path / "all"

@@ -62,12 +62,12 @@ def build(
     Raises:
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
-        ValueError: no usable item, `out` is in the source, a package is not installed, or the endpoint does
-            not answer.
+        ValueError: no usable item, `out` is in a source or holds one, a package is not installed, or
+            the endpoint does not answer.
         OSError: no space left.
     """
     _check_installed(audit)
-    check_outside(source, out)
+    check_outside(out, source, *(against.places if against else ()))
     with locked(out):
         layout.check_is_ours(out)
         items = items_of(

@@ -271,6 +271,11 @@ class Source:
         return cls(name, parts[0].commit or revision, parts, forms, units)
 
     @property
+    def places(self) -> list[str]:
+        """The source, then its files, which may be links to other places."""
+        return [self.name, *(part.name for part in self.parts if part.path)]
+
+    @property
     def rows(self) -> int | None:
         """How many rows there are, where that is known before reading them."""
         counts = [unit.rows for unit in self.units]
