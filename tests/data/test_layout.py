@@ -17,6 +17,8 @@ from support.rows import reordering, write_parquet
 from tpru_verl.data import layout
 from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
+from tpru_verl.eval.benchmarks.base import load
+from tpru_verl.eval.benchmarks.own import own
 
 ROWS = [reordering(seed) for seed in range(12)]
 Fill = Callable[[str], None]
@@ -237,6 +239,26 @@ def test_a_missing_or_an_extra_shard_is_refused(prepared: Path) -> None:
     with pytest.raises(ValueError, match=r"train-00001-of-00002\.parquet: missing"):
         Source.open(f"{prepared}@train")
     assert Source.open(str(shard)).rows == entry["rows"]  # one file, which was asked for by its name
+
+
+def test_a_folder_without_a_whole_split_is_refused_and_the_other_split_is_read(
+    prepared: Path, tmp_path: Path, tpru: Tpru
+) -> None:
+    (prepared / "data/test-00000-of-00001.parquet").unlink()
+    for name in (prepared, prepared / "data"):
+        code, _, error = tpru("validate", name, "--workers", 1)
+        assert code == 1
+        assert f"{prepared}/data/test-00000-of-00001.parquet: missing, {prepared}/manifest.json" in error
+        assert f"read one split alone: {prepared}@train" in error
+    for name in (f"{prepared}@train", prepared / "data/train-00000-of-00001.parquet"):
+        assert tpru("validate", name, "--workers", 1)[0] == 0
+
+
+def test_an_evaluation_reads_no_changed_shard(prepared: Path) -> None:
+    shard = prepared / "data/train-00000-of-00001.parquet"
+    write_parquet(shard, ROWS[:1])
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet: found bytes"):
+        load(*own([f"{prepared}@train"])[0])
 
 
 def test_validate_compares_checksums(prepared: Path, tpru: Tpru) -> None:

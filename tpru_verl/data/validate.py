@@ -119,7 +119,7 @@ def validate(
     Raises ValueError where a file itself is broken, and for `against` without `imagehash`.
     """
     report = Report.of(source)
-    check_files([part.path for part in source.parts if part.path], complete=False, digests=True)
+    check_files([part.path for part in source.parts if part.path], digests=True)
     for _ in check_units(source, report, deep=deep, hashes=against is not None, workers=workers):
         pass
     compare_rows(source, report, against, workers=workers)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tpru_verl.data.layout import check_files
 from tpru_verl.data.source.cells import names_of
 from tpru_verl.data.source.options import option_columns
 from tpru_verl.data.source.parts import KINDS, TABLES, Part, parts_of, plain_rows, refuse_empty
@@ -262,8 +261,6 @@ class Source:
     ) -> Source:
         """Look at schemas, and at no row of parquet. Raises ValueError or FileNotFoundError, in one line."""
         parts = parts_of(name, revision=revision)
-        shards = [part.path for part in parts if part.path]
-        check_files(shards, complete=[str(shard) for shard in shards] != [name])
         forms = [form_of(part, keys or Keys()) for part in parts]
         units = [unit for part in parts for unit in units_of(part)]
         if not sum(1 if unit.rows is None else unit.rows for unit in units):

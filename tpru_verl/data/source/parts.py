@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl.data.layout import MANIFEST, shards_of
+from tpru_verl.data.layout import MANIFEST, check_files, shards_of
 from tpru_verl.data.source.hub import commit_of, load_hub
 from tpru_verl.data.source.quotes import HOW, holds_rows, kept
 from tpru_verl.files import lies_in
@@ -68,15 +68,19 @@ class Part:
 def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
     """The files that `source` stands for: a file, a folder, or a Hub id; the latter two take `@split`.
 
-    Raises FileNotFoundError where there is nothing, ValueError for several splits or an unreadable data set.
+    Raises FileNotFoundError where there is nothing, ValueError for several splits, an unreadable data set, or
+    shards that are not as the manifest of their folder says.
     """
     path, split = _path_and_split(source)
     if path.is_file():
         if split:
             raise ValueError(f"{source}: found a file, which has no splits, expected {path}")
+        check_files([path])
         return [Part(str(path), path)]
     if path.is_dir():
-        return [Part(str(shard), shard) for shard in _shards(path, split)]
+        shards = _shards(path, split)
+        check_files(shards, complete=True, whole=not split)
+        return [Part(str(shard), shard) for shard in shards]
     if not is_local(source):
         commit = commit_of(str(path), revision)
         return [Part(source, None, load_hub(str(path), split, revision=commit), commit)]
