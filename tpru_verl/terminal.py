@@ -74,6 +74,11 @@ def progress_bar() -> Progress:
     return Bar(*columns, console=messages, transient=True, disable=not sys.stderr.isatty())
 
 
+def counted(number: int, noun: str) -> str:
+    """Such as `1 row` or `1,200 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def percent(share: float | None) -> str:
     """A share in [0, 1] with one decimal; "-" for None, such as a share of no rows."""
     return "-" if share is None else f"{100 * share:.1f} %"
