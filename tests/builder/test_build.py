@@ -193,16 +193,22 @@ def test_episodes_bring_texts_and_mismatches(build: Run, tmp_path: Path) -> None
 
 
 BAD_LINES: dict[str, tuple[Any, str]] = {
-    "no json": ("{", "line 3: not readable as json"),
-    "a list": ("[]", "line 3: found list, expected an object"),
-    "no images": ('{"id": "x"}', "line 3: images: found NoneType, expected a list of paths"),
-    "a missing image": ('{"images": ["none.png"]}', "line 3: images[0]: found 'none.png', but there is no"),
+    "no json": ("{", "all.jsonl:2 (line 3): not readable as json"),
+    "a list": ("[]", "all.jsonl:2 (line 3): found list, expected an object"),
+    "no images": ('{"id": "x"}', "all.jsonl:2 (line 3): images: found no images, expected a list of paths"),
+    "a missing image": (
+        '{"images": ["none.png"]}',
+        "all.jsonl:2 (line 3): images[0]: found 'none.png', but there is no",
+    ),
     "a path outside": (
         '{"images": ["../../x.png"]}',
-        "line 3: images[0]: found '../../x.png', expected a path",
+        "all.jsonl:2 (line 3): images[0]: found '../../x.png', expected a path",
     ),
-    "too few texts": ('{"images": ["a", "b"], "texts": ["a"]}', "line 3: texts: found 1, expected one for"),
-    "a number": ('{"images": [3]}', "line 3: images[0]: found int, expected bytes"),
+    "too few texts": (
+        '{"images": ["a", "b"], "texts": ["a"]}',
+        "all.jsonl:2 (line 3): texts: found 1, expected one for",
+    ),
+    "a number": ('{"images": [3]}', "all.jsonl:2 (line 3): images[0]: found int, expected bytes"),
 }
 
 
@@ -220,6 +226,7 @@ def test_a_bad_episode_is_one_line_and_the_rest_is_kept(
     assert len(shown) == 1
     assert said in shown[0]
     assert ": : " not in shown[0]
+    assert shown[0].count("all.jsonl") == 1
     (dropped,) = json.loads((tmp_path / "out/dropped.json").read_text())
     assert said in dropped["detail"]
 

@@ -78,7 +78,7 @@ def test_bad_episodes_of_a_json_file_are_told(build: Run, tmp_path: Path) -> Non
         assert message in str(stop.value.code)
     path.write_text(json.dumps([episode(tmp_path, 0), 3]))
     assert build(path)["left_out"] == {"unreadable": 1}
-    assert "episodes.json episode 2: found int" in (tmp_path / "out/dropped.json").read_text()
+    assert "episodes.json:1 (episode 2): found int" in (tmp_path / "out/dropped.json").read_text()
 
 
 def test_edges_are_cut_and_boxes_are_covered(build: Run, tmp_path: Path) -> None:

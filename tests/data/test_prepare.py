@@ -151,7 +151,8 @@ def test_shares_have_to_be_shares(run: Prepare, split: dict[str, float]) -> None
 
 
 def test_a_split_that_stays_empty_is_refused(run: Prepare) -> None:
-    with pytest.raises(ValueError, match=r"found 1 group of rows .* expected enough for"):
+    cure = "a group stays in one split, so add sources, leave --split out, or use --allow"
+    with pytest.raises(ValueError, match=rf"found 1 group of rows .* expected enough for .*; {cure}"):
         run([{**row, "source_id": "one film"} for row in ROWS], split={"train": 0.9, "test": 0.1})
 
 

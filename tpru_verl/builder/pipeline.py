@@ -153,7 +153,7 @@ def _show_left_out(counts: Counts) -> None:
 
 def _told(lost: Mapping[str, str]) -> str:
     """The id of an item that was left out, and why. Most details begin with the id."""
-    named = lost["detail"].startswith(f"{lost['id']}: ")
+    named = lost["detail"].startswith((f"{lost['id']}: ", f"{lost['id']} ("))
     return lost["detail"] if named else f"{lost['id']}: {lost['detail']}"
 
 

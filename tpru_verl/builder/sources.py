@@ -148,7 +148,13 @@ class JsonEpisode:
 
     @property
     def name(self) -> str:
-        return f"{self.path.name} {'line' if self.offset is not None else 'episode'} {self.number + 1}"
+        """As messages call it: its default id, which counts from 0, and the line or the place in the list."""
+        kind = "line" if self.offset is not None else "episode"
+        return f"{self._own_id} ({kind} {self.number + 1})"
+
+    @property
+    def _own_id(self) -> str:
+        return f"{self.path.name}:{self.number}"
 
     def _text(self, field: str, otherwise: str = "") -> str:
         value = self._record.get(field)
@@ -158,7 +164,7 @@ class JsonEpisode:
 
     @property
     def id(self) -> str:
-        return self._text("id", f"{self.path.name}:{self.number}")
+        return self._text("id", self._own_id)
 
     @property
     def scene(self) -> str:
@@ -177,7 +183,8 @@ class JsonEpisode:
     def frames(self) -> Iterator[Frame]:
         images, texts = self._record.get("images"), self._record.get("texts") or []
         if not isinstance(images, list):
-            raise ValueError(f"{self.name}: images: found {type(images).__name__}, expected a list of paths")
+            found = "no images" if images is None else type(images).__name__
+            raise ValueError(f"{self.name}: images: found {found}, expected a list of paths")
         if not isinstance(texts, list) or (texts and len(texts) != len(images)):
             found = len(texts) if isinstance(texts, list) else type(texts).__name__
             raise ValueError(

@@ -143,7 +143,7 @@ def validate(
     """
     from tpru_verl.data import validate as work
     from tpru_verl.data.source.parts import files_of
-    from tpru_verl.terminal import results
+    from tpru_verl.terminal import counted, results
 
     check_output("--report", report, files_of(source, against))
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
@@ -157,7 +157,7 @@ def validate(
         console.print(table)
     if found.unusable:
         raise ValueError(work.summary_of(found))
-    console.print(f"{found.rows} rows, all usable, {len(found.findings)} warnings")
+    console.print(f"{counted(found.rows, 'row')}, all usable, {counted(len(found.findings), 'warning')}")
 
 
 @app.command(epilog="Example: `tpru data prepare Stephengzk/TPRU-25k prepared --split train=0.98,test=0.02`")
@@ -216,7 +216,7 @@ def prepare(
     from tpru_verl.data.prepare import prepare as work
     from tpru_verl.data.splits import rows_table, view_commands
     from tpru_verl.data.tokens.recipes import counter_of
-    from tpru_verl.terminal import results
+    from tpru_verl.terminal import counted, results
 
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     counter = counter_of(model, template, min_pixels, max_pixels)[0] if model else None
@@ -224,7 +224,9 @@ def prepare(
     other = open_source(against, answered=False) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     rows = manifest["rows"]
-    results().print(rows_table({**rows, **rows["by_split"]}, f"{rows['written']} rows of {source}"))
+    results().print(
+        rows_table({**rows, **rows["by_split"]}, f"{counted(rows['written'], 'row')} of {source}")
+    )
     left_out = f", {rows['dropped']} left out and listed in {out / DROPPED}" if rows["dropped"] else ""
     typer.echo(f"{out}: {rows['written']} of {rows['read']} rows written{left_out}; look at them:")
     for line in view_commands(out, rows["splits"]):

@@ -228,7 +228,8 @@ def fingerprints(source: Source, *, workers: int | None = None) -> list[Fingerpr
         row for _, rows in each_unit(source, _fingerprints, title=title, workers=workers) for row in rows
     ]
     if unread := [f"{row.file} row {row.row}: {text}" for row in found for text in row.unread]:
-        said = f"found {len(unread)} pictures that cannot be compared, expected none; the first: {unread[0]}"
+        lost = counted(len(unread), "picture")
+        said = f"found {lost} that cannot be compared, expected none; the first: {unread[0]}"
         messages.print(f"{source.name}: {said}", style="yellow", markup=False, soft_wrap=True)
     return found
 
@@ -285,7 +286,7 @@ def _duplicates(seen: Iterable[SeenRow]) -> Iterator[Finding]:
         other = first.setdefault(row.digest, row)
         if other is not row:
             found = f"the question and images of {other.file} row {other.row}"
-            yield _finding(row, "warning", "row", found, "each row once")
+            yield _finding(row, "warning", "row", found, "a row that occurs only once")
 
 
 def _shared(seen: Iterable[SeenRow], others: list[Fingerprint], name: str) -> Iterator[Finding]:
