@@ -44,6 +44,10 @@ class VisibleConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
+class OptionError(ValueError):
+    """An option has a value that no source allows: the command ends with exit code 2, as typer's own do."""
+
+
 messages = VisibleConsole(stderr=True)  # stdout is for results
 
 

@@ -35,16 +35,20 @@ def episode(folder: Path, take: int, frames: int = 8, **more: object) -> dict[st
     return {"images": names, **more}
 
 
-def test_every_nth_picture_of_a_folder(build: Run, tmp_path: Path) -> None:
+def test_every_nth_picture_of_a_folder(
+    build: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = scenes(tmp_path / "in", takes=4, frames=16)
     assert build(source, "out", "--every", 2)["frames"]["read"] == 4 * 8
     assert indices(tmp_path / "out") <= set(range(0, 16, 2))
     with pytest.raises(SystemExit) as stop:
         build(source, "other", "--every", 0.5)
-    assert "--every: found 0.5, expected a whole number for pictures" in str(stop.value.code)
+    assert "--every: found 0.5, expected a whole number for pictures" in capsys.readouterr().err
+    assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         build("sim:bricks", "other", "--every", 2)
-    assert "--every: found 2 for sim:bricks, expected no such option" in str(stop.value.code)
+    assert "--every: found 2 for sim:bricks, expected no such option" in capsys.readouterr().err
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("whole", [False, True])

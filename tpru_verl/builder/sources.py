@@ -18,7 +18,7 @@ from tpru_verl.builder.pictures import CONVERTED
 from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.names import COMMON, in_order, is_system_file
 from tpru_verl.data.source.parts import is_local
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import OptionError, line_of
 
 PICTURES = (*COMMON, *CONVERTED)
 ABOUT = "description.txt"  # describes the pictures beside it
@@ -241,7 +241,7 @@ def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int)
     if source.startswith(SIMULATED):
         if sampling.every is not None:
             found = f"found {sampling.every:g} for {source}"
-            raise ValueError(f"--every: {found}, expected no such option: a frame is what each step shows")
+            raise OptionError(f"--every: {found}, expected no such option: a frame is what each step shows")
         from tpru_verl.builder.sims import episodes_of
 
         return [*episodes_of(source.removeprefix(SIMULATED), episodes, seed)]
@@ -307,7 +307,7 @@ def _whole(sampling: video.FrameSampling) -> int:
     """`--every` for pictures, which have no times: a number of pictures. Raises ValueError for a fraction."""
     every = 1.0 if sampling.every is None else sampling.every
     if every != int(every):
-        raise ValueError(f"--every: found {every:g}, expected a whole number for pictures: each Nth is read")
+        raise OptionError(f"--every: found {every:g}, expected a whole number for pictures: each Nth is read")
     return int(every)
 
 

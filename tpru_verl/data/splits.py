@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tpru_verl.terminal import counted
+from tpru_verl.terminal import OptionError, counted
 
 ONE_SPLIT = "train"  # where rows go that are not split
 
@@ -27,10 +27,10 @@ def check_shares(split: Mapping[str, float] | None) -> None:
         return
     for name in split:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"--split: found the name {name!r}, expected letters, digits and _ only")
+            raise OptionError(f"--split: found the name {name!r}, expected letters, digits and _ only")
     if any(not 0 < share <= 1 for share in split.values()) or abs(sum(split.values()) - 1) > 1e-6:
         found = ",".join(f"{name}={share:g}" for name, share in split.items())
-        raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")
+        raise OptionError(f"--split: found {found}, expected shares over 0 that sum to 1")
 
 
 def shared_out(sizes: Sequence[int], shares: Mapping[str, float], *, empty: bool = False) -> list[str]:
