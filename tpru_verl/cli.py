@@ -336,17 +336,24 @@ def export(
 
 
 def main() -> None:
-    """Entry point. A mistake of the user is one line, or one for each finding, and exit code 1."""
+    """Entry point. A mistake of the user is one line, or one for each finding, and exit code 1.
+
+    The exit code is 2 for an option or an argument, whether typer or the command itself refuses it.
+    """
     try:
         with _clean_end():
             app()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        from tpru_verl.terminal import text_of, visible
+        from tpru_verl.terminal import OptionError, text_of, visible
 
         if isinstance(error, ImportError):
             error = _named_extra(error)
         lines = [line.rstrip() for line in text_of(error).splitlines() if line.strip()]
-        sys.exit("tpru: " + "\n".join(map(visible, lines)))
+        said = "tpru: " + "\n".join(map(visible, lines))
+        if isinstance(error, OptionError):
+            print(said, file=sys.stderr)
+            sys.exit(2)
+        sys.exit(said)
 
 
 # The extra that brings what a command imports, where it needs no trainer.

@@ -48,10 +48,18 @@ def check_output(option: str, out: Path | None, sources: Iterable[Path]) -> None
     if out is None or not out.is_file():
         return
     for source in sources:
-        if source.is_dir() and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(source)):
+        if source.is_dir() and lies_in(out, source):
             raise ValueError(f"{option} {out} lies in the source {source}; give another file")
         if source.is_file() and out.samefile(source):
             raise ValueError(f"{option} {out} is the source {source}; give another file")
+
+
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether `path` is `folder`, or below it. A link, or a second mount, counts as what it leads to."""
+    place = Path(os.path.realpath(path))
+    if not folder.exists():
+        return place.is_relative_to(os.path.realpath(folder))
+    return any(other.exists() and other.samefile(folder) for other in (place, *place.parents))
 
 
 @contextmanager

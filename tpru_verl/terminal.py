@@ -44,6 +44,10 @@ class VisibleConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
+class OptionError(ValueError):
+    """An option has a value that no source allows: the command ends with exit code 2, as typer's own do."""
+
+
 messages = VisibleConsole(stderr=True)  # stdout is for results
 
 
@@ -72,6 +76,11 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
     )
     return Bar(*columns, console=messages, transient=True, disable=not sys.stderr.isatty())
+
+
+def counted(number: int, noun: str) -> str:
+    """Such as `1 row` or `1,200 rows`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def percent(share: float | None) -> str:

@@ -35,16 +35,20 @@ def episode(folder: Path, take: int, frames: int = 8, **more: object) -> dict[st
     return {"images": names, **more}
 
 
-def test_every_nth_picture_of_a_folder(build: Run, tmp_path: Path) -> None:
+def test_every_nth_picture_of_a_folder(
+    build: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = scenes(tmp_path / "in", takes=4, frames=16)
     assert build(source, "out", "--every", 2)["frames"]["read"] == 4 * 8
     assert indices(tmp_path / "out") <= set(range(0, 16, 2))
     with pytest.raises(SystemExit) as stop:
         build(source, "other", "--every", 0.5)
-    assert "--every: found 0.5, expected a whole number for pictures" in str(stop.value.code)
+    assert "--every: found 0.5, expected a whole number for pictures" in capsys.readouterr().err
+    assert stop.value.code == 2
     with pytest.raises(SystemExit) as stop:
         build("sim:bricks", "other", "--every", 2)
-    assert "--every: found 2 for sim:bricks, expected no such option" in str(stop.value.code)
+    assert "--every: found 2 for sim:bricks, expected no such option" in capsys.readouterr().err
+    assert stop.value.code == 2
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -78,7 +82,7 @@ def test_bad_episodes_of_a_json_file_are_told(build: Run, tmp_path: Path) -> Non
         assert message in str(stop.value.code)
     path.write_text(json.dumps([episode(tmp_path, 0), 3]))
     assert build(path)["left_out"] == {"unreadable": 1}
-    assert "episodes.json episode 2: found int" in (tmp_path / "out/dropped.json").read_text()
+    assert "episodes.json:1 (episode 2): found int" in (tmp_path / "out/dropped.json").read_text()
 
 
 def test_edges_are_cut_and_boxes_are_covered(build: Run, tmp_path: Path) -> None:

@@ -240,7 +240,9 @@ def test_the_key_stays_out_of_messages(described: Run, stub: Stub, monkeypatch: 
     assert "no such key: ***" in str(stop.value.code)
 
 
-def test_a_wrong_address_or_key_is_one_line(described: Run, stub: Stub) -> None:
+def test_a_wrong_address_or_key_is_one_line(
+    described: Run, stub: Stub, capsys: pytest.CaptureFixture[str]
+) -> None:
     stub.reply = lambda question, number: (401, "no such key")
     with pytest.raises(SystemExit) as stop:
         described()
@@ -251,4 +253,5 @@ def test_a_wrong_address_or_key_is_one_line(described: Run, stub: Stub) -> None:
     assert "found no answer after 1 tries" in str(stop.value.code)
     with pytest.raises(SystemExit) as stop:
         described("out", "--ask", "praise")
-    assert "--ask: found 'praise', expected judge, describe, contradict" in str(stop.value.code)
+    assert "--ask: found 'praise', expected judge, describe, contradict" in capsys.readouterr().err
+    assert stop.value.code == 2

@@ -60,8 +60,8 @@ def test_the_end_of_a_build(tmp_path: Path, build: Run, capsys: pytest.CaptureFi
         numbers = [rows[part][split].get(name, 0) for split in ("test", "train")]
         assert f"{name} {numbers[0]} {numbers[1]} {sum(numbers)}" in lines
     advice = "too few frames (more frames are needed, or fewer --steps)"
-    assert f"1 clips or files left out: {advice}, listed in {tmp_path}/out/dropped.json" in lines
-    assert any(line.startswith("1 clips or files left out: unreadable") for line in lines)
+    assert f"1 clip or file left out: {advice}, listed in {tmp_path}/out/dropped.json" in lines
+    assert any(line.startswith("1 clip or file left out: unreadable") for line in lines)
     assert any(line.startswith("for more rows: more sources, --rows-per-clip 2") for line in lines)
     for split, counts in rows["wrong orders by Kendall distance"].items():
         shares = ", ".join(f"{apart}={n / sum(counts.values()):.2f}" for apart, n in counts.items())
@@ -125,4 +125,4 @@ def test_a_row_that_is_not_sound_is_told_and_the_rest_is_written(
     assert (manifest["rows"]["written"], manifest["failed_rows"]) == (11, {"not sound": 1})
     shown = capsys.readouterr()
     assert "left out: scene0/take0/temporal_reordering/0: answer: found '" in shown.err
-    assert "1 rows not made: not sound (the text lists options of its own)" in shown.out
+    assert "1 row not made: not sound (the text lists options of its own)" in shown.out

@@ -409,6 +409,9 @@ def test_tables_and_json_hold_what_was_measured(audited: Callable[..., Audit]) -
     text = console.export_text()
     assert {line.rule.name for line in result.lines if line.rule.name not in text} == set()
     assert "80 of 80 rows measured, of 80 sources" in text
+    orders = next(prior for prior in result.priors if prior.name == "right order of 4")
+    order, times = next(iter(orders.counts.items()))
+    assert f"{order} ({times} row" in text  # a number of an order is not taken for its count
     read = json.loads(json.dumps(as_json(result), allow_nan=False))
     assert read["verdict"] == verdict(result)
     assert len(read["rules"]) == len(result.lines)

@@ -17,6 +17,8 @@ from support.rows import reordering, write_parquet
 from tpru_verl.data import layout
 from tpru_verl.data.prepare import PrepareOptions, prepare
 from tpru_verl.data.source.forms import Source
+from tpru_verl.eval.benchmarks.base import load
+from tpru_verl.eval.benchmarks.own import own
 
 ROWS = [reordering(seed) for seed in range(12)]
 Fill = Callable[[str], None]
@@ -239,6 +241,26 @@ def test_a_missing_or_an_extra_shard_is_refused(prepared: Path) -> None:
     assert Source.open(str(shard)).rows == entry["rows"]  # one file, which was asked for by its name
 
 
+def test_a_folder_without_a_whole_split_is_refused_and_the_other_split_is_read(
+    prepared: Path, tmp_path: Path, tpru: Tpru
+) -> None:
+    (prepared / "data/test-00000-of-00001.parquet").unlink()
+    for name in (prepared, prepared / "data"):
+        code, _, error = tpru("validate", name, "--workers", 1)
+        assert code == 1
+        assert f"{prepared}/data/test-00000-of-00001.parquet: missing, {prepared}/manifest.json" in error
+        assert f"read one split alone: {prepared}@train" in error
+    for name in (f"{prepared}@train", prepared / "data/train-00000-of-00001.parquet"):
+        assert tpru("validate", name, "--workers", 1)[0] == 0
+
+
+def test_an_evaluation_reads_no_changed_shard(prepared: Path) -> None:
+    shard = prepared / "data/train-00000-of-00001.parquet"
+    write_parquet(shard, ROWS[:1])
+    with pytest.raises(ValueError, match=r"train-00000-of-00001\.parquet: found bytes"):
+        load(*own([f"{prepared}@train"])[0])
+
+
 def test_validate_compares_checksums(prepared: Path, tpru: Tpru) -> None:
     shard = prepared / "data/train-00000-of-00001.parquet"
     assert tpru("validate", f"{prepared}@train", "--workers", 1)[0] == 0
@@ -304,6 +326,29 @@ class TestInsideTheSource:
             assert (code, "rows/sub/out: found a folder inside the source" in error) == (1, True)
         assert names(folder) == ["train.parquet"]
         assert tpru("prepare", folder, tmp_path / "rows2")[0] == 0  # beside it
+
+    def test_a_result_never_replaces_its_own_source(
+        self, tmp_path: Path, tpru: Tpru, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        write_parquet(tmp_path / "other.parquet", ROWS)
+        halves = ("--split", "train=0.5,test=0.5", "--workers", 1)
+        assert tpru("prepare", "other.parquet", "rows", *halves)[0] == 0
+        (tmp_path / "link").symlink_to("rows")
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "shards").mkdir()
+        (tmp_path / "shards/train.parquet").symlink_to("../rows/data/train-00000-of-00001.parquet")
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        sources = [
+            *("rows@train", "./rows/@test", f"{tmp_path}/rows@train", "link@train", "rows/data@train"),
+            *("rows/data/train-00000-of-00001.parquet", "shards"),
+            *("other.parquet --against rows@test", f"other.parquet --against {tmp_path}/rows/data@test"),
+        ]
+        for source in sources:
+            for out in ("rows", "./rows", tmp_path / "rows", "link", "sub/../rows --for trl"):
+                code, _, error = tpru("prepare", *source.split(), *str(out).split(), "--workers", 1)
+                assert (code, "found the source" in error, "name another folder" in error) == (1, True, True)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
     @pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
     def test_a_folder_of_rows_and_a_result_names_both(self, tmp_path: Path, tpru: Tpru, name: str) -> None:

@@ -142,7 +142,9 @@ def test_a_letter_without_options_anywhere_is_a_warning(tmp_path: Path) -> None:
     ((found, problems),) = read(parquet(tmp_path / "rows.parquet", row(task="next_frame_prediction")))
     (note,) = notes_of_row(found, [b""])
     assert problems == []
-    assert note.startswith("answer: found the letter B and a text without options, expected them")
+    assert note.startswith(
+        "answer: found the letter B and a text without options, expected options in the text"
+    )
 
 
 def test_prepared_rows_hold_the_options(tmp_path: Path, tpru: Tpru) -> None:

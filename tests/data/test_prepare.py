@@ -150,8 +150,18 @@ def test_shares_have_to_be_shares(run: Prepare, split: dict[str, float]) -> None
         run(split=split)
 
 
+@pytest.mark.parametrize("split", ["train=0.95", "train=1,a/b=0", "train"])
+def test_shares_that_are_none_end_the_command_with_exit_code_2(
+    tpru: Tpru, tmp_path: Path, split: str
+) -> None:
+    path = write_parquet(tmp_path / "rows.parquet", ROWS)
+    assert tpru("prepare", path, tmp_path / "new", "--split", split)[0] == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_split_that_stays_empty_is_refused(run: Prepare) -> None:
-    with pytest.raises(ValueError, match=r"found 1 group of rows .* expected enough for"):
+    cure = "a group stays in one split, so add sources, leave --split out, or use --allow"
+    with pytest.raises(ValueError, match=rf"found 1 group of rows .* expected enough for .*; {cure}"):
         run([{**row, "source_id": "one film"} for row in ROWS], split={"train": 0.9, "test": 0.1})
 
 
@@ -272,7 +282,7 @@ def test_the_command_says_what_it_did(tpru: Tpru, tmp_path: Path) -> None:
     assert code == 0
     assert "12 of 12 rows written" in out
     code, _, error = tpru("prepare", path, tmp_path / "out", "--split", "train:0.75")
-    assert (code, error) == (1, "tpru: --split: found 'train:0.75', expected the form train=0.95,test=0.05")
+    assert (code, error) == (2, "tpru: --split: found 'train:0.75', expected the form train=0.95,test=0.05\n")
     rows = [row for split in ("train", "test") for row in read(tmp_path / "out", split)]
     assert picture(0) in [cell["bytes"] for row in rows for cell in row["images"]]
 

@@ -87,4 +87,4 @@ def test_visual_tokens_are_a_part_of_the_whole_prompt(
     assert found["visual_tokens_a_row"]["max"] == 4 * counter.image_tokens(40, 30)
     assert found["visual_tokens_a_row"]["max"] < found["tokens_a_row"]["max"]
     code, _, error = tpru("stats", rows, "--model", folder, "--patch", 14)
-    assert (code, "--patch: found 14 beside --model" in error) == (1, True)
+    assert (code, "--patch: found 14 beside --model" in error) == (2, True)

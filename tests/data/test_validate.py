@@ -176,10 +176,15 @@ def test_rows_shared_with_another_source_are_found_by_what_they_show(tpru: Tpru,
     train = write_parquet(tmp_path / "train.parquet", [reordering(2), shown, partly])
     report = report_on(train, against=Source.open(str(test)))
     assert [(f.severity, f.row) for f in report.findings] == [("error", 1), ("warning", 2)]
-    assert report.findings[0].found.startswith(f"all its images in {test} row 0")
+    assert report.findings[0].found.startswith(f"pictures that look like all of its own in {test} row 0")
+    assert report.findings[1].found.startswith("1 of 4 images that look like images in rows of")
     code, _, error = tpru("validate", train, "--against", test)
     assert code == 1
-    assert "row 1: images: found all its images in" in error
+    assert "row 1: images: found pictures that look like all of its own in" in error
+    assert "--drop-invalid" in error
+    assert "tpru build --against" in error
+    same = write_parquet(tmp_path / "same.parquet", [shown])
+    assert "row 1: images: found all its images in" in tpru("validate", train, "--against", same)[2]
 
 
 @pytest.mark.parametrize("changes", [{"answer": ""}, {"answer": "Z"}, {"problem": "What is this?"}])

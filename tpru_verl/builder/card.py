@@ -13,6 +13,7 @@ from tpru_verl import __version__
 from tpru_verl.builder.doubtful import PAGE
 from tpru_verl.data.layout import DROPPED, card_head
 from tpru_verl.data.splits import lone_scene, rows_table, view_commands
+from tpru_verl.terminal import counted
 
 
 def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
@@ -20,7 +21,8 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
     body = [
         "# Rows of temporal and procedural questions",
         "",
-        f"{rows['written']} rows from {manifest['clips']} clips of {manifest['source']['items']} items of "
+        f"{counted(rows['written'], 'row')} from {counted(manifest['clips'], 'clip')} of "
+        f"{counted(manifest['source']['items'], 'item')} of "
         f"`{manifest['source']['name']}`, made by `tpru build` {__version__}, seed "
         f"{manifest['settings']['seed']}.",
         "",
@@ -59,19 +61,20 @@ def card_of(manifest: Mapping[str, Any], splits: Sequence[str]) -> str:
 def summary_of(manifest: Mapping[str, Any], out: Path) -> Iterator[RenderableType]:
     """A table of rows by task, scene and split, and a line for each of the other facts."""
     rows, frames = manifest["rows"], manifest["frames"]
-    yield rows_table(rows, f"{rows['written']} rows from {manifest['clips']} clips")
+    yield rows_table(rows, f"{counted(rows['written'], 'row')} from {counted(manifest['clips'], 'clip')}")
     yield f"frames: {frames['kept']} of {frames['read']} kept"
     if manifest["cuts"]:
         yield f"cuts between shots: {manifest['cuts']} (a higher --cut finds fewer)"
     if near := manifest["clips near the threshold"]:
         yield f"clips whose order is hardly visible: {near}; look at {out / PAGE}, then --drop the bad ones"
     for reason, count in frames["left_out"].items():
-        yield f"  {count} frames left out: {_with_advice(reason)}"
+        yield f"  {counted(count, 'frame')} left out: {_with_advice(reason)}"
     for reason, count in manifest["left_out"].items():
         kinds = f", {_listed(manifest['unread_kinds'])}" if reason == "unreadable" else ""
-        yield f"  {count} clips or files left out: {_with_advice(reason)}{kinds}, listed in {out / DROPPED}"
+        lost = "1 clip or file" if count == 1 else f"{count} clips or files"
+        yield f"  {lost} left out: {_with_advice(reason)}{kinds}, listed in {out / DROPPED}"
     for reason, count in manifest["failed_rows"].items():
-        yield f"  {count} rows not made: {_with_advice(reason)}"
+        yield f"  {counted(count, 'row')} not made: {_with_advice(reason)}"
     for name, counts in rows["wrong orders by Kendall distance"].items():
         if total := sum(counts.values()):
             shares = ", ".join(f"{apart}={count / total:.2f}" for apart, count in counts.items())

@@ -246,7 +246,7 @@ def build(
     from tpru_verl.data.layout import DROPPED
     from tpru_verl.data.source.parts import files_of
     from tpru_verl.files import check_output, write_json
-    from tpru_verl.terminal import results
+    from tpru_verl.terminal import OptionError, results
 
     check_output("--json", json_file, [Path(source), *files_of(against)])
     processes = workers or available_cores()
@@ -279,7 +279,7 @@ def build(
         from tpru_verl.builder.describe import Describer
 
         if not model:
-            raise ValueError("--model: found none, expected the model's name at --endpoint")
+            raise OptionError("--model: found none, expected the model's name at --endpoint")
         describer = Describer(
             endpoint,
             model,
@@ -313,6 +313,7 @@ def build(
 
 def _distances(text: str | None) -> tuple[tuple[int, float], ...]:
     from tpru_verl.builder.wrong_orders import checked_shares
+    from tpru_verl.terminal import OptionError
 
     if text is None:
         return ()
@@ -320,14 +321,16 @@ def _distances(text: str | None) -> tuple[tuple[int, float], ...]:
         pairs = [part.split("=") for part in text.split(",")]
         shares = {int(distance): float(share) for distance, share in pairs}
     except ValueError:
-        raise ValueError(
+        raise OptionError(
             f"--order-distances: found {text!r}, expected the form 1=0.34,2=0.33,3=0.33"
         ) from None
     return tuple(sorted(checked_shares(shares).items()))
 
 
 def _numbers(text: str) -> tuple[int, ...]:
+    from tpru_verl.terminal import OptionError
+
     try:
         return tuple(int(number) for number in text.split(","))
     except ValueError:
-        raise ValueError(f"--steps: found {text!r}, expected numbers such as 4 or 3,4,5") from None
+        raise OptionError(f"--steps: found {text!r}, expected numbers such as 4 or 3,4,5") from None

@@ -12,6 +12,7 @@ from PIL import Image
 from tpru_verl.builder.clips import Frame, SourceItem
 from tpru_verl.builder.pictures import in_common_format, jpeg
 from tpru_verl.data.images import problem_of, upright
+from tpru_verl.terminal import OptionError
 
 SMALLEST = 28  # pixels of a side that have to be left
 GREY = (128, 128, 128)
@@ -74,9 +75,9 @@ def _box(text: str, option: str) -> Box:
         left = top = right = bottom = -1.0
     if not all(0 <= number < 1e6 for number in (left, top, right, bottom)):
         expected = "four numbers LEFT,TOP,RIGHT,BOTTOM from 0: pixels, or shares below 1"
-        raise ValueError(f"{option}: found {text!r}, expected {expected}")
+        raise OptionError(f"{option}: found {text!r}, expected {expected}")
     if option == "--mask" and (right <= left or bottom <= top):
-        raise ValueError(f"{option}: found {text!r}, expected RIGHT over LEFT and BOTTOM over TOP")
+        raise OptionError(f"{option}: found {text!r}, expected RIGHT over LEFT and BOTTOM over TOP")
     return left, top, right, bottom
 
 

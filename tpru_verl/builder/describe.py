@@ -25,7 +25,7 @@ from tpru_verl.builder.tasks import Place, plain_text
 from tpru_verl.clients import Address
 from tpru_verl.data.images import thumbnail
 from tpru_verl.files import write_json
-from tpru_verl.terminal import needs
+from tpru_verl.terminal import OptionError, needs
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -102,7 +102,7 @@ class Describer:
     ) -> None:
         """Raises ValueError for an unknown question."""
         if unknown := [name for name in asked if name not in QUESTIONS]:
-            raise ValueError(f"--ask: found {unknown[0]!r}, expected {', '.join(QUESTIONS)}")
+            raise OptionError(f"--ask: found {unknown[0]!r}, expected {', '.join(QUESTIONS)}")
         self.model, self.cache, self.asked = model, cache, tuple(asked)
         self._address = Address(endpoint, key)
         self.concurrency, self.timeout, self.retries, self._key = concurrency, timeout, retries, key

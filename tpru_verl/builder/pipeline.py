@@ -62,12 +62,12 @@ def build(
     Raises:
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
-        ValueError: no usable item, `out` is in the source, a package is not installed, or the endpoint does
-            not answer.
+        ValueError: no usable item, `out` is in a source or holds one, a package is not installed, or
+            the endpoint does not answer.
         OSError: no space left.
     """
     _check_installed(audit)
-    check_outside(source, out)
+    check_outside(out, source, *(against.places if against else ()))
     with locked(out):
         layout.check_is_ours(out)
         items = items_of(
@@ -153,7 +153,7 @@ def _show_left_out(counts: Counts) -> None:
 
 def _told(lost: Mapping[str, str]) -> str:
     """The id of an item that was left out, and why. Most details begin with the id."""
-    named = lost["detail"].startswith(f"{lost['id']}: ")
+    named = lost["detail"].startswith((f"{lost['id']}: ", f"{lost['id']} ("))
     return lost["detail"] if named else f"{lost['id']}: {lost['detail']}"
 
 

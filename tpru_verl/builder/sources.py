@@ -18,7 +18,7 @@ from tpru_verl.builder.pictures import CONVERTED
 from tpru_verl.data.source.cells import image_bytes
 from tpru_verl.data.source.names import COMMON, in_order, is_system_file
 from tpru_verl.data.source.parts import is_local
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import OptionError, line_of
 
 PICTURES = (*COMMON, *CONVERTED)
 ABOUT = "description.txt"  # describes the pictures beside it
@@ -148,7 +148,13 @@ class JsonEpisode:
 
     @property
     def name(self) -> str:
-        return f"{self.path.name} {'line' if self.offset is not None else 'episode'} {self.number + 1}"
+        """As messages call it: its default id, which counts from 0, and the line or the place in the list."""
+        kind = "line" if self.offset is not None else "episode"
+        return f"{self._own_id} ({kind} {self.number + 1})"
+
+    @property
+    def _own_id(self) -> str:
+        return f"{self.path.name}:{self.number}"
 
     def _text(self, field: str, otherwise: str = "") -> str:
         value = self._record.get(field)
@@ -158,7 +164,7 @@ class JsonEpisode:
 
     @property
     def id(self) -> str:
-        return self._text("id", f"{self.path.name}:{self.number}")
+        return self._text("id", self._own_id)
 
     @property
     def scene(self) -> str:
@@ -177,7 +183,8 @@ class JsonEpisode:
     def frames(self) -> Iterator[Frame]:
         images, texts = self._record.get("images"), self._record.get("texts") or []
         if not isinstance(images, list):
-            raise ValueError(f"{self.name}: images: found {type(images).__name__}, expected a list of paths")
+            found = "no images" if images is None else type(images).__name__
+            raise ValueError(f"{self.name}: images: found {found}, expected a list of paths")
         if not isinstance(texts, list) or (texts and len(texts) != len(images)):
             found = len(texts) if isinstance(texts, list) else type(texts).__name__
             raise ValueError(
@@ -234,7 +241,7 @@ def _items(source: str, sampling: video.FrameSampling, episodes: int, seed: int)
     if source.startswith(SIMULATED):
         if sampling.every is not None:
             found = f"found {sampling.every:g} for {source}"
-            raise ValueError(f"--every: {found}, expected no such option: a frame is what each step shows")
+            raise OptionError(f"--every: {found}, expected no such option: a frame is what each step shows")
         from tpru_verl.builder.sims import episodes_of
 
         return [*episodes_of(source.removeprefix(SIMULATED), episodes, seed)]
@@ -300,7 +307,7 @@ def _whole(sampling: video.FrameSampling) -> int:
     """`--every` for pictures, which have no times: a number of pictures. Raises ValueError for a fraction."""
     every = 1.0 if sampling.every is None else sampling.every
     if every != int(every):
-        raise ValueError(f"--every: found {every:g}, expected a whole number for pictures: each Nth is read")
+        raise OptionError(f"--every: found {every:g}, expected a whole number for pictures: each Nth is read")
     return int(every)
 
 

@@ -43,7 +43,7 @@ from tpru_verl.data.splits import check_shares
 from tpru_verl.data.work import Run, in_order
 from tpru_verl.files import whole, write_json, write_text
 from tpru_verl.sample import Task
-from tpru_verl.terminal import line_of
+from tpru_verl.terminal import OptionError, line_of
 
 UNIT_FRAMES = 256  # frames in a unit of work, about: it then takes seconds
 UNREADABLE = "unreadable"  # why an item is left out that raised an error
@@ -76,16 +76,16 @@ class BuildOptions:
         check_shares(self.split)
         steps = self.options.steps
         if not all(3 <= number <= 8 for number in steps) or not steps:
-            raise ValueError(f"--steps: found {','.join(map(str, steps))}, expected numbers from 3 to 8")
+            raise OptionError(f"--steps: found {','.join(map(str, steps))}, expected numbers from 3 to 8")
         for name in ("negatives", "mismatches"):
             share = getattr(self.options, name)
             if not 0 <= share <= 1:
-                raise ValueError(f"--{name}: found {share:g}, expected a share from 0 to 1")
+                raise OptionError(f"--{name}: found {share:g}, expected a share from 0 to 1")
         if self.clip_frames < max(steps):
             found = f"found {self.clip_frames}, expected at least {max(steps)}, as --steps has"
-            raise ValueError(f"--clip-frames: {found}")
+            raise OptionError(f"--clip-frames: {found}")
         if self.sampling.every is not None and not self.sampling.every > 0:
-            raise ValueError(f"--every: found {self.sampling.every:g}, expected seconds over 0")
+            raise OptionError(f"--every: found {self.sampling.every:g}, expected seconds over 0")
 
 
 @dataclass(frozen=True)

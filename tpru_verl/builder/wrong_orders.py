@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tpru_verl.data.audit.question import Order, swaps
+from tpru_verl.terminal import OptionError
 
 LISTED = 4  # orders among the options
 _DRAWS = 3000  # sets of orders that are made for a number of steps; a row takes one of them
@@ -30,19 +31,19 @@ def checked_shares(shares: Mapping[int, float]) -> dict[int, float]:
     """The shares, with a sum of 1. Raises ValueError where they cannot be met."""
     total = sum(shares.values())
     if not shares or min(shares) < 1 or min(shares.values()) < 0 or not total:
-        raise ValueError(
+        raise OptionError(
             "--order-distances: expected distances from 1 and shares, such as 1=0.34,2=0.33,3=0.33"
         )
     scaled = {distance: share / total for distance, share in shares.items()}
     if scaled.get(1, 0) < 1 / (LISTED - 1) - 1e-9:
         found = f"found a share of {scaled.get(1, 0):.2f} for distance 1"
         least = "one of the three wrong orders is always one swap away"
-        raise ValueError(f"--order-distances: {found}, expected at least 0.34: {least}")
+        raise OptionError(f"--order-distances: {found}, expected at least 0.34: {least}")
     even = sum(share for distance, share in scaled.items() if distance % 2 == 0)
     if not 0.3 <= even <= 0.37:
         found = f"found a share of {even:.2f} for even distances"
         least = "of the three wrong orders, exactly one is an even number of swaps away"
-        raise ValueError(f"--order-distances: {found}, expected 0.30 to 0.37: {least}")
+        raise OptionError(f"--order-distances: {found}, expected 0.30 to 0.37: {least}")
     return scaled
 
 

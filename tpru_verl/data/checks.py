@@ -15,6 +15,7 @@ from tpru_verl.data.source.forms import Source
 from tpru_verl.data.source.named import numbers_of
 from tpru_verl.data.source.rows import Row, is_text_or_number, read_rows
 from tpru_verl.sample import IMAGE_TAG, Task, parse_options, problems_of
+from tpru_verl.terminal import counted
 
 LISTED = 10  # unusable rows in a message; the others are counted
 _ALL_TASKS = ", ".join(task.value for task in Task)
@@ -61,19 +62,23 @@ def problems_of_row(row: Row, *, deep: bool = False, reserved: Collection[str] =
 def notes_of_row(row: Row, digests: Sequence[bytes]) -> Iterator[str]:
     """What a user should know about a sound row; `digests`: one of each image."""
     if row.task is None:
-        expected = "expected one of the three; a column `task` settles it"
-        yield f"{row.form.problem}: found no sign of the task, {expected}"
+        expected = f"expected a question that tells it, or a column `task` with one of {_ALL_TASKS}"
+        yield f"{row.form.problem}: found a text that does not tell which task it is, {expected}"
     elif problem := _images_of_task(row.task, parse_options(str(row.problem)), len(digests)):
         yield f"{row.form.images}: {problem}"
     if _names_no_option(row):
         found = f"found the letter {row.answer} and a text without options"
-        yield f"{row.form.name_of('answer')}: {found}, expected them in the text, unless a picture shows them"
+        expected = (
+            "expected options in the text, such as 'A. ...'; where a picture shows them, nothing is wrong"
+        )
+        yield f"{row.form.name_of('answer')}: {found}, {expected}"
     for i, header in enumerate(row.headers):
         if not isinstance(header, str) and (note := note_of(header)):
             yield f"{row.form.images}[{i}]: {note}"
     if repeated := len(digests) - len({*digests}):
-        found = f"found {repeated} that repeat another one of the row"
-        yield f"{row.form.images}: {found}, expected distinct images"
+        repeats = "1 image that repeats" if repeated == 1 else f"{repeated} images that repeat"
+        found = f"found {repeats} another image of the row"
+        yield f"{row.form.images}: {found}, expected images that all differ"
 
 
 def judged_rows(source: Source, *, reserved: Collection[str] = ()) -> Iterator[tuple[Row, list[str]]]:
@@ -171,5 +176,6 @@ def _images_of_task(task: Task, options: dict[str, str], count: int) -> str | No
         return None
     labels = {len([c for c in text if c.isdigit()]) for text in options.values()} - {0}
     if len(labels) == 1 and count not in labels:
-        return f"found {count} for orders of {labels.pop()}, expected as many images as labels"
+        found = f"found {counted(count, 'image')} and options that put {labels.pop()} images in order"
+        return f"{found}, expected as many images as the options name"
     return None

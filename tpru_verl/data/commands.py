@@ -143,7 +143,7 @@ def validate(
     """
     from tpru_verl.data import validate as work
     from tpru_verl.data.source.parts import files_of
-    from tpru_verl.terminal import results
+    from tpru_verl.terminal import counted, results
 
     check_output("--report", report, files_of(source, against))
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
@@ -157,7 +157,7 @@ def validate(
         console.print(table)
     if found.unusable:
         raise ValueError(work.summary_of(found))
-    console.print(f"{found.rows} rows, all usable, {len(found.findings)} warnings")
+    console.print(f"{counted(found.rows, 'row')}, all usable, {counted(len(found.findings), 'warning')}")
 
 
 @app.command(epilog="Example: `tpru data prepare Stephengzk/TPRU-25k prepared --split train=0.98,test=0.02`")
@@ -216,15 +216,17 @@ def prepare(
     from tpru_verl.data.prepare import prepare as work
     from tpru_verl.data.splits import rows_table, view_commands
     from tpru_verl.data.tokens.recipes import counter_of
-    from tpru_verl.terminal import results
+    from tpru_verl.terminal import counted, results
 
+    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow, framework.value)
     opened = open_source(source, revision, problem_key, answer_key, image_key, image_root, answers)
     counter = counter_of(model, template, min_pixels, max_pixels)[0] if model else None
-    options = PrepareOptions(seed, template, shares_of(split), drop_invalid, deep, allow, framework.value)
     other = open_source(against, answered=False) if against else None
     manifest = work(opened, out, options, against=other, counter=counter, workers=workers)
     rows = manifest["rows"]
-    results().print(rows_table({**rows, **rows["by_split"]}, f"{rows['written']} rows of {source}"))
+    results().print(
+        rows_table({**rows, **rows["by_split"]}, f"{counted(rows['written'], 'row')} of {source}")
+    )
     left_out = f", {rows['dropped']} left out and listed in {out / DROPPED}" if rows["dropped"] else ""
     typer.echo(f"{out}: {rows['written']} of {rows['read']} rows written{left_out}; look at them:")
     for line in view_commands(out, rows["splits"]):
@@ -232,12 +234,15 @@ def prepare(
 
 
 def shares_of(text: str | None) -> dict[str, float] | None:
+    """The shares that `--split` names. Raises OptionError for another form."""
+    from tpru_verl.terminal import OptionError
+
     if text is None:
         return None
     try:
         return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
     except ValueError:
-        raise ValueError(f"--split: found {text!r}, expected the form train=0.95,test=0.05") from None
+        raise OptionError(f"--split: found {text!r}, expected the form train=0.95,test=0.05") from None
 
 
 @app.command(epilog="Example: `tpru data stats Stephengzk/TPRU-25k --model Qwen/Qwen2.5-VL-7B-Instruct`")
@@ -269,13 +274,13 @@ def stats(
     from tpru_verl.data.source.parts import files_of
     from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.data.tokens.recipes import bounds_of, counter_of
-    from tpru_verl.terminal import results
+    from tpru_verl.terminal import OptionError, results
 
     check_output("--json", json_file, files_of(source))
     keys = (problem_key, answer_key, image_key, image_root, answers)
     opened = open_source(source, revision, *keys, answered=False)
     if model and patch:
-        raise ValueError(f"--patch: found {patch} beside --model, whose processor has its own; leave it out")
+        raise OptionError(f"--patch: found {patch} beside --model, whose processor has its own; leave it out")
     if model:
         counter, bounds = counter_of(model, template, min_pixels, max_pixels)
     else:

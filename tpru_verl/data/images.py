@@ -201,9 +201,11 @@ _MODES = {"CMYK": "print colours", "I;16": "16-bit grey", "I": "32-bit grey", "F
 def note_of(header: Header) -> str | None:
     """What a user should know about an image that is fit; None for nothing."""
     if header.orientation != 1:
-        return f"found EXIF orientation {header.orientation}, expected 1: many loaders show it unturned"
+        expected = "expected a picture that is stored upright, because many programs do not turn it"
+        return f"found EXIF orientation {header.orientation}, {expected}"
     if header.mode in ("RGBA", "LA"):
-        return f"found an alpha channel ({header.mode}), expected none: loaders put it on white, or drop it"
+        expected = "expected a picture without one, because some programs put it on white and others drop it"
+        return f"found an alpha channel ({header.mode}), {expected}"
     return None
 
 

@@ -291,11 +291,13 @@ def _exchanged(one: Path, other: Path) -> bool:
     return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
-def check_files(paths: Sequence[Path], *, complete: bool, digests: bool = False) -> None:
+def check_files(
+    paths: Sequence[Path], *, complete: bool = False, whole: bool = False, digests: bool = False
+) -> None:
     """Compare shards of a result with its manifest; files of other folders are not looked at.
 
     Sizes and numbers of rows always; checksums with `digests`, which reads all bytes; with `complete` also
-    whether each split that occurs has all its shards.
+    whether each split that occurs has all its shards, and with `whole` whether each split occurs.
 
     Raises ValueError, which names the file, for a difference.
     """
@@ -311,11 +313,13 @@ def check_files(paths: Sequence[Path], *, complete: bool, digests: bool = False)
                 raise ValueError(f"{shard}: not in {folder / MANIFEST}; {_AGAIN}")
             _check_file(shard, listed[shard.name], digests=digests)
         splits = {_split_of(shard.name) for shard in shards}
-        missing = {name for name in listed if _split_of(name) in splits} - {shard.name for shard in shards}
-        if complete and missing:
-            raise ValueError(
-                f"{folder / SHARDS / min(missing)}: missing, {folder / MANIFEST} lists it; {_AGAIN}"
-            )
+        missing = {name for name in listed if whole or _split_of(name) in splits}
+        missing -= {shard.name for shard in shards}
+        if missing and (complete or whole):
+            first = min(missing)
+            alone = f", or read one split alone: {folder}@{min(splits)}" * (_split_of(first) not in splits)
+            found = f"missing, {folder / MANIFEST} lists it; {_AGAIN}{alone}"
+            raise ValueError(f"{folder / SHARDS / first}: {found}")
 
 
 _AGAIN = "write the folder again, or remove the manifest if the change was intended"

@@ -80,11 +80,11 @@ def prepare(
         FileExistsError: `out` holds something else.
         RuntimeError: another process is writing to `out`.
         ValueError: unusable rows without `drop_invalid`, or nothing left, or shares that are none, or `out`
-            lies in the source.
+            lies in a source or holds one.
         OSError: no space left.
     """
     check_shares(options.split)
-    check_outside(source.name, out)
+    check_outside(out, *source.places, *(against.places if against else ()))
     report = Report.of(source)
     with locked(out), result_folder(out) as unfinished:
         try:

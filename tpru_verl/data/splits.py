@@ -12,6 +12,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from tpru_verl.terminal import OptionError, counted
+
 ONE_SPLIT = "train"  # where rows go that are not split
 
 
@@ -25,10 +27,10 @@ def check_shares(split: Mapping[str, float] | None) -> None:
         return
     for name in split:
         if not _NAME.fullmatch(name):
-            raise ValueError(f"--split: found the name {name!r}, expected letters, digits and _ only")
+            raise OptionError(f"--split: found the name {name!r}, expected letters, digits and _ only")
     if any(not 0 < share <= 1 for share in split.values()) or abs(sum(split.values()) - 1) > 1e-6:
         found = ",".join(f"{name}={share:g}" for name, share in split.items())
-        raise ValueError(f"--split: found {found}, expected shares over 0 that sum to 1")
+        raise OptionError(f"--split: found {found}, expected shares over 0 that sum to 1")
 
 
 def shared_out(sizes: Sequence[int], shares: Mapping[str, float], *, empty: bool = False) -> list[str]:
@@ -42,8 +44,11 @@ def shared_out(sizes: Sequence[int], shares: Mapping[str, float], *, empty: bool
         done += size
     missing = [name for name in names if name not in result]
     if missing and not empty:
-        found = f"{len(sizes)} group{'s' * (len(sizes) != 1)} of rows that share a source or a picture"
-        raise ValueError(f"--split: found {found}, expected enough for {missing[0]}={shares[missing[0]]:g}")
+        found = f"{counted(len(sizes), 'group')} of rows that share a source or a picture"
+        expected = f"expected enough for {missing[0]}={shares[missing[0]]:g}"
+        cure = "leave --split out" if len(sizes) < len(names) else "make its share larger"
+        kept = "a group stays in one split, so add sources"
+        raise ValueError(f"--split: found {found}, {expected}; {kept}, {cure}")
     return result
 
 

@@ -24,9 +24,14 @@ from tpru_verl.data.source.forms import Form, Source, Unit
 from tpru_verl.data.source.rows import Row, read_rows
 from tpru_verl.data.work import each_unit
 from tpru_verl.files import write_json
-from tpru_verl.terminal import messages
+from tpru_verl.terminal import counted, messages
 
 LISTED = 10  # findings in a message; the report has all
+_UNSHARED = "pictures that the other source does not show"
+_CURE = (
+    "Of rows whose pictures the other source shows, too: leave them out (tpru data prepare --against "
+    "--drop-invalid), or make rows of more varied sources (tpru build --against leaves out what is shared)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Fingerprint:
     file: str
     row: int
     hashes: Hashes  # (images,)
+    digests: tuple[bytes, ...]  # of each picture that has a hash
     unread: tuple[str, ...]  # why others of its pictures have no hash
 
 
@@ -119,7 +125,7 @@ def validate(
     Raises ValueError where a file itself is broken, and for `against` without `imagehash`.
     """
     report = Report.of(source)
-    check_files([part.path for part in source.parts if part.path], complete=False, digests=True)
+    check_files([part.path for part in source.parts if part.path], digests=True)
     for _ in check_units(source, report, deep=deep, hashes=against is not None, workers=workers):
         pass
     compare_rows(source, report, against, workers=workers)
@@ -167,7 +173,7 @@ def check_unit(
         count += 1
         errors = list(problems_of_row(row, deep=deep, reserved=reserved))
         sound = row.views if hashes and not errors else ()
-        hashed, undecoded = _hashes_of(sound, row)
+        hashed, _, undecoded = _hashes_of(sound, row)
         errors += undecoded
         findings += [Finding.of(row, text) for text in errors]
         if not errors:
@@ -177,18 +183,21 @@ def check_unit(
     return count, findings, seen
 
 
-def _hashes_of(cells: Sequence[object], row: Row) -> tuple[Hashes, list[str]]:
-    """Perceptual hashes of a row's images, and what keeps the others from being decoded."""
+def _hashes_of(cells: Sequence[object], row: Row) -> tuple[Hashes, list[bytes], list[str]]:
+    """Perceptual hashes and digests of a row's images, and what keeps the others from being decoded."""
     found: list[np.uint64] = []
+    digests: list[bytes] = []
     problems: list[str] = []
     for i, cell in enumerate(cells):
         try:
-            small = thumbnail(image_bytes(cell, row.folder), HASHED)
+            data = image_bytes(cell, row.folder)
+            small = thumbnail(data, HASHED)
         except ValueError as error:
             problems.append(f"{row.form.images}[{i}]: {error}")
         else:
             found.append(hash_of(small))
-    return np.array(found, np.uint64), problems
+            digests.append(xxhash.xxh3_128_digest(data))
+    return np.array(found, np.uint64), digests, problems
 
 
 def _seen(row: Row, hashes: Hashes) -> SeenRow:
@@ -219,7 +228,8 @@ def fingerprints(source: Source, *, workers: int | None = None) -> list[Fingerpr
         row for _, rows in each_unit(source, _fingerprints, title=title, workers=workers) for row in rows
     ]
     if unread := [f"{row.file} row {row.row}: {text}" for row in found for text in row.unread]:
-        said = f"found {len(unread)} pictures that cannot be compared, expected none; the first: {unread[0]}"
+        lost = counted(len(unread), "picture")
+        said = f"found {lost} that cannot be compared, expected none; the first: {unread[0]}"
         messages.print(f"{source.name}: {said}", style="yellow", markup=False, soft_wrap=True)
     return found
 
@@ -228,10 +238,10 @@ def _fingerprints(unit: Unit, form: Form) -> list[Fingerprint]:
     found: list[Fingerprint] = []
     for row in read_rows(unit, form):
         cells = row.cells if isinstance(row.cells, list) else [row.cells]
-        hashes, unread = _hashes_of(cells, row)
+        hashes, digests, unread = _hashes_of(cells, row)
         if row.unread and not cells:
             unread = [f"{row.form.images}: {row.unread}"]
-        found.append(Fingerprint(row.file, row.number, hashes, tuple(unread)))
+        found.append(Fingerprint(row.file, row.number, hashes, tuple(digests), tuple(unread)))
     return found
 
 
@@ -260,8 +270,10 @@ def summary_of(report: Report) -> str:
     """The first unusable rows, each with its place and reason."""
     errors = [finding for finding in report.findings if finding.severity == "error"]
     listed = "".join(f"\n  {finding}" for finding in errors[:LISTED])
-    more = f"\n  and {len(errors) - LISTED} more findings" if len(errors) > LISTED else ""
-    return f"{report.source}: {len(report.unusable)} of {report.rows} rows are unusable{listed}{more}"
+    more = f"\n  and {counted(len(errors) - LISTED, 'more finding')}" if len(errors) > LISTED else ""
+    shared = any(finding.expected == _UNSHARED for finding in errors)
+    cure = f"\n  {_CURE}" if shared else ""
+    return f"{report.source}: {len(report.unusable)} of {report.rows} rows are unusable{listed}{more}{cure}"
 
 
 def _finding(row: SeenRow, severity: str, field_name: str, found: str, expected: str) -> Finding:
@@ -274,7 +286,7 @@ def _duplicates(seen: Iterable[SeenRow]) -> Iterator[Finding]:
         other = first.setdefault(row.digest, row)
         if other is not row:
             found = f"the question and images of {other.file} row {other.row}"
-            yield _finding(row, "warning", "row", found, "each row once")
+            yield _finding(row, "warning", "row", found, "a row that occurs only once")
 
 
 def _shared(seen: Iterable[SeenRow], others: list[Fingerprint], name: str) -> Iterator[Finding]:
@@ -283,16 +295,22 @@ def _shared(seen: Iterable[SeenRow], others: list[Fingerprint], name: str) -> It
         return
     hashes = np.concatenate([row.hashes for row in others])
     owner = np.repeat(np.arange(len(others)), [len(row.hashes) for row in others])
+    known = {digest for row in others for digest in row.digests}
     for row in seen:
         close = bits(hashes[:, None] ^ row.hashes) <= SAME_PICTURE  # (their images, ours)
         if not close.any():
             continue
         owners = [set(owner[column].tolist()) for column in close.T]
         if common := set.intersection(*owners):
-            other = others[min(common)]
-            found = f"all its images in {other.file} row {other.row} of {name}"
-            yield _finding(row, "error", "images", found, "rows of its own")
+            copies = [i for i in common if {*row.images} <= {*others[i].digests}]
+            other = others[min(copies or common)]
+            # Pictures that differ in their colours alone look alike to a hash: a reader should not be told
+            # that they are the same.
+            what = "all its images" if copies else "pictures that look like all of its own"
+            found = f"{what} in {other.file} row {other.row} of {name}"
+            yield _finding(row, "error", "images", found, _UNSHARED)
         else:
-            shared = sum(map(bool, owners))
-            found = f"{shared} of {len(owners)} images in rows of {name}"
-            yield _finding(row, "warning", "images", found, "pictures of its own")
+            shared = [digest for digest, rows in zip(row.images, owners, strict=True) if rows]
+            what = "images" if known.issuperset(shared) else "images that look like images"
+            found = f"{len(shared)} of {len(owners)} {what} in rows of {name}"
+            yield _finding(row, "warning", "images", found, _UNSHARED)

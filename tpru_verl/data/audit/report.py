@@ -11,7 +11,7 @@ from rich.text import Text
 from tpru_verl.data.audit.measure import ALPHA, Audit, RuleResult
 from tpru_verl.data.audit.rules import Rule
 from tpru_verl.data.audit.second import WRONG_NONE
-from tpru_verl.terminal import percent
+from tpru_verl.terminal import counted, percent
 
 LISTED = 3  # rules of one family in the verdict; the tables have all
 
@@ -131,7 +131,7 @@ def _priors_table(audit: Audit) -> Table:
     title = Text(f"{audit.source}: {rows:,} of {audit.rows:,} rows measured, of {audit.groups:,} sources")
     table = Table("what is right", "task", "rows", "p if all alike", title=title)
     for prior in audit.priors:
-        counts = [f"{name} {count:,}" for name, count in prior.counts.items()]
+        counts = [f"{name} ({counted(count, 'row')})" for name, count in prior.counts.items()]
         more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
         p = "too few rows" if prior.p is None else f"{prior.p:.3g}"
         table.add_row(prior.name, prior.task.replace("_", " ") or "all", ", ".join(counts[:8]) + more, p)

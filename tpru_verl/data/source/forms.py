@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from tpru_verl.data.layout import check_files
 from tpru_verl.data.source.cells import names_of
 from tpru_verl.data.source.options import option_columns
 from tpru_verl.data.source.parts import KINDS, TABLES, Part, parts_of, plain_rows, refuse_empty
@@ -262,13 +261,16 @@ class Source:
     ) -> Source:
         """Look at schemas, and at no row of parquet. Raises ValueError or FileNotFoundError, in one line."""
         parts = parts_of(name, revision=revision)
-        shards = [part.path for part in parts if part.path]
-        check_files(shards, complete=[str(shard) for shard in shards] != [name])
         forms = [form_of(part, keys or Keys()) for part in parts]
         units = [unit for part in parts for unit in units_of(part)]
         if not sum(1 if unit.rows is None else unit.rows for unit in units):
             raise ValueError(f"{name}: found 0 rows, expected at least 1")
         return cls(name, parts[0].commit or revision, parts, forms, units)
+
+    @property
+    def places(self) -> list[str]:
+        """The source, then its files, which may be links to other places."""
+        return [self.name, *(part.name for part in self.parts if part.path)]
 
     @property
     def rows(self) -> int | None:

@@ -13,9 +13,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from tpru_verl.data.layout import MANIFEST, shards_of
+from tpru_verl.data.layout import MANIFEST, check_files, shards_of
 from tpru_verl.data.source.hub import commit_of, load_hub
 from tpru_verl.data.source.quotes import HOW, holds_rows, kept
+from tpru_verl.files import lies_in
 from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
@@ -67,15 +68,19 @@ class Part:
 def parts_of(source: str, *, revision: str | None = None) -> list[Part]:
     """The files that `source` stands for: a file, a folder, or a Hub id; the latter two take `@split`.
 
-    Raises FileNotFoundError where there is nothing, ValueError for several splits or an unreadable data set.
+    Raises FileNotFoundError where there is nothing, ValueError for several splits, an unreadable data set, or
+    shards that are not as the manifest of their folder says.
     """
     path, split = _path_and_split(source)
     if path.is_file():
         if split:
             raise ValueError(f"{source}: found a file, which has no splits, expected {path}")
+        check_files([path])
         return [Part(str(path), path)]
     if path.is_dir():
-        return [Part(str(shard), shard) for shard in _shards(path, split)]
+        shards = _shards(path, split)
+        check_files(shards, complete=True, whole=not split)
+        return [Part(str(shard), shard) for shard in shards]
     if not is_local(source):
         commit = commit_of(str(path), revision)
         return [Part(source, None, load_hub(str(path), split, revision=commit), commit)]
@@ -92,11 +97,22 @@ def files_of(*sources: str | None) -> list[Path]:
     return found
 
 
-def check_outside(source: str, out: Path) -> None:
-    """Raises ValueError where the next command would read what is written to `out` as a part of `source`."""
-    folder, _ = _path_and_split(source)
-    if folder.is_dir() and folder.resolve() in out.resolve().parents:
-        raise ValueError(f"{out}: found a folder inside the source {source}, expected OUT outside it")
+def check_outside(out: Path, *sources: str | None) -> None:
+    """Raises ValueError where `out` lies in a source or holds one, before anything is written.
+
+    A result takes the place of all that `out` holds, other splits included, and what is written into a source
+    would be read as a part of it. A link counts as what it leads to.
+    """
+    for source in filter(None, sources):
+        place, _ = _path_and_split(source)
+        if not _exists(place):
+            continue
+        if lies_in(place, out):
+            found = f"found the source {source} there, which the result would replace"
+            raise ValueError(f"{out}: {found}; name another folder")
+        if lies_in(out, place):
+            found = f"found a folder inside the source {source}"
+            raise ValueError(f"{out}: {found}, expected OUT outside it; name another folder")
 
 
 def is_local(name: str) -> bool:

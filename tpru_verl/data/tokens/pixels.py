@@ -16,6 +16,7 @@ from PIL import Image
 
 from tpru_verl.data.images import FORMATS, MAX_PIXELS, MAX_RATIO, on_white
 from tpru_verl.models import DEFAULT
+from tpru_verl.terminal import OptionError
 
 MIN, MAX = 16384, 36864  # of the recipes: 21 to 47 visual tokens at 28 x 28 pixels each
 
@@ -30,11 +31,11 @@ class Bounds:
 
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
-            raise ValueError(
+            raise OptionError(
                 f"min_pixels, max_pixels: found {self.least}, {self.most}, expected 0 < min <= max"
             )
         if self.most < self.factor**2:
-            raise ValueError(f"max_pixels: found {self.most}, expected {self.factor**2} (one token) or more")
+            raise OptionError(f"max_pixels: found {self.most}, expected {self.factor**2} (one token) or more")
 
     def target(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing. Raises ValueError for sides that no bound can hold."""
