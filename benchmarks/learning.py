@@ -54,11 +54,14 @@ SETTINGS = {
     "gspo": ["+tpru=gspo"],
     "drgrpo": ["+tpru=drgrpo"],
     "cispo": ["+tpru=cispo"],
+    "n4": ["data.train_batch_size=64", f"{ROLLOUT}.n=4"],
     "n5": ["data.train_batch_size=52", f"{ROLLOUT}.n=5", *FIVES],
     "n16": ["data.train_batch_size=16", f"{ROLLOUT}.n=16"],
     "updates2": [f"{ACTOR}.ppo_mini_batch_size=16"],
     "updates4": [f"{ACTOR}.ppo_mini_batch_size=8", f"{ACTOR}.ppo_micro_batch_size_per_gpu=64"],
     "epochs2": [f"{ACTOR}.ppo_epochs=2"],
+    # Weights whose gradients are small beside it move less: they are noise for the most part.
+    "epsilon": [f"+{ACTOR}.optim.override_optimizer_config.eps=1e-4"],
     "warm2": [f"{ACTOR}.optim.lr_warmup_steps=2"],
     "partial": ["reward.custom_reward_function.reward_kwargs.preset=tpru_partial"],
 }
@@ -69,11 +72,13 @@ MEANING = {
     "gspo": "ours, `+tpru=gspo`",
     "drgrpo": "ours, `+tpru=drgrpo`",
     "cispo": "ours, `+tpru=cispo`",
+    "n4": "ours, 64 x 4",
     "n5": "ours, 52 x 5",
     "n16": "ours, 16 x 16",
     "updates2": "ours, two updates a step",
     "updates4": "ours, four updates a step",
     "epochs2": "ours, each answer learned from twice",
+    "epsilon": "ours, 1e-4 for Adam's epsilon, not 1e-8",
     "warm2": "ours, two steps of warm-up, not ten",
     "partial": "ours, partial credit for orders",
 }
