@@ -133,7 +133,7 @@ class Monitor:
         return new
 
     def line(self) -> str:
-        """Step of steps, reward, accuracy of each task, seconds a step, time left."""
+        """Step of steps, reward, seconds a step, time left, accuracy of each task."""
         recent = [step for step in self._trained[-RECENT:] if step.number > self._resumed_at]
         if not recent:
             return f"starting Ray, model and rollout engine: {_duration(time.monotonic() - self._started)}"
@@ -141,12 +141,12 @@ class Monitor:
         rewards = [value for step in recent if (value := step.get("reward")) is not None]
         if rewards:
             parts.append(f"reward {fmean(rewards):.3f}")
-        for task, means in self._by_task.items():
-            parts.append(f"{task.replace('_', ' ')} {percent(fmean(means))}")
         if seconds := fmean(map(_seconds, recent)):
             parts.append(f"{seconds:.1f} s a step")
             if self.total > self._last:
                 parts.append(f"{_duration(seconds * (self.total - self._last))} left")
+        for task, means in self._by_task.items():  # last: a narrow terminal cuts the line
+            parts.append(f"{task.replace('_', ' ')} {percent(fmean(means))}")
         return " · ".join(parts)
 
     def summary(self, code: int) -> dict[str, object]:
