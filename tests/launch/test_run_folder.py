@@ -182,6 +182,34 @@ class TestGoesOn:
         assert modes == [first, first, "auto", "auto"]
 
 
+@pytest.mark.parametrize("failed", [0, 1])  # resumed by the user, or by --restarts
+def test_the_checkpoint_that_a_run_goes_on_from_is_named(
+    failed: int,
+    started: list[Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    place, codes = tmp_path / "run", [failed, 0]
+
+    def saves(plan: Plan, place: Path, **_: Any) -> int:
+        if len(codes) == 2:
+            checkpoint(place, 2)
+        return codes.pop(0)
+
+    train.train(RECIPE, ROWS, out=place)
+    assert "step" not in capfd.readouterr().err
+    monkeypatch.setattr(run, "run", saves)
+    train.train(None, [], resume=place, restarts=1)
+    if not failed:
+        train.train(None, [], resume=place)
+    told = [line for line in capfd.readouterr().err.splitlines() if " step " in line]
+    assert told == [
+        "found no checkpoint: the run begins with step 1",
+        f"resuming after step 2 ({place / 'checkpoints/global_step_2'})",
+    ]
+
+
 def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(
     started: list[Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

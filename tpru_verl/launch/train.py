@@ -15,7 +15,7 @@ from tpru_verl import trainers
 from tpru_verl.files import locked
 from tpru_verl.launch import folder, plan, run, sizes
 from tpru_verl.launch.guard import ENDING
-from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker
+from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker, resumed
 from tpru_verl.runs import alarms
 from tpru_verl.terminal import messages
 
@@ -127,7 +127,8 @@ def _start(start: Callable[[plan.Plan], int], planned: plan.Plan, chosen: _Chose
     """Train, and again after a failure; returns the last exit code."""
     for left in range(restarts, -1, -1):
         folder.begin(chosen.place, planned, chosen.recipe, chosen.overrides, chosen.before)
-        _say([f"folder: {chosen.place}"])
+        anew = "found no checkpoint: the run begins with step 1" if chosen.before else None
+        _say([f"folder: {chosen.place}", resumed(planned.settings) or anew])
         code = start(planned)
         if code in _WANTED or not left:
             return code
