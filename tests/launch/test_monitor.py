@@ -51,6 +51,19 @@ def test_the_line_has_step_reward_seconds_time_left_and_accuracy_of_each_task(tm
     )
 
 
+def test_a_run_that_is_ended_shows_no_progress_any_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = monitor(tmp_path)
+    add(tmp_path, 1)
+    shown()
+    shown.ending("ending without saving")
+    assert shown.line() == "ending: 0 s"
+    shown()
+    shown()
+    assert capsys.readouterr().err == "ending without saving\n"
+
+
 def test_an_unfinished_line_and_missing_answers_are_no_trouble(tmp_path: Path) -> None:
     shown = monitor(tmp_path)
     add(tmp_path, 1)
