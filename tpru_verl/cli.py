@@ -215,11 +215,14 @@ def doctor(
     raise typer.Exit(int(any(line.status == work.FAIL for line in lines)))
 
 
-@app.command(epilog="Example: `tpru score outputs/rollouts --json scores.json`")
+@app.command(epilog="Example: `tpru score outputs/tpru_7b-20260701-120000 --json scores.json`")
 def score(
     rollouts: Annotated[
         Path,
-        typer.Argument(help="veRL's rollout_data_dir or one jsonl of it, EasyR1's generations.log."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, veRL's rollout_data_dir or one jsonl of it, EasyR1's generations.log.",
+        ),
     ],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
 ) -> None:
@@ -229,10 +232,11 @@ def score(
     """
     from tpru_verl import score as work
     from tpru_verl.files import check_output, write_json
+    from tpru_verl.runs.logs import rollouts_of
     from tpru_verl.runs.rollouts import files_of
     from tpru_verl.terminal import results
 
-    check_output("--json", json_file, files_of(rollouts))
+    check_output("--json", json_file, files_of(rollouts_of(rollouts)))
     tallies = work.score_rollouts(rollouts)
     console = results()
     for table in work.tables(tallies):
