@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from tpru_verl import __version__
 from tpru_verl.builder.commands import build
@@ -74,6 +75,22 @@ def demo(
     run(out=out, seed=seed, steps=steps, eval_rows=eval_rows, device=device or device_here())
 
 
+class _WithSettings(TyperCommand):
+    """A command with settings, which somebody may give as options."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # NoSuchOption, which typer has from click or, in later versions, of its own.
+            if hasattr(error, "option_name") and (near := getattr(error, "possibilities", None)) is not None:
+                error.possibilities = [name for name in near if name != "--help"]  # type: ignore[attr-defined]
+                error.message += (  # type: ignore[attr-defined]
+                    ". Settings are written KEY=VALUE, such as actor_rollout_ref.actor.optim.lr=1e-5"
+                )
+            raise
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes: Hydra's syntax for veRL, OmegaConf's for EasyR1."),
@@ -81,12 +98,13 @@ Overrides = Annotated[
 
 
 @app.command(
+    cls=_WithSettings,
     epilog="Examples:\n\n"
     "- `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
     "- `tpru train tpru_qwen3vl_8b '+tpru=[lora,one_gpu_48]'`\n\n"
     "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`\n\n"
     "- `tpru train --resume outputs/tpru_7b-20260101-120000 trainer.total_epochs=4`\n\n"
-    "- `tpru train tpru_32b trainer.nnodes=4 --launch slurm > job.sh`"
+    "- `tpru train tpru_32b trainer.nnodes=4 --launch slurm > job.sh`",
 )
 def train(
     recipe: Annotated[
@@ -141,6 +159,10 @@ def train(
     if recipe is None and resume is None and not given:
         recipes()
     if recipe and "=" in recipe:  # with --resume the recipe is known
+        if late := next((word for word in given if "=" not in word and word[:1] != "~"), None):
+            raise ValueError(
+                f"recipe: found {late!r} after {recipe!r}, expected it first: tpru train {late} KEY=VALUE ..."
+            )
         recipe, given = None, [recipe, *given]
     if launch or submit or values:
         passed = cluster.passed_on(stop_on or [], stall_timeout, restarts, grace, verbose)
@@ -178,10 +200,11 @@ def recipes() -> None:
 
 
 @app.command(
+    cls=_WithSettings,
     epilog="Examples:\n\n"
     "- `tpru doctor`\n\n"
     "- `tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
-    "- `tpru doctor --gpu-memory 24 --recipe tpru_qwen3vl_4b trainer.n_gpus_per_node=1`"
+    "- `tpru doctor --gpu-memory 24 --recipe tpru_qwen3vl_4b trainer.n_gpus_per_node=1`",
 )
 def doctor(
     overrides: Overrides = None,
@@ -313,12 +336,12 @@ def export(
     are compared with those of the shards. Then the command that serves it is printed.
     """
     from tpru_verl.runs import export as work
-    from tpru_verl.terminal import messages
+    from tpru_verl.terminal import OptionError, messages
 
     if step is not None and best:
-        raise ValueError("found --step and --best, expected one of them")
+        raise OptionError("found --step and --best, expected one of them")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise ValueError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
+        raise OptionError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
     checkpoint = work.chosen(run, step=step, best=best)
     with messages.status("") as status:
 
@@ -340,17 +363,24 @@ def export(
 
 
 def main() -> None:
-    """Entry point. A mistake of the user is one line, or one for each finding, and exit code 1."""
+    """Entry point. A mistake of the user is one line, or one for each finding.
+
+    The exit code is 1 then, and 2 for one in an option.
+    """
     try:
         with _clean_end():
             app()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        from tpru_verl.terminal import text_of, visible
+        from tpru_verl.terminal import OptionError, text_of, visible
 
         if isinstance(error, ImportError):
             error = _named_extra(error)
         lines = [line.rstrip() for line in text_of(error).splitlines() if line.strip()]
-        sys.exit("tpru: " + "\n".join(map(visible, lines)))
+        said = "tpru: " + "\n".join(map(visible, lines))
+        if isinstance(error, OptionError):
+            typer.echo(said, err=True)
+            sys.exit(2)
+        sys.exit(said)
 
 
 # The extra that brings what a command imports, where it needs no trainer.

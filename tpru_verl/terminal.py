@@ -79,6 +79,10 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
+class OptionError(ValueError):
+    """A wrong value of an option, or options that do not go together: `tpru` ends with the code 2."""
+
+
 def text_of(error: BaseException) -> str:
     """What an exception says; its type's name where it says nothing."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

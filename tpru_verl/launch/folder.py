@@ -30,6 +30,7 @@ from tpru_verl.redaction import (
     secrets_in,
     without,
 )
+from tpru_verl.terminal import OptionError
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
@@ -77,7 +78,7 @@ def new(out: Path | None, recipe: str) -> Path:
     one folder mix their results.
     """
     if out and re.match(r"\w[\w+.-]+:/", str(out)):  # Path has made one slash of two
-        raise ValueError(f"--out {out}: found an address, expected a folder; mount the storage as a folder")
+        raise OptionError(f"--out {out}: found an address, expected a folder; mount the storage as a folder")
     folder = out or Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     folder = folder.expanduser().absolute()
     if (folder / START).exists():
@@ -100,7 +101,7 @@ def earlier(folder: Path) -> Start:
         kept = json.loads((folder / START).read_text(encoding="utf-8"))
         return Start(**kept)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
+        raise OptionError(
             f"--resume {folder}: found no {START} in it, expected the folder of a run of tpru train"
         ) from None
     except (ValueError, TypeError) as error:

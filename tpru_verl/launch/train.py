@@ -17,7 +17,7 @@ from tpru_verl.launch import folder, plan, run, sizes
 from tpru_verl.launch.guard import ENDING
 from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker, resumed
 from tpru_verl.runs import alarms
-from tpru_verl.terminal import messages
+from tpru_verl.terminal import OptionError, messages
 
 NOTHING_LEFT = 3  # exit code of a run whose steps are done
 # Exit codes of a run that was to end: none of them is a failure.
@@ -46,10 +46,11 @@ def train(
 
     Raises:
         ValueError: a mistake in recipe, overrides or folders; the message is one line.
+        OptionError: one in an option.
         RuntimeError: no trainer, or another `tpru train` writes into the folder.
     """
     if unknown := set(stop_on) - set(alarms.NAMES):
-        raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
+        raise OptionError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
     chosen = _choose(recipe, overrides, out, resume)
     if chosen.before:
         chosen = _from_last(chosen, overrides)
@@ -100,7 +101,7 @@ class _Chosen:
 def _choose(recipe: str | None, overrides: Sequence[str], out: Path | None, resume: Path | None) -> _Chosen:
     if resume:
         if out:
-            raise ValueError("found --out and --resume, expected one: a continued run stays in its folder")
+            raise OptionError("found --out and --resume, expected one: a continued run stays in its folder")
         place = resume.expanduser().absolute()
         before = folder.earlier(place)
         os.chdir(before.folder)  # its data may have relative paths
