@@ -233,7 +233,8 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([asdict(line) for line in lines], indent=1))
     else:
-        results().print(work.table(lines))
+        console = results()
+        console.print(work.table(lines, console.width), soft_wrap=True, end="")
         typer.echo(work.verdict(lines))
     raise typer.Exit(int(any(line.status == work.FAIL for line in lines)))
 
