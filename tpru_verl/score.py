@@ -42,7 +42,9 @@ class PresetTally:
 
 
 def score_rollouts(path: Path) -> dict[str, PresetTally]:
-    """Grades a dump, or that of a run: a tally for each task that the prompts name, "not recognised" for the others, and `all`.
+    """Grades a dump: a tally for each task that the prompts name, "not recognised" for the others, and `all`.
+
+    The folder of a run stands for its dump.
 
     Raises ValueError for no rollouts, and as `rollouts_of`, `read_rollouts` and `Rollout.grade`.
     """

@@ -53,6 +53,9 @@ def train(
         raise OptionError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
     chosen = _choose(recipe, overrides, out, resume)
     if chosen.before:
+        if chosen.recipe != chosen.before.recipe:  # said before anything that follows from it
+            other = f"{chosen.before.recipe} -> {chosen.recipe}"
+            _say([f"changed: recipe: {other} (without a recipe, the run's own goes on)"])
         chosen = _from_last(chosen, overrides)
     planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
     sizes.check(planned.settings)  # not in `compose`: the doctor asks for it, and says more
@@ -76,7 +79,7 @@ def train(
     with ExitStack() as stack:
         if chosen.before:
             stack.enter_context(locked(chosen.place))
-            changes = folder.changes(chosen.place, planned, chosen.recipe, chosen.before)
+            changes = folder.changes(chosen.place, planned, chosen.before)
             _say([*(f"changed: {line}" for line in changes), mend_tracker(planned.settings)])
         try:
             _say([f"reward: {run.check(planned)}"])
@@ -102,7 +105,7 @@ def _choose(recipe: str | None, overrides: Sequence[str], out: Path | None, resu
     if resume:
         if out:
             raise OptionError("found --out and --resume, expected one: a continued run stays in its folder")
-        place = resume.expanduser().absolute()
+        place = folder.whole(resume)
         before = folder.earlier(place)
         os.chdir(before.folder)  # its data may have relative paths
         return _Chosen(recipe or before.recipe, folder.merged(before.overrides, overrides), place, before)
