@@ -121,6 +121,42 @@ def test_a_mistake_is_one_line_and_a_bad_exit_code(
     assert out == ""
 
 
+def test_a_recipe_after_the_settings_is_asked_for_before_them(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, _ = tpru(capfd, monkeypatch, "train", DATA[0], "tpru_tiny_cpu", "+tpru=paper")
+    assert str(code).startswith("tpru: recipe: found 'tpru_tiny_cpu' after 'data.train_files=train.parquet'")
+    assert "tpru train tpru_tiny_cpu KEY=VALUE" in str(code)
+
+
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_a_setting_in_the_form_of_an_option_is_shown_in_its_own(
+    command: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = tpru(capfd, monkeypatch, command, "tpru_7b", "--lr", "1e-5")
+    said = " ".join(err.replace("│", " ").split())
+    assert code == 2
+    assert "No such option: --lr. Settings are written KEY=VALUE, such as actor_rollout_ref.actor" in said
+    assert "Possible" not in said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["tpru_7b", "--stop-on", "bogus"], "tpru: --stop-on: found 'bogus', expected one of no-reward"),
+        (["--resume", "nowhere"], "nowhere: found no run.json in it"),
+        (["--resume", "nowhere", "--out", "run"], "tpru: found --out and --resume"),
+    ],
+)
+def test_a_wrong_value_of_an_option_ends_as_an_unknown_option_does(
+    given: list[str], said: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = tpru(capfd, monkeypatch, "train", *given)
+    assert code == 2
+    assert said in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("given", "key"),
     [

@@ -44,6 +44,19 @@ def test_verls_dump_is_counted_by_task_and_preset(tmp_path: Path) -> None:
     assert [r.response for r in read_rollouts(folder)] == [RIGHT, RIGHT, WRONG, BARE]  # by step, not by name
 
 
+def test_the_folder_of_a_run_stands_for_its_rollouts(tmp_path: Path) -> None:
+    elsewhere, run = tmp_path / "disk", tmp_path / "run"
+    for folder in (elsewhere, run):
+        folder.mkdir()
+    write(elsewhere / "1.jsonl", [line(RIGHT, 1.0), line(WRONG, 0.125, sample=1)])
+    (run / "metrics.jsonl").write_text('{"step": 1, "data": {"critic/score/mean": 0.5}}\n')
+    with pytest.raises(FileNotFoundError, match="run: found a run without rollouts"):
+        score_rollouts(run)
+    config = {"actor_rollout_ref": {}, "trainer": {"rollout_data_dir": str(elsewhere)}}
+    (run / "recipe.yaml").write_text(json.dumps(config))
+    assert summary(score_rollouts(run)) == summary(score_rollouts(elsewhere))
+
+
 def test_a_row_that_names_its_task_is_counted_there(tmp_path: Path) -> None:
     prompt = "Which picture is missing? <image> A. <image> B. <image>"
     lines = [

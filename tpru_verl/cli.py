@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperCommand
 
 from tpru_verl import __version__
 from tpru_verl.builder.commands import build
@@ -74,6 +75,22 @@ def demo(
     run(out=out, seed=seed, steps=steps, eval_rows=eval_rows, device=device or device_here())
 
 
+class _WithSettings(TyperCommand):
+    """A command with settings, which somebody may give as options."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # NoSuchOption, which typer has from click or, in later versions, of its own.
+            if hasattr(error, "option_name") and (near := getattr(error, "possibilities", None)) is not None:
+                error.possibilities = [name for name in near if name != "--help"]  # type: ignore[attr-defined]
+                error.message += (  # type: ignore[attr-defined]
+                    ". Settings are written KEY=VALUE, such as actor_rollout_ref.actor.optim.lr=1e-5"
+                )
+            raise
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes: Hydra's syntax for veRL, OmegaConf's for EasyR1."),
@@ -81,12 +98,13 @@ Overrides = Annotated[
 
 
 @app.command(
+    cls=_WithSettings,
     epilog="Examples:\n\n"
     "- `tpru train tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
     "- `tpru train tpru_qwen3vl_8b '+tpru=[lora,one_gpu_48]'`\n\n"
     "- `tpru train tpru_3b +tpru=paper trainer.n_gpus_per_node=4`\n\n"
     "- `tpru train --resume outputs/tpru_7b-20260101-120000 trainer.total_epochs=4`\n\n"
-    "- `tpru train tpru_32b trainer.nnodes=4 --launch slurm > job.sh`"
+    "- `tpru train tpru_32b trainer.nnodes=4 --launch slurm > job.sh`",
 )
 def train(
     recipe: Annotated[
@@ -141,6 +159,10 @@ def train(
     if recipe is None and resume is None and not given:
         recipes()
     if recipe and "=" in recipe:  # with --resume the recipe is known
+        if late := next((word for word in given if "=" not in word and word[:1] != "~"), None):
+            raise ValueError(
+                f"recipe: found {late!r} after {recipe!r}, expected it first: tpru train {late} KEY=VALUE ..."
+            )
         recipe, given = None, [recipe, *given]
     if launch or submit or values:
         passed = cluster.passed_on(stop_on or [], stall_timeout, restarts, grace, verbose)
@@ -178,10 +200,11 @@ def recipes() -> None:
 
 
 @app.command(
+    cls=_WithSettings,
     epilog="Examples:\n\n"
     "- `tpru doctor`\n\n"
     "- `tpru doctor --recipe tpru_7b data.train_files=train.parquet data.val_files=test.parquet`\n\n"
-    "- `tpru doctor --gpu-memory 24 --recipe tpru_qwen3vl_4b trainer.n_gpus_per_node=1`"
+    "- `tpru doctor --gpu-memory 24 --recipe tpru_qwen3vl_4b trainer.n_gpus_per_node=1`",
 )
 def doctor(
     overrides: Overrides = None,
@@ -210,16 +233,20 @@ def doctor(
     if as_json:
         typer.echo(json.dumps([asdict(line) for line in lines], indent=1))
     else:
-        results().print(work.table(lines))
+        console = results()
+        console.print(work.table(lines, console.width), soft_wrap=True, end="")
         typer.echo(work.verdict(lines))
     raise typer.Exit(int(any(line.status == work.FAIL for line in lines)))
 
 
-@app.command(epilog="Example: `tpru score outputs/rollouts --json scores.json`")
+@app.command(epilog="Example: `tpru score outputs/tpru_7b-20260701-120000 --json scores.json`")
 def score(
     rollouts: Annotated[
         Path,
-        typer.Argument(help="veRL's rollout_data_dir or one jsonl of it, EasyR1's generations.log."),
+        typer.Argument(
+            metavar="RUN",
+            help="A run's folder, veRL's rollout_data_dir or one jsonl of it, EasyR1's generations.log.",
+        ),
     ],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there, too.")] = None,
 ) -> None:
@@ -229,10 +256,11 @@ def score(
     """
     from tpru_verl import score as work
     from tpru_verl.files import check_output, write_json
+    from tpru_verl.runs.logs import rollouts_of
     from tpru_verl.runs.rollouts import files_of
     from tpru_verl.terminal import results
 
-    check_output("--json", json_file, files_of(rollouts))
+    check_output("--json", json_file, files_of(rollouts_of(rollouts)))
     tallies = work.score_rollouts(rollouts)
     console = results()
     for table in work.tables(tallies):
@@ -309,12 +337,12 @@ def export(
     are compared with those of the shards. Then the command that serves it is printed.
     """
     from tpru_verl.runs import export as work
-    from tpru_verl.terminal import messages
+    from tpru_verl.terminal import OptionError, messages
 
     if step is not None and best:
-        raise ValueError("found --step and --best, expected one of them")
+        raise OptionError("found --step and --best, expected one of them")
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-        raise ValueError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
+        raise OptionError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
     checkpoint = work.chosen(run, step=step, best=best)
     with messages.status("") as status:
 

@@ -11,6 +11,7 @@ from statistics import fmean
 from rich.table import Table
 
 from tpru_verl.grading import PRESETS, Grade
+from tpru_verl.runs.logs import rollouts_of
 from tpru_verl.runs.rollouts import Rollout, read_rollouts
 from tpru_verl.terminal import percent
 
@@ -43,10 +44,12 @@ class PresetTally:
 def score_rollouts(path: Path) -> dict[str, PresetTally]:
     """Grades a dump: a tally for each task that the prompts name, "not recognised" for the others, and `all`.
 
-    Raises ValueError for no rollouts, and as `read_rollouts` and `Rollout.grade`.
+    The folder of a run stands for its dump.
+
+    Raises ValueError for no rollouts, and as `rollouts_of`, `read_rollouts` and `Rollout.grade`.
     """
     tallies: dict[str, PresetTally] = {}
-    for rollout in read_rollouts(path):
+    for rollout in read_rollouts(rollouts_of(path)):
         found = rollout.grade()
         for name in (rollout.task.value if rollout.task else "not recognised", "all"):
             tallies.setdefault(name, PresetTally()).add(rollout, found)

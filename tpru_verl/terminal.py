@@ -44,10 +44,6 @@ class VisibleConsole(Console):
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
 
-class OptionError(ValueError):
-    """An option has a value that no source allows: the command ends with exit code 2, as typer's own do."""
-
-
 messages = VisibleConsole(stderr=True)  # stdout is for results
 
 
@@ -86,6 +82,10 @@ def counted(number: int, noun: str) -> str:
 def percent(share: float | None) -> str:
     """A share in [0, 1] with one decimal; "-" for None, such as a share of no rows."""
     return "-" if share is None else f"{100 * share:.1f} %"
+
+
+class OptionError(ValueError):
+    """A wrong value of an option, or options that do not go together: `tpru` ends with the code 2."""
 
 
 def text_of(error: BaseException) -> str:

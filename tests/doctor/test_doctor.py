@@ -302,12 +302,34 @@ class TestRecipe:
 def test_a_table_shows_texts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     from tpru_verl.terminal import results
 
-    results().print(doctor.table([Check("key", OK, "found [/x] and [red]", "+tpru=[lora,dapo]")]))
-    shown = capsys.readouterr().out.splitlines()[3]
-    assert [cell.strip() for cell in shown.split("│")[1:-1]] == [
-        *("ok", "key", "found [/x] and [red]"),
-        "+tpru=[lora,dapo]",
+    lines = [Check("key", OK, "found [/x] and [red]", "+tpru=[lora,dapo]")]
+    results().print(doctor.table(lines, 80), soft_wrap=True)
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "ok    key  found [/x] and [red]",
+        "           +tpru=[lora,dapo]",
     ]
+
+
+def test_a_table_breaks_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command prints it in few columns: keys and paths are copied from it."""
+    key = "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=128"
+    line = Check("batches", FAIL, f"{key} does not divide 32 samples a GPU", f"{key[:-3]}32")
+    monkeypatch.setattr(doctor, "examine", lambda *_: [line])
+    monkeypatch.setattr("tpru_verl.terminal.WIDTH", 60)
+    shown = CliRunner().invoke(cli.app, ["doctor"]).output.splitlines()
+    assert shown[0].split() == ["fail", "batches", key]
+    assert " ".join(shown[1:-1]).split() == f"does not divide 32 samples a GPU to do: {key[:-3]}32".split()
+    assert max(len(row) for row in shown if key[:-3] not in row) <= 60
+
+
+def test_a_folder_that_nobody_named_is_explained(tmp_path: Path) -> None:
+    def disk(folder: Path) -> str:
+        changed = settings(checkpoints=str(folder), keep=3)
+        found = room.memory_lines(changed, machine.Machine(None, probed()), 700, 80)
+        return next(line.found for line in found if line.check == "disk")
+
+    assert "outputs/RUN/checkpoints (RUN: recipe and time, or" in disk(room.RUN.absolute() / "checkpoints")
+    assert "RUN" not in disk(tmp_path / "checkpoints")
 
 
 class TestCommand:

@@ -39,7 +39,7 @@ def monitor(place: Path, resumed_at: int = 0, stop_on: Sequence[str] = ()) -> Mo
     )
 
 
-def test_the_line_has_step_reward_accuracy_of_each_task_seconds_and_time_left(tmp_path: Path) -> None:
+def test_the_line_has_step_reward_seconds_time_left_and_accuracy_of_each_task(tmp_path: Path) -> None:
     shown = monitor(tmp_path)
     assert shown.line().startswith("starting Ray")
     add(tmp_path, 1, reward=0.25, right=1)
@@ -47,8 +47,21 @@ def test_the_line_has_step_reward_accuracy_of_each_task_seconds_and_time_left(tm
     add(tmp_path, 2, reward=0.75, right=2, **{"timing_s/testing": 4.0})
     shown()
     assert shown.line() == (
-        "step 2 of 10 · reward 0.500 · temporal reordering 37.5 % · 4.0 s a step · 32 s left"
+        "step 2 of 10 · reward 0.500 · 4.0 s a step · 32 s left · temporal reordering 37.5 %"
     )
+
+
+def test_a_run_that_is_ended_shows_no_progress_any_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = monitor(tmp_path)
+    add(tmp_path, 1)
+    shown()
+    shown.ending("ending without saving")
+    assert shown.line() == "ending: 0 s"
+    shown()
+    shown()
+    assert capsys.readouterr().err == "ending without saving\n"
 
 
 def test_an_unfinished_line_and_missing_answers_are_no_trouble(tmp_path: Path) -> None:

@@ -182,6 +182,59 @@ class TestGoesOn:
         assert modes == [first, first, "auto", "auto"]
 
 
+def test_another_recipe_is_said_before_what_follows_from_it(
+    started: list[Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train.train(RECIPE, ROWS, out=tmp_path / "run")
+    with pytest.raises(ValueError, match="ppo_mini_batch_size=128"):
+        train.train("tpru_7b", ["data.train_batch_size=8"], resume=tmp_path / "run", dry_run=True)
+    assert f"changed: recipe: {RECIPE} -> tpru_7b (without a recipe," in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["sub/../runs/a", "../here/runs/a"])
+def test_the_folder_is_named_without_detours(
+    out: str, started: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    monkeypatch.chdir(here)
+    data = [f"{key}={tmp_path / 'rows.parquet'}" for key in ("data.train_files", "data.val_files")]
+    train.train(RECIPE, data, out=Path(out))
+    train.train(None, [], resume=Path("sub/../runs/a"))
+    for plan in started:
+        assert plan.environment["VERL_FILE_LOGGER_PATH"] == str(here / "runs/a/metrics.jsonl")
+        assert ".." not in " ".join(plan.command)
+    assert len(started) == 2
+
+
+@pytest.mark.parametrize("failed", [0, 1])  # resumed by the user, or by --restarts
+def test_the_checkpoint_that_a_run_goes_on_from_is_named(
+    failed: int,
+    started: list[Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    place, codes = tmp_path / "run", [failed, 0]
+
+    def saves(plan: Plan, place: Path, **_: Any) -> int:
+        if len(codes) == 2:
+            checkpoint(place, 2)
+        return codes.pop(0)
+
+    train.train(RECIPE, ROWS, out=place)
+    assert "step" not in capfd.readouterr().err
+    monkeypatch.setattr(run, "run", saves)
+    train.train(None, [], resume=place, restarts=1)
+    if not failed:
+        train.train(None, [], resume=place)
+    told = [line for line in capfd.readouterr().err.splitlines() if " step " in line]
+    assert told == [
+        "found no checkpoint: the run begins with step 1",
+        f"resuming after step 2 ({place / 'checkpoints/global_step_2'})",
+    ]
+
+
 def test_a_run_whose_steps_are_done_says_so_and_changes_nothing(
     started: list[Plan], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,6 +61,14 @@ def test_doctor_and_train_refuse_the_same(change: dict[str, Any], message: str) 
     assert any(line.status == FAIL for line in lines)
 
 
+def test_all_that_does_not_come_out_even_is_named_at_once() -> None:
+    with pytest.raises(ValueError, match="does not divide") as refused:
+        sizes.check(settings(micro_batch=3, micro_log_prob=48))
+    first, second = str(refused.value).splitlines()
+    assert "log_prob_micro_batch_size_per_gpu=48 does not divide 160 samples a GPU; " in first
+    assert "ppo_micro_batch_size_per_gpu=3 does not divide 80 samples a GPU; " in second
+
+
 @pytest.mark.parametrize("trainer", ["veRL", "EasyR1"])
 def test_a_fix_is_accepted(trainer: str) -> None:
     sizes.check(settings(trainer))

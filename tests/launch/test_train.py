@@ -144,7 +144,28 @@ class TestRun:
         assert signal.getsignal(signal.SIGTERM) is before
         assert not (tmp_path / ".stop").exists()
 
-    def test_a_trainer_that_does_not_end_gets_sigterm_after_the_grace(self, tmp_path: Path) -> None:
+    def test_ctrl_c_says_at_once_what_is_saved_and_what_the_next_one_does(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        code = (
+            "import signal, time\n"
+            "signal.signal(signal.SIGINT, lambda *_: print('asked', flush=True))\n"
+            "print('ready', flush=True); time.sleep(60)"
+        )
+        when_it_says(tmp_path / "train.log", b"ready", signal.SIGINT)
+        again = threading.Timer(6, os.kill, (os.getpid(), signal.SIGINT))
+        again.start()
+        started = time.monotonic()
+        assert run.run(planned(code), tmp_path) == 130
+        assert time.monotonic() - started < 20  # the guard alone would wait for 30 s
+        assert capfd.readouterr().err.splitlines() == [
+            "ending without saving; there is no checkpoint yet (the next Ctrl-C ends the run at once)",
+            "tpru: ended by SIGINT; there is no checkpoint",
+        ]
+
+    def test_a_trainer_that_does_not_end_gets_sigterm_after_the_grace(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
         code = (
             "import os, pathlib, time\n"
             "pathlib.Path(os.environ['TPRU_STOP_FILE']).touch()\n"
@@ -154,6 +175,8 @@ class TestRun:
         started = time.monotonic()
         assert run.run(planned(code), tmp_path, grace=2) == 143
         assert 2 < time.monotonic() - started < 30
+        told = "saving, then ending, within 2 s; there is no checkpoint yet (Ctrl-C ends the run without"
+        assert told in capfd.readouterr().err
 
     def test_a_trainer_that_cannot_be_asked_gets_sigterm_once(self, tmp_path: Path) -> None:
         code = (

@@ -205,6 +205,37 @@ def test_runs_of_one_name_are_told_apart_by_their_path(
     assert "b/run: 12 training steps" in said
 
 
+def test_alarms_of_several_runs_are_told_run_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound, bad = write_run(tmp_path / "sound"), write_run(tmp_path / "bad")
+    lines = (metrics_line(n, critic__score__mean=0.0, critic__score__max=0.0) for n in range(1, STEPS + 1))
+    (bad / "metrics.jsonl").write_text("".join(lines))
+    tpru(monkeypatch, str(bad), str(sound))
+    told = [line for line in capsys.readouterr().err.splitlines() if "alarms: " in line]
+    assert [line.partition(",")[0] for line in told] == ["bad: alarms: no-reward", "sound: alarms: none"]
+
+
+def test_responses_of_one_reward_are_shown_once(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    for step in range(1, STEPS + 1):
+        dump(folder / f"rollouts/{step}.jsonl", step, right=1.0)
+    titles = [section.title for section in RunReport(RunFiles.find(folder)).sections]
+    assert titles == ["Responses, all with reward 1"]
+
+
+def test_a_run_that_ended_before_its_first_step_names_its_log(tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "recipe.yaml").write_text('{"actor_rollout_ref": {}}')
+    (tmp_path / "train.log").touch()
+    files = RunFiles.find(tmp_path)
+    with pytest.raises(ValueError, match=r"none has ended yet; see its log, .*/train\.log$"):
+        RunReport(files)
+    (tmp_path / "summary.json").touch()
+    with pytest.raises(ValueError, match=r"found no step, .*: it ended before its first one; see its log, "):
+        RunReport(files)
+
+
 def test_the_page_is_renewed_where_steps_came(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run")
     report = RunReport(RunFiles.find(folder))

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import TextWrapper
 
-from rich.table import Table
 from rich.text import Text
 
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check
@@ -42,14 +42,16 @@ def examine(recipe: str | None, overrides: Sequence[str], gpu_memory: float = 0)
     return lines
 
 
-def table(lines: Sequence[Check]) -> Table:
-    """For people; `--json` has the same."""
-    made = Table(show_lines=False)
-    for column in ("", "check", "found", "to do"):
-        made.add_column(column, overflow="fold")
+def table(lines: Sequence[Check], width: int) -> Text:
+    """For people; `--json` has the same. Lines break at spaces alone, so that keys can be copied."""
+    names = max((len(line.check) for line in lines), default=0)
+    wrapper = TextWrapper(max(20, width - names - 8), break_long_words=False, break_on_hyphens=False)
+    made = Text()
     for line in lines:
-        # Texts are no markup for the command's console.
-        made.add_row(Text(line.status, style=_STYLE[line.status]), line.check, line.found, line.fix)
+        made.append(f"{line.status:4}", style=_STYLE[line.status])
+        todo = "" if line.status == OK or not line.fix else "to do: "
+        rows = [row for text in (line.found, todo + line.fix) for row in wrapper.wrap(text)]
+        made.append(f"  {line.check:{names}}  " + f"\n{'':{names + 8}}".join(rows) + "\n")
     return made
 
 

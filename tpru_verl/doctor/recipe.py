@@ -15,7 +15,7 @@ from tpru_verl.doctor import prompts
 from tpru_verl.doctor.check import FAIL, OK, WARN, Check, judged
 from tpru_verl.doctor.machine import Machine
 from tpru_verl.doctor.packages import package_lines
-from tpru_verl.doctor.room import known_shape, memory_lines
+from tpru_verl.doctor.room import RUN, known_shape, memory_lines
 from tpru_verl.launch import checks as launch
 from tpru_verl.launch import needs, sizes
 from tpru_verl.launch import plan as plans
@@ -34,8 +34,7 @@ _OURS = {"problem_key", "answer_key", "prompt_template", "on_invalid", "revision
 def composed(recipe: str, overrides: Sequence[str]) -> Plan | Check:
     """The run that `tpru train RECIPE OVERRIDES` would start here, or why there is none."""
     try:
-        # Where `tpru train` would write, RUN standing for the recipe and the time.
-        return plans.compose(recipe, overrides, (Path("outputs") / "RUN").absolute())
+        return plans.compose(recipe, overrides, RUN.absolute())
     except (OSError, RuntimeError, ValueError) as error:
         fix = "as the message says; `tpru train RECIPE --dry-run` prints the whole command"
         return Check("recipe", FAIL, " ".join(str(error).split()), fix)

@@ -19,6 +19,7 @@ from tpru_verl.launch.settings import Settings
 from tpru_verl.shapes import Shape, shape_of
 
 GIB = 1024**3
+RUN = Path("outputs") / "RUN"  # where `tpru train` would write: its name would be the recipe and the time
 # Micro-batches that are suggested: of at most so many prompts, in at most this share of a GPU's memory.
 MOST_PROMPTS, COMFORT = 4, 0.85
 
@@ -178,7 +179,9 @@ def _kept(settings: Settings) -> int | None:
 def _disk(settings: Settings, found: memory.Estimate) -> Check:
     folder = Path(settings.text("checkpoints")).absolute()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
-    each, kept = f"{found.checkpoint / GIB:.1f} GiB at {folder}", _kept(settings)
+    ours = RUN.absolute() in folder.parents
+    name = " (RUN: recipe and time, or what --out of `tpru train` names)" if ours else ""
+    each, kept = f"{found.checkpoint / GIB:.1f} GiB at {folder}{name}", _kept(settings)
     if kept == 0:
         text = f"{free / GIB:.0f} GiB free, no checkpoint is written ({settings.said('save_freq')})"
         return Check("disk", OK, text)

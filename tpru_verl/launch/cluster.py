@@ -20,6 +20,7 @@ from tpru_verl import recipes, trainers
 from tpru_verl.launch import folder, needs, plan, sizes
 from tpru_verl.launch.settings import Settings, value_at
 from tpru_verl.redaction import redact_settings
+from tpru_verl.terminal import OptionError
 
 TEMPLATES = {"slurm": "slurm.sh.jinja", "ray-job": "ray-job.yaml.jinja", "skypilot": "skypilot.yaml.jinja"}
 # What `--set` changes of each, and what it is without; "" is worked out from the recipe.
@@ -63,14 +64,14 @@ def launch(
     Raises as `script` does.
     """
     if kind is None:
-        raise ValueError(f"{'--submit' if submit else '--set'}: found no --launch, expected it, too")
+        raise OptionError(f"{'--submit' if submit else '--set'}: found no --launch, expected it, too")
     if recipe is None or again:
-        raise ValueError(
+        raise OptionError(
             "--launch: expected a recipe, and neither --resume nor --dry-run; the script that started a run "
             "continues it"
         )
     if submit and kind not in SUBMIT:
-        raise ValueError(
+        raise OptionError(
             f"--submit: found {kind}, expected {' or '.join(SUBMIT)}; save the script for skypilot, and give "
             "it to sky jobs launch"
         )
@@ -100,7 +101,7 @@ def script(
     that the script cannot have.
     """
     if kind not in TEMPLATES:
-        raise ValueError(f"--launch: found {kind!r}, expected one of {', '.join(TEMPLATES)}")
+        raise OptionError(f"--launch: found {kind!r}, expected one of {', '.join(TEMPLATES)}")
     chosen = _values(kind, values)
     place = _place(recipe, out, chosen.get("mount"))
     for word in (*overrides, str(place)):
@@ -160,10 +161,10 @@ def _values(kind: str, given: Sequence[str]) -> dict[str, str]:
     for item in given:
         name, _, value = item.partition("=")
         if name not in values:
-            raise ValueError(f"--set {item}: found {name!r}, expected one of {', '.join(values)} for {kind}")
+            raise OptionError(f"--set {item}: found {name!r}, expected one of {', '.join(values)} for {kind}")
         allowed, expected = _SPECIAL.get(name, _ANY)
         if not allowed.fullmatch(value):
-            raise ValueError(f"--set {item}: found {value!r}, expected {expected}")
+            raise OptionError(f"--set {item}: found {value!r}, expected {expected}")
         values[name] = value
     return values
 
@@ -175,7 +176,9 @@ def _place(recipe: str, out: Path | None, mount: str | None) -> Path:
     if out is None:
         return Path(mount) / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
     if not out.is_absolute():
-        raise ValueError(f"--out {out}: found a relative path, expected one below {mount}, the shared volume")
+        raise OptionError(
+            f"--out {out}: found a relative path, expected one below {mount}, the shared volume"
+        )
     return out
 
 

@@ -30,6 +30,7 @@ from tpru_verl.redaction import (
     secrets_in,
     without,
 )
+from tpru_verl.terminal import OptionError
 
 if TYPE_CHECKING:
     from tpru_verl.launch.plan import Plan
@@ -77,9 +78,9 @@ def new(out: Path | None, recipe: str) -> Path:
     one folder mix their results.
     """
     if out and re.match(r"\w[\w+.-]+:/", str(out)):  # Path has made one slash of two
-        raise ValueError(f"--out {out}: found an address, expected a folder; mount the storage as a folder")
+        raise OptionError(f"--out {out}: found an address, expected a folder; mount the storage as a folder")
     folder = out or Path("outputs") / f"{recipe}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = folder.expanduser().absolute()
+    folder = whole(folder)
     if (folder / START).exists():
         raise ValueError(
             f"{folder}: found a run in it, expected a new or empty folder; name another one, "
@@ -91,6 +92,12 @@ def new(out: Path | None, recipe: str) -> Path:
     return folder
 
 
+def whole(folder: Path) -> Path:
+    """The absolute path of a run's folder, without `..`: commands and files of the run name it."""
+    folder = folder.expanduser()
+    return folder.resolve() if ".." in folder.parts else folder.absolute()
+
+
 def earlier(folder: Path) -> Start:
     """What the run in `folder` was started with.
 
@@ -100,7 +107,7 @@ def earlier(folder: Path) -> Start:
         kept = json.loads((folder / START).read_text(encoding="utf-8"))
         return Start(**kept)
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
+        raise OptionError(
             f"--resume {folder}: found no {START} in it, expected the folder of a run of tpru train"
         ) from None
     except (ValueError, TypeError) as error:
@@ -194,7 +201,7 @@ def _shown(config: Mapping[str, object]) -> Any:
     return shown("", json.loads(json.dumps(config, default=str)))
 
 
-def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:
+def changes(folder: Path, plan: Plan, before: Start) -> list[str]:
     """What differs between the run's last start and this one: `key: old -> new`, and data files."""
     import yaml
 
@@ -204,8 +211,6 @@ def changes(folder: Path, plan: Plan, recipe: str, before: Start) -> list[str]:
         old = {}
     new = leaves(_shown(plan.settings.config))
     lines = [f"{key}: {old.get(key)} -> {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]
-    if recipe != before.recipe:
-        lines.insert(0, f"recipe: {before.recipe} -> {recipe}")
     now = fingerprints(plan.settings)
     lines += [f"{name}: other rows" for name, value in before.data.items() if now.get(name, value) != value]
     return lines if old else [*lines, f"{folder / RECIPE}: not readable, so changes of keys are not known"]

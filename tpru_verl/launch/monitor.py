@@ -63,6 +63,8 @@ class Monitor:
         self._said: set[str] = set()
         self._reported = self._resumed_at
         self._by_task: dict[str, deque[float]] = {}
+        self._ending_since = 0.0
+        self._untold = ""  # what is to be said at the next look
         self._live = Live(console=messages, auto_refresh=False, transient=True) if line else None
         self._shown = line and messages.is_terminal
 
@@ -72,12 +74,20 @@ class Monitor:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._untold = ""  # it has ended
         self()  # what the trainer wrote just before its end
         if self._live and self._shown:
             self._live.stop()
 
+    def ending(self, text: str) -> None:
+        """The run was made to end: the next look says `text`, and the line shows no progress from now on."""
+        self._ending_since, self._untold = self._ending_since or time.monotonic(), text
+
     def __call__(self) -> str | None:
         """Look once. Returns why the run is to end, where an alarm of `stop_on` holds."""
+        if self._untold:
+            messages.print(self._untold, soft_wrap=True, highlight=False)
+            self._untold = ""
         new = self._read()
         for step in new:
             self._grade(step)
@@ -90,7 +100,12 @@ class Monitor:
                     return f"alarm {alarm.name} (--stop-on) at step {alarm.last}: {alarm.text}"
         if self._live and self._shown:
             self._live.update(Text(self.line(), overflow="ellipsis", no_wrap=True), refresh=True)
-        elif self._live and new and (self._last >= self._reported + EVERY or self._last == self.total):
+        elif (
+            self._live
+            and new
+            and not self._ending_since
+            and (self._last >= self._reported + EVERY or self._last == self.total)
+        ):
             self._reported = self._last
             messages.print(self.line(), soft_wrap=True)
         return None
@@ -133,7 +148,9 @@ class Monitor:
         return new
 
     def line(self) -> str:
-        """Step of steps, reward, accuracy of each task, seconds a step, time left."""
+        """Step of steps, reward, seconds a step, time left, accuracy of each task."""
+        if self._ending_since:
+            return f"ending: {_duration(time.monotonic() - self._ending_since)}"
         recent = [step for step in self._trained[-RECENT:] if step.number > self._resumed_at]
         if not recent:
             return f"starting Ray, model and rollout engine: {_duration(time.monotonic() - self._started)}"
@@ -141,12 +158,12 @@ class Monitor:
         rewards = [value for step in recent if (value := step.get("reward")) is not None]
         if rewards:
             parts.append(f"reward {fmean(rewards):.3f}")
-        for task, means in self._by_task.items():
-            parts.append(f"{task.replace('_', ' ')} {percent(fmean(means))}")
         if seconds := fmean(map(_seconds, recent)):
             parts.append(f"{seconds:.1f} s a step")
             if self.total > self._last:
                 parts.append(f"{_duration(seconds * (self.total - self._last))} left")
+        for task, means in self._by_task.items():  # last: a narrow terminal cuts the line
+            parts.append(f"{task.replace('_', ' ')} {percent(fmean(means))}")
         return " · ".join(parts)
 
     def summary(self, code: int) -> dict[str, object]:

@@ -60,7 +60,8 @@ def ray_cpus(settings: Settings) -> str:
     told = value_at(settings.config, _CPUS)
     have = int(told) if isinstance(told, (int, float)) else _own_cpus()
     if need <= have:
-        return f"{need} of {have} needed"
+        said = f": the settings tell Ray {_CPUS}={told}, whatever this machine has" if told else ""
+        return f"{need} of {have} needed{said}"
     fewer = have - A_GPU * gpus - CONTROLLER
     lower = f"set {_UNITS}={min(fewer, 2)}, or " if fewer > 0 and units else ""
     raise RuntimeError(

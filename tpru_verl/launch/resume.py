@@ -46,8 +46,7 @@ def check_resume(settings: Settings, *, rows: int | None) -> None:
             f"{found} with nothing left to train: the run ends at step {min(ends.values())}; "
             f"{fix}, or train longer with {' and '.join(map(settings.key, reached))}"
         )
-    folder = given or Path(settings.text("checkpoints")) / f"{STEP}{step}"
-    if wrong := _misfit(settings, Checkpoint(step, folder / "actor")):
+    if wrong := _misfit(settings, Checkpoint(step, _folder(settings, step) / "actor")):
         raise ValueError(f"{found}, {wrong}; {fix}")
     before = {} if given else noted(Path(settings.text("checkpoints")))  # one that is named is meant
     if "model" in before:  # of a note that kept it as it was typed
@@ -101,6 +100,17 @@ def last_step(settings: Settings) -> int | None:
         number = given.name.removeprefix(STEP)
         return int(number) if number.isdecimal() else None
     return saved_step(settings) if _resumes_itself(settings) else None
+
+
+def resumed(settings: Settings) -> str | None:
+    """A sentence on the checkpoint that the trainer resumes, None where it starts anew."""
+    step = last_step(settings)
+    return None if step is None else f"resuming after step {step} ({_folder(settings, step)})"
+
+
+def _folder(settings: Settings, step: int) -> Path:
+    """Of the checkpoint that the trainer resumes, which is that of `step`."""
+    return _given(settings) or Path(settings.text("checkpoints")) / f"{STEP}{step}"
 
 
 def saved_step(settings: Settings) -> int | None:

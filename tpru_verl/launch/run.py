@@ -15,7 +15,7 @@ from tpru_verl.launch.monitor import Monitor
 from tpru_verl.launch.plan import Plan
 from tpru_verl.launch.resume import last_step, note_run, saved_step, total_steps
 from tpru_verl.launch.reward_trial import try_reward
-from tpru_verl.launch.watch import End, Stop, watch
+from tpru_verl.launch.watch import End, Ending, Stop, watch
 from tpru_verl.runs.export import saved
 from tpru_verl.terminal import visible
 
@@ -71,6 +71,7 @@ def run(
             stacks=place / folder.STACKS,
             each_second=monitor,
             stop=Stop(stop_file, grace),
+            on_end=lambda how: monitor.ending(_ending(plan, how, grace)),
             secrets=plan.secrets,
         )
     stop_file.unlink(missing_ok=True)
@@ -79,6 +80,17 @@ def run(
         print(f"tpru: {visible(line)}", file=sys.stderr)
     monitor.end(code, _next(place, code, commands))
     return code
+
+
+def _ending(plan: Plan, how: Ending, grace: float) -> str:
+    """What is said at once where a run is made to end."""
+    if how == "kill":
+        return "ending at once"
+    step = saved_step(plan.settings)
+    saved = f"the last checkpoint is that of step {step}" if step else "there is no checkpoint yet"
+    if how == "save":
+        return f"saving, then ending, within {grace:g} s; {saved} (Ctrl-C ends the run without saving)"
+    return f"ending without saving; {saved} (the next Ctrl-C ends the run at once)"
 
 
 def _exit_code(end: End, *, stopped: bool) -> int:

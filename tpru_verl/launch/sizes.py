@@ -18,10 +18,11 @@ class Uneven(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-    """Raise ValueError, in one line, for batches or ranks of vLLM that do not come out even on the GPUs."""
-    uneven = next(iter((*uneven_batches(settings), *uneven_ranks(settings))), None)
+    """Raise ValueError for batches or ranks of vLLM that come out uneven on the GPUs, each in a line."""
+    uneven = [*uneven_batches(settings), *uneven_ranks(settings)]
     if uneven:
-        raise ValueError(f"{settings.said(uneven.name)} {uneven.found}; {uneven.fix} would do")
+        lines = (f"{settings.said(name)} {found}; {fix} would do" for name, found, fix in uneven)
+        raise ValueError("\n".join(lines))
 
 
 def uneven_ranks(settings: Settings) -> list[Uneven]:

@@ -15,9 +15,9 @@ from tpru_verl import trainers
 from tpru_verl.files import locked
 from tpru_verl.launch import folder, plan, run, sizes
 from tpru_verl.launch.guard import ENDING
-from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker
+from tpru_verl.launch.resume import NothingLeftError, has_saved, mend_tracker, resumed
 from tpru_verl.runs import alarms
-from tpru_verl.terminal import messages
+from tpru_verl.terminal import OptionError, messages
 
 NOTHING_LEFT = 3  # exit code of a run whose steps are done
 # Exit codes of a run that was to end: none of them is a failure.
@@ -46,12 +46,16 @@ def train(
 
     Raises:
         ValueError: a mistake in recipe, overrides or folders; the message is one line.
+        OptionError: one in an option.
         RuntimeError: no trainer, or another `tpru train` writes into the folder.
     """
     if unknown := set(stop_on) - set(alarms.NAMES):
-        raise ValueError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
+        raise OptionError(f"--stop-on: found {min(unknown)!r}, expected one of {', '.join(alarms.NAMES)}")
     chosen = _choose(recipe, overrides, out, resume)
     if chosen.before:
+        if chosen.recipe != chosen.before.recipe:  # said before anything that follows from it
+            other = f"{chosen.before.recipe} -> {chosen.recipe}"
+            _say([f"changed: recipe: {other} (without a recipe, the run's own goes on)"])
         chosen = _from_last(chosen, overrides)
     planned = plan.compose(chosen.recipe, chosen.overrides, chosen.place)
     sizes.check(planned.settings)  # not in `compose`: the doctor asks for it, and says more
@@ -75,7 +79,7 @@ def train(
     with ExitStack() as stack:
         if chosen.before:
             stack.enter_context(locked(chosen.place))
-            changes = folder.changes(chosen.place, planned, chosen.recipe, chosen.before)
+            changes = folder.changes(chosen.place, planned, chosen.before)
             _say([*(f"changed: {line}" for line in changes), mend_tracker(planned.settings)])
         try:
             _say([f"reward: {run.check(planned)}"])
@@ -100,8 +104,8 @@ class _Chosen:
 def _choose(recipe: str | None, overrides: Sequence[str], out: Path | None, resume: Path | None) -> _Chosen:
     if resume:
         if out:
-            raise ValueError("found --out and --resume, expected one: a continued run stays in its folder")
-        place = resume.expanduser().absolute()
+            raise OptionError("found --out and --resume, expected one: a continued run stays in its folder")
+        place = folder.whole(resume)
         before = folder.earlier(place)
         os.chdir(before.folder)  # its data may have relative paths
         return _Chosen(recipe or before.recipe, folder.merged(before.overrides, overrides), place, before)
@@ -127,7 +131,8 @@ def _start(start: Callable[[plan.Plan], int], planned: plan.Plan, chosen: _Chose
     """Train, and again after a failure; returns the last exit code."""
     for left in range(restarts, -1, -1):
         folder.begin(chosen.place, planned, chosen.recipe, chosen.overrides, chosen.before)
-        _say([f"folder: {chosen.place}"])
+        anew = "found no checkpoint: the run begins with step 1" if chosen.before else None
+        _say([f"folder: {chosen.place}", resumed(planned.settings) or anew])
         code = start(planned)
         if code in _WANTED or not left:
             return code

@@ -13,13 +13,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from tpru_verl.launch.guard import ENDING, FORWARDED
 from tpru_verl.launch.progress import Progress
 from tpru_verl.launch.stacks import dump_stacks
 from tpru_verl.redaction import keys_of_environment, without
 
+# What a command was just made to do: save and end, end, or end at once.
+Ending = Literal["save", "end", "kill"]
 # Seconds that a trainer has to end after its main function has failed: Ray, where it is broken itself, takes
 # ten and more. The last words of other processes come a second later than the trainer's.
 FAILED = 2.0
@@ -58,6 +60,7 @@ def watch(
     stacks: Path | None = None,
     each_second: Callable[[], str | None] | None = None,
     stop: Stop | None = None,
+    on_end: Callable[[Ending], None] | None = None,
     secrets: Sequence[str] = (),
 ) -> End:
     """Run `command` to its end with `environment` added to ours. Nothing that it started is left then.
@@ -65,7 +68,8 @@ def watch(
     `echo`: pass its output on to our standard output, beside `log`. `stacks`: the folder for those of a run
     that stalls; without one they lie beside the log. `each_second`: called so often; the command is ended for
     the reason that it returns. `stop`: SIGTERM to us, and such a reason, ask the command in this way first; a
-    second signal does not wait. `secrets` are cut out of the output, as the keys of the environment are.
+    second signal does not wait. `on_end`: told when the command is made to end, perhaps inside of a signal's
+    handler. `secrets` are cut out of the output, as the keys of the environment are.
     Call it from the main thread: SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 reach the command through us
     while it runs.
     """
@@ -82,7 +86,7 @@ def watch(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        watched = _Watched(process, kept, echo, stop, secrets)
+        watched = _Watched(process, kept, echo, stop, on_end, secrets)
         try:
             with watched.forwarding():
                 watched.to_the_end(stacks or log.parent, stall_timeout, each_second)
@@ -101,10 +105,12 @@ class _Watched:
     kept: IO[bytes]
     echo: bool
     stop: Stop | None = None
+    on_end: Callable[[Ending], None] | None = None
     secrets: Sequence[str] = ()
     asked: int = 0
     reason: str = ""
     hurried: bool = False  # it had failed, and did not end by itself
+    _sent: int = 0  # signals that end it; `guard` does not wait after the second one
     _failed_at: float = float("inf")
     _end_by: float = float("inf")  # when SIGTERM follows the request to stop
     _moved: float = field(default_factory=time.monotonic)  # when it last showed progress
@@ -140,12 +146,20 @@ class _Watched:
     def _send(self, number: int) -> None:
         if self.process.poll() is None:
             self.process.send_signal(number)
+            if number in ENDING:
+                self._sent += 1
+                self._tell("end" if self._sent == 1 else "kill")
+
+    def _tell(self, how: Ending) -> None:
+        if self.on_end and not self.hurried:  # one that has failed is about to end by itself
+            self.on_end(how)
 
     def _end(self) -> None:
         """Ask the command to save and end, where it can be asked; else end it."""
         if self.stop and self.stop.file.exists() and self._end_by == float("inf"):
             self.stop.file.write_text("stop\n")
             self._end_by = time.monotonic() + self.stop.grace
+            self._tell("save")
         else:
             self._send(signal.SIGTERM)
 

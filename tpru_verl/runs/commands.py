@@ -60,6 +60,8 @@ def _show(reports: Sequence[RunReport], page: Path, text: bool, watch: bool) -> 
     for report in reports:
         for note in report.notes:
             messages.print(f"{report.files.name}: {note}", highlight=False, soft_wrap=True)
-    alarms = [alarm.name for report in reports for alarm in report.alarms]
-    messages.print(f"alarms: {', '.join(alarms) or 'none'}", highlight=False, soft_wrap=True)
+    for report in reports:
+        run = f"{report.files.name}: " if len(reports) > 1 else ""
+        alarms = ", ".join(alarm.name for alarm in report.alarms) or "none"
+        messages.print(f"{run}alarms: {alarms}", highlight=False, soft_wrap=True)
     results().print(str(page), highlight=False, soft_wrap=True)

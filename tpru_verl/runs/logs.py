@@ -298,6 +298,18 @@ class RunFiles:
             raise ValueError(f"{self.config}: {line_of(error)}, expected the recipe of the run") from error
         return found if isinstance(found, dict) else {}
 
+    def without_steps(self) -> str:
+        """What to say where no step is found: why, and the log that knows more."""
+        path = self.config or self.metrics or self.rollouts or self.validation
+        run = path.parent if path else Path(self.name)
+        log, summary = run / folder.LOG, run / folder.SUMMARY
+        if not log.is_file():
+            return f"{self.metrics or self.rollouts}: found no step, expected at least one"
+        # A run that is continued has the summary of its last start.
+        ended = summary.is_file() and summary.stat().st_mtime >= log.stat().st_mtime
+        why = "it ended before its first one" if ended else "none has ended yet"
+        return f"{run}: found no step, expected at least one: {why}; see its log, {log}"
+
     @property
     def started_in(self) -> Path | None:
         """The folder that relative paths of the recipe begin in, which `tpru train` notes; else None."""
@@ -307,6 +319,20 @@ class RunFiles:
             return None
         at = found.get("folder") if isinstance(found, dict) else None
         return Path(at) if isinstance(at, str) and "\0" not in at else None
+
+
+def rollouts_of(path: Path) -> Path:
+    """What `read_rollouts` takes: `path` itself, or the rollouts of the run whose folder it is.
+
+    EasyR1 keeps its validations alone. Raises FileNotFoundError for a run that has neither, and ValueError
+    for one with an unreadable recipe.
+    """
+    if not any((path / name).is_file() for name in (*METRICS_FILES, *CONFIG_FILES)):
+        return path
+    found = RunFiles.find(path)
+    if answers := found.rollouts or found.validation:
+        return answers
+    raise FileNotFoundError(f"{path}: found a run without rollouts, expected their folder in it")
 
 
 def _folder(path: Path) -> Path | None:

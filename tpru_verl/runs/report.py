@@ -56,9 +56,7 @@ class RunReport:
         """Read what is new; False where there is nothing. Raises ValueError where the run has no step yet."""
         found = self._reader.update()
         if not found.steps:
-            raise ValueError(
-                f"{self.files.metrics or self.files.rollouts}: found no step, expected at least one"
-            )
+            raise ValueError(self.files.without_steps())
         old = self.__dict__.get("history")
         self.history: History = found
         for name in ("alarms", "grades", "sections", "rows"):

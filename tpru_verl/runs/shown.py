@@ -63,14 +63,20 @@ Key = tuple[object, ...]
 
 
 def sections_of(reader: HistoryReader, rows: RunRows) -> list[Section]:
-    """Best and worst responses of the last quarter of the steps, and what changed between validations."""
+    """Best and worst responses of the last quarter of the steps, and what changed between validations.
+
+    Where none is better than another, some of them.
+    """
     picked: list[tuple[str, str, int, list[_Pick], Path | None]] = []
     steps = sorted(reader.rollouts)
     late = [(step, a) for step in steps[-max(1, len(steps) // 4) :] for a in reader.rollouts[step]]
     if late:
         when = steps_of([step for step, _ in late])
         about = f"Of the {len(late):,} responses to {when}, one for each prompt."
-        for title, sign in (("Best responses", -1), ("Worst responses", 1)):
+        kinds = [("Best responses", -1), ("Worst responses", 1)]
+        if len({(answer.reward, answer.partial) for _, answer in late}) == 1:  # none is better than another
+            kinds = [(f"Responses, all with reward {late[0][1].reward:.3g}", -1)]
+        for title, sign in kinds:
             picks = [[pair] for pair in _extreme(late, sign)]
             picked.append((title, about, len(late), picks, reader.files.rollouts))
     validated = sorted(reader.validation)
