@@ -300,6 +300,11 @@ def test_free_orders_gaps_and_other_numbers_of_steps(build: Run, tmp_path: Path)
         (("--clip-frames", "3"), "--clip-frames: found 3, expected at least 4"),
         (("--every", "0"), "--every: found 0, expected seconds over 0"),
         (("--split", "train=0.5"), "--split: found train=0.5, expected shares"),
+        (("--split", "a=0.5,a=0.5"), "--split: found 'a=0.5,a=0.5', expected each name once"),
+        (
+            ("--order-distances", "1=0.5,1=0.5"),
+            "--order-distances: found '1=0.5,1=0.5', expected each distance",
+        ),
         (("--endpoint", "http://localhost:1"), "--model: found none, expected the model's name"),
     ],
 )
