@@ -80,7 +80,7 @@ def videos(table: measure.Rows, folder: Path, path: Path, repeats: int) -> None:
         rounds: list[tuple[float, float, float]] = []  # share of decoding alone, frames/s, GiB
         for _ in range(repeats):
             before = decode(paths, threads)[1]
-            began, _ = build(short, folder / "rows", "--workers", 1, "--every", 0.2)
+            began, _ = build(short, folder / "rows", "--workers", 1, "--every", 0.2, "--min-order", 0)
             seconds, peak = build(source, folder / "rows", "--workers", 1, *how)
             alone = (before + decode(paths, threads)[1]) / 2
             rounds.append((alone / (seconds - began), frames / (seconds - began), peak))

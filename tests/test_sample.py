@@ -103,6 +103,8 @@ MARKS = (
         *("Choice {}: {}", "Answer {}: {}", "Image {}: {}", "R\u00e9ponse {} : {}", "\ubcf4\uae30 {}. {}"),
         *("### {}. {}", "### Option {}\n{}", "**{}** {}", "Option {} - {}", "{} \u2013 {}"),
         *("{}| {}", "| {} | {} |", "{}\uff5c{}"),
+        *("{}\u3002{}", "{}\t{}", "{}\u3000{}", "{}\u00b7{}", "{}\uff0c{}", "{}; {}", "{}/ {}", "{}> {}"),
+        *("<{}> {}", "${}$. {}", "{}. *{}*", "{}. **{}**", "- {}. `{}`"),
         *("<b>{}.</b> {}", "<b>{}</b>. {}", "<li>{}. {}</li>", "<p>{}: {}</p>", "\u200b{}. {}"),
     ),
 )
@@ -133,6 +135,26 @@ def test_lines_that_begin_with_marks_are_the_options(after: str) -> None:
     assert parse_options(f"Robot A. meets robot B. Who?\n{listed}{after}") == dict(
         zip("ABC", texts, strict=True)
     )
+
+
+def test_circled_letters_are_marks() -> None:
+    assert parse_options("Which? \u24b6 left \u24b7 right") == {"A": "left", "B": "right"}
+    assert parse_options("Which?\n\u24d0 left\n\u24d1 right") == {"A": "left", "B": "right"}
+
+
+@pytest.mark.parametrize(
+    "prose",
+    [
+        "A man opens a door.\nB roll follows.",
+        "A/B tests come first.\nB/C tests follow.",
+        "Name A\uff0cB\uff0cC.\nSay A; B; or C.",
+        "A\tB\tC\nB\tC\tA",
+        "A\uff0cB\uff0cC\nB\uff0cC\uff0cD",
+        "If A > B, then A;\nelse B; or <B>. Point $A$ is left, $B$ is right.",
+    ],
+)
+def test_letters_of_prose_are_no_marks(prose: str) -> None:
+    assert parse_options(prose) == {}
 
 
 def test_small_letters_are_marks_where_there_are_no_capitals() -> None:

@@ -9,6 +9,7 @@ from enum import Enum
 from functools import lru_cache
 from itertools import pairwise
 from typing import cast
+from unicodedata import normalize
 
 from tpru_verl.grading import read_answer
 
@@ -23,22 +24,28 @@ _LETTER = rf"{_BOLD}([A-Z\uff21-\uff3a]){_BOLD}"
 # "A. ", "(A) ", "[A] ", "Option A: ", "- **A.** ", "1. A) ", "A : ", and Chinese marks. An enumeration comma
 # (U+3001) between two letters lists letters ("A, B, C"), not options.
 _MARK = (
-    r"(?<![A-Za-z0-9])(?:[-*+>\u2022]\s+|^[ \t]*\d{1,2}[.)][ \t]+)?"
+    r"(?<![A-Za-z0-9])(?:[-*+>\u2022][^\S\r\n]+|^[ \t]*\d{1,2}[.)][ \t]+)?"
     rf"{_BOLD}{_NOUN}?[(\[\uff08\u3010\uff3b\u3014\u300c]?{_LETTER}\\?"
     r"(?:[.):\]\uff0e\uff09\uff1a\u3011\uff3d\u3015\u300d]{1,2}|[ \xa0]:(?=\s)"
     rf"|\u3001(?!\s?[A-Z\uff21-\uff3a](?![A-Za-z]))){_BOLD}"
 )
-# Only at the start of a line: "A - ", "| A | ", "**A** ", and "Option A" on a line of its own.
+# Only at the start of a line: "A - ", "| A | ", "**A** ", "A; ", "<A> ", "$A$. ", an "A" before a tab or
+# a Chinese mark, and "Option A" on a line of its own.
 _MARK_OF_LINE = (
     rf"^[ \t|>#*-]*(?:{_BOLD}{_NOUN}?{_LETTER}"
-    r"(?:[ \t]+(?:[-\u2013\u2014]|[-=]+>)[ \t]+|[ \t]*[|\uff5c\u2192][ \t]*|(?<=\*\*|__|b>)[ \t]+(?=\S))"
-    rf"|{_BOLD}{_NOUN}{_LETTER}[ \t]*\r?\n)"
+    r"(?:[ \t]+(?:[-\u2013\u2014]|[-=]+>)[ \t]+|[ \t]*[|\uff5c\u2192][ \t]*"
+    r"|(?:(?<=\*\*|__|b>)|[;/>])[ \t]+(?=\S)"
+    r"|(?:[ ]*[\t\u3000][ \t\u3000]*(?=\S)|[\u3002\u00b7\u30fb\uff0c\uff1b])"
+    r"(?![A-Z\uff21-\uff3a](?![A-Za-z])))"
+    rf"|{_BOLD}{_NOUN}{_LETTER}[ \t]*\r?\n|(?:<{_LETTER}>|\${_LETTER}\$[.):]))"
 )
-_MARKER = re.compile(f"{_MARK}|{_MARK_OF_LINE}", re.MULTILINE)
+_CIRCLED = r"([\u24b6-\u24e9])[.):]?"
+_MARKER = re.compile(f"{_MARK}|{_MARK_OF_LINE}|{_CIRCLED}", re.MULTILINE)
 _SMALL_MARK = re.compile(r"^[ \t]*[-*(\[]?[ \t]?[a-z](?=[.)\]:]{1,2}\s)", re.MULTILINE)
 _EDGE = re.compile(rf"(?:\s|{_HTML}|[|\u200b\ufeff])*")
 _NO_TEXT = re.compile(r"[\s,;/|\"'.(\[]*(?:or|and|\u6216|\u548c)?[\s,\"'(\[]*")
-_ENDS = " \t\n\r,;\uff1b\uff0c\u3001*`|\u200b\ufeff"
+_ENDS = " \t\n\r,;\uff1b\uff0c\u3001|\u200b\ufeff"
+_EMPHASISED = re.compile(r"([*`]{1,3})((?:(?!\1).)+)\1", re.DOTALL)
 _TAG_AT_END = re.compile(_HTML + "$")
 _GIVEN_STEP = re.compile(r"step\s?(\d{1,2})\s?[:.)]?\s?<image>")
 _REORDERING_WORDS = ("reorder", "random order", "correct sequence", "correct order", "shuffled")
@@ -167,7 +174,7 @@ def without_option_marks(text: str) -> str:
 
 def _letter(marker: re.Match[str]) -> str:
     letter = marker[marker.lastindex or 1]
-    return letter if letter.isascii() else chr(ord(letter) - 0xFEE0)  # "\uff21" is a wide "A"
+    return letter if letter.isascii() else normalize("NFKC", letter).upper()  # a wide or a circled "A"
 
 
 def _text_span(problem: str, start: int, end: int, *, last: bool) -> Span:
@@ -178,9 +185,12 @@ def _text_span(problem: str, start: int, end: int, *, last: bool) -> Span:
         text = text.split("\n", 1)[0]
         text = next((head for head in (IMAGE_TAG, NONE_OPTION) if text.startswith(head)), text)
     text = text.rstrip(_ENDS)
+    if whole := _EMPHASISED.fullmatch(text):
+        start, text = start + whole.start(2), whole[2]
+    text = text.rstrip(_ENDS + "*`")  # of "**A. x**"
     for _ in range(4):  # "</b></li>"
         if tag := _TAG_AT_END.search(text, max(0, len(text) - 12)):
-            text = text[: tag.start()].rstrip(_ENDS)
+            text = text[: tag.start()].rstrip(_ENDS + "*`")
     return start, start + len(text)
 
 

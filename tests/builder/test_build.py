@@ -313,6 +313,11 @@ def test_free_orders_gaps_and_other_numbers_of_steps(build: Run, tmp_path: Path)
         (("--mask", "0,0,0,0"), "--mask: found '0,0,0,0', expected RIGHT over LEFT"),
         (("--order-distances", "1"), "--order-distances: found '1', expected the form"),
         (("--order-distances", "2=1"), "--order-distances: found a share of 0.00 for distance 1, expected"),
+        (("--split", "a=0.5,a=0.5"), "--split: found 'a=0.5,a=0.5', expected each name once"),
+        (
+            ("--order-distances", "1=0.5,1=0.5"),
+            "--order-distances: found '1=0.5,1=0.5', expected each distance",
+        ),
         (("--endpoint", "http://localhost:1"), "--model: found none, expected the model's name"),
     ],
 )

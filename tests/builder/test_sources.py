@@ -141,6 +141,13 @@ def test_links_and_files_that_lead_nowhere_are_named(build: Run, tmp_path: Path)
     }
 
 
+def test_a_folder_with_the_name_of_a_file_is_no_frame(build: Run, tmp_path: Path) -> None:
+    source = scenes(tmp_path / "in", takes=2)
+    stills(source / "scene0/take0/99.jpg", 9)
+    manifest = build(source)
+    assert (manifest["clips"], manifest["left_out"]) == (3, {})
+
+
 SYSTEM_FILES = (
     *("._1.jpg", ".DS_Store", "Thumbs.db", "desktop.ini"),
     *("@eaDir/1.jpg", "__MACOSX/._1.jpg", ".x/1.mp4"),

@@ -159,6 +159,15 @@ class TestBase64:
         assert len(str(error.value)) < 200 + len(str(tmp_path))
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize("form", ["{}?", "'{}'", "\ufeff{}"])
+    @pytest.mark.parametrize("start", ["iVBORw0KGgo", "/9j/4AAQ"])
+    def test_text_with_one_wrong_character_is_not_called_a_path(
+        self, form: str, start: str, tmp_path: Path
+    ) -> None:
+        text = form.format(start + "Ab/+" * 2000)
+        with pytest.raises(ValueError, match=r"of 8,0\d\d characters, neither base64 nor a path"):
+            image_bytes(text, tmp_path)
+
     def test_a_file_may_have_a_name_that_looks_like_it(self, tmp_path: Path) -> None:
         (tmp_path / ("ab" * 40)).write_bytes(picture())
         assert image_bytes("ab" * 40, tmp_path) == picture()

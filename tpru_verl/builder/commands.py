@@ -318,12 +318,14 @@ def _distances(text: str | None) -> tuple[tuple[int, float], ...]:
     if text is None:
         return ()
     try:
-        pairs = [part.split("=") for part in text.split(",")]
-        shares = {int(distance): float(share) for distance, share in pairs}
+        pairs = [(int(distance), float(share)) for distance, share in (p.split("=") for p in text.split(","))]
     except ValueError:
         raise OptionError(
             f"--order-distances: found {text!r}, expected the form 1=0.34,2=0.33,3=0.33"
         ) from None
+    shares = dict(pairs)
+    if len(shares) < len(pairs):
+        raise OptionError(f"--order-distances: found {text!r}, expected each distance once")
     return tuple(sorted(checked_shares(shares).items()))
 
 

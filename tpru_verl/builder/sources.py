@@ -87,11 +87,11 @@ class Pictures(_Below):
     every: int = 1  # the first of so many pictures is read
 
     def files(self) -> Sequence[Path]:
-        return sorted(path for path in self.path.iterdir() if is_picture(path.name) or path.name == ABOUT)
+        return sorted(path for path in self._inner() if is_picture(path.name) or path.name == ABOUT)
 
     def frames(self) -> Iterator[Frame]:
         about = self._about()
-        names = [name for path in self.path.iterdir() if is_picture(name := path.name)]
+        names = [name for path in self._inner() if is_picture(name := path.name)]
         try:
             names = in_order(names)
         except ValueError as error:
@@ -102,6 +102,10 @@ class Pictures(_Below):
             except ValueError as error:
                 raise ValueError(f"{self.id}: {error}") from error
             yield Frame(data, number, about=about, name=path.name)
+
+    def _inner(self) -> Iterator[Path]:
+        """What the folder holds, without folders, which are items of their own: `9.jpg`, too."""
+        return (path for path in self.path.iterdir() if not path.is_dir())
 
     def _about(self) -> str:
         path = self._inside(self.path) / ABOUT

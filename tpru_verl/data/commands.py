@@ -240,9 +240,15 @@ def shares_of(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
     try:
-        return {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
+        named = [
+            (name.strip(), float(share)) for name, share in (part.split("=") for part in text.split(","))
+        ]
     except ValueError:
         raise OptionError(f"--split: found {text!r}, expected the form train=0.95,test=0.05") from None
+    shares = dict(named)
+    if len(shares) < len(named):
+        raise OptionError(f"--split: found {text!r}, expected each name once")
+    return shares
 
 
 @app.command(epilog="Example: `tpru data stats Stephengzk/TPRU-25k --model Qwen/Qwen2.5-VL-7B-Instruct`")

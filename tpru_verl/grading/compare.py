@@ -29,7 +29,7 @@ _FOREIGN = (
 )
 _LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option", "答案是", "选"
     r"(?:(?:"
-    r"(?:so|therefore|thus|hence|finally|overall|consequently|in\s+conclusion)(?![a-z])"
+    r"(?:so|therefore|thus|hence|finally|overall|consequently|in\s+conclusion|as\s+a\s+result)(?![a-z])"
     r"|(?:(?:the|my|our)\s+)?(?:(?:final|correct|right|best|most\s+likely|"
     + _WHICH
     + r")\s+)*(?:"
@@ -43,7 +43,7 @@ _LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option
     r"|(?:i|we)(?:\s+(?:would|will)|'ll|'d)?\s+(?:choose|pick|select|say|think|believe|go\s+(?:with|for))(?![a-z])"
     r"(?:\s+(?:that\s+)?it(?:\s+is|'s)(?![a-z]))?"
     r"|(?:it|this|that)(?:\s+" + _BE + r"|'s)(?![a-z])"
-    r"|因此|所以|综上|我|[应應]该?|故|正[确確]|最终|最佳|的|答案|[选選][项項]|[选選]择|[选選]|顺序|[为為]|是|答(?=[:\s])"
+    r"|∴|[【\[](?:最终|正[确確])?答案[】\]]|因此|所以|综上(?:所述)?|我|[应應]该?|故|正[确確]|最终|最佳|的|答案|[选選][项項]|[选選]择|[选選]|顺序|[为為]|是|答(?=[:\s])"
     r"|答え|正解|は|정답|답|은|는"
     r"|(?:(?:die|la|le|el|a|o)\s+)?(?:(?:richtige|bonne|correcte?a?|correta|corretta)\s+)?"
     + _FOREIGN
@@ -53,9 +53,9 @@ _LEAD = re.compile(  # "So, the correct answer is", "I choose", "It is", "Option
     re.IGNORECASE,
 )
 _CONFIRMED = re.compile(
-    r"(?:\s*(?:です|だ|입니다|이다|[选選]?[项項]))+$|\s+is\s+(?:the\s+)?(?:final|correct|right|best)(?:\s+"
+    r"(?:\s*(?:です|だ|입니다|이다|[选選]?[项項]))+$|\s+is\s+(?:(?:the|my)\s+answer|(?:the\s+)?(?:final|correct|right|best)(?:\s+"
     + _NOUN
-    + r")?$",
+    + r")?)$",
     re.IGNORECASE,
 )
 _ANNOUNCEMENT = re.compile(
@@ -69,14 +69,14 @@ _ANNOUNCEMENT = re.compile(
 # A character of a word. Chinese and Japanese have no space between a word and a letter.
 _INNER = r"[^\W\u3040-\u30ff\u3400-\u9fff]"
 _ENDS = rf"(?!['\u2019]?{_INNER})"
-_LETTER = re.compile(r"[(\[{\u3010\u300c]?\s?([A-Za-z])" + _ENDS)
-_LABEL = re.compile(r"\s?[)\]}\u3011\u300d.:\u3002\u3001]+")  # "C. text": the text is the option's
+_LETTER = re.compile(r"[(\[{\u3010\u3014\u300c]?\s?([A-Za-z])" + _ENDS)
+_LABEL = re.compile(r"\s?[)\]}\u3011\u3015\u300d.:\u3002\u3001]+")  # "C. text": the text is the option's
 _REMARK = re.compile(  # "C, text", a line below, "C - text", "C because", "C is correct", "C and not A"
     r"\s?[,;!]|\s*\n|\s+(?=[-\u2013\u2014(\[])|\s+(?=(?:is|was|seems|(?:must|should|would)\s+be|(?:and|but)\s+not|not"
     r"|because|since|as|rather\s+than|instead\s+of)\b)|\s*(?=是?(?:正确|对)|而?不是)",
     re.IGNORECASE,
 )
-_LETTER_AFTER = re.compile(r"[(\[\u3010]\s?([A-Za-z])\s?[)\]\u3011]$")  # "the red cup (C)"
+_LETTER_AFTER = re.compile(r"[(\[\u3010\u3014]\s?([A-Za-z])\s?[)\]\u3011\u3015]$")  # "the red cup (C)"
 
 _BESIDE = re.compile(  # "C the red cup", "C = the red cup", "the red cup: C"
     r"([A-Za-z])[\s=]+(\S.*)|(.*\S)\s?[,:]\s?([A-Za-z])", re.DOTALL

@@ -214,8 +214,8 @@ def _kept(parsed: str, after: str, known: Options, labels: tuple[str, ...] | Non
         return False
     named = [match[1] for match in (*_NAMED_AFTER.finditer(after), *_PREFERRED.finditer(after))]
     named += boxed_in(after)
-    if len(after) <= MAX_ANSWER and undress(plain(after))[:1].isupper():
-        named.append(after)  # "<answer>A</answer> **B**"
+    if len(after) <= MAX_ANSWER and not undress(plain(after))[:1].islower():
+        named.append(after)  # "<answer>A</answer> **B**", "\u2234 B"
     others = {_named(text, known, labels) for text in named}
     return others <= {None, parsed}
 

@@ -31,12 +31,13 @@ _NUMBERED_IMAGE = re.compile(r"<(image|frame|img|picture)[ _]?(\d{1,3})>", re.IG
 _DECORATION = str.maketrans("", "", '*_`$"\u201c\u201d')
 _FENCE = re.compile(r"\s*```\w*\s*\n")
 _BULLET = re.compile(r"[-\u2022#>]+\s+")
-_EDGES = "'\u2018\u2019.,;:!\u3002\u3001"  # punctuation before and after an answer that says nothing
+_EDGES = "'\u2018\u2019.,;:!|\u3002\u3001"  # punctuation before and after an answer that says nothing
 _LAYERS = (
-    *((f"\\{name}{{", "}") for name in ("boxed", "text", "mathrm", "textbf", "mathbf")),
+    *((f"\\{name}{{", "}") for name in ("boxed", "fbox", "text", "mathrm", "textbf", "mathbf")),
     *(("\\(", "\\)"), ("\\[", "\\]"), ("(", ")"), ("[", "]"), ("{", "}")),
     *(
         ("\u3010", "\u3011"),
+        ("\u3014", "\u3015"),
         ("\u300c", "\u300d"),
         ("\u300e", "\u300f"),
         ("\u3008", "\u3009"),

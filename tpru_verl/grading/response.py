@@ -15,7 +15,7 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _ANY_TAG = re.compile(r"</?(?:think|answer)>", re.IGNORECASE)
 _VISIBLE = re.compile(r"[^\s\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
 _FRAME = re.compile(r"\$\$|\\[\[\]]|`{3}\w*")  # around a formula or a code block
-_BOXED = re.compile(r"\\boxed\s?\{(?:[^{}]|\{[^{}]*\})*\}")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s?\{(?:[^{}]|\{[^{}]*\})*\}")
 
 
 def answers_of(response: str) -> tuple[set[str], str]:
@@ -112,7 +112,7 @@ def _lines(said: str) -> list[str]:
 
 
 def boxed_in(text: str) -> list[str]:
-    """Each `\\boxed{}` of a text."""
+    """Each `\\boxed{}` or `\\fbox{}` of a text."""
     return _BOXED.findall(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import re
@@ -22,8 +23,8 @@ MAX_BYTES = 256 * 2**20  # of one encoded picture: a larger file is a mistake or
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+(?:=\s*){0,2}")
 _URL_SAFE = str.maketrans("-_", "+/")
 _BEGINNINGS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")  # of the formats that are read
-_NO_BASE64 = "found base64 that cannot be decoded to an image: {}"
 _SHORTEST = 64  # characters of base64 that can be a picture
+LONGEST_NAME = 1024  # characters: a longer cell is a picture in base64
 
 
 def image_cells(images: pa.Array) -> Iterator[object]:
@@ -140,22 +141,37 @@ def _decoded(text: str) -> bytes | None:
         return None
 
 
+def _is_base64(text: str) -> bool:
+    return len(text) >= _SHORTEST and _BASE64.fullmatch(text) is not None
+
+
+def _no_path(text: str) -> str:
+    """Of a text that is a picture rather than a path: why it cannot be read."""
+    if _is_base64(text):
+        return f"found base64 that cannot be decoded to an image: {short(text)}"
+    found = f"found {short(text)} of {len(text):,} characters, neither base64 nor a path"
+    return f"{found}, expected one of them: look for quotes or characters that base64 has not"
+
+
 def _file_of(name: str, folder: Path) -> bytes:
     if "\0" in name:
         raise ValueError(f"found {short(name)}, expected a path without NUL")
     try:
         path = (folder / name).resolve()
-        if folder.resolve() not in path.parents:
+        inside = folder.resolve() in path.parents
+        if len(name) > LONGEST_NAME and not (inside and path.is_file()):
+            raise ValueError(_no_path(name))
+        if not inside:
             raise ValueError(f"found {short(name)}, expected a path inside {folder}")
         if not path.is_file():
-            if len(name) >= _SHORTEST and _BASE64.fullmatch(name):
-                raise ValueError(_NO_BASE64.format(short(name)))
+            if _is_base64(name):
+                raise ValueError(_no_path(name))
             raise ValueError(f"found {short(name)}, but there is no such file in {folder}")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"found {short(name)} of {size:,} bytes, expected at most {MAX_BYTES:,}")
         return path.read_bytes()
     except (OSError, RuntimeError, MemoryError) as error:  # a name too long, a loop of links, a bad disk
-        if len(name) >= _SHORTEST and _BASE64.fullmatch(name):
-            raise ValueError(_NO_BASE64.format(short(name))) from None
+        if _is_base64(name) or (isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG):
+            raise ValueError(_no_path(name)) from None
         reason = error.strerror if isinstance(error, OSError) and error.strerror else line_of(error)
         raise ValueError(f"found {short(name)}, a path that cannot be read: {reason[:200]}") from error

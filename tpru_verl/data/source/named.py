@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tpru_verl.data.source.cells import cells_of_text, is_missing, short
+from tpru_verl.data.source.cells import LONGEST_NAME, cells_of_text, is_missing, short
 from tpru_verl.data.source.forms import OPTIONAL, Form
 from tpru_verl.data.source.names import COMMON, in_order, is_system_file
 from tpru_verl.data.source.options import listed
@@ -20,7 +20,6 @@ from tpru_verl.sample import IMAGE_TAG, parse_options
 _SAY = "--answers orders (which picture is first, second, ...) or --answers ranks (the place of each picture)"
 
 _BESIDE = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".md", ".yaml", ".yml")  # texts about pictures
-LONGEST_NAME = 1024  # characters: a longer cell is a picture in base64
 
 
 def with_given_names(record: Mapping[str, object]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from decimal import Decimal
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
+from unicodedata import normalize
 
 COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif")  # of pictures
 # Files that systems leave behind; AppleDouble files (`._1.png`) and .DS_Store begin with a dot.
@@ -32,11 +33,46 @@ _UNIT = re.compile(rf" ?({'|'.join(sorted(_UNITS, key=len, reverse=True))})(?![^
 _JOINED_NUMBERS = re.compile(r"(?:[-:'\u2019_ ]\d+)*")
 _FURTHER_NUMBERS = re.compile(r"(?:[-:'\u2019]\d+|[_ ]\d{3}(?!\d))*")  # of a time, or groups of thousands
 _HEXADECIMAL = re.compile(r"[\da-f]+")
-_CLOCK_OF_12_HOURS = re.compile(r"\d[\s_.-]?[ap]\.?m(?![^\W\d_])")
-# A day, a month and a year, in this order or as month and day; then the same in eight digits.
-_DAY_OR_MONTH = r"(\d\d?|(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]{0,6})"
-_DATE = re.compile(rf"(?<!\d){_DAY_OR_MONTH}[-._ /,]+{_DAY_OR_MONTH}[-._ /,]+((?:19|20)\d\d)(?!\d)")
-_DATE_OF_8_DIGITS = re.compile(r"(?<!\d)(0[1-9]|[12]\d|3[01])(0[1-9]|[12]\d|3[01])((?:19|20)\d\d)(?!\d)")
+_CLOCK_OF_12_HOURS = re.compile(
+    r"\d[\s_.-]?(?:[ap]\.?\s?m|[\u03c0\u03bc]\.?\s?\u03bc|[\u0635\u0645])(?![^\W\d_])"
+    r"|(?<![^\W\d_])[ap]\.?\s?m\.?[\s_.-]?\d\d?[.:_-]\d\d"  # PM 12.59, but pm_1 is a counter
+    r"|(?:[\u4e0a\u4e0b]\u5348|\u5348[\u524d\u5f8c\u540e]|\uc624[\uc804\ud6c4]"
+    r"|\u51cc\u6668|\u6e05\u6668|\u65e9\u4e0a|\u4e2d\u5348|\u665a\u4e0a)[\s_.-]?\d"
+)
+# Names of months from January on, whole or as they are shortened, but for words that say something else: set.
+_MONTHS = (
+    r"jan(?:v(?:ier)?|uary|uari?|eiro)?|j\u00e4n(?:ner)?|enero|ene|gennaio|\u044f\u043d\u0432(?:\u0430\u0440[\u044c\u044f])?",
+    r"feb(?:r|ruary|ruari?|rero|braio)?|f[\u00e9e]v(?:r(?:ier)?)?|fevereiro|\u0444\u0435\u0432(?:\u0440\u0430\u043b[\u044c\u044f])?",
+    r"mar(?:ch|s|zo|\u00e7o)?|m\u00e4r(?:z)?|mrt|maart|mrz|\u043c\u0430\u0440(?:\u0442\u0430?)?",
+    r"apr(?:il|ile)?|avr(?:il)?|abr(?:il)?|\u0430\u043f\u0440(?:\u0435\u043b[\u044c\u044f])?",
+    r"ma[iyj]o?|mei|maio|maggio|mag|\u043c\u0430[\u0439\u044f]",
+    r"jun(?:[ei]|io|ho)?|juin|giugno|giu|\u0438\u044e\u043d[\u044c\u044f]?",
+    r"jul(?:[yi]|io|ho)?|juil(?:let)?|luglio|lug|\u0438\u044e\u043b[\u044c\u044f]?",
+    r"aug(?:ust|usti|ustus)?|ao[\u00fbu]t|agosto|\u0430\u0432\u0433(?:\u0443\u0441\u0442\u0430?)?",
+    r"sept?(?:embre|ember|tiembre|iembre)?|setembro|settembre|\u0441\u0435\u043d\u0442?(?:\u044f\u0431\u0440[\u044c\u044f])?",
+    r"o[ck]t(?:obre|ober|ubre)?|outubro|ottobre|\u043e\u043a\u0442(?:\u044f\u0431\u0440[\u044c\u044f])?",
+    r"nov(?:embre|ember|iembre|embro)?|\u043d\u043e\u044f(?:\u0431\u0440[\u044c\u044f])?",
+    r"d[\u00e9e][cz](?:ember|embre|embro)?|dic(?:iembre|embre)?|desember|\u0434\u0435\u043a(?:\u0430\u0431\u0440[\u044c\u044f])?",
+)
+_MONTH = rf"(?:{'|'.join(_MONTHS)})(?![^\W\d_])"
+_YEAR = r"(?:19|20)\d\d"
+_DAY_OR_MONTH = rf"(\d\d?|{_MONTH})"
+_OF = r"[-._\s/,]*(?:(?:de|of)[-._\s]+)?"
+# Dates whose parts do not stand from the year to the day. Between a day and a year, any word is a month.
+_DATES = (
+    re.compile(rf"(?<!\d){_DAY_OR_MONTH}[-._\s/,]+{_DAY_OR_MONTH}[-._\s/,]+({_YEAR})(?!\d)"),
+    re.compile(rf"(?<!\d)(0[1-9]|[12]\d|3[01])(0[1-9]|[12]\d|3[01])({_YEAR})(?!\d)"),
+    re.compile(rf"(?<!\d)(\d\d?)(?:st|nd|rd|th|er)?{_OF}({_MONTH}|[^\W\d_]{{3,}}(?=\.?{_OF}{_YEAR}(?!\d)))"),
+)
+_LONG_YEAR = re.compile(rf"(?<!\d){_YEAR}(?:\d{{4}}|(?!\d))")
+_SHORT_DATES = (
+    re.compile(r"(?<!\d)(?<!\d[-._\st])(\d\d)(\d\d)(\d\d)(?!\d)"),
+    *(
+        re.compile(rf"(?<!\d)(?<!\d{s})(\d\d?){s}(\d\d?){s}(\d\d)(?!\d)")
+        for s in (r"\.", "-", "_", r"\s", "/")
+    ),
+)
+_DATE_FORM = "dates need the form 2024-01-31"
 _CURE = "rename the files so that a number gives their order, such as 0001, or list them in a jsonl file"
 
 _Key = tuple[Decimal | int, ...]
@@ -79,7 +115,8 @@ def in_order(names: Sequence[str]) -> list[str]:
 
     Raises ValueError, in one line, where the names give no order or more than one.
     """
-    group = [_Name(name, Path(name).stem.casefold()) for name in sorted(names)]
+    # macOS writes a letter and its accent as two characters.
+    group = [_Name(name, normalize("NFC", Path(name).stem.casefold())) for name in sorted(names)]
     if len(group) > 1:
         _refuse_dates(group)
     return [name.name for name in _ordered(group, start=True)]
@@ -207,10 +244,12 @@ def _unsigned_keys(group: Sequence[_Name], numbers: Sequence[_Number]) -> list[_
                 reason = "one has the form of a decimal number and one that of a version"
                 raise _ambiguous(group[0], group[place], reason)
         return parts
-    if any(n.exponent.isdigit() and "0" in (n.parts[0][0], n.exponent[0]) for n in numbers):
+    # Beside an exponent with a sign, 1e0 has one, too.
+    maybe_letters = all(n.exponent.isdigit() for n in numbers if n.exponent)
+    if maybe_letters and any(n.exponent and "0" in (n.parts[0][0], n.exponent[0]) for n in numbers):
         return parts  # s01e02 is an episode
     decimals: list[_Key] = [(number.decimal,) for number in numbers]
-    if any(n.exponent.isdigit() and len(n.parts) == 1 for n in numbers):
+    if maybe_letters and any(n.exponent and len(n.parts) == 1 for n in numbers):
         _refuse_two_readings(group, decimals, parts, "the 'e' may be an exponent or a letter")
     if any(n.comma and len(n.parts[-1]) == 3 for n in numbers):
         thousands: list[_Key] = [(int("".join(number.parts)),) for number in numbers]
@@ -246,14 +285,45 @@ def _refuse_two_readings(group: Sequence[_Name], one: list[_Key], other: list[_K
 
 
 def _refuse_dates(group: Sequence[_Name]) -> None:
-    """Refuse clocks of 12 hours, and dates in which the year stands last and more than one part varies."""
+    """Refuse clocks of 12 hours, and dates whose year is not first where more than one part varies."""
     for name in group:
         if _CLOCK_OF_12_HOURS.search(name.rest):
             raise _ambiguous(group[0], group[1], "a clock of 12 hours starts again at noon")
-    for pattern in (_DATE, _DATE_OF_8_DIGITS):
+    for pattern in _DATES:
         dates = [match.groups() for name in group if (match := pattern.search(name.rest))]
-        if sum(len(set(parts)) > 1 for parts in zip(*dates, strict=True)) > 1:
-            raise _ambiguous(group[0], group[1], "dates need the form 2024-01-31")
+        varying = sum(len(set(parts)) > 1 for parts in zip(*dates, strict=True))
+        if varying > 1 and not all(_is_numbered_month(*date) for date in dates):
+            raise _ambiguous(group[0], group[1], _DATE_FORM)
+    if not any(_LONG_YEAR.search(name.rest) for name in group):
+        for pattern in _SHORT_DATES:
+            dates = [match.groups() for name in group if (match := pattern.search(name.rest))]
+            if len(dates) == len(group):
+                _refuse_short_dates(group, [(int(one), int(two), int(year)) for one, two, year in dates])
+
+
+def _is_numbered_month(number: str, month: str, *year: str) -> bool:
+    """Whether this is `01_january`, whose number is not a day."""
+    return (
+        not year
+        and number.isdigit()
+        and 0 < int(number) <= 12
+        and bool(re.fullmatch(_MONTHS[int(number) - 1], month))
+    )
+
+
+def _refuse_short_dates(group: Sequence[_Name], dates: Sequence[tuple[int, int, int]]) -> None:
+    """Refuse 30.01.24 beside 01.02.24, where all can be dates of one year or of two, from 10 on.
+
+    In a counter or a time of three parts, the third one varies most and starts again at 0.
+    """
+    ones, twos, years = zip(*dates, strict=True)
+    if min(*ones, *twos) < 1 or min(years) < 10 or max(years) - min(years) > 1:
+        return
+    as_written: list[_Key] = [*dates]
+    if max(ones) <= 31 and max(twos) <= 12:
+        _refuse_two_readings(group, as_written, [(year, two, one) for one, two, year in dates], _DATE_FORM)
+    if max(ones) <= 12 and max(twos) <= 31:
+        _refuse_two_readings(group, as_written, [(year, one, two) for one, two, year in dates], _DATE_FORM)
 
 
 def _ambiguous(one: _Name, other: _Name, reason: str) -> ValueError:
