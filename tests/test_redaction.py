@@ -50,6 +50,8 @@ def test_harmless_options_stay() -> None:
         ("http://host/v1?X-Amz-Security-Token=hidden&n=1", "http://host/v1?X-Amz-Security-Token=***&n=1"),
         ("http://host/v1?sessionkey=hidden&n=1", "http://host/v1?sessionkey=***&n=1"),
         ("http://host/v1?token=12345678&n=1", "http://host/v1?token=***&n=1"),
+        ("http://host/f?code=hidden&country_code=de", "http://host/f?code=***&country_code=de"),
+        ("https://host/cb#access_token=hidden&n=1", "https://host/cb#access_token=***&n=1"),
         ("http://host/v1?author=tpru&max_tokens=1024", "http://host/v1?author=tpru&max_tokens=1024"),
         ("http://host/v1?monkey=tpru&use_auth=true", "http://host/v1?monkey=tpru&use_auth=true"),
         ("http://host/v1", "http://host/v1"),
@@ -116,6 +118,38 @@ def test_command() -> None:
     assert len(shown) == len(words)
     assert shown[-2:] == ["--max-tokens", "32"]
     assert [shown[i] for i in (0, 1, 5, 6, 12)] == ["eval", "m", "--n", "2", "top_k=20"]
+
+
+PARAMETERS = ["pwd", "passwd", "password", "pass", "sig", "code", "signature", "sas", "jwt", "key", "token"]
+PARAMETERS += ["X-Amz-Signature", "X-Goog-Signature", "X-Amz-Credential", "SharedAccessSignature"]
+SECRET = st.text("abcXYZ0123456789._~%-", min_size=4).map(lambda text: f"s3cr3t{text}")
+BEFORE = st.sampled_from(["", "a=1&", "x=&", "api-version=2024&"])
+
+
+@given(st.sampled_from(PARAMETERS), SECRET, SECRET, BEFORE, st.booleans())
+def test_no_secret_of_an_address_is_in_a_shown_command(
+    name: str, secret: str, password: str, before: str, joined: bool
+) -> None:
+    """Wherever the first `=` of a word stands."""
+    for user in ("", f"user:{password}@", f"{password}@"):
+        for url in (
+            f"http://{user}h/v1?{before}{name}={secret}",
+            f"http://{user}h/v1?{before}{name}={secret}#x=1",
+        ):
+            for word in (url, f"tpru-test={url}", f'h={{"url": "{url}"}}', f"+a={{url: {url}}}"):
+                words = [f"--base-url={word}"] if joined else ["--base-url", word]
+                assert "s3cr3t" not in " ".join(redact_command(words)), word
+                assert "s3cr3t" not in redact_setting(word)
+
+
+@given(SECRET, st.sampled_from(["http://user:{}@h/v1?api-version=2024", "http://{}@h/v1?x=1#y=2"]))
+def test_the_user_of_an_address_with_a_query_is_hidden(secret: str, url: str) -> None:
+    shown = url.replace("user:", "").format("***")
+    assert redact_command(["--base-url", url.format(secret), "+a={api_key: s3cr3t}"]) == [
+        "--base-url",
+        shown,
+        "+a={api_key: ***}",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from urllib.parse import unquote
 
 HIDDEN = "***"
 SHORTEST = 8  # characters of a value of a variable or a URL that is looked for elsewhere; less are words
-_SECRET = re.compile(r"key|secret|passw|passphrase|auth|credential|cookie|bearer")
+_SECRET = re.compile(r"key|secret|passw|pwd|passphrase|auth|credential|cookie|bearer|jwt")
 # Settings of a trainer end in the word; those that name a column of the data or a token hold no secret.
 _SECRET_SETTING = re.compile(
     r"(?:^|_)(?:(?:api)?keys?|tokens?|secrets?|passw\w*|pwd|passphrase|auth|authorization|credentials?|cookies?"
-    r"|bearer)$"
+    r"|bearer|jwt)$"
 )
 _COLUMN = re.compile(
     r"(?:prompt|problem|answer|response|messages|images?|videos?|audios?|data_source|reward(?:_fn|_model)?"
@@ -27,12 +27,12 @@ _PAIR = re.compile(
 )
 # With bounds: a long line of a log is searched in time that grows with its length.
 _USER_INFO = re.compile(r"([a-z][a-z0-9+.-]{0,30}://)([^/?#\s]*)@", re.IGNORECASE)
-_QUERY = re.compile(r"(?P<begin>[?&](?P<name>[^=&?#\s]{1,120})=)(?P<value>[^&#\s'\"]+)")
-# A word of a parameter's name: `monkey` and `author` are none of these.
+_QUERY = re.compile(r"(?P<begin>[?&#](?P<name>[^=&?#\s]{1,120})=)(?P<value>[^&#\s'\"]+)")
+# A word of a parameter's name: `monkey` and `author` are none of these. A signature opens what it signs.
 _SECRET_WORD = re.compile(
     r"(?:api|access|account|auth|client|license|master|private|secret|service|session|shared|subscription|user)?keys?"
-    r"|\w*tokens?|\w*secrets?|\w*passw\w*|pwd|passphrase|o?auth\d?|authorization|authentication|credentials?"
-    r"|cookies?|bearer"
+    r"|\w*tokens?|\w*secrets?|\w*pass(?:w\w*)?|pwd|passphrase|o?auth\d?|authorization|authentication|credentials?"
+    r"|cookies?|bearer|jwt|sas|sig|signature"
 )
 
 # Keys that their makers let one know by their beginning: Hugging Face, OpenAI and others, GitHub, AWS, Slack.
@@ -79,7 +79,7 @@ def redact_setting(override: str) -> str:
     """
     key, sign, value = override.partition("=")
     if sign and _typed(value) and is_secret_setting(key, _parsed(value.lower())):
-        return f"{key}={HIDDEN}"
+        return f"{redact_urls(key)}={HIDDEN}"  # of a URL, the sign may be the first of its query
     if sign and "{" in value:
         value = _PAIR.sub(_redacted_entry, value)
     return redact_urls(_TOKEN.sub(HIDDEN, f"{key}{sign}{value}"))
@@ -129,7 +129,8 @@ def _holds_secret(parameter: re.Match[str]) -> bool:
         return False
     if "token" in name and value.isdecimal() and len(value) < SHORTEST:  # a number of tokens
         return False
-    return any(_SECRET_WORD.fullmatch(word) for word in re.findall(r"[^\W_]+", name))
+    # Azure's functions take a key as `code`, which is none as a word: `country_code`.
+    return name == "code" or any(_SECRET_WORD.fullmatch(word) for word in re.findall(r"[^\W_]+", name))
 
 
 def redact_command(words: Iterable[str]) -> list[str]:
@@ -148,14 +149,13 @@ def redact_command(words: Iterable[str]) -> list[str]:
 
 
 def _redacted_pair(text: str) -> str:
-    """`NAME=VALUE`, the value of which may be JSON, or any other word."""
+    """`NAME=VALUE`, the value of which may be JSON, a trainer's setting, a URL, or any other word."""
     name, sign, value = text.partition("=")
-    if not sign:
-        return redact_urls(text)
-    shown = redact_options({name: _parsed(value)})[name]
-    if shown == _parsed(value):
-        return text
-    return f"{name}={shown if isinstance(shown, str) else json.dumps(shown)}"
+    if sign and "://" not in name:  # else the sign is one of a URL's query
+        shown = redact_options({name: _parsed(value)})[name]
+        if shown != _parsed(value):
+            return f"{name}={shown if isinstance(shown, str) else json.dumps(shown)}"
+    return redact_setting(text)
 
 
 def _parsed(text: str) -> object:

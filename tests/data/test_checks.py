@@ -155,11 +155,12 @@ def test_doctor_names_it(broken: tuple[Path, str], checkpoint: Path) -> None:
             "trainer": "veRL",
             "model": str(checkpoint),
             "trust": False,
-            "files": [str(path)],
+            "files": {"train_files": [str(path)]},
             "keys": keys,
             "template": "bare",
             "bounds": {},
             "processor_kwargs": {},
+            "chat_kwargs": {},
             "most": 4096,
         }
     )

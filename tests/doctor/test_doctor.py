@@ -169,7 +169,17 @@ class TestRecipe:
         assert line(rows=10, longest=7000, longest_row="a row 3").status == OK
         assert line(**long, too_long=1).status == WARN
         assert line(**long, too_long=1, filter=False).status == FAIL
-        assert line(**long, too_long=10).status == FAIL
+        files = settings(val_files=["v"], train_files=["t"], batch=16)
+        for fits, said in (
+            ({"train_files": 10}, "10 rows"),
+            ({"val_files": 0}, "val_files"),
+        ):
+            found = prompts.Prompts(**long, too_long=1, fitting=fits)
+            few = recipe._lengths(files, found)
+            assert (few.status, said in few.found) == (FAIL, True), few
+            assert few.fix == "raise data.max_prompt_length or lower data.max_pixels"
+        enough = prompts.Prompts(**long, too_long=1, fitting={"train_files": 16, "val_files": 1})
+        assert recipe._lengths(files, enough).status == WARN
         assert line(rows=0).status == line(lengths_error="row 3: broken").status == WARN
         assert recipe._processor(settings(), prompts.Prompts(error="OSError: offline")).status == FAIL
         assert recipe._lengths(settings(), prompts.Prompts(error="x"), "processor").fix == "see processor"

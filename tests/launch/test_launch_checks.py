@@ -5,13 +5,20 @@ import socket
 import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tpru_verl.demo.scenes import make_rows, write_parquet
+from tpru_verl.doctor import prompts
+from tpru_verl.doctor import recipe as doctor_recipe
+from tpru_verl.doctor.check import FAIL
 from tpru_verl.launch import checks as launch
+from tpru_verl.launch import fitting
 from tpru_verl.launch.settings import Settings
 from tpru_verl.statistics import wilson
 
@@ -253,6 +260,56 @@ class TestRows:
         expected = f"images: found {most} images, expected {most - 1} or fewer; set {key}={most}"
         with pytest.raises(ValueError, match=re.escape(expected)):
             launch.usable_rows(Settings("veRL", few))
+
+
+class TestFitting:
+    """`data.filter_overlong_prompts` leaves rows out, which veRL finds once its data are up."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path, checkpoint: Path) -> Callable[..., Settings]:
+        return partial(self.settings, tmp_path, checkpoint)
+
+    def settings(self, tmp_path: Path, model: Path, lengths: list[int], **changes: Any) -> Settings:
+        """A run on rows whose problems are followed by so many words."""
+        rows = [
+            replace(row, problem=f"{row.problem} {'word ' * length}")
+            for row, length in zip(make_rows(len(lengths), seed=1), lengths, strict=True)
+        ]
+        write_parquet(rows, tmp_path / "rows.parquet")
+        write_parquet(rows[:2], tmp_path / "val.parquet")
+        data = {
+            "train_files": str(tmp_path / "rows.parquet"),
+            "val_files": str(tmp_path / "val.parquet"),
+            "train_batch_size": 16,
+            "max_prompt_length": 1000,
+            "filter_overlong_prompts": True,
+            "prompt_template": "bare",
+            **changes,
+        }
+        return Settings("veRL", {"data": data, "actor_rollout_ref": {"model": {"path": str(model)}}})
+
+    def test_enough_that_fit_are_enough(self, run: Callable[..., Settings]) -> None:
+        fitting.check(run([0] * 16 + [2000] * 4))
+
+    def test_fewer_than_a_batch_that_fit_are_refused(self, run: Callable[..., Settings]) -> None:
+        given = run([0] * 10 + [2000] * 10)
+        with pytest.raises(ValueError, match=r"found 10 rows of data\.train_files that fit, expected 16"):
+            fitting.check(given)
+        counted = prompts.look(given)  # the doctor's, of all rows
+        assert counted.fitting == {"train_files": 10, "val_files": 2}
+        assert doctor_recipe._lengths(given, counted).status == FAIL
+        fitting.check(run([2000] * 20, filter_overlong_prompts=False))  # which the doctor refuses
+
+    def test_validation_rows_that_are_all_too_long_are_refused(self, run: Callable[..., Settings]) -> None:
+        with pytest.raises(ValueError, match=r"found 0 rows of data\.val_files that fit, expected 1"):
+            fitting.check(run([2000] * 2 + [0] * 18))
+
+    def test_rows_on_the_hub_and_unknown_models_are_the_trainers(
+        self, run: Callable[..., Settings], tmp_path: Path
+    ) -> None:
+        fitting.check(run([0] * 2, train_files=["org/name"]))
+        few, model = run([0] * 2), {"path": str(tmp_path)}
+        fitting.check(Settings("veRL", {**few.config, "actor_rollout_ref": {"model": model}}))
 
 
 class TestGpu:

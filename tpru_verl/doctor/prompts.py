@@ -5,24 +5,20 @@ Nothing is decoded and the model's weights are not read; transformers, which thi
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from tpru_verl import hub, trainers
-from tpru_verl.data.source.parts import is_local
 from tpru_verl.data.tokens.pictures import blindness, pixel_bounds
+from tpru_verl.launch import fitting
 from tpru_verl.launch.apart import ask
 from tpru_verl.models import model_refusal, verl_refusal
 from tpru_verl.terminal import line_of
 
 if TYPE_CHECKING:
-    from tpru_verl.data.tokens.prompts import Asked
     from tpru_verl.launch.settings import Settings
-
-_BATCH = 64
 
 
 @dataclass
@@ -36,6 +32,8 @@ class Prompts:
     longest_row: str = ""
     images: int = 0  # the most that a row has
     too_long: int = 0
+    # Usable rows that fit, by `train_files` and `val_files`, without what is on the Hub.
+    fitting: dict[str, int] = field(default_factory=dict)
     lengths_error: str = ""
     unusable: str = ""  # which rows cannot be trained on, and why
     bounds_error: str = ""  # of `data.min_pixels` and `data.max_pixels`, against the processor's own
@@ -46,20 +44,8 @@ def look(settings: Settings) -> Prompts:
     """Load the processor of the run's model and measure the prompts of its local data. Raises nothing."""
     if why := hub.missing(settings.text("model")):
         return Prompts(error=why)
-    request = {
-        "offline": bool(hub.offline()),
-        "trainer": settings.trainer,
-        "model": settings.text("model"),
-        "trust": settings["trust_remote_code"],
-        "files": [name for key in ("train_files", "val_files") for name in settings.files(key)],
-        "keys": asdict(settings.row_keys),
-        "template": settings.template,
-        "bounds": {k: settings[k] for k in ("min_pixels", "max_pixels") if settings[k] is not None},
-        "processor_kwargs": settings.mm_processor_kwargs,
-        "most": settings.integer("prompt_length"),
-    }
     try:
-        return Prompts(**ask(measured, request, seconds=1800))
+        return Prompts(**ask(measured, fitting.request_of(settings), seconds=1800))
     except RuntimeError as error:
         return Prompts(error=str(error))
 
@@ -73,12 +59,8 @@ def _look(request: Mapping[str, object]) -> Prompts:
     verl, model = request["trainer"] == trainers.VERL, str(request["model"])
     if verl and (refusal := model_refusal(model)):
         return Prompts(error=refusal)  # before it is loaded, which may need packages or code of others
-    if request.get("offline"):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    from transformers import AutoProcessor
-
     try:
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=bool(request["trust"]))
+        processor = fitting.processor_of(request)
     except Exception as error:  # of the Hub, of files, of versions
         return Prompts(error=f"{type(error).__name__}: {_line(error)}")
     found = Prompts(processor=type(processor).__name__)
@@ -108,51 +90,26 @@ def _look(request: Mapping[str, object]) -> Prompts:
 
 
 def _measure(request: Mapping[str, object], processor: object, found: Prompts) -> None:
-    from tpru_verl.data.checks import reserved_tokens, unusable_rows
-    from tpru_verl.data.tokens.prompts import EasyR1Counter, PromptCounter
+    from tpru_verl.data.checks import unusable_rows
 
-    kind = PromptCounter if request["trainer"] == trainers.VERL else EasyR1Counter
-    counter = kind(
-        processor,  # type: ignore[arg-type]
-        str(request["template"]),
-        cast("dict[str, int]", request["bounds"]),
-        processor_kwargs=cast("dict[str, object]", request["processor_kwargs"]),
-    )
+    counter = fitting.counter_of(request, processor)
     most = cast(int, request["most"])
     broken: list[tuple[str, str]] = []
-    rows = _rows(request, reserved_tokens(getattr(processor, "tokenizer", None)), broken)
-    while batch := list(islice(rows, _BATCH)):
-        counts = counter.count(asked for _, asked in batch)
-        for (place, asked), count in zip(batch, counts, strict=True):
-            found.rows += 1
-            found.too_long += count > most
-            found.images = max(found.images, len(asked.images))
-            if count > found.longest:
-                found.longest, found.longest_row = count, place
+    for key in fitting.local_files(request):
+        rows, fits = fitting.usable_rows(request, key, counter.reserved, broken), 0
+        while batch := list(islice(rows, fitting.BATCH)):
+            counts = counter.count(asked for _, asked in batch)
+            for (place, asked), count in zip(batch, counts, strict=True):
+                found.rows += 1
+                fits += count <= most
+                found.too_long += count > most
+                found.images = max(found.images, len(asked.images))
+                if count > found.longest:
+                    found.longest, found.longest_row = count, place
+        if fitting.all_local(request, key):
+            found.fitting[key] = fits
     if broken:
         found.unusable = unusable_rows(broken, found.rows + len(broken))
-
-
-def _rows(
-    request: Mapping[str, object], reserved: Collection[str], broken: list[tuple[str, str]]
-) -> Iterator[tuple[str, Asked]]:
-    """Place of each usable row, and what of it is counted; adds the others to `broken`, with the reason.
-
-    Of what is on the Hub nothing is read.
-    """
-    from tpru_verl.data.checks import judged_rows
-    from tpru_verl.data.source.forms import Source, TrainerKeys
-    from tpru_verl.data.tokens.prompts import Asked
-
-    keys = TrainerKeys(**cast("dict[str, Any]", request["keys"]))
-    for name in cast("list[str]", request["files"]):
-        if not is_local(name):
-            continue
-        for row, problems in judged_rows(Source.open(name, keys=keys), reserved=reserved):
-            if problems:
-                broken.append((row.place, "; ".join(problems)))
-            else:
-                yield row.place, Asked.of(row)
 
 
 def _line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from tpru_verl.doctor.machine import Machine
 from tpru_verl.doctor.packages import package_lines
 from tpru_verl.doctor.room import RUN, known_shape, memory_lines
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import needs, sizes
+from tpru_verl.launch import fitting, needs, sizes
 from tpru_verl.launch import plan as plans
 from tpru_verl.launch import reward_trial as preflight
 from tpru_verl.launch.plan import Plan
@@ -193,10 +193,8 @@ def _lengths(settings: Settings, found: prompts.Prompts, refused: str = "") -> C
     if not found.too_long:
         return Check(check, OK, f"{text}, {said}")
     text += f", {found.too_long} are over {said}"
-    if found.too_long == found.rows:
-        return Check(
-            check, FAIL, text, f"raise {settings.key('prompt_length')} or lower {settings.key('max_pixels')}"
-        )
+    if few := fitting.too_few(settings, found.fitting):
+        return Check(check, FAIL, f"{text}: {few}", fitting.way_out(settings))
     if not settings["filter"]:
         return Check(check, FAIL, text, f"{settings.key('filter')}=true leaves them out, or raise the limit")
     return Check(check, WARN, text, "they are left out; raise the limit to keep them")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tpru_verl import recipes, trainers
 from tpru_verl.launch import checks as launch
-from tpru_verl.launch import easyr1, folder, needs, overlays
+from tpru_verl.launch import easyr1, fitting, folder, needs, overlays
 from tpru_verl.launch.resume import check_resume
 from tpru_verl.launch.settings import Settings
 from tpru_verl.recipes.overlays import key_of, taken
@@ -51,13 +51,14 @@ class Plan:
         return redact_settings(words, self.settings.config)
 
     def check(self) -> None:
-        """Look at GPU, packages, CPUs and all that `check_data` looks at, before anything starts.
+        """Look at GPU, packages, CPUs, prompts and all that `check_data` looks at, before anything starts.
 
-        Raises RuntimeError for what is missing here, and as `check_data` does.
+        Raises RuntimeError for what is missing here, ValueError as `fitting.check` does, and as `check_data`.
         """
         launch.gpu_is_there(self.settings)
         needs.check(self.settings)
         self.check_data()
+        fitting.check(self.settings)  # last, because it takes seconds; the doctor counts all rows itself
 
     def check_data(self) -> None:
         """Look at model, data, each row, disk, Ray and old checkpoints.

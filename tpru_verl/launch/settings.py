@@ -167,8 +167,15 @@ class Settings:
     @property
     def mm_processor_kwargs(self) -> Mapping[str, object]:
         """What veRL hands to the processor beside text and images; EasyR1 hands nothing."""
-        data = self.config.get("data")
-        told = data.get("mm_processor_kwargs") if isinstance(data, Mapping) else None
+        return self._told("data.mm_processor_kwargs")
+
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, object]:
+        """What veRL hands to the chat template beside the messages; EasyR1 hands nothing."""
+        return self._told("data.apply_chat_template_kwargs")
+
+    def _told(self, key: str) -> Mapping[str, object]:
+        told = value_at(self.config, key)
         return dict(told) if isinstance(told, Mapping) else {}
 
     @property

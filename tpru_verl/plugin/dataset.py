@@ -140,6 +140,22 @@ class TPRUDataset(RLHFDataset):
             frame = frame.select(order.tolist())
         self.dataframe = without_long_prompts(self, *self.sound_rows(frame))
         logger.info("%d of %d rows from %s", len(self.dataframe), total, names)
+        self._check_fills_a_batch(names, len(frame))
+
+    def _check_fills_a_batch(self, names: str, given: int) -> None:
+        """Raises ValueError where too few rows are left to train on: veRL divides by its zero steps.
+
+        The launcher counts what it can before the start; rows of the Hub, and a draw of a few, show here.
+        """
+        trains = (self.config.get("train_files"), self.config.get("train_max_samples", -1))
+        batch = self.config.get("train_batch_size") or 0
+        if (self.original_data_files, self.max_samples) != (_listed(trains[0]), trains[1]):
+            return
+        if len(self.dataframe) < batch:
+            raise ValueError(
+                f"data.train_files: found {len(self.dataframe)} of {given} rows of {names} left to train on, "
+                f"expected {batch} or more, one batch; give more rows, or lower data.train_batch_size"
+            )
 
     def row_of(self, record: Mapping[str, object]) -> Row:
         """A record of the frame as the row of the source that it came from."""
@@ -273,6 +289,11 @@ class TPRUDataset(RLHFDataset):
         if agent := row.given.get("agent_name"):
             result["agent_name"] = agent
         return result
+
+
+def _listed(files: object) -> list[str]:
+    """`data.train_files`, which veRL takes as one or as several."""
+    return [files] if isinstance(files, str) else list(cast("Sequence[str]", files or ()))
 
 
 def _load(part: Part, keys: TrainerKeys) -> datasets.Dataset:

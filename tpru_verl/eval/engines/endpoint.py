@@ -102,7 +102,7 @@ class Endpoint:
                 raise ValueError(
                     f"{self.shown_url}: {self._said(error)}; expected a key in OPENAI_API_KEY"
                 ) from error
-            except (openai.OpenAIError, ValueError, TypeError):
+            except (openai.OpenAIError, ValueError, TypeError, RecursionError):
                 return ""  # some servers do not list their models; the first request will show
         if roots and self.model not in roots:
             raise ValueError(
@@ -213,7 +213,7 @@ class Endpoint:
             ) from error
         except openai.OpenAIError as error:
             return request, Reply(error=self._said(error))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             return request, Reply(error=f"found an answer that is no completion: {line_of(error)}")
         except ValueError as error:
             return request, Reply(error=self.address.line(error))
@@ -324,7 +324,10 @@ def reply_of(found: Any, n: int) -> Reply:
     """
     choices = getattr(found, "choices", None)
     if not isinstance(choices, list) or len(choices) != n:
-        raise ValueError(f"found {len(choices) if isinstance(choices, list) else 0} choices, expected {n}")
+        said = getattr(found, "error", None)  # of servers that answer 200 when they fail
+        words = said.get("message") if isinstance(said, Mapping) else said
+        found_none = f"found {len(choices) if isinstance(choices, list) else 0} choices, expected {n}"
+        raise ValueError(f"{found_none}: {words}"[:500] if words else found_none)
     usage = getattr(found, "usage", None)
     return Reply(
         [_text_of(getattr(choice, "message", None)) for choice in choices],
@@ -336,29 +339,35 @@ def reply_of(found: Any, n: int) -> Reply:
 
 def _text_of(message: Any) -> str:
     content = getattr(message, "content", None)
-    reasoning, text = _split(content)
+    reasoning, text = ("", "") if content is None else _split(content)
     for name in ("reasoning_content", "reasoning"):
-        if not reasoning:
-            reasoning = "".join(_split(getattr(message, name, None)))
+        value = getattr(message, name, None)
+        if not reasoning and value is not None:
+            reasoning = "".join(_split(value))
     if content is None and not reasoning:
         raise ValueError("found a choice without content, expected text")
     return f"<think>{reasoning}</think>{text}" if reasoning else text
 
 
 def _split(content: object) -> tuple[str, str]:
-    """Reasoning and text of a content: text, a part, or a list of both."""
-    if content is None or isinstance(content, str):
-        return "", content or ""
+    """Reasoning and text of a content: text, a part, or a list of both.
+
+    Raises ValueError for any other form: as an empty text it would count as a wrong answer.
+    """
+    if isinstance(content, str):
+        return "", content
     if isinstance(content, list):
         pairs = [_split(part) for part in content]
         return "".join(reasoning for reasoning, _ in pairs), "".join(text for _, text in pairs)
-    kind = content.get("type", "text") if isinstance(content, Mapping) else None
+    part = content if isinstance(content, Mapping) else {}
+    kind = part.get("type", "text" if "text" in part else None)
     if kind in ("text", "output_text"):
-        return "", "".join(_split(content.get("text")))  # type: ignore[union-attr]
+        text = part.get("text")
+        # As the Assistants API of OpenAI nests it.
+        return "", "".join(_split(text["value"] if isinstance(text, Mapping) and "value" in text else text))
     if kind in ("thinking", "reasoning"):
-        names = (kind, "text", "content", "summary")
-        values = (content.get(name) for name in names)  # type: ignore[union-attr]
-        return "".join("".join(_split(value)) for value in values), ""
+        values = (part.get(name) for name in (kind, "text", "content", "summary"))
+        return "".join("".join(_split(value)) for value in values if value is not None), ""
     raise ValueError(f"found a content of the kind {str(kind or type(content).__name__)[:40]}, expected text")
 
 
