@@ -15,8 +15,11 @@ from support.endpoint import Asked, endpoint
 from support.rows import picture, reordering, write_parquet
 
 from tpru_verl.eval.decide import (
+    Told,
     best_of,
+    best_told,
     candidates_of,
+    filled,
     forks_of,
     probabilities_of,
     scores_of,
@@ -100,26 +103,43 @@ class TestForks:
             assert found[order] == pytest.approx(math.prod(chances))
 
     def test_the_likeliest_tokens_of_an_endpoint(self) -> None:
-        top = {"B": math.log(0.5), " B": math.log(0.25), "C": math.log(0.2), "The": math.log(0.01)}
-        found = told_apart([top], ["A", "B", "C"])
-        assert found["B"] == pytest.approx(math.log(0.75))
-        assert found["A"] == pytest.approx(math.log(0.01))  # no more than the least of those that are listed
-        spaced = told_apart([{" ": math.log(0.9), "\n": -5}, {"2": -0.1, "3": -2.0}], [" 2", " 3"])
-        assert spaced == pytest.approx({" 2": math.log(0.9) - 0.1, " 3": math.log(0.9) - 2})
-        assert told_apart([{" 2": -0.1, " 3": -3}, {" 1": 0}], [" 2", " 3"]) == pytest.approx(
-            {" 2": -0.1, " 3": -3}
-        )
+        """As where nothing but an answer may follow: " E" is not "E"."""
+        top = {" E": -0.6, "C": -1.6, " A": -2.4, "A": -2.7, "The": -4.6}
+        found = told_apart([top], ["A", "B", "C", "E"])
+        assert found == Told({"A": -2.7, "C": -1.6}, -4.6)  # B and E have no more than the least of the list
+        spaced = told_apart([{" ": -0.1, "\n": -5}, {"2": -0.1, "3": -2.0}], [" 2", " 3"])
+        assert spaced == Told({" 2": -0.1, " 3": -2.0}, -2.0)
+        assert told_apart([{" 2": -0.1, " 3": -3}, {" 1": 0}], [" 2", " 3"]).listed == {" 2": -0.1, " 3": -3}
+        assert told_apart([{"2": -0.1, "<": -3}, {"2": 0}], [" 2", " 3"]) == Told({}, 0.0)  # "42" is no order
         with pytest.raises(ValueError, match="log-probabilities"):
             told_apart([], ["A"])
 
+    def test_a_guided_list_fills_another(self) -> None:
+        """Its log-probabilities are higher by one number, which a step of both lists tells."""
+        guided = Told({"A": -0.5, "B": -1.5, "C": -3.5}, -9.0)
+        assert filled(Told({"B": -2.5}, -4.0), guided, alone=False) == Told(
+            {"A": -1.5, "B": -2.5, "C": -4.5}, -4.0
+        )
+        assert filled(Told({}, -4.0), guided, alone=True).listed == guided.listed
+        assert filled(Told({}, -4.0), guided, alone=False).listed == {}  # other places may decide
+
+    def test_an_answer_that_no_list_has(self) -> None:
+        """It may have the most that it can have, but it is never taken for the answer."""
+        paths = {"A": ("A",), "B": ("B",), "C": ("C",)}
+        found = best_told(paths, {(): Told({"C": -2.0}, -2.0)})
+        assert found == ("C", {"A": -2.0, "B": -2.0, "C": -2.0}, False)
+        assert best_told(paths, {(): Told({"A": -1, "B": -0.5, "C": -3}, -4)})[::2] == ("B", True)
+        with pytest.raises(ValueError, match="surely the likeliest"):
+            best_told(paths, {(): Told({}, -3.0)})
+
 
 def favourite(order: str) -> Callable[[Asked], Mapping[str, float]]:
-    """A server that continues towards one order; after a label it writes a space, as Qwen's tokens do."""
+    """A server that continues towards one order; a label and the space before it are one token."""
 
     def tops(asked: Asked) -> Mapping[str, float]:
         said = asked.text.rpartition("<answer>")[2].split()
         wanted = order.split()[len(said)] if order.split()[: len(said)] == said else "9"
-        return {label: math.log(0.7 if label == wanted else 0.1) for label in "1234"}
+        return {" " * bool(said) + label: math.log(0.7 if label == wanted else 0.1) for label in "1234"}
 
     return tops
 
@@ -148,6 +168,47 @@ class TestEndpoint:
         page = (tmp_path / "out/page.html").read_text()
         assert "probability of the answer" in page
 
+    def test_a_letter_after_a_space_is_no_answer(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        """As in this process, and as `guided` lets none follow. What the list cannot tell is said."""
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
+        top = {" E": -0.6, " A": -2.4, "A": -2.7, "B": -3.0, "The": -4.6}
+        with endpoint(tops=lambda asked: top) as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, _, err = tpru_eval(*args, "--decide", "score")
+        assert code == 0, err
+        (line,) = [json.loads(text) for text in (tmp_path / "out/rows.parquet.score.jsonl").open()]
+        (sample,) = line["samples"]
+        assert sample["response"] == "A"
+        odds = sample["probabilities"]
+        assert odds["A"] / odds["B"] == pytest.approx(math.exp(0.3))
+        assert "1 of 1 rows have valid answers outside of the endpoint's list of likeliest tokens" in err
+
+    def test_what_the_list_has_not_a_guided_answer_tells(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
+
+        def tops(asked: Asked) -> Mapping[str, float]:
+            letters = {"A": -3.0, "B": -2.0, "C": -0.5, "D": -2.5, "E": -4.0}
+            guided = asked.body.get("structured_outputs") == {"choice": [*letters]}
+            return {**letters, " E": -9999.0} if guided else {" E": -0.6, "The": -4.6}
+
+        with endpoint(tops=tops) as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, _, err = tpru_eval(*args, "--decide", "score")
+        assert code == 0, err
+        (line,) = [json.loads(text) for text in (tmp_path / "out/rows.parquet.score.jsonl").open()]
+        (sample,) = line["samples"]
+        assert sample["response"] == "C"
+        assert sample["probabilities"]["C"] / sample["probabilities"]["E"] == pytest.approx(math.exp(3.5))
+        assert "outside of the endpoint's list" not in err
+
+    def test_no_letter_in_the_list_is_no_guess(self, tpru_eval: Tpru, tmp_path: Path) -> None:
+        source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
+        with endpoint(tops=lambda asked: {" E": -0.6, "The": -4.6}) as server:
+            args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
+            code, _, err = tpru_eval(*args, "--decide", "score")
+        assert code == 3
+        assert "found no valid answer that is surely the likeliest" in err
+
     def test_three_ways_beside_each_other(self, tpru_eval: Tpru, tmp_path: Path) -> None:
         source = tpru_hub(tmp_path / "rows")
 
@@ -162,7 +223,7 @@ class TestEndpoint:
             assert code == 0, err
             asked = len(server.asked)
             assert tpru_eval(*args, "--decide", "score,guided")[0] == 0  # all of it is stored
-            assert len(server.asked) == asked == 15
+            assert len(server.asked) == asked == 20  # A, B and E are in no list: a guided one is asked for
         (tmp_path / "out/summary.json").unlink()
         tpru_eval(*args[:1], "--base-url", server.url, *args[3:], "--decide", "generate,guided,score")
         summary = json.loads((tmp_path / "out/summary.json").read_text())
@@ -184,7 +245,7 @@ class TestEndpoint:
 
         def tops(asked: Asked) -> Mapping[str, float]:
             assert asked.text.endswith("<think>B fits.</think><answer>")
-            return {"B": -0.1, "A": -4}
+            return {"B": -0.1, "A": -4, "C": -4, "D": -5, "E": -5}
 
         def rule(asked: Asked) -> str:
             return "<think>B fits.</think>" + "<answer>B</answer>" * (asked.body.get("stop") is None)
@@ -225,7 +286,9 @@ class TestEndpoint:
         def rule(asked: Asked) -> str:
             return reasoning if asked.body.get("stop") else "B"
 
-        with endpoint(rule, tops=lambda asked: {"B": -0.1, "A": -4}) as server:
+        with endpoint(
+            rule, tops=lambda asked: {letter: -4 + 3.9 * (letter == "B") for letter in "ABCDE"}
+        ) as server:
             server.finish = finish
             args = ["tiny", "--base-url", server.url, "--rows", source, "--out", tmp_path / "out"]
             code, _, err = tpru_eval(*args, "--decide", decide, "--after-reasoning")

@@ -11,7 +11,7 @@ from pathlib import Path
 from tpru_verl import prompts
 from tpru_verl.eval.benchmarks import Benchmark, Loaded
 from tpru_verl.eval.benchmarks.base import LETTER
-from tpru_verl.eval.decide import DECIDES, GENERATE, OPENING, candidates_of, opening_after
+from tpru_verl.eval.decide import DECIDES, GENERATE, OPENING, SCORE, candidates_of, opening_after
 from tpru_verl.eval.engines.base import Engine, Request
 from tpru_verl.eval.item import Item, rotations
 from tpru_verl.eval.results import RowResult, result_of_row
@@ -26,6 +26,7 @@ ORDER = (
 )
 WORD = "Answer with one word or number."
 FORMAT = 1  # part of the key of a stored reply: a new number makes all stored replies invalid
+SCORED = 2  # the same for scores: 1 added those of " A" and "A" from an endpoint
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,21 @@ def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, cloc
         asked = _after_reasoning(asked, engine, store, clock, title)
     errors = _answered([r for _, requests in asked for r in requests], engine, store, clock, title)
     results: list[RowResult] = []
+    rough = 0
     with clock.phase("grade"):
         for item, (unasked, requests) in zip(loaded.items, asked, strict=True):
             failed = unasked or next((errors[r.key] for r in requests if r.key in errors), None)
             replies = [(r.item, r.prompt, _after_cut(r, store.get(r.key))) for r in requests]
             results.append(result_of_row(loaded.benchmark.name, item, replies, failed))
+            rough += any(reply is not None and not reply.exact for _, _, reply in replies)
     for row in [row for row in results if row["failed"]][:5]:
         say(f"  row {row['id']} failed: {row['failed']}", style="red")
+    if rough:
+        say(
+            f"  {rough:,} of {len(results):,} rows have valid answers outside of the endpoint's list of likeliest "
+            "tokens: the answer of such a row is exact, but its probability is the least that it can be",
+            "yellow",
+        )
     return results
 
 
@@ -156,6 +165,8 @@ def _keyed(request: Request, engine: Engine) -> Request:
     facts: tuple[object, ...] = (FORMAT, engine.identity, asdict(engine.sampling), asdict(engine.bounds))
     if request.decide != GENERATE or request.stop:
         facts = (*facts, request.decide, request.candidates, request.opening, request.stop)
+    if request.decide == SCORE:
+        facts = (*facts, SCORED)
     item = request.item
     return replace(request, key=key_of(facts, item.id, request.prompt, images=item.images))
 

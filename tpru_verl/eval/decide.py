@@ -11,10 +11,10 @@ of the log-probabilities of the tokens chosen there is the score.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from math import exp, log
+from math import exp
 from typing import Any
 
 from tpru_verl.eval.item import Item
@@ -24,6 +24,7 @@ from tpru_verl.sample import IMAGE_TAG
 GENERATE, GUIDED, SCORE = DECIDES = ("generate", "guided", "score")
 MOST_LABELS = 5  # 120 orders
 OPENING = "<answer>"  # where a prompt asks for tags, the answer follows this one
+SPACE = " "  # between the numbers of an order
 CLOSING = "</think>\n\n"  # of reasoning that did not come to its end
 
 Path = tuple[Any, ...]
@@ -56,7 +57,7 @@ def candidates_of(item: Item) -> tuple[str, ...]:
         raise ValueError(
             f"found an order of {len(labels)}, expected options or an order of 2 to {MOST_LABELS}"
         )
-    mark = " " if labels[0].isdigit() else ""
+    mark = SPACE if labels[0].isdigit() else ""
     return tuple(mark.join(order) for order in permutations(labels))
 
 
@@ -72,7 +73,7 @@ def opening_after(reasoning: str, *, cut_off: bool) -> str:
 
 def steps_of(candidate: str) -> Path:
     """The labels of a candidate, each with the space before it: `("4", " 2", " 3", " 1")`."""
-    return tuple(re.findall(r"\s*\S+", candidate) if " " in candidate else candidate)
+    return tuple(re.findall(r"\s*\S+", candidate) if SPACE in candidate else candidate)
 
 
 def forks_of(paths: Sequence[Path]) -> list[Fork]:
@@ -106,23 +107,67 @@ def best_of(scores: Mapping[str, float]) -> str:
     return max(scores, key=lambda candidate: scores[candidate])
 
 
-def told_apart(tops: Sequence[Mapping[str, float]], following: Sequence[str]) -> dict[str, float]:
-    """Log-probabilities of the steps in the lists of likeliest tokens of one or two positions.
+@dataclass(frozen=True)
+class Told:
+    """What an endpoint says of a fork: the steps in its likeliest tokens, and the most of any other step."""
 
-    A token counts for a step whatever white space it has. Where the likeliest token is white space alone, the
-    second position has the steps. A step that is in no list gets the lowest value of the list, which is the
-    most that it can have. Raises ValueError for empty lists.
+    listed: Mapping[str, float]
+    most: float
+
+
+def told_apart(tops: Sequence[Mapping[str, float]], following: Sequence[str]) -> Told:
+    """The steps in the lists of likeliest tokens of one or two positions.
+
+    A token is a step if it is exactly that text, as where nothing but an answer may follow: " A" is not "A".
+    The space before a label may be a token of its own. If the server went on with it, the second position has
+    the labels, and the space, which all of them share, does not count. Raises ValueError for empty lists.
     """
-    before = 0.0
-    if len(tops) > 1 and tops[0] and not best_of(tops[0]).strip():
-        before, tops = tops[0][best_of(tops[0])], tops[1:]
     if not tops or not tops[0]:
         raise ValueError(
             "found no log-probabilities, expected the likeliest tokens (`top_logprobs`); "
             "--decide generate or guided needs none"
         )
-    least = min(tops[0].values())
-    chance: Callable[[str], float] = lambda step: sum(  # noqa: E731
-        exp(value) for token, value in tops[0].items() if token.strip() == step.strip()
-    )
-    return {step: before + (log(found) if (found := chance(step)) else least) for step in following}
+    first = tops[0]
+    if following[0].startswith(SPACE) and not any(step in first for step in following):
+        if best_of(first) != SPACE or len(tops) < 2 or not tops[1]:
+            return Told({}, 0.0)
+        first = {SPACE + token: value for token, value in tops[1].items()}
+    listed = {step: first[step] for step in following if step in first}
+    return Told(listed, min(first.values()))
+
+
+def filled(told: Told, guided: Told, *, alone: bool) -> Told:
+    """`told`, with the steps that are only in the list of an answer which is guided to the fork's steps.
+
+    As nothing else may follow there, all its log-probabilities are higher by one number. A step of both lists
+    tells this number. Where the candidates part at this place `alone`, it changes nothing.
+    """
+    both = next((step for step in told.listed if step in guided.listed), None)
+    if both is None and not alone:
+        return told
+    higher = guided.listed[both] - told.listed[both] if both is not None else 0.0
+    return Told({**{step: value - higher for step, value in guided.listed.items()}, **told.listed}, told.most)
+
+
+def best_told(paths: Mapping[str, Path], told: Mapping[Path, Told]) -> tuple[str, dict[str, float], bool]:
+    """The best candidate, all scores, and whether all are exact; others are the most that they can be.
+
+    Raises ValueError where a candidate whose score is not exact could be the best.
+    """
+    steps = {fork.path: fork.following for fork in forks_of([*paths.values()])}
+    found = {
+        path: {step: told[path].listed.get(step, told[path].most) for step in following}
+        for path, following in steps.items()
+    }
+    scores = scores_of(paths, found)
+    exact = {
+        candidate: scores[candidate]
+        for candidate, path in paths.items()
+        if all(step in told[path[:i]].listed for i, step in enumerate(path) if path[:i] in told)
+    }
+    if not exact or max(exact.values()) < max(scores.values()):
+        raise ValueError(
+            "found no valid answer that is surely the likeliest one in the endpoint's `top_logprobs`, "
+            "expected one; --decide guided needs none, nor does score without --base-url"
+        )
+    return best_of(exact), scores, len(exact) == len(scores)

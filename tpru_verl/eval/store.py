@@ -20,7 +20,8 @@ CUT_OFF = "length"  # how a response ends that reached its most tokens, as OpenA
 class Reply:
     """The answer to one request: a text for each sample, why each ended, and tokens in all.
 
-    `scores` are the log-probabilities of the valid answers, where these were asked for.
+    `scores` are the log-probabilities of the valid answers, where these were asked for; if they are not
+    `exact`, those of some that are not the answer are the most that they can be.
     A reply with `error` has no texts and is not stored. Raises ValueError for a reply with neither, and for
     texts that are no text.
     """
@@ -30,6 +31,7 @@ class Reply:
     prompt_tokens: int = 0
     tokens: int = 0
     scores: dict[str, float] | None = None
+    exact: bool = True
     error: str | None = None
 
     def __post_init__(self) -> None:

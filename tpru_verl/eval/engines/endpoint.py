@@ -8,12 +8,24 @@ import json
 import os
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tpru_verl.clients import Address
 from tpru_verl.data.tokens.pixels import Bounds, png
-from tpru_verl.eval.decide import GUIDED, SCORE, best_of, forks_of, scores_of, steps_of, told_apart
+from tpru_verl.eval.decide import (
+    GUIDED,
+    SCORE,
+    SPACE,
+    Fork,
+    Told,
+    best_told,
+    filled,
+    forks_of,
+    steps_of,
+    told_apart,
+)
 from tpru_verl.eval.engines.base import Request, Sampling, parts_of, prepared_images
 from tpru_verl.eval.store import Reply, digest_of
 from tpru_verl.files import write_json
@@ -25,6 +37,7 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 TOP = 20  # the most that OpenAI's API and vLLM give of the likeliest tokens
+NEVER = -9999.0  # vLLM's log-probability of a token that may not follow
 FAILURES_IN_A_ROW = 20  # requests that fail one after another: the server is broken, not the rows
 
 
@@ -221,7 +234,7 @@ class Endpoint:
     async def _written(self, client: AsyncOpenAI, request: Request, content: list[dict[str, Any]]) -> Reply:
         """What the model writes: one of `candidates` if it is guided. Raises as the client, ValueError."""
         sampling = self.sampling
-        choice = {"structured_outputs": {"choice": [*request.candidates]}}
+        guided = _guided(request.candidates) if request.decide == GUIDED else {}
         found = await client.chat.completions.create(
             model=self.model,
             temperature=sampling.temperature,
@@ -230,28 +243,44 @@ class Endpoint:
             n=sampling.n,
             stop=[request.stop] if request.stop else None,
             seed=int(request.key[:7], 16) if sampling.temperature else None,
-            **self._begun(content, request.opening, choice if request.decide == GUIDED else {}),
+            **self._begun(content, request.opening, guided),
         )
         return reply_of(found, sampling.n)
 
     async def _scored(self, client: AsyncOpenAI, request: Request, content: list[dict[str, Any]]) -> Reply:
-        """The scores of all candidates: one request for each place where they part. Raises as `_written`."""
+        """The scores of all candidates. Raises as `_written`.
+
+        One request for each place where they part, and a guided one where a list has not all that may follow.
+        """
+        import openai
+
         paths = {candidate: steps_of(candidate) for candidate in request.candidates}
-        found, prompt, tokens = {}, 0, 0
-        for fork in forks_of([*paths.values()]):
+        forks = forks_of([*paths.values()])
+        told, prompt, tokens = {}, 0, 0
+
+        async def likeliest(fork: Fork, extra: Mapping[str, object]) -> Told:
+            nonlocal prompt, tokens
             reply = await client.chat.completions.create(
                 model=self.model,
                 temperature=0,
-                max_tokens=2 if fork.following[0].startswith(" ") else 1,
+                max_tokens=2 if fork.following[0].startswith(SPACE) else 1,
                 logprobs=True,
                 top_logprobs=TOP,
-                **self._begun(content, request.opening + "".join(fork.path), {}),
+                **self._begun(content, request.opening + "".join(fork.path), extra),
             )
-            found[fork.path] = told_apart(tops_of(reply), fork.following)
             prompt += _count(reply.usage, "prompt_tokens")
             tokens += _count(reply.usage, "completion_tokens")
-        scores = scores_of(paths, found)
-        return Reply([best_of(scores)], [SCORE], prompt, tokens, scores)
+            return told_apart(tops_of(reply), fork.following)
+
+        for fork in forks:
+            found = await likeliest(fork, {})
+            if len(found.listed) < len(fork.following):
+                with suppress(openai.BadRequestError):  # servers other than vLLM may not know the field
+                    guided = await likeliest(fork, _guided(fork.following))
+                    found = filled(found, guided, alone=len(forks) == 1)
+            told[fork.path] = found
+        best, scores, exact = best_told(paths, told)
+        return Reply([best], [SCORE], prompt, tokens, scores, exact)
 
     def _begun(self, content: list[dict[str, Any]], opening: str, extra: Mapping[str, object]) -> Any:
         """Messages and body of a request whose response begins with `opening`, as vLLM and SGLang take it."""
@@ -261,6 +290,11 @@ class Endpoint:
             messages.append({"role": "assistant", "content": opening})
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return {"messages": messages, "extra_body": body or None}
+
+
+def _guided(answers: Sequence[str]) -> dict[str, object]:
+    """The field of vLLM's requests that lets a model write one of these and nothing else."""
+    return {"structured_outputs": {"choice": [*answers]}}
 
 
 def _kept(path: Path) -> dict[str, str]:
@@ -310,7 +344,10 @@ def tops_of(found: Any) -> list[dict[str, float]]:
     """The likeliest tokens of each position of a completion, with their log-probabilities; [] for none."""
     choice = next(iter(getattr(found, "choices", None) or ()), None)
     positions = getattr(getattr(choice, "logprobs", None), "content", None) or ()
-    return [{top.token: top.logprob for top in position.top_logprobs or ()} for position in positions]
+    return [
+        {top.token: top.logprob for top in position.top_logprobs or () if top.logprob > NEVER}
+        for position in positions
+    ]
 
 
 def reply_of(found: Any, n: int) -> Reply:
