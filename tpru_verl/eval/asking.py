@@ -116,8 +116,9 @@ def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, cloc
         say(f"  row {row['id']} failed: {row['failed']}", style="red")
     if rough:
         say(
-            f"  {rough:,} of {len(results):,} rows have valid answers outside of the endpoint's list of likeliest "
-            "tokens: the answer of such a row is exact, but its probability is the least that it can be",
+            f"  {rough:,} of {len(results):,} rows have valid answers outside of the endpoint's list of "
+            "likeliest tokens: the answer of such a row is exact, but its probability is the least that it "
+            "can be",
             "yellow",
         )
     return results
