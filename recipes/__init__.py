@@ -61,6 +61,7 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     with initialize_config_dir(config_dir=str(trainer.folder / "trainer/config"), version_base=None):
         try:
@@ -73,6 +74,12 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> DictConfig:
             elif section := re.search(r"Error merging override \+*([^=]+)=", said):
                 said = f"{said}: expected keys below it, {section[1]}.NAME=VALUE"
             raise ValueError(f"{recipe}: {said}") from error
+    try:
+        OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        said = str(error).partition("\n")[0]
+        escaped = "name a setting or ${oc.env:NAME}; a text that holds ${ is written with \\${"
+        raise ValueError(f"{error.full_key or recipe}: {said}; {escaped}") from error
     _check_types(config, overrides, recipe)
     # Null in a recipe: OmegaConf lets `???` leave veRL's own default, a path on its author's disk, in force.
     needed = ("data.train_files", "data.val_files", "actor_rollout_ref.model.path", "trainer")
@@ -173,11 +180,14 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
 def quoted(override: str) -> str:
     """`KEY=VALUE` as Hydra reads it: a value that its grammar refuses, such as a path with `=`, in quotes.
 
+    So is a text with white space around it, which Hydra would cut off.
+
     Raises ValueError in one line for an override that quotes do not help.
     """
     key, equals, value = override.partition("=")
     if _is_read(override):
-        return override
+        cut_off = value != value.strip() and _is_bare_text(override, value.strip())
+        return f"{key}={in_quotes(value)}" if cut_off else override
     if value.startswith("[") and value.endswith("]"):
         items = [item.strip() for item in value[1:-1].split(",")]
         value = ",".join(item if _is_read(f"{key}={item}") else in_quotes(item) for item in items)
@@ -201,6 +211,14 @@ def _is_read(override: str) -> bool:
         return not OverridesParser.create().parse_override(override).is_sweep_override()
     except HydraException:
         return False
+
+
+def _is_bare_text(override: str, value: str) -> bool:
+    """Whether the value is text without quotes, and no number, switch, list, null or reference."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    read = OverridesParser.create().parse_override(override).value()
+    return isinstance(read, str) and not value.startswith(("'", '"')) and "${" not in value
 
 
 def in_quotes(value: str) -> str:

@@ -169,6 +169,24 @@ def test_an_evaluation_and_its_page_have_no_key(keys: list[str], tpru_eval: Tpru
     assert replies.stat().st_mode & 0o077 == 0
 
 
+@pytest.mark.parametrize(
+    "query", ["?api-version=2024", "?pwd=PASSWORD9", "?sig=PASSWORD9&x=1", "?code=PASSWORD9"]
+)
+def test_a_password_of_the_address_is_in_no_result(
+    query: str, tpru_eval: Tpru, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_parquet(tmp_path / "rows.parquet", [reordering(i) for i in range(3)])
+    with endpoint() as server:
+        url = server.url.replace("http://", "http://user:PASSWORD9@") + query
+        asked = ["tiny", "--base-url", url, "--rows", str(source), "--out", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", ["tpru", "eval", *asked])
+        code, out, err = tpru_eval(*asked)
+    assert code == 0, err
+    assert "--base-url" in (tmp_path / "out/summary.json").read_text()
+    assert with_keys(tmp_path / "out", ["PASSWORD9"]) == []
+    assert "PASSWORD9" not in out + err
+
+
 class Redirect(BaseHTTPRequestHandler):
     """Sends all requests, with what is in them, to `target`."""
 

@@ -370,6 +370,9 @@ class TestQuotes:
             "x;y",
             "x{1}",
             "d:\\x,",
+            'x\\"y',
+            "trail ",
+            " x/trail\t",
         ],
     )
     def test_a_path_reaches_the_recipe_as_it_was_written(self, value: str) -> None:
@@ -384,10 +387,24 @@ class TestQuotes:
         assert list(config.data.train_files) == ["/a/x=1.parquet", "/b/y z.parquet", "c.parquet"]
 
     @pytest.mark.parametrize(
-        "override", ["a.b=1", "+a=[x,y]", "~a", "a=null", "a='x=1'", "a={b:1}", "a=${c.d}"]
+        "override",
+        ["a.b=1", "+a=[x,y]", "~a", "a=null", "a='x=1'", "a={b:1}", "a=${c.d}", "a= 'x'", "a=1 ", "a= ${b}"],
     )
     def test_an_override_that_hydra_reads_stays(self, override: str) -> None:
         assert recipes.quoted(override) == override
+
+    @pytest.mark.parametrize(
+        ("given", "key"), [("data.train_files=/x/${oops}", "data.train_files"), ("+a={b: '${oops}'}", "a.b")]
+    )
+    def test_a_reference_to_nothing_is_named_in_one_line(self, given: str, key: str) -> None:
+        files = ["data.train_files=x", "data.val_files=x", "actor_rollout_ref.model.path=x"]
+        with pytest.raises(
+            ValueError, match=rf"^{key}: Interpolation key 'oops' not found; .*\\\$\{{$"
+        ) as told:
+            recipes.compose("tpru_7b", [*files, given])
+        assert "\n" not in str(told.value)
+        config = recipes.compose("tpru_7b", [*files, r"data.train_files=/x/\${oops}"])
+        assert config.data.train_files == "/x/${oops}"
 
     def test_what_is_no_override_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"found 'x\.parquet \(1\)', expected KEY=VALUE"):

@@ -182,7 +182,9 @@ SPLITS = [
     ("trainset", "train"), ("TrainData", "train"), ("tpruTRAIN", "train"), ("[train]", "train"),
     ("testset", "test"), ("myTestSplit", "test"), ("test(1)", "test"), ("held-out", "test"),
     ("heldOut", "test"), ("valset", "validation"), ("\u8bad\u7ec3\u96c6", "train"), ("\u6d4b\u8bd5", "test"),
-    ("rows", ""), ("trainer", ""), ("contest", ""), ("evaluated", ""), ("pretrain", ""),
+    ("trn", "train"), ("x_tst", "test"), ("minitrain", "train"), ("mini-val", "validation"),
+    ("minival2014", "validation"),
+    ("minimal", ""), ("rows", ""), ("trainer", ""), ("contest", ""), ("evaluated", ""), ("pretrain", ""),
 ]  # fmt: skip
 
 
@@ -194,7 +196,14 @@ class TestSplits:
 
     @pytest.mark.parametrize(
         "others",
-        [("geo_train", "geo_test"), ("training", "testing"), ("Train", "Test"), ("trainset", "testSet")],
+        [
+            ("geo_train", "geo_test"),
+            ("training", "testing"),
+            ("Train", "Test"),
+            ("trainset", "testSet"),
+            ("trn", "tst"),
+            ("minitrain", "TinyTest"),
+        ],
     )
     @pytest.mark.parametrize("place", ["{}.parquet", "{}/rows.parquet", "{}/rows-00000-of-00001.parquet"])
     def test_are_never_read_as_one(self, others: tuple[str, str], place: str, tmp_path: Path) -> None:

@@ -112,13 +112,14 @@ def test_images_are_ordered_by_their_numbers(tmp_path: Path) -> None:
     assert item.images == (picture(2), picture(1), picture(1))
 
 
+@pytest.mark.parametrize("between", [", ", "\n", ",\n", "\r\n"])
 @pytest.mark.parametrize("missing", ["A", "B", "C", "D", "BD"])
-def test_nan_is_a_missing_option_and_none_is_an_option(missing: str, tmp_path: Path) -> None:
+def test_nan_is_a_missing_option_and_none_is_an_option(missing: str, between: str, tmp_path: Path) -> None:
     texts = {letter: "nan" if letter in missing else f"it is {letter}" for letter in "ABCD"}
     kept = {letter: text for letter, text in texts.items() if letter not in missing}
     kept[max(kept)] = texts[max(kept)] = "None"
     answer = min(kept)
-    listed = ", ".join(f"{letter}: {text}" for letter, text in texts.items())
+    listed = between.join(f"{letter}: {text}" for letter, text in texts.items())
     row = {"index": 0, "image": picture(0), "answer": answer, "category": "c", "l2_category": "l"}
     hub = {**row, "question": f"Which?\nOptions: {listed}", "meta_info": {"source": "x"}}
     table = tsv(tmp_path / "MMStar.tsv", [{**row, "question": "Which?", **texts}])
@@ -128,7 +129,8 @@ def test_nan_is_a_missing_option_and_none_is_an_option(missing: str, tmp_path: P
         assert (item.options, item.answer) == (kept, answer)
         assert "nan" not in item.problem
         assert all(f"{letter}: {text}" in item.problem.replace(". ", ": ") for letter, text in kept.items())
-        assert not re.search(r"[,;] *$|: ,|, *,", item.problem)
+        assert not re.search(r"[,;] *$|: ,|, *,|\n\s*\n(?=[A-D]: )", item.problem)
+        assert not any(f"{letter}:" in item.problem for letter in missing)
         assert len(rotations(item)) == len(kept)
 
 

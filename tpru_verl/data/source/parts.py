@@ -30,14 +30,15 @@ TABLES = {".tsv": "\t", ".csv": ","}
 SUFFIXES = (*KINDS, *TABLES)
 
 
-# The words of `datasets.data_files`, so that what it takes for a test set is one here, too; as words of their
-# own, or in a compound: `train`, `trainset`, `TrainData`, `held-out`.
+# The words of `datasets.data_files`, so that what it takes for a test set is one here, too, and their short
+# forms; as words of their own, or in a compound: `train`, `trainset`, `TrainData`, `minitrain`, `held-out`.
+_SIZES = "mini|tiny|small|sub|toy|half|full|big|large|all"
 _KEYWORDS = {
-    split: re.compile(rf"(?<![^ ])(?:{words})(?: ?(?:set|data|split)|\u96c6)?s?(?![^ ])")
+    split: re.compile(rf"(?<![^ ])(?:(?:{_SIZES}) ?)?(?:{words})(?: ?(?:set|data|split)|\u96c6)?s?(?![^ ])")
     for split, words in (
-        ("train", "train(?:ing)?|\u8bad\u7ec3"),
-        ("validation", "valid(?:ation)?|dev|val|\u9a8c\u8bc1"),
-        ("test", "test(?:ing)?|eval(?:uation)?|h[eo]ld ?out|\u6d4b\u8bd5"),
+        ("train", "train(?:ing)?|trn|\u8bad\u7ec3"),
+        ("validation", "valid(?:ation)?|dev|val|vld|\u9a8c\u8bc1"),
+        ("test", "test(?:ing)?|tst|eval(?:uation)?|h[eo]ld ?out|\u6d4b\u8bd5"),
     )
 }
 _WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")  # of camelCase

@@ -18,7 +18,7 @@ def of_hub(record: Record) -> Item:
     listed = parse_options(question)
     options = {letter: text for letter, text in listed.items() if not is_missing_option(text)}
     for letter in listed.keys() - options.keys():  # "nan", which VLMEvalKit's table does not show
-        question = re.sub(rf"\b{letter}:[ \t]*(?:nan|NaN)?[ \t]*(?:,[ \t]*|$)", "", question).rstrip(", ")
+        question = _without(letter, question)
     if not options:
         raise ValueError("question: found no options in it, expected A: ..., B: ...")
     problem, images = placed(question, record.images("image"))
@@ -32,6 +32,14 @@ def of_hub(record: Record) -> Item:
         scene=record.text("l2_category"),
         source=picture_of(images),
     )
+
+
+def _without(letter: str, question: str) -> str:
+    """The question without an option that is none: its line, or its place among the others of a line."""
+    option = rf"\b{letter}:[ \t]*(?:nan|NaN)?[ \t]*"
+    whole_line = rf"^[ \t]*{option},?[ \t]*(?:\r?\n|\Z)"
+    pattern = rf"{whole_line}|{option},[ \t]*|(?:,[ \t]*)?{option}(?=\r?$)"
+    return re.sub(pattern, "", question, flags=re.MULTILINE).rstrip(", \r\n")
 
 
 BENCHMARK = Benchmark(
