@@ -26,4 +26,6 @@ def test_in_its_own_environment(name: str) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert " passed" in done.stdout
-    assert "skipped" not in done.stdout
+    # A browser is no package of Python: where none is installed, its one test is left out.
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert all("no browser is installed" in line for line in skipped), skipped

@@ -15,7 +15,7 @@ from support.endpoint import Asked, endpoint
 from support.rows import picture, reordering, write_parquet
 
 from tpru_verl.eval.decide import (
-    Told,
+    ToldScores,
     best_of,
     best_told,
     candidates_of,
@@ -106,31 +106,35 @@ class TestForks:
         """As where nothing but an answer may follow: " E" is not "E"."""
         top = {" E": -0.6, "C": -1.6, " A": -2.4, "A": -2.7, "The": -4.6}
         found = told_apart([top], ["A", "B", "C", "E"])
-        assert found == Told({"A": -2.7, "C": -1.6}, -4.6)  # B and E have no more than the least of the list
+        assert found == ToldScores(
+            {"A": -2.7, "C": -1.6}, -4.6
+        )  # B and E have no more than the least of the list
         spaced = told_apart([{" ": -0.1, "\n": -5}, {"2": -0.1, "3": -2.0}], [" 2", " 3"])
-        assert spaced == Told({" 2": -0.1, " 3": -2.0}, -2.0)
+        assert spaced == ToldScores({" 2": -0.1, " 3": -2.0}, -2.0)
         assert told_apart([{" 2": -0.1, " 3": -3}, {" 1": 0}], [" 2", " 3"]).listed == {" 2": -0.1, " 3": -3}
-        assert told_apart([{"2": -0.1, "<": -3}, {"2": 0}], [" 2", " 3"]) == Told({}, 0.0)  # "42" is no order
+        assert told_apart([{"2": -0.1, "<": -3}, {"2": 0}], [" 2", " 3"]) == ToldScores(
+            {}, 0.0
+        )  # "42" is no order
         with pytest.raises(ValueError, match="log-probabilities"):
             told_apart([], ["A"])
 
     def test_a_guided_list_fills_another(self) -> None:
         """Its log-probabilities are higher by one number, which a step of both lists tells."""
-        guided = Told({"A": -0.5, "B": -1.5, "C": -3.5}, -9.0)
-        assert filled(Told({"B": -2.5}, -4.0), guided, alone=False) == Told(
+        guided = ToldScores({"A": -0.5, "B": -1.5, "C": -3.5}, -9.0)
+        assert filled(ToldScores({"B": -2.5}, -4.0), guided, alone=False) == ToldScores(
             {"A": -1.5, "B": -2.5, "C": -4.5}, -4.0
         )
-        assert filled(Told({}, -4.0), guided, alone=True).listed == guided.listed
-        assert filled(Told({}, -4.0), guided, alone=False).listed == {}  # other places may decide
+        assert filled(ToldScores({}, -4.0), guided, alone=True).listed == guided.listed
+        assert filled(ToldScores({}, -4.0), guided, alone=False).listed == {}  # other places may decide
 
     def test_an_answer_that_no_list_has(self) -> None:
         """It may have the most that it can have, but it is never taken for the answer."""
         paths = {"A": ("A",), "B": ("B",), "C": ("C",)}
-        found = best_told(paths, {(): Told({"C": -2.0}, -2.0)})
+        found = best_told(paths, {(): ToldScores({"C": -2.0}, -2.0)})
         assert found == ("C", {"A": -2.0, "B": -2.0, "C": -2.0}, False)
-        assert best_told(paths, {(): Told({"A": -1, "B": -0.5, "C": -3}, -4)})[::2] == ("B", True)
+        assert best_told(paths, {(): ToldScores({"A": -1, "B": -0.5, "C": -3}, -4)})[::2] == ("B", True)
         with pytest.raises(ValueError, match="surely the likeliest"):
-            best_told(paths, {(): Told({}, -3.0)})
+            best_told(paths, {(): ToldScores({}, -3.0)})
 
 
 def favourite(order: str) -> Callable[[Asked], Mapping[str, float]]:

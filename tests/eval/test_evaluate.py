@@ -320,7 +320,6 @@ class TestFaults:
             (["--data", "x"], "--data: found 'x', expected the form KEY=VALUE"),
             (["--data", "muirbench=x"], "--data: found 'muirbench'"),
             (["--n", "2"], "n: found 2 at temperature 0"),
-            (["--max-pixels", "100"], "found 16384, 100, expected 0 < min <= max"),
             (["--data", "tpru-test=/nowhere.parquet"], "no such file"),
         ],
     )

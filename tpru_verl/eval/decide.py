@@ -108,14 +108,14 @@ def best_of(scores: Mapping[str, float]) -> str:
 
 
 @dataclass(frozen=True)
-class Told:
+class ToldScores:
     """What an endpoint says of a fork: the steps in its likeliest tokens, and the most of any other step."""
 
     listed: Mapping[str, float]
     most: float
 
 
-def told_apart(tops: Sequence[Mapping[str, float]], following: Sequence[str]) -> Told:
+def told_apart(tops: Sequence[Mapping[str, float]], following: Sequence[str]) -> ToldScores:
     """The steps in the lists of likeliest tokens of one or two positions.
 
     A token is a step if it is exactly that text, as where nothing but an answer may follow: " A" is not "A".
@@ -130,13 +130,13 @@ def told_apart(tops: Sequence[Mapping[str, float]], following: Sequence[str]) ->
     first = tops[0]
     if following[0].startswith(SPACE) and not any(step in first for step in following):
         if best_of(first) != SPACE or len(tops) < 2 or not tops[1]:
-            return Told({}, 0.0)
+            return ToldScores({}, 0.0)
         first = {SPACE + token: value for token, value in tops[1].items()}
     listed = {step: first[step] for step in following if step in first}
-    return Told(listed, min(first.values()))
+    return ToldScores(listed, min(first.values()))
 
 
-def filled(told: Told, guided: Told, *, alone: bool) -> Told:
+def filled(told: ToldScores, guided: ToldScores, *, alone: bool) -> ToldScores:
     """`told`, with the steps that are only in the list of an answer which is guided to the fork's steps.
 
     As nothing else may follow there, all its log-probabilities are higher by one number. A step of both lists
@@ -146,10 +146,14 @@ def filled(told: Told, guided: Told, *, alone: bool) -> Told:
     if both is None and not alone:
         return told
     higher = guided.listed[both] - told.listed[both] if both is not None else 0.0
-    return Told({**{step: value - higher for step, value in guided.listed.items()}, **told.listed}, told.most)
+    return ToldScores(
+        {**{step: value - higher for step, value in guided.listed.items()}, **told.listed}, told.most
+    )
 
 
-def best_told(paths: Mapping[str, Path], told: Mapping[Path, Told]) -> tuple[str, dict[str, float], bool]:
+def best_told(
+    paths: Mapping[str, Path], told: Mapping[Path, ToldScores]
+) -> tuple[str, dict[str, float], bool]:
     """The best candidate, all scores, and whether all are exact; others are the most that they can be.
 
     Raises ValueError where a candidate whose score is not exact could be the best.

@@ -140,10 +140,10 @@ class TPRUDataset(RLHFDataset):
             frame = frame.select(order.tolist())
         self.dataframe = without_long_prompts(self, *self.sound_rows(frame))
         logger.info("%d of %d rows from %s", len(self.dataframe), total, names)
-        self._check_fills_a_batch(names, len(frame))
+        self._warn_of_few(names, len(frame))
 
-    def _check_fills_a_batch(self, names: str, given: int) -> None:
-        """Raises ValueError where too few rows are left to train on: veRL divides by its zero steps.
+    def _warn_of_few(self, names: str, given: int) -> None:
+        """Say where too few rows are left to train on: veRL will divide by its zero steps.
 
         The launcher counts what it can before the start; rows of the Hub, and a draw of a few, show here.
         """
@@ -152,9 +152,10 @@ class TPRUDataset(RLHFDataset):
         if (self.original_data_files, self.max_samples) != (_listed(trains[0]), trains[1]):
             return
         if len(self.dataframe) < batch:
-            raise ValueError(
-                f"data.train_files: found {len(self.dataframe)} of {given} rows of {names} left to train on, "
-                f"expected {batch} or more, one batch; give more rows, or lower data.train_batch_size"
+            logger.warning(
+                "data.train_files: found %d of %d rows of %s left to train on, expected %d or more, one batch; "
+                "give more rows, or lower data.train_batch_size",
+                *(len(self.dataframe), given, names, batch),
             )
 
     def row_of(self, record: Mapping[str, object]) -> Row:

@@ -19,7 +19,7 @@ from tpru_verl.eval.decide import (
     SCORE,
     SPACE,
     Fork,
-    Told,
+    ToldScores,
     best_told,
     filled,
     forks_of,
@@ -258,7 +258,7 @@ class Endpoint:
         forks = forks_of([*paths.values()])
         told, prompt, tokens = {}, 0, 0
 
-        async def likeliest(fork: Fork, extra: Mapping[str, object]) -> Told:
+        async def likeliest(fork: Fork, extra: Mapping[str, object]) -> ToldScores:
             nonlocal prompt, tokens
             reply = await client.chat.completions.create(
                 model=self.model,
