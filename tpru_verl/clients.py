@@ -36,6 +36,14 @@ class Address:
             found |= {"trust_env": False, "verify": ssl.create_default_context()}
         return found
 
+    def without_v1(self) -> str:
+        """What to do about HTTP 404 where the URL does not end as those of most servers; "" elsewhere."""
+        return (
+            ""
+            if self.url.endswith("/v1")
+            else f"; most servers answer at {self.shown}/v1: add /v1 to the URL"
+        )
+
     def proxy(self) -> str:
         """Which variable sends requests for this server to a proxy, and what to do; "" where none does."""
         parts = urlsplit(self.url)

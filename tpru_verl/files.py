@@ -62,6 +62,22 @@ def lies_in(path: Path, folder: Path) -> bool:
     return any(other.exists() and other.samefile(folder) for other in (place, *place.parents))
 
 
+def check_place(option: str, out: Path, *, folder: bool) -> None:
+    """Raises ValueError where `out` cannot become the folder or the file that it is to be.
+
+    `option` is the option that names `out`.
+    """
+    above = next(path for path in out.absolute().parents if os.path.lexists(path))
+    if not above.is_dir():
+        raise ValueError(
+            f"{option} {out}: found the file {above}, expected a folder there; give another place"
+        )
+    if folder and os.path.lexists(out) and not out.is_dir():
+        raise ValueError(f"{option} {out}: found a file, expected a folder or a new name")
+    if not folder and out.is_dir():
+        raise ValueError(f"{option} {out}: found a folder, expected the name of a file")
+
+
 @contextmanager
 def whole(path: Path, *, private: bool = False) -> Iterator[BinaryIO]:
     """Yield a file that replaces `path` when the block ends, and disappears when the block raises.

@@ -42,6 +42,15 @@ def cached(model: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def data_cached(name: str) -> bool:
+    """Whether the cache has something of a data set of the Hub."""
+    try:
+        from huggingface_hub import constants
+    except ImportError:  # whoever reads it says what is missing
+        return True
+    return (Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}").is_dir()
+
+
 @cache
 def _answers(address: str) -> bool:
     """Whether anything answers there, by the proxies of the environment; any status is an answer."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -98,6 +99,15 @@ def text_of(error: BaseException) -> str:
 def line_of(error: BaseException) -> str:
     """The first line of what an exception says."""
     return text_of(error).splitlines()[0]
+
+
+@contextmanager
+def options_checked() -> Iterator[None]:
+    """Where the block finds a wrong option, say so in its line; exit code 2, as for one that is unknown."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise OptionError(line_of(error)) from error
 
 
 def needs(extra: str, package: str, what: str) -> ValueError:

@@ -317,7 +317,7 @@ class TestEndpoint:
         [
             (
                 ["--decide", "vote"],
-                "--decide: found ['vote'], expected one or more of generate, guided, score",
+                "--decide: found 'vote', expected one or more of generate, guided, score",
             ),
             (["--decide", ","], "--decide: found"),
             (["--after-reasoning"], "expected guided or score"),
@@ -329,7 +329,9 @@ class TestEndpoint:
     ) -> None:
         source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
         args = ["tiny", "--base-url", "http://127.0.0.1:9/v1", "--rows", source, "--out", tmp_path, *args]
-        assert said in str(tpru_eval(*args)[0])
+        code, _, err = tpru_eval(*args)
+        assert code == 2
+        assert said in err
 
 
 def test_tokens_of_candidates_are_those_of_the_whole_text(checkpoint: Path) -> None:

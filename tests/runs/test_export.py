@@ -19,7 +19,7 @@ from tpru_verl.checkpoints import ADAPTED, checkpoints_of
 from tpru_verl.runs import export, weights
 from tpru_verl.runs.chat_template import keep_defaults
 from tpru_verl.runs.logs import Step
-from tpru_verl.runs.model_card import card, serve_command
+from tpru_verl.runs.model_card import card, eval_command, serve_command
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str | int | None:
@@ -40,7 +40,32 @@ def step_of(folder: Path, number: int, *, ranks: int = 1, shards: int | None = N
     return actor
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--public"], "--public: found no --push ORG/NAME"),
+        (["--push", "mine"], "--push: found 'mine', expected ORG/NAME"),
+        (["--step", "5", "--best"], "found --step and --best"),
+    ],
+)
+def test_options_that_cannot_be_meant(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    said: str,
+) -> None:
+    assert run(monkeypatch, tmp_path, tmp_path / "out", *options) == 2
+    assert capsys.readouterr().err.startswith(f"tpru: {said}")
+
+
 class TestWhichCheckpoint:
+    def test_of_no_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="RUNX: no such folder, expected a run's"):
+            export.chosen(tmp_path / "RUNX")
+        with pytest.raises(ValueError, match="found no checkpoint"):
+            export.chosen(tmp_path)
+
     def test_the_last_one_that_is_whole(self, tmp_path: Path) -> None:
         step_of(tmp_path, 5)
         step_of(tmp_path, 10)
@@ -323,6 +348,33 @@ class TestServeCommand:
         settings = {"data": {"apply_chat_template_kwargs": {"enable_thinking": False}}}
         said = serve_command(tmp_path, adapter=True, base="org/model", settings=settings, cpu=False)
         assert """--default-chat-template-kwargs '{"enable_thinking": false}'""" in said
+
+
+class TestEvalCommand:
+    def test_rows_prompt_pixels_and_length_are_those_of_the_run(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        data = {
+            "val_files": ["rows@test", "org/rows"], "prompt_template": "bare", "min_pixels": 3136,
+            "max_pixels": 3136, "max_response_length": 32, "problem_key": "problem", "prompt_key": "prompt",
+            "answer_key": "truth", "image_key": "images",
+        }  # fmt: skip
+        more = "--style bare --answer-key truth --min-pixels 3136 --max-pixels 3136 --max-tokens 32"
+        said = eval_command(Path("mine"), {"data": data}, tmp_path)
+        assert said == f"tpru eval run mine --rows rows@test --rows org/rows {more}"
+        said = eval_command(Path("mine"), {"data": data}, tmp_path / "run")
+        assert said == f"tpru eval run mine --rows {tmp_path}/run/rows@test --rows org/rows {more}"
+
+    def test_of_easyr1(self) -> None:
+        data = {
+            "val_files": "a b.parquet", "format_prompt": "/x/prompts/paper.jinja", "prompt_key": "question"
+        }  # fmt: skip
+        said = eval_command(Path("mine"), {"data": data}, None)
+        assert said == "tpru eval run mine --rows 'a b.parquet' --style paper --problem-key question"
+
+    def test_without_the_settings_of_the_run(self) -> None:
+        assert eval_command(Path("mine"), {}, None) == "tpru eval run mine --rows FILE"
 
 
 def test_a_chat_template_keeps_the_arguments_of_training_as_its_defaults(

@@ -217,7 +217,8 @@ class Describer:
                 },
             )
         except openai.APIStatusError as error:
-            found = f"found status {error.status_code} ({self._address.line(error)[:200]})"
+            hint = self._address.without_v1() if error.status_code == 404 else ""
+            found = f"found status {error.status_code} ({self._address.line(error)[:200]}){hint}"
             raise ValueError(f"--endpoint {self._address.shown}: {found}; {_KEPT}") from error
         except openai.APIConnectionError as error:
             reason = self._address.line(error.__cause__ or error)

@@ -44,10 +44,24 @@ class EvalOptions:
     after_reasoning: bool = False
 
     def __post_init__(self) -> None:
-        if unknown := [name for name in self.decide if name not in DECIDES] or not self.decide:
-            raise ValueError(f"--decide: found {unknown}, expected one or more of {', '.join(DECIDES)}")
+        check_style(self.style)
+        unknown = [name for name in self.decide if name not in DECIDES]
+        if unknown or not self.decide:
+            decide = ",".join(unknown)
+            raise ValueError(f"--decide: found {decide!r}, expected one or more of {', '.join(DECIDES)}")
         if self.after_reasoning and self.decide == (GENERATE,):
             raise ValueError("--after-reasoning: found --decide generate, expected guided or score")
+
+
+def check_style(style: str) -> None:
+    """Raises ValueError for what is no style, and as `prompts.render` for a template that does not render."""
+    if style in STYLES:
+        return
+    try:
+        prompts.render("<image>", None, style)
+    except FileNotFoundError as error:
+        known = ", ".join(dict.fromkeys((*STYLES, *prompts.TEMPLATES)))
+        raise ValueError(f"--style: found {style!r}, expected {known} or a .jinja file") from error
 
 
 def prompt_of(benchmark: Benchmark, item: Item, style: str) -> str:
@@ -117,8 +131,7 @@ def ask(loaded: Loaded, engine: Engine, options: EvalOptions, store: Store, cloc
     if rough:
         say(
             f"  {rough:,} of {len(results):,} rows have valid answers outside of the endpoint's list of "
-            "likeliest tokens: the answer of such a row is exact, but its probability is the least that it "
-            "can be",
+            "likeliest tokens: such a row's answer is exact, but its probability is the least that it can be",
             "yellow",
         )
     return results

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -25,10 +26,15 @@ from tpru_verl.eval.options import (
     Retries,
     Style,
     Timeout,
+    check_options,
+    check_pixels,
     continued,
     engine_of,
     pairs_of,
 )
+
+if TYPE_CHECKING:
+    from tpru_verl.eval.benchmarks import Benchmark
 
 VALUES = ("id", "answer", "probability", "response")  # of a column of `predict`
 
@@ -63,13 +69,33 @@ Data = Annotated[
 ]
 
 
+def _hint(model: str, more: Sequence[str]) -> str:
+    """What somebody meant who wrote more than a model: a command that is misspelt, or rows."""
+    from difflib import get_close_matches
+
+    commands = [found.callback.__name__ for found in app.registered_commands if found.callback]
+    near = get_close_matches(model, commands, 1)
+    meant = f"`tpru eval {near[0]}`" if near else f"one model; rows are given as --rows {more[0]}"
+    return f"{model}: found {' '.join(more)} after it, expected {meant}"
+
+
+def _sources(data: list[str] | None, benchmarks: Sequence[Benchmark]) -> dict[str, str]:
+    """The source of each benchmark that `--data` names. Raises ValueError for one that is not chosen."""
+    sources = pairs_of("--data", data)
+    if unknown := set(sources) - {benchmark.name for benchmark in benchmarks}:
+        raise ValueError(f"--data: found {unknown.pop()!r}, expected one of the benchmarks of --bench")
+    return sources
+
+
 @app.command(
+    context_settings={"allow_extra_args": True},  # `_hint` says what they may be
     epilog="Examples:\n\n"
     "- `tpru eval Qwen/Qwen2.5-VL-7B-Instruct --bench tpru-test,muirbench`\n\n"
     "- `tpru eval outputs/merged --rows data/mine@test`\n\n"
-    "- `tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`"
+    "- `tpru eval my-model --base-url http://localhost:8000/v1 --bench tpru-test --out outputs/eval/mine`",
 )
 def run(
+    context: typer.Context,
     model: Model,
     bench: Annotated[
         str | None,
@@ -146,20 +172,25 @@ def run(
     from tpru_verl.eval.failures import INCOMPLETE, lines_of_benchmark
     from tpru_verl.eval.report import tables
     from tpru_verl.eval.run import evaluate
-    from tpru_verl.terminal import results
+    from tpru_verl.files import check_place
+    from tpru_verl.terminal import options_checked, results
 
-    keys = keys_of(problem_key, answer_key, image_key, image_root, answers)
-    benchmarks = find(bench or "tpru-test") if bench or not rows else []
-    sources = pairs_of("--data", data)
-    if unknown := set(sources) - {benchmark.name for benchmark in benchmarks}:
-        raise ValueError(f"--data: found {unknown.pop()!r}, expected one of the benchmarks of --bench")
-    chosen = [*((benchmark, sources.get(benchmark.name)) for benchmark in benchmarks), *own(rows or [], keys)]
-    sampling = Sampling(max_tokens, temperature, top_p, n, seed)
-    ways = tuple(dict.fromkeys(name.strip() for name in decide.split(",") if name.strip()))
-    options = EvalOptions(style, circular, limit, ways, after_reasoning)
-    if n > 1 and after_reasoning:
-        raise ValueError(f"--n: found {n} with --after-reasoning, expected 1")
     out = out or Path("outputs/eval") / model.strip("/").replace("/", "--")
+    with options_checked():
+        if context.args:
+            raise ValueError(_hint(model, context.args))
+        keys = keys_of(problem_key, answer_key, image_key, image_root, answers)
+        benchmarks = find(bench or "tpru-test") if bench or not rows else []
+        sources = _sources(data, benchmarks)
+        sampling = Sampling(max_tokens, temperature, top_p, n, seed)
+        ways = tuple(dict.fromkeys(name.strip() for name in decide.split(",") if name.strip()))
+        options = EvalOptions(style, circular, limit, ways, after_reasoning)
+        if n > 1 and after_reasoning:
+            raise ValueError(f"--n: found {n} with --after-reasoning, expected 1")
+        check_pixels(min_pixels, max_pixels, patch)
+        extra = check_options(option)
+        check_place("--out", out, folder=True)
+    chosen = [*((benchmark, sources.get(benchmark.name)) for benchmark in benchmarks), *own(rows or [], keys)]
     engine = engine_of(
         model,
         sampling,
@@ -170,7 +201,7 @@ def run(
         retries=retries,
         patch=patch,
         max_model_len=max_model_len,
-        option=option,
+        extra=extra,
     )
     with continued(out):
         summary = evaluate(chosen, engine, options, out, model)
@@ -240,16 +271,21 @@ def predict(
     from tpru_verl.eval.decide import DECIDES, GENERATE
     from tpru_verl.eval.engines.base import Sampling
     from tpru_verl.eval.failures import INCOMPLETE, lines_of
-    from tpru_verl.files import check_output
+    from tpru_verl.files import check_output, check_place
+    from tpru_verl.terminal import options_checked
 
-    if decide not in DECIDES:
-        raise ValueError(f"--decide: found {decide!r}, expected one of {', '.join(DECIDES)}")
-    columns = work.columns_of(out, pairs_of("--column", column), decide)
-    for file in (out, work.responses_of(out)):
-        check_output("--out", file, files_of(rows))
+    with options_checked():
+        if decide not in DECIDES:
+            raise ValueError(f"--decide: found {decide!r}, expected one of {', '.join(DECIDES)}")
+        columns = work.columns_of(out, pairs_of("--column", column), decide)
+        check_place("--out", out, folder=False)
+        for file in (out, work.responses_of(out)):
+            check_output("--out", file, files_of(rows))
+        keys = keys_of(problem_key, None, image_key, image_root, answers)
+        options = EvalOptions(style, decide=(decide,), after_reasoning=after_reasoning)
+        check_pixels(min_pixels, max_pixels, patch)
+        extra = check_options(option)
     kind = answers.value if answers else None
-    keys = keys_of(problem_key, None, image_key, image_root, answers)
-    options = EvalOptions(style, decide=(decide,), after_reasoning=after_reasoning)
     loaded = work.load_rows(rows, keys)
     engine = engine_of(
         model,
@@ -261,7 +297,7 @@ def predict(
         retries=retries,
         patch=patch,
         max_model_len=max_model_len,
-        option=option,
+        extra=extra,
     )
     with continued(out):
         found = work.predict(loaded, engine, options, out, columns, kind)
@@ -337,10 +373,18 @@ def export(
 ) -> None:
     """Write rows, prompts and pictures for another evaluation harness. It judges answers with our grader."""
     from tpru_verl.data.tokens.pixels import Bounds
+    from tpru_verl.eval.asking import check_style
     from tpru_verl.eval.benchmarks import find
     from tpru_verl.eval.harnesses.rows import export as work
+    from tpru_verl.files import check_place
+    from tpru_verl.terminal import options_checked
 
-    sources = pairs_of("--data", data)
-    chosen = [(benchmark, sources.get(benchmark.name)) for benchmark in find(bench)]
+    with options_checked():
+        benchmarks = find(bench)
+        sources = _sources(data, benchmarks)
+        check_style(style)
+        check_pixels(min_pixels, max_pixels, patch)
+        check_place("FOLDER", folder, folder=True)
+    chosen = [(benchmark, sources.get(benchmark.name)) for benchmark in benchmarks]
     for path in work(harness, folder, chosen, style, Bounds(min_pixels, max_pixels, 2 * patch)):
         typer.echo(path)

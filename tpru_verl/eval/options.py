@@ -72,6 +72,34 @@ SET_BY = {  # fields of a request, and the options that set them: the results na
 }
 
 
+def check_pixels(least: int, most: int, patch: int) -> None:
+    """Raises ValueError, which names the options, for bounds that hold no picture."""
+    from tpru_verl.data.tokens.pixels import MAX, MIN
+
+    defaults = [
+        f"the default of {name}"
+        for value, name, default in ((least, "--min-pixels", MIN), (most, "--max-pixels", MAX))
+        if value == default
+    ]
+    if not 0 < least <= most:
+        aside = f" ({' and '.join(defaults)})" if defaults else ""
+        raise ValueError(
+            f"--min-pixels, --max-pixels: found {least} and {most}{aside}, expected 0 < min <= max; give both"
+        )
+    if most < (2 * patch) ** 2:
+        raise ValueError(f"--max-pixels: found {most}, expected {(2 * patch) ** 2} (one token) or more")
+
+
+def check_options(option: list[str] | None) -> dict[str, object]:
+    """The values of `--option`. Raises ValueError for another form than KEY=VALUE, and for our settings."""
+    extra = {key: value_of(text) for key, text in pairs_of("--option", option).items()}
+    if ours := next((key for key in extra if key in SET_BY), None):
+        raise ValueError(
+            f"--option: found {ours!r}, which `tpru eval` sets itself ({SET_BY[ours]}); leave it out"
+        )
+    return extra
+
+
 def engine_of(
     model: str,
     sampling: Sampling,
@@ -83,18 +111,12 @@ def engine_of(
     retries: int,
     patch: int,
     max_model_len: int | None,
-    option: list[str] | None,
+    extra: dict[str, object],
 ) -> Engine:
     """vLLM in this process, or the server at `base_url`. `pixels`: the least and the most of an image.
 
-    Raises as `Endpoint` and `Local`, and ValueError for an option of another form than KEY=VALUE, and for one
-    that `tpru eval` has under a name of its own.
+    `extra` is what `check_options` gives. Raises as `Endpoint` and `Local`.
     """
-    extra = {key: value_of(text) for key, text in pairs_of("--option", option).items()}
-    if ours := next((key for key in extra if key in SET_BY), None):
-        raise ValueError(
-            f"--option: found {ours!r}, which `tpru eval` sets itself ({SET_BY[ours]}); leave it out"
-        )
     if base_url is not None:
         from tpru_verl.data.tokens.pixels import Bounds
         from tpru_verl.eval.engines.endpoint import Endpoint

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from tpru_verl.launch.settings import value_at
 from tpru_verl.runs import weights
 from tpru_verl.runs.chat_template import KWARGS, keep_defaults
 from tpru_verl.runs.logs import MetricsReader, RunFiles, Step, validated
-from tpru_verl.runs.model_card import card, serve_command
+from tpru_verl.runs.model_card import card, eval_command, serve_command
 from tpru_verl.runs.places import is_there
 from tpru_verl.terminal import line_of
 
@@ -64,6 +63,8 @@ def chosen(run: Path, *, step: int | None = None, best: bool = False) -> Checkpo
     Raises ValueError where there is none, OSError for a path that cannot be read.
     """
     found = saved(run)
+    if not found and not is_there(run):
+        raise FileNotFoundError(f"{run}: no such folder, expected a run's, or a trainer's of global_step_N")
     if not found:
         raise ValueError(
             f"{run}: found no checkpoint, expected a run's folder, a folder of global_step_N, or one of these"
@@ -333,7 +334,9 @@ def next_commands(made: Exported, run: Path) -> list[str]:
 
     settings = _settings(run)
     served = serve_command(made.out, adapter=made.adapter, base=made.base, settings=settings, cpu=on_cpu())
-    return [served] if made.adapter else [served, f"tpru eval run {shlex.quote(str(made.out))}"]
+    files = _files(run)
+    started_in = files.started_in if files else None
+    return [served] if made.adapter else [served, eval_command(made.out, settings, started_in)]
 
 
 def push(folder: Path, name: str, *, public: bool) -> str:

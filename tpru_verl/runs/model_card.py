@@ -11,10 +11,13 @@ from typing import Any
 from tpru_verl import __version__
 from tpru_verl.data.source.parts import is_local
 from tpru_verl.launch.settings import value_at
+from tpru_verl.prompts import TEMPLATES
 from tpru_verl.runs.chat_template import KWARGS
 from tpru_verl.runs.logs import Step, accuracies
 from tpru_verl.terminal import percent
 
+EASYR1_PROMPT = "data.format_prompt"  # EasyR1's key of the prompt template, a path
+OUR_COLUMNS = {"problem": "problem", "answer": "answer", "image": "images"}  # read without an option
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # `MaxLoRARanks` of vLLM 0.24 and 0.28
 
 
@@ -115,6 +118,35 @@ def serve_command(out: Path, *, adapter: bool, base: str, settings: Mapping[str,
     set_ = [f"{name}={value}" for name, value in VLLM_ON_CPU.items()]
     module = ["python", "-m", "vllm.entrypoints.openai.api_server", "--model", model]
     return " ".join([*set_, shlex.join([*module, "--dtype", "bfloat16", "--enforce-eager", *options])])
+
+
+def eval_command(out: Path, settings: Mapping[str, Any], started_in: Path | None) -> str:
+    """What evaluates the model on the run's validation rows, asked as in training.
+
+    `started_in`: the folder that relative paths of the settings begin in; None for this one.
+    """
+    elsewhere = started_in if started_in and started_in.absolute() != Path.cwd() else None
+
+    def here(name: str) -> str:
+        return str(elsewhere / name) if elsewhere and is_local(name) else name
+
+    files = value_at(settings, "data.val_files") or "FILE"
+    options = []
+    for name in files if isinstance(files, list) else [files]:
+        options += ["--rows", here(str(name)) if name != "FILE" else "FILE"]
+    if template := str(value_at(settings, "data.prompt_template") or value_at(settings, EASYR1_PROMPT) or ""):
+        ours = template.removesuffix(".jinja").rpartition("prompts/")[2]
+        options += ["--style", ours if ours in TEMPLATES else here(template)]
+    problem = "data.prompt_key" if value_at(settings, EASYR1_PROMPT) is not None else "data.problem_key"
+    keys = {"problem": problem, "answer": "data.answer_key", "image": "data.image_key"}
+    for name, key in keys.items():
+        if (column := value_at(settings, key)) and column != OUR_COLUMNS[name]:
+            options += [f"--{name}-key", str(column)]
+    numbers = {"min-pixels": "min_pixels", "max-pixels": "max_pixels", "max-tokens": "max_response_length"}
+    for name, key in numbers.items():
+        if value := value_at(settings, f"data.{key}"):
+            options += [f"--{name}", str(value)]
+    return shlex.join(["tpru", "eval", "run", str(out), *options])
 
 
 def _rank_for_vllm(adapter: Path) -> int:

@@ -27,6 +27,7 @@ from tpru_verl.data.source.rows import (
 from tpru_verl.eval.item import Item, posed
 from tpru_verl.files import whole
 from tpru_verl.grading import read_answer
+from tpru_verl.hub import data_cached, offline
 from tpru_verl.terminal import line_of
 
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -160,15 +161,25 @@ def _parts(benchmark: Benchmark, data: str | None, revision: str | None) -> list
         return [Part(str(_downloaded(benchmark, lmu)), lmu)]
     if benchmark.hub_file:
         return [_hub_file(benchmark, revision)]
-    return [
-        Part(
-            f"{benchmark.hub}{f' ({config})' if config else ''}@{benchmark.split}",
-            None,
-            load_hub(benchmark.hub, benchmark.split, revision=revision, config=config or None),
-            revision,
-        )
-        for config in benchmark.configs or ("",)
-    ]
+    if (why := offline()) and not data_cached(benchmark.hub):  # `datasets` would try for a minute
+        raise ValueError(f"{benchmark.hub}: found no copy in the cache, and {why}{_elsewhere(benchmark)}")
+    try:
+        return [
+            Part(
+                f"{benchmark.hub}{f' ({config})' if config else ''}@{benchmark.split}",
+                None,
+                load_hub(benchmark.hub, benchmark.split, revision=revision, config=config or None),
+                revision,
+            )
+            for config in benchmark.configs or ("",)
+        ]
+    except ValueError as error:
+        raise ValueError(f"{line_of(error)}{_elsewhere(benchmark)}") from error
+
+
+def _elsewhere(benchmark: Benchmark) -> str:
+    """The options that need no network, at the end of an error."""
+    return f"; --data {benchmark.name}=FILE takes a local copy, --rows FILE your own rows"
 
 
 def _downloaded(benchmark: Benchmark, path: Path) -> Path:
@@ -177,9 +188,7 @@ def _downloaded(benchmark: Benchmark, path: Path) -> Path:
         with whole(path) as file, urllib.request.urlopen(benchmark.url, timeout=60) as answer:
             shutil.copyfileobj(answer, file)
     except OSError as error:
-        raise OSError(
-            f"{benchmark.url}: {line_of(error)}; --data {benchmark.name}=FILE takes a local copy"
-        ) from error
+        raise OSError(f"{benchmark.url}: {line_of(error)}{_elsewhere(benchmark)}") from error
     return path
 
 
@@ -190,8 +199,8 @@ def _hub_file(benchmark: Benchmark, revision: str | None) -> Part:
         path = hf_hub_download(benchmark.hub, benchmark.hub_file, repo_type="dataset", revision=revision)
     except Exception as error:
         raise ValueError(
-            f"{benchmark.hub}: {benchmark.hub_file}: not readable from the Hub: {line_of(error)}; "
-            f"--data {benchmark.name}=FILE takes a local copy"
+            f"{benchmark.hub}: {benchmark.hub_file}: not readable from the Hub: {line_of(error)}"
+            f"{_elsewhere(benchmark)}"
         ) from error
     return Part(f"{benchmark.hub}/{benchmark.hub_file}", Path(path), None, revision)
 

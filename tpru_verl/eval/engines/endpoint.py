@@ -178,6 +178,7 @@ class Endpoint:
     async def _answers(self, requests: Sequence[Request]) -> AsyncGenerator[tuple[Request, Reply], None]:
         todo, failures = iter(requests), 0
         running: set[asyncio.Task[tuple[Request, Reply]]] = set()
+        done: set[asyncio.Task[tuple[Request, Reply]]] = set()
         async with self._client() as client:
             try:
                 while True:
@@ -198,7 +199,8 @@ class Endpoint:
             finally:
                 for task in running:
                     task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+                # Those that are done, too: asyncio prints the traceback of an error that nobody asked for.
+                await asyncio.gather(*running, *done, return_exceptions=True)
 
     async def _one(self, client: AsyncOpenAI, request: Request) -> tuple[Request, Reply]:
         import openai
@@ -219,7 +221,8 @@ class Endpoint:
                 "command again to continue"
             ) from error
         except openai.NotFoundError as error:
-            raise ValueError(f"{self.shown_url}: {self.model}: {self._said(error)}") from error
+            hint = self.address.without_v1()
+            raise ValueError(f"{self.shown_url}: {self.model}: {self._said(error)}{hint}") from error
         except openai.AuthenticationError as error:
             raise ValueError(
                 f"{self.shown_url}: {self._said(error)}; expected a key in OPENAI_API_KEY"
