@@ -86,7 +86,8 @@ def test_an_option_that_the_results_name_as_ours_is_refused(
 ) -> None:
     source = write_parquet(tmp_path / "rows.parquet", [reordering(1)])
     args = [checkpoint, *where, "--rows", source, "--out", tmp_path / "out", "--option", option]
-    code, _, _ = tpru_eval(*args)
+    code, _, err = tpru_eval(*args)
     name = option.partition("=")[0]
-    assert str(code).startswith(f"tpru: --option: found '{name}', which `tpru eval` sets itself ({ours}")
+    assert code == 2
+    assert err.startswith(f"tpru: --option: found '{name}', which `tpru eval` sets itself ({ours}")
     assert not (tmp_path / "out").exists()

@@ -279,12 +279,12 @@ def predict(
             raise ValueError(f"--decide: found {decide!r}, expected one of {', '.join(DECIDES)}")
         columns = work.columns_of(out, pairs_of("--column", column), decide)
         check_place("--out", out, folder=False)
-        for file in (out, work.responses_of(out)):
-            check_output("--out", file, files_of(rows))
         keys = keys_of(problem_key, None, image_key, image_root, answers)
         options = EvalOptions(style, decide=(decide,), after_reasoning=after_reasoning)
         check_pixels(min_pixels, max_pixels, patch)
         extra = check_options(option)
+    for file in (out, work.responses_of(out)):
+        check_output("--out", file, files_of(rows))
     kind = answers.value if answers else None
     loaded = work.load_rows(rows, keys)
     engine = engine_of(
