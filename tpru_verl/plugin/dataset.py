@@ -153,8 +153,8 @@ class TPRUDataset(RLHFDataset):
             return
         if len(self.dataframe) < batch:
             logger.warning(
-                "data.train_files: found %d of %d rows of %s left to train on, expected %d or more, one batch; "
-                "give more rows, or lower data.train_batch_size",
+                "data.train_files: found %d of %d rows of %s left to train on, expected %d or more, one "
+                "batch; give more rows, or lower data.train_batch_size",
                 *(len(self.dataframe), given, names, batch),
             )
 
