@@ -337,15 +337,14 @@ def export(
     are compared with those of the shards. Then the command that serves it is printed.
     """
     from tpru_verl.runs import export as work
-    from tpru_verl.terminal import messages, options_checked
+    from tpru_verl.terminal import OptionError, messages
 
-    with options_checked():
-        if step is not None and best:
-            raise ValueError("found --step and --best, expected one of them")
-        if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
-            raise ValueError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
-        if public and not push:
-            raise ValueError("--public: found no --push ORG/NAME, expected one: nothing else is uploaded")
+    if step is not None and best:
+        raise OptionError("found --step and --best, expected one of them")
+    if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
+        raise OptionError(f"--push: found {push!r}, expected ORG/NAME, as the Hub names a model")
+    if public and not push:
+        raise OptionError("--public: found no --push ORG/NAME, expected one: nothing else is uploaded")
     checkpoint = work.chosen(run, step=step, best=best)
     with messages.status("") as status:
 
